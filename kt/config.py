@@ -1,0 +1,179 @@
+"""``config.yaml`` as one frozen, typed object: the sections of all stages, checked before anything runs.
+
+Only the edge (the command line and the Snakefile) knows this object; stages get their own section, or plain
+arguments. Loading a configuration imports neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, PositiveFloat, ValidationError
+from pydantic_core import ErrorDetails
+
+from kt import pairs, store
+from kt.data.datasets import check_source, count
+from kt.data.spec import DataSpec
+from kt.errors import KtError, nearest, unknown
+from kt.pairs import PairRule
+from kt.spec import Spec
+from kt.transfer.spec import TransferSpec
+from kt.zoo.registry import architectures
+from kt.zoo.spec import ZooSpec
+
+
+class AnalysisSpec(Spec):
+    """How results are summarised."""
+
+    equal_within: PositiveFloat = Field(
+        2.0, description="percentage points of accuracy difference within which a teacher counts as equal to its student"
+    )
+
+
+class Study(Spec):
+    """The whole of ``config.yaml``."""
+
+    title: str = Field("Complementary knowledge", description="title of the report")
+    results: str = Field("results", description="folder that everything is written to")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto` takes a GPU where there is one")
+    data: DataSpec
+    zoo: ZooSpec
+    pairs: PairRule
+    transfer: TransferSpec
+    analysis: AnalysisSpec = AnalysisSpec()
+
+    @property
+    def names(self) -> list[str]:
+        """The zoo's models, in the order of the file."""
+        return list(self.zoo.models)
+
+    @property
+    def hash(self) -> str:
+        """Hash of the configuration, for the tables' metadata."""
+        return store.digest(self.plain())
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where a key given twice is an error and ``5e-4`` is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key in seen:
+                raise KtError(f"line {line}: {key!r} is given twice (first in line {seen[key]}); names must be distinct")
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _line(error: ErrorDetails) -> str:
+    """One line for one of pydantic's errors: where, what is wrong, what was given, what is allowed."""
+    location = ".".join(str(part) for part in error["loc"] if part not in ("all", "random", "explicit", "top"))
+    given = error["input"]
+    text = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    if error["type"] == "literal_error":
+        expected = re.findall(r"'([^']*)'", str((error.get("ctx") or {}).get("expected", "")))
+        return f"{location}: {unknown('value', str(given), expected)}"
+    if error["type"] == "union_tag_invalid":
+        expected = re.findall(r"'([^']*)'", str((error.get("ctx") or {}).get("expected_tags", "")))
+        tag = str((error.get("ctx") or {}).get("tag"))
+        return f"{location}.select: {unknown('rule', tag, expected)}"
+    if error["type"] == "union_tag_not_found":
+        return f"{location}: the key 'select' is missing; it names the rule: all, random, explicit or top"
+    if error["type"] == "missing":
+        return f"{location}: this key is missing"
+    if error["type"] in ("unknown_key", "value_error"):
+        return f"{location}: {text}" if location else text
+    return f"{location}: {text[0].lower()}{text[1:]}, not {json.dumps(given, default=str)[:80]}"
+
+
+def _with_tuples(value: Any) -> Any:
+    """YAML's lists as tuples: the typed sections are frozen, and strict validation tells the two apart."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def parse(raw: Any, name: str) -> Study:
+    """A configuration from plain values.
+
+    Raises:
+        KtError: with one line for each thing that is wrong.
+    """
+    if not isinstance(raw, dict):
+        raise KtError(f"{name}: not a mapping of keys to values")
+    try:
+        return Study.model_validate(_with_tuples(raw))
+    except ValidationError as error:
+        raise KtError("\n".join(f"{name}: {_line(detail)}" for detail in error.errors())) from error
+
+
+def check(study: Study) -> None:
+    """Everything that can be known to be wrong before anything runs.
+
+    Raises:
+        KtError: an unknown architecture, a missing checkpoint, splits larger than the data set, a pair rule that
+            selects nothing, a results folder that cannot be written, …
+    """
+    known = architectures(study.zoo.modules)
+    for name, member in study.zoo.models.items():
+        at = f"zoo.models.{name}"
+        if member.arch not in known:
+            near = nearest(member.arch, known)
+            raise KtError(f"{at}.arch: unknown model {member.arch!r}; allowed: the {len(known)} names of timm and zoo.modules{near}")
+        if (member.train is None) == (member.checkpoint is None):
+            raise KtError(f"{at}: give either `train` or `checkpoint`, {'not both' if member.train else 'one is needed'}")
+        if member.checkpoint and not (member.checkpoint.endswith(".safetensors") and Path(member.checkpoint).is_file()):
+            raise KtError(f"{at}.checkpoint: {member.checkpoint!r} is not an existing .safetensors file")
+        if member.train and (member.train.images or 0) > study.data.splits.zoo:
+            raise KtError(f"{at}.train.images: {member.train.images} asked for, but data.splits.zoo is {study.data.splits.zoo}")
+        if len((member.input or study.zoo.input).mean) != len((member.input or study.zoo.input).std):
+            raise KtError(f"{at}: input.mean and input.std need the same number of channels")
+    check_source(study.data.source)
+    images, asked = count(study.data.source), study.data.splits.total
+    if asked > images:
+        raise KtError(f"data.splits: {asked} images asked for, but {study.data.source!r} has {images}")
+    if study.transfer.training.batch_size > study.data.splits.transfer:
+        raise KtError(
+            f"transfer.training.batch_size: {study.transfer.training.batch_size} is larger than "
+            f"data.splits.transfer ({study.data.splits.transfer})"
+        )
+    pairs.candidates(study.names, study.pairs)
+    store.check_writable(study.results)
+
+
+def load(path: str | Path) -> Study:
+    """Read and check a configuration file.
+
+    Raises:
+        KtError: one line for each thing that is wrong, with the file's name.
+    """
+    try:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 (derives from SafeLoader)
+        study = parse(raw, str(path))
+        check(study)
+    except FileNotFoundError as error:
+        raise KtError(f"{path}: no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise KtError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except KtError as error:
+        raise KtError("\n".join(_prefixed(line, str(path)) for line in str(error).splitlines())) from error
+    return study
+
+
+def _prefixed(line: str, name: str) -> str:
+    return line if line.startswith(f"{name}: ") else f"{name}: {line}"
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of ``config.yaml``, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Study.model_json_schema()}

@@ -1,0 +1,98 @@
+"""What a model sees of an image: resize and normalise to its own input, and augmentation, all on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kt.data.spec import InputSpec
+
+IN_MEMORY = 1 << 29
+"""Bytes of prepared images kept for the whole of a job; larger splits are prepared batch by batch."""
+
+
+def to_unit(images: NDArray[np.uint8], size: int, device: torch.device) -> Tensor:
+    """Images uint8 [B, H, W, C] as float32 [B, C, size, size] in [0, 1], resized bilinearly (antialiased when shrinking)."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True)
+    x = x.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    if x.shape[-2:] != (size, size):
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=max(x.shape[-2:]) > size)
+    return x
+
+
+def normalise(x: Tensor, spec: InputSpec) -> Tensor:
+    """Float images [B, C, H, W] in [0, 1] with the model's own mean and standard deviation, channels last in memory."""
+    mean, std = (torch.tensor(values, device=x.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
+    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+class Inputs:
+    """Images as a model sees them, by position: prepared once where they fit in ``IN_MEMORY`` bytes, else on demand.
+
+    Args:
+        images: uint8 [N, H, W, C], memory-mapped or in memory.
+        rows: which of them, int64 [n]; position i is the image at ``rows[i]``.
+        spec: the model's input.
+        device: where the prepared images are wanted.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], rows: NDArray[np.int64], spec: InputSpec, device: torch.device) -> None:
+        self.spec, self.device = spec, device
+        self._images, self._rows = images, rows
+        size = 4 * len(rows) * images.shape[-1] * spec.size**2
+        self._prepared = self._prepare(np.arange(len(rows))) if size <= IN_MEMORY else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, positions: NDArray[np.int64] | slice) -> Tensor:
+        """Float32 [b, C, size, size] on the device, channels last in memory."""
+        if self._prepared is not None:
+            return self._prepared[positions]
+        return self._prepare(positions)
+
+    def _prepare(self, positions: NDArray[np.int64] | slice) -> Tensor:
+        return normalise(to_unit(self._images[self._rows[positions]], self.spec.size, self.device), self.spec)
+
+
+def _shift(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Move every image by up to an eighth of its side in both directions; what comes in is black."""
+    n, _, height, width = x.shape
+    reach = max(1, height // 8)
+    padded = F.pad(x, (reach, reach, reach, reach))
+    dy, dx = torch.randint(0, 2 * reach + 1, (2, n), generator=generator, device=x.device)
+    rows = dy[:, None] + torch.arange(height, device=x.device)
+    columns = dx[:, None] + torch.arange(width, device=x.device)
+    image = torch.arange(n, device=x.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Add Gaussian noise of standard deviation 0.1 and stay in [0, 1]."""
+    return (x + 0.1 * torch.randn(x.shape, generator=generator, device=x.device)).clamp_(0, 1)
+
+
+def _erase(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Blacken one square of three eighths of the side in every image."""
+    n, _, height, width = x.shape
+    side = max(1, 3 * height // 8)
+    top, left = torch.randint(0, height - side + 1, (2, n), generator=generator, device=x.device)
+    rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+    in_rows = (rows >= top[:, None]) & (rows < top[:, None] + side)
+    in_columns = (columns >= left[:, None]) & (columns < left[:, None] + side)
+    return x.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
+
+
+def _none(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "none": _none, "shift": _shift, "noise": _noise, "erase": _erase,
+}  # fmt: skip
+"""Augmentations by name: float images [B, C, S, S] in [0, 1] and a generator on their device to the same shape."""

@@ -1,0 +1,230 @@
+"""The tables: every column's name, dtype, unit and meaning, and the only way to write or read one.
+
+Tables are Parquet files. Their metadata holds the schema version, the code version and what the writer adds
+(configuration hash, library versions). ``docs/tables.md`` is this file in words; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import kt
+from kt.errors import KtError, nearest
+from kt.store import atomic
+
+VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its Arrow type, its unit and its meaning; ``nullable`` where a value may be unknown."""
+
+    name: str
+    dtype: pa.DataType
+    unit: str
+    meaning: str
+    nullable: bool = False
+
+
+TEXT, COUNT, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+CLASSES, TAGS = pa.list_(pa.int32()), pa.list_(pa.string())
+
+PAIR = (
+    Column("teacher", TEXT, "name", "the model that teaches"),
+    Column("student", TEXT, "name", "the model that learns"),
+)
+
+TABLES: dict[str, tuple[Column, ...]] = {
+    "splits": (
+        Column("image_id", COUNT, "id", "the image's id in the data set"),
+        Column("row", COUNT, "index", "where the image lies in `images.npy` and `labels.npy`"),
+        Column("label", COUNT, "class", "its class"),
+        Column("split", TEXT, "name", "`zoo`, `transfer`, `validation` or `test`"),
+    ),
+    "zoo": (
+        Column("name", TEXT, "name", "the model's name in `config.yaml`"),
+        Column("arch", TEXT, "name", "the timm architecture"),
+        Column("family", TEXT, "name", "the architecture's family: the timm module it comes from", True),
+        Column("kind", TEXT, "name", "`cnn`, `transformer`, `mlp` or `hybrid`", True),
+        Column("params", COUNT, "count", "number of parameters"),
+        Column("macs", COUNT, "count", "multiply-accumulate operations of one forward pass of one image"),
+        Column("input_size", COUNT, "pixels", "side of the square input image"),
+        Column("feature_width", COUNT, "count", "width of the features before the classifier"),
+        Column("pretraining", TEXT, "name", "what the weights were trained on"),
+        Column("recipe", TAGS, "tags", "how the weights were trained, e.g. `augment=shift`"),
+        Column("licence", TEXT, "SPDX", "licence of the weights", True),
+        Column("train_images", COUNT, "count", "images this pipeline trained the model on; null for given weights", True),
+        Column("train_seconds", REAL, "seconds", "time this pipeline took to train it; null for given weights", True),
+        Column("fingerprint", TEXT, "hash", "identifies architecture, input and weights"),
+        Column("acc", REAL, "percent", "top-1 accuracy on the test split"),
+        Column("acc_se", REAL, "percentage points", "binomial standard error of `acc`"),
+        Column("acc_validation", REAL, "percent", "top-1 accuracy on the validation split"),
+        Column("ece", REAL, "percent", "expected calibration error on the test split, 15 equal-width bins"),
+    ),
+    "complementarity": (
+        *PAIR,
+        Column("split", TEXT, "name", "the split the row was measured on"),
+        Column("n", COUNT, "images", "images compared"),
+        Column("acc_teacher", REAL, "percent", "accuracy of the teacher"),
+        Column("acc_student", REAL, "percent", "accuracy of the student"),
+        Column("acc_difference", REAL, "percentage points", "teacher − student; equals pos_flips − neg_flips exactly"),
+        Column("pos_flips", REAL, "percent of images", "the student is wrong and the teacher is right"),
+        Column("pos_flips_se", REAL, "percentage points", "binomial standard error of `pos_flips`"),
+        Column("neg_flips", REAL, "percent of images", "the teacher is wrong and the student is right"),
+        Column("agreement", REAL, "percent of images", "both predict the same class"),
+        Column("kappa", REAL, "−1 to 1", "error consistency: agreement on right/wrong beyond chance", True),
+        Column("class_entropy", REAL, "nats", "entropy of the positive flips over the classes; ln C if uniform", True),
+        Column("flips_by_class", CLASSES, "images", "positive flips of every class, class 0 first"),
+        *(
+            Column(
+                f"expertise_{share}", CLASSES, "classes",
+                f"fewest classes that hold at least {share} % of the positive flips, most flips first",
+            )
+            for share in (2, 5, 20, 50)
+        ),
+    ),
+    "pairs": (
+        *PAIR,
+        Column("reason", TEXT, "text", "the rule that chose the pair"),
+        Column("chunk", COUNT, "index", "the student's transfer job that does the pair"),
+    ),
+    "transfers": (
+        *PAIR,
+        Column("method", TEXT, "name", "the transfer method, or the control `self` or `finetune`"),
+        Column("seed", COUNT, "number", "seed of the data order and of anything random in training"),
+        Column("control", FLAG, "flag", "true where the teacher plays no part: one training, shared by the student's pairs"),
+        Column("status", TEXT, "name", "`ok` or `failed`"),
+        Column("reason", TEXT, "text", "why it failed: `diverged`, `out_of_memory` or `error`, and the message", True),
+        Column("n", COUNT, "images", "test images behind the row"),
+        Column("acc_before", REAL, "percent", "student's accuracy on the test split before transfer"),
+        Column("acc_after", REAL, "percent", "the same after the LAST epoch", True),
+        Column("delta", REAL, "percentage points", "transfer delta: acc_after − acc_before = gain − loss", True),
+        Column("delta_se", REAL, "percentage points", "standard error of `delta`: a paired difference over the test images", True),
+        Column("knowledge_gain", REAL, "percent of images", "wrong before, right after", True),
+        Column("knowledge_loss", REAL, "percent of images", "right before, wrong after", True),
+        Column(
+            "transfer_rate", REAL, "percent",
+            "of the teacher's positive flips over the student, the share that the student now gets right, "
+            "on the very same images; null if the teacher has none", True,
+        ),
+        Column("teacher_share", REAL, "percent of images", "transfer images whose target came from the teacher", True),
+        Column("epochs", COUNT, "epochs", "epochs trained"),
+        Column("best_epoch", COUNT, "epoch", "epoch with the best validation accuracy, counted from 1", True),
+        Column("delta_best", REAL, "percentage points", "`delta` at `best_epoch` instead of the last epoch", True),
+        Column("steps", COUNT, "steps", "optimiser steps taken", True),
+        Column("seconds", REAL, "seconds", "wall time of the training and its evaluations", True),
+        Column("device", TEXT, "name", "`cpu`, or the GPU's name", True),
+        Column("key", TEXT, "hash", "the unit of work in the ledger; rows of one control training share it"),
+    ),
+    "methods": (
+        Column("method", TEXT, "name", "the transfer method or control"),
+        Column("control", FLAG, "flag", "true for `self` and `finetune`"),
+        Column("group", TEXT, "name", "`all` pairs, or those with a `weaker`, `equal` or `stronger` teacher"),
+        Column("pairs", COUNT, "pairs", "pairs behind the row"),
+        Column("students", COUNT, "models", "distinct students among them"),
+        Column("seeds", COUNT, "seeds", "most seeds per pair; a pair's delta is first averaged over its seeds"),
+        Column("failed", COUNT, "units", "failed units left out"),
+        Column("delta", REAL, "percentage points", "mean transfer delta over pairs"),
+        Column("delta_se", REAL, "percentage points", "its standard error, robust to pairs that share a model (dyadic)"),
+        Column("delta_se_iid", REAL, "percentage points", "the ordinary standard error, as if pairs were independent"),
+        Column("median", REAL, "percentage points", "median delta over pairs"),
+        Column("worst", REAL, "percentage points", "lowest delta of a pair"),
+        Column("success", REAL, "percent of pairs", "pairs with delta > 0"),
+        Column("transfer_rate", REAL, "percent", "mean transfer rate over pairs", True),
+    ),
+}
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """The Arrow schema of a table."""
+    return pa.schema([pa.field(c.name, c.dtype, c.nullable) for c in TABLES[table]])
+
+
+def build(table: str, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pa.Table:
+    """Rows (or columns) as a checked Arrow table.
+
+    Raises:
+        KtError: a column is missing, unknown, of the wrong type, or null where it may not be.
+    """
+    schema = arrow_schema(table)
+    columns = rows if isinstance(rows, Mapping) else {n: [row.get(n) for row in rows] for n in schema.names}
+    given = columns.keys() if isinstance(rows, Mapping) else {key for row in rows for key in row}
+    for name in given:
+        if name not in schema.names:
+            raise KtError(f"table {table}: unknown column {name!r}{nearest(name, schema.names)}")
+    try:
+        result = pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema)
+    except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise KtError(f"table {table}: {error}") from error
+    return _without_forbidden_nulls(table, result)
+
+
+def _without_forbidden_nulls(table: str, data: pa.Table) -> pa.Table:
+    for column in TABLES[table]:
+        if not column.nullable and data[column.name].null_count:
+            raise KtError(f"table {table}: column {column.name!r} has no value in some rows")
+    return data
+
+
+def write(path: str | os.PathLike[str], table: str, data: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a table atomically with its schema's version, the code version and ``metadata`` in the file."""
+    facts = {"table": table, "schema_version": VERSION, "code_version": kt.__version__, **(metadata or {})}
+    with atomic(path) as temporary:
+        pq.write_table(data.replace_schema_metadata(facts), temporary)
+
+
+def read(path: str | os.PathLike[str], table: str) -> pa.Table:
+    """Read a table; columns beyond the schema are dropped, so that somebody else's table can be fed in.
+
+    Raises:
+        KtError: the file is missing or damaged, a column is missing, or one has the wrong type.
+    """
+    try:
+        data = pq.read_table(Path(path))
+    except FileNotFoundError as error:
+        raise KtError(f"{path}: no such file") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise KtError(f"{path}: not a readable Parquet file ({error})") from error
+    schema = arrow_schema(table)
+    for name in schema.names:
+        if name not in data.column_names:
+            raise KtError(f"{path}: column {name!r} is missing; docs/tables.md describes the table {table!r}")
+    try:
+        data = data.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise KtError(f"{path}: {error}; docs/tables.md describes the table {table!r}") from error
+    return _without_forbidden_nulls(table, data)
+
+
+def read_frame(path: str | os.PathLike[str], table: str) -> pd.DataFrame:
+    """Read a table as a pandas data frame; raises as ``read`` does."""
+    return read(path, table).to_pandas()
+
+
+def write_csv(path: str | os.PathLike[str], data: pa.Table) -> None:
+    """Write a table as CSV, atomically; lists become their values with spaces between."""
+    frame = data.to_pandas()
+    for field in data.schema:
+        if pa.types.is_list(field.type):
+            frame[field.name] = [" ".join(map(str, values)) for values in frame[field.name]]
+    with atomic(path) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
+def markdown() -> str:
+    """The reference of all tables, as the generated part of ``docs/tables.md``."""
+    parts = []
+    for table, columns in TABLES.items():
+        rows = [
+            f"| `{c.name}` | {c.dtype} | {c.unit} | {c.meaning}{'; may be null' if c.nullable else ''} |" for c in columns
+        ]
+        parts.append("\n".join([f"## {table}", "", "| column | dtype | unit | meaning |", "|---|---|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"

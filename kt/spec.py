@@ -1,0 +1,33 @@
+"""The base of every typed section of ``config.yaml``: frozen, strict, unknown keys are errors.
+
+Each stage keeps its section beside its code; ``kt.config`` composes them. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+from kt.errors import unknown
+
+
+class Spec(BaseModel):
+    """A frozen section of the configuration that refuses unknown keys and silent type conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for key in value:
+                if key not in cls.model_fields:
+                    message = unknown("key", str(key), cls.model_fields)
+                    raise PydanticCustomError("unknown_key", "{message}", {"message": message})
+        return value
+
+    def plain(self) -> dict[str, Any]:
+        """The section as plain JSON values, for hashing and for Snakemake's ``params``."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,129 @@
+"""Files that are whole or absent: atomic writes, content hashes, and one run at a time in a results folder."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from kt.errors import KtError
+
+
+@contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is synced and moved onto ``path`` in one step.
+
+    A reader sees the old file or the whole new one. After a crash a ``.tmp`` file may stay behind: it is
+    never read, and the next write of the same target replaces it.
+
+    Raises:
+        KtError: the folder cannot be made or written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except PermissionError as error:
+        raise KtError(f"cannot write {target}: {error.strerror}; choose another `results` folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        KtError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise KtError(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise KtError(f"{path}: not valid JSON ({error})") from error
+
+
+def canonical(value: Any) -> bytes:
+    """The one byte string that stands for a JSON value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value's canonical form, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def digest_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Fail early where results could not be written, without leaving anything behind.
+
+    Raises:
+        KtError: ``folder`` (or its nearest existing parent) is not a folder that this user may write.
+    """
+    path = Path(folder).absolute()
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir():
+        raise KtError(f"results: {folder} cannot be a folder, because {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise KtError(f"results: {folder} cannot be written (no permission in {existing}); choose another folder")
+
+
+def lock(folder: str | os.PathLike[str]) -> IO[str]:
+    """Hold a results folder for one run; the lock ends with the process, however it ends.
+
+    Returns:
+        The open lock file: keep it as long as the lock is wanted.
+
+    Raises:
+        KtError: another live process holds the folder.
+    """
+    path = Path(folder) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise KtError(f"results: {folder} is in use by another run (process {holder}); wait for it or stop it") from error
+    file.seek(0)
+    file.truncate()
+    file.write(f"{os.getpid()} on {os.uname().nodename}\n")
+    file.flush()
+    return file

@@ -1,0 +1,53 @@
+"""Progress inside one unit of work, so that a killed training goes on where it last saved."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kt import store
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoint:
+    """The checkpoint file of one unit, written atomically at most every ``every`` seconds.
+
+    Args:
+        path: the file.
+        key: the unit's key; a file with another key is not read.
+        every: seconds between two writes.
+    """
+
+    def __init__(self, path: Path, key: str, every: float) -> None:
+        self.path, self.key, self.every = path, key, every
+        self._last = time.monotonic()
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """The saved state on ``device``, or None where there is none, or none that can be trusted."""
+        try:
+            state: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # a damaged file can fail in many ways; the unit then starts afresh
+            log.warning("checkpoint %s cannot be read and is ignored (%s)", self.path, type(error).__name__)
+            return None
+        return state if state.get("key") == self.key else None
+
+    def due(self) -> bool:
+        """Whether ``every`` seconds have passed since the last write."""
+        return time.monotonic() - self._last >= self.every
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state."""
+        with store.atomic(self.path) as temporary:
+            torch.save({**state, "key": self.key}, temporary)
+        self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """Forget the state: the unit is finished."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""The ledger: every finished unit of work under the hash of all that determines its result.
+
+A record is one JSON file, ``<folder>/<first two digits>/<key>.json``: what was done (``unit``), what came of it
+(``outcome``) and the hash of both. Records are written atomically and never changed; one whose hash does not fit is
+set aside under ``<folder>/damaged`` and computed again.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kt import store
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+def key(unit: Record) -> str:
+    """The key of a unit of work: the hash of its description."""
+    return store.digest(unit)
+
+
+def pack(classes: NDArray[np.int64]) -> str:
+    """Predicted classes, int [n], as compressed text for a record."""
+    return base64.b64encode(zlib.compress(classes.astype("<u2").tobytes(), 9)).decode()
+
+
+def unpack(text: str) -> NDArray[np.int64]:
+    """The classes that ``pack`` packed, int64 [n]."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u2").astype(np.int64)
+
+
+class Ledger:
+    """The records in a folder, made on the first write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: str) -> Path:
+        """Where the record of a key lies, whether it exists or not."""
+        return self.folder / key[:2] / f"{key}.json"
+
+    def add(self, unit: Record, outcome: Record) -> None:
+        """Write the record of a unit."""
+        text = json.dumps({"unit": unit, "outcome": outcome, "hash": store.digest([unit, outcome])}, sort_keys=True)
+        store.write_text(self.path(key(unit)), text + "\n")
+
+    def get(self, key: str) -> Record | None:
+        """The outcome under a key, or None where there is none; a damaged record is set aside and counts as none."""
+        try:
+            return self._read(self.path(key))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            self.set_aside(key)
+            return None
+
+    def remove(self, key: str) -> None:
+        """Forget a record."""
+        self.path(key).unlink(missing_ok=True)
+
+    def set_aside(self, key: str) -> None:
+        """Move a damaged record out of the way, and say so."""
+        target = self.folder / "damaged" / self.path(key).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.path(key).replace(target)
+        log.warning("ledger: record %s is damaged; set aside as %s and computed again", key[:12], target)
+
+    def records(self) -> Iterator[tuple[str, Record | None]]:
+        """Every key in the ledger with its outcome, or with None where the record is damaged."""
+        for path in sorted(self.folder.glob("[0-9a-f][0-9a-f]/*.json")):
+            try:
+                yield path.stem, self._read(path)
+            except ValueError:
+                yield path.stem, None
+
+    @staticmethod
+    def _read(path: Path) -> Record:
+        record = json.loads(path.read_bytes())
+        try:
+            unit, outcome, content = record["unit"], record["outcome"], record["hash"]
+        except (KeyError, TypeError) as error:
+            raise ValueError("not a record") from error
+        if content != store.digest([unit, outcome]) or key(unit) != path.stem:
+            raise ValueError("content and hash differ")
+        result: Record = outcome
+        return result

@@ -1,0 +1,31 @@
+"""Distances between logits: pure functions, one value a sample, always in float32 through log_softmax.
+
+They use tensor methods only, so that the configuration can name methods without importing torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def distillation(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """T² · KL(softmax(target / T) ‖ softmax(logits / T)), float32 [B].
+
+    Args:
+        target: logits to imitate, [B, C].
+        logits: logits of the model in training, [B, C].
+        temperature: T > 0.
+
+    Source: Hinton et al. 2015; FG equation 1.
+    """
+    log_p = (target.float() / temperature).log_softmax(-1)
+    log_q = (logits.float() / temperature).log_softmax(-1)
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """−log softmax(logits)[label], float32 [B], from logits [B, C] and labels int64 [B]."""
+    return -logits.float().log_softmax(-1).gather(-1, labels[:, None])[:, 0]

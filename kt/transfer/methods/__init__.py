@@ -1,0 +1,1 @@
+"""One file a transfer method; ``kt.transfer.method.registry`` finds them."""

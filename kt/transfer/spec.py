@@ -1,0 +1,70 @@
+"""The ``transfer`` section of the configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, PositiveFloat, PositiveInt, create_model, field_validator, model_validator
+
+from kt.spec import Spec
+from kt.transfer.method import Method, registry
+
+
+class Training(Spec):
+    """How a student is trained, the same for every method: AdamW, cosine schedule to zero, one step a batch."""
+
+    epochs: PositiveInt
+    batch_size: int = Field(64, ge=2)
+    lr: PositiveFloat = Field(description="learning rate of the first step")
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class MethodsBase(Spec):
+    """The methods to run, with their parameters."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_defaults(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: {} if params is None else params for name, params in value.items()}
+        return value
+
+    def chosen(self) -> dict[str, Method]:
+        """The methods that the configuration names, in the registry's order."""
+        return {name: getattr(self, name) for name in registry() if getattr(self, name) is not None}
+
+
+def _option(method: type[Method]) -> Any:
+    return (method | None, Field(None, description=(method.__doc__ or "").splitlines()[0]))
+
+
+Methods: type[MethodsBase] = create_model(  # type: ignore[call-overload]
+    "Methods",
+    __base__=MethodsBase,
+    __doc__=MethodsBase.__doc__,
+    **{name: _option(method) for name, method in registry().items()},
+)
+
+
+class TransferSpec(Spec):
+    """Which methods run on the chosen pairs, how often, and how the work is cut into jobs."""
+
+    methods: Methods  # type: ignore[valid-type]
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one training a seed; distinct, ≥ 0")
+    training: Training
+    pairs_per_job: PositiveInt = Field(16, description="teachers that one job of a student takes; does not change results")
+    checkpoint_seconds: float = Field(600, ge=0, description="seconds between two checkpoints inside a training")
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"seeds must be distinct and ≥ 0, not {list(seeds)}")
+        return seeds
+
+    @field_validator("methods")
+    @classmethod
+    def _not_empty(cls, methods: MethodsBase) -> MethodsBase:
+        if not methods.chosen():
+            raise ValueError(f"no method chosen; allowed: {', '.join(registry())}")
+        return methods
