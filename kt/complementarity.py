@@ -107,7 +107,7 @@ def score(
     right = predicted == labels
     models, n = right.shape
     accuracy = right.mean(1)
-    same = agreement(predicted, classes) / n
+    same = agreement(predicted, classes).astype(np.float64) / n
     r = right.astype(np.float32)
     both = ((r @ r.T) + ((1 - r) @ (1 - r).T)).astype(np.float64) / n
     consistency = kappa(accuracy, both)
@@ -135,7 +135,7 @@ def score(
                     "pos_flips": 100 * rate,
                     "pos_flips_se": 100 * np.sqrt(rate * (1 - rate) / n),
                     "neg_flips": 100 * (positive - gap) / n,
-                    "agreement": 100 * same[t, s].astype(np.float64),
+                    "agreement": 100 * same[t, s],
                     "kappa": consistency[t, s],
                     "class_entropy": class_entropy(flips),
                     "flips_by_class": list(flips.astype(np.int32)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # keys merged from an anchor may be overridden
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                break  # refused below
             if key in seen:
                 raise KtError(f"line {line}: {key!r} is given twice (first in line {seen[key]}); names must be distinct")
             seen[key] = line
@@ -77,9 +82,11 @@ _Loader.add_implicit_resolver(
 
 def _line(error: ErrorDetails) -> str:
     """One line for one of pydantic's errors: where, what is wrong, what was given, what is allowed."""
-    location = ".".join(str(part) for part in error["loc"] if part not in ("all", "random", "explicit", "top"))
+    parts = error["loc"][:1] + error["loc"][2:] if error["loc"][:1] == ("pairs",) else error["loc"]
+    location = ".".join(str(part) for part in parts if part != "[key]")
     given = error["input"]
     text = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    text = re.sub(r"valid dictionary( or .*)?$", "mapping of keys to values", text)
     if error["type"] == "literal_error":
         expected = re.findall(r"'([^']*)'", str((error.get("ctx") or {}).get("expected", "")))
         return f"{location}: {unknown('value', str(given), expected)}"
@@ -89,6 +96,9 @@ def _line(error: ErrorDetails) -> str:
         return f"{location}.select: {unknown('rule', tag, expected)}"
     if error["type"] == "union_tag_not_found":
         return f"{location}: the key 'select' is missing; it names the rule: all, random, explicit or top"
+    if error["type"] == "too_short":
+        least = (error.get("ctx") or {}).get("min_length")
+        return f"{location}: at least {least} needed, not {json.dumps(given, default=str)[:80]}"
     if error["type"] == "missing":
         return f"{location}: this key is missing"
     if error["type"] in ("unknown_key", "value_error"):
@@ -114,7 +124,17 @@ def parse(raw: Any, name: str) -> Study:
     try:
         return Study.model_validate(_with_tuples(raw))
     except ValidationError as error:
-        raise KtError("\n".join(f"{name}: {_line(detail)}" for detail in error.errors())) from error
+        raise KtError("\n".join(f"{name}: {_line(detail)}" for detail in _causes(error))) from error
+
+
+def _causes(error: ValidationError) -> list[ErrorDetails]:
+    """What is wrong, without lists that are too short only because their wrong items were left out."""
+    details = error.errors()
+    return [
+        detail
+        for detail in details
+        if detail["type"] != "too_short" or not any(other["loc"][:-1] == detail["loc"] for other in details)
+    ]
 
 
 def check(study: Study) -> None:
@@ -161,8 +181,8 @@ def load(path: str | Path) -> Study:
         raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 (derives from SafeLoader)
         study = parse(raw, str(path))
         check(study)
-    except FileNotFoundError as error:
-        raise KtError(f"{path}: no such file") from error
+    except OSError as error:
+        raise KtError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise KtError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except KtError as error:

@@ -39,10 +39,10 @@ class Prediction:
     data: str
 
 
-def _content(tensors: Mapping[str, NDArray[np.generic]]) -> str:
-    content = hashlib.sha256()
+def _content(tensors: Mapping[str, NDArray[np.generic]], fingerprint: str, data: str) -> str:
+    content = hashlib.sha256(store.canonical([fingerprint, data]))
     for name in sorted(tensors):
-        content.update(name.encode())
+        content.update(store.canonical([name, str(tensors[name].dtype), tensors[name].shape]))
         content.update(np.ascontiguousarray(tensors[name]).data)
     return content.hexdigest()
 
@@ -65,7 +65,8 @@ def write(
     for split, (logits, ids) in splits.items():
         tensors |= {f"{split}.logits": logits, f"{split}.ids": ids}
     with store.atomic(path) as temporary:
-        save_file(tensors, temporary, {"fingerprint": fingerprint, "data": data, "content": _content(tensors)})
+        header = {"fingerprint": fingerprint, "data": data, "content": _content(tensors, fingerprint, data)}
+        save_file(tensors, temporary, header)
 
 
 def read(path: str | os.PathLike[str], split: str) -> Prediction:
@@ -89,7 +90,7 @@ def read(path: str | os.PathLike[str], split: str) -> Prediction:
 
 
 def verify(path: str | os.PathLike[str]) -> None:
-    """Compare a file's bytes with the content hash in its header.
+    """Compare a file's tensors and facts with the content hash in its header.
 
     Raises:
         KtError: they differ, or the file cannot be read.
@@ -97,10 +98,10 @@ def verify(path: str | os.PathLike[str]) -> None:
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            expected = (file.metadata() or {}).get("content")
+            header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise KtError(f"{path}: predictions cannot be read ({error})") from error
-    if _content(tensors) != expected:
+    if _content(tensors, header.get("fingerprint", ""), header.get("data", "")) != header.get("content"):
         raise KtError(f"{path}: its content is not what was written; delete it and run again")
 
 

@@ -160,9 +160,15 @@ def build(table: str, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> 
     for name in given:
         if name not in schema.names:
             raise KtError(f"table {table}: unknown column {name!r}{nearest(name, schema.names)}")
+    for name in schema.names:
+        if name not in columns:
+            raise KtError(f"table {table}: column {name!r} is missing")
+        whole = pa.types.is_integer(schema.field(name).type)
+        if whole and any(isinstance(v, float) and v % 1 > 0 for v in columns[name]):  # Arrow would cut them off
+            raise KtError(f"table {table}: column {name!r} holds fractions, but needs whole numbers")
     try:
         result = pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema)
-    except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (OverflowError, pa.ArrowException) as error:
         raise KtError(f"table {table}: {error}") from error
     return _without_forbidden_nulls(table, result)
 
@@ -199,7 +205,7 @@ def read(path: str | os.PathLike[str], table: str) -> pa.Table:
             raise KtError(f"{path}: column {name!r} is missing; docs/tables.md describes the table {table!r}")
     try:
         data = data.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, ValueError) as error:
+    except (pa.ArrowException, ValueError) as error:
         raise KtError(f"{path}: {error}; docs/tables.md describes the table {table!r}") from error
     return _without_forbidden_nulls(table, data)
 

@@ -16,7 +16,7 @@ from kt.errors import unknown
 class Spec(BaseModel):
     """A frozen section of the configuration that refuses unknown keys and silent type conversion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

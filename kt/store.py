@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,8 +18,8 @@ from kt.errors import KtError
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and moved onto ``path`` in one step.
 
-    A reader sees the old file or the whole new one. After a crash a ``.tmp`` file may stay behind: it is
-    never read, and the next write of the same target replaces it.
+    A reader sees the old file or the whole new one. After a crash a hidden ``.tmp`` file may stay behind: it is
+    never read.
 
     Raises:
         KtError: the folder cannot be made or written.
@@ -33,10 +33,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
         _sync_folder(target.parent)
-    except PermissionError as error:
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise KtError(f"cannot write {target}: {error.strerror}; choose another `results` folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -96,7 +97,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         KtError: ``folder`` (or its nearest existing parent) is not a folder that this user may write.
     """
     path = Path(folder).absolute()
-    existing = next(p for p in (path, *path.parents) if p.exists())
+    existing = next(p for p in (path, *path.parents) if os.path.exists(p))  # Path.exists raises in a locked folder
     if not existing.is_dir():
         raise KtError(f"results: {folder} cannot be a folder, because {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):

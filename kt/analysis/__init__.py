@@ -1,0 +1,1 @@
+"""Statistics and words on tables alone; nothing here knows torch."""

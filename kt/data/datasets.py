@@ -7,6 +7,7 @@ The store is a folder: ``images.npy`` uint8 [N, H, W, C], ``labels.npy`` int64 [
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def _array(path: Path, name: str) -> NDArray[np.generic]:
             return array
     except FileNotFoundError as error:
         raise KtError(f"data.source: {path}: no such file; built-in data sets: {', '.join(BUILTIN)}") from error
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise KtError(f"data.source: {path}: not a readable .npz file ({error})") from error
 
 
@@ -135,9 +136,13 @@ class Dataset:
             KtError: the store is missing or incomplete.
         """
         meta = store.read_json(folder / "meta.json")
+        try:
+            images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+        except (OSError, ValueError, EOFError) as error:
+            raise KtError(f"{folder}: the stored data set is incomplete ({error}); delete it and run again") from error
         return cls(
-            np.load(folder / "images.npy", mmap_mode="r"),
-            np.load(folder / "labels.npy"),
+            images,
+            labels,
             schema.read_frame(folder / "splits.parquet", "splits"),
             int(meta["classes"]),
             str(meta["hash"]),

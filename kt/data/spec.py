@@ -33,5 +33,5 @@ class InputSpec(Spec):
     """What a model expects of its input image."""
 
     size: PositiveInt = Field(description="side of the square input, pixels")
-    mean: tuple[float, ...] = Field(description="mean of every channel, images in [0, 1]")
-    std: tuple[PositiveFloat, ...] = Field(description="standard deviation of every channel, images in [0, 1]")
+    mean: tuple[float, ...] = Field(min_length=1, description="mean of every channel, images in [0, 1]")
+    std: tuple[PositiveFloat, ...] = Field(min_length=1, description="standard deviation of every channel, images in [0, 1]")

@@ -13,7 +13,10 @@ SPLITS = ("zoo", "transfer", "validation", "test")
 
 
 def assign(ids: NDArray[np.int64], labels: NDArray[np.int64], sizes: SplitSizes, seed: int) -> pd.DataFrame:
-    """Shuffle the images and cut them into the four splits, in the order of ``SPLITS``.
+    """Shuffle the images and cut them into the four splits, in the order of ``SPLITS``, each stratified by class.
+
+    A class's shuffled images are spread evenly over the whole order, so every cut of it holds all classes in
+    proportion, up to rounding.
 
     Args:
         ids: distinct image ids, int64 [N].
@@ -31,7 +34,12 @@ def assign(ids: NDArray[np.int64], labels: NDArray[np.int64], sizes: SplitSizes,
         raise KtError(f"data.splits: {sizes.total} images asked for ({_sum(sizes)}), but the data set has {len(ids)}")
     if len(np.unique(ids)) != len(ids):
         raise KtError("data.source: image ids repeat; every image needs an id of its own")
-    rows = np.random.default_rng(seed).permutation(len(ids))[: sizes.total]
+    generator = np.random.default_rng(seed)
+    place = np.empty(len(ids))
+    for c in np.unique(labels):
+        of_class = generator.permutation(np.flatnonzero(labels == c))
+        place[of_class] = (np.arange(len(of_class)) + generator.random(len(of_class))) / len(of_class)
+    rows = np.argsort(place, kind="stable")[: sizes.total]
     split = np.repeat(SPLITS, [getattr(sizes, name) for name in SPLITS])
     return pd.DataFrame({"image_id": ids[rows], "row": rows, "label": labels[rows], "split": split})
 

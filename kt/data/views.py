@@ -61,9 +61,9 @@ class Inputs:
 
 
 def _shift(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Move every image by up to an eighth of its side in both directions; what comes in is black."""
+    """Move every image by up to a sixteenth of its side in both directions; what comes in is black."""
     n, _, height, width = x.shape
-    reach = max(1, height // 8)
+    reach = max(1, height // 16)
     padded = F.pad(x, (reach, reach, reach, reach))
     dy, dx = torch.randint(0, 2 * reach + 1, (2, n), generator=generator, device=x.device)
     rows = dy[:, None] + torch.arange(height, device=x.device)

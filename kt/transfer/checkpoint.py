@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ class Checkpoint:
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The saved state on ``device``, or None where there is none, or none that can be trusted."""
         try:
+            with zipfile.ZipFile(self.path) as archive:  # torch does not compare the sums that it writes
+                if damaged := archive.testzip():
+                    raise ValueError(damaged)
             state: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
         except FileNotFoundError:
             return None

@@ -87,6 +87,7 @@ def train(
     per_epoch = len(inputs) // batch
     torch.manual_seed(seed)
     optimiser = torch.optim.AdamW(student.parameters(), training.lr, weight_decay=training.weight_decay, fused=True)
+    optimiser.zero_grad()  # a training that failed in its backward pass leaves gradients behind
     progress = _Progress(torch.zeros((), device=device))
     if state := checkpoint.load(device):
         _restore(state, student, optimiser, progress)

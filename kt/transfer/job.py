@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,19 +138,3 @@ class Workbench:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
-
-
-def work(
-    bench: Workbench,
-    missing: Mapping[str, Unit],
-    teachers: Callable[[str], Logits],
-) -> Iterator[tuple[str, Record]]:
-    """Compute the missing units one after another; yields each key with its outcome as soon as it is known.
-
-    Args:
-        bench: the student and its data.
-        missing: units by key.
-        teachers: cached logits of a teacher on the transfer split, by name.
-    """
-    for key, unit in missing.items():
-        yield key, bench.compute(unit, key, teachers(unit.teacher) if unit.teacher else None)

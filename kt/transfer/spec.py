@@ -50,7 +50,7 @@ class TransferSpec(Spec):
     """Which methods run on the chosen pairs, how often, and how the work is cut into jobs."""
 
     methods: Methods  # type: ignore[valid-type]
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one training a seed; distinct, ≥ 0")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one training a seed; distinct, 0 to 4294967295")
     training: Training
     pairs_per_job: PositiveInt = Field(16, description="teachers that one job of a student takes; does not change results")
     checkpoint_seconds: float = Field(600, ge=0, description="seconds between two checkpoints inside a training")
@@ -58,8 +58,8 @@ class TransferSpec(Spec):
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError(f"seeds must be distinct and ≥ 0, not {list(seeds)}")
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 1 << 32:
+            raise ValueError(f"seeds must be distinct and from 0 to {(1 << 32) - 1}, not {list(seeds)}")
         return seeds
 
     @field_validator("methods")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kt.transfer.ledger import Record, unpack
+from kt.transfer.ledger import key as ledger_key
 from kt.transfer.measures import Right, change, transfer_rate
 from kt.transfer.method import Method
 from kt.transfer.spec import Training
@@ -63,8 +64,33 @@ def describe(unit: Unit, student: str, fingerprints: Mapping[str, str], data: st
     }
 
 
+class Task(NamedTuple):
+    """A unit and its description, whose hash is its key."""
+
+    unit: Unit
+    description: Record
+
+
+def enumerate_tasks(
+    student: str,
+    teachers: Sequence[str],
+    controls: bool,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    training: Training,
+    fingerprints: Mapping[str, str],
+    data: str,
+) -> dict[str, Task]:
+    """A job's tasks by their keys; arguments as for ``enumerate_units`` and ``describe``."""
+    tasks = {}
+    for unit in enumerate_units(methods, teachers, seeds, controls):
+        description = describe(unit, student, fingerprints, data, training)
+        tasks[ledger_key(description)] = Task(unit, description)
+    return tasks
+
+
 def rows(
-    unit: Unit,
+    task: Task,
     key: str,
     outcome: Record,
     student: str,
@@ -76,16 +102,16 @@ def rows(
     """The rows of the table ``transfers`` that a finished unit gives: one, or one a teacher for a control.
 
     Args:
-        unit: the unit.
+        task: the unit and its description.
         key: its key.
         outcome: what the ledger holds of it.
         student: its student's name.
-        teachers: which test images each teacher gets right, bool [n], for the unit's teacher or, for a control, for
-            every teacher of the student.
+        teachers: which test images each teacher gets right, bool [n]; a control gives a row for each of them.
         before: which test images the student got right before transfer, bool [n].
         labels: of the test images, int64 [n].
         epochs: epochs of the training.
     """
+    unit = task.unit
     shared = {
         "student": student,
         "method": unit.method.name,

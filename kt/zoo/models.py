@@ -42,7 +42,7 @@ def build(arch: str, args: dict[str, Any], classes: int, channels: int) -> nn.Mo
     try:
         model: nn.Module = timm.create_model(arch, num_classes=classes, **{"in_chans": channels, **args})
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise KtError(f"zoo: {arch} cannot be built with {args}: {str(error).splitlines()[0]}") from error
+        raise KtError(f"zoo: {arch} cannot be built with {args}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
     return model
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kt.errors import KtError
 
-_ENTRY_POINT = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+_ENTRY_POINT = re.compile(r"^@(?:[\w.]+\.)?register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 
 _KINDS = {
     "cnn": "byobnet convmixer convnext cspnet cspnext densenet dla dpn efficientnet fasternet focalnet ghostnet "
@@ -33,9 +33,9 @@ def _source(module: str) -> Path:
     """The source file of a module, found without running it (its parent packages are imported)."""
     try:
         spec = importlib.util.find_spec(module)
-    except ImportError as error:
+    except Exception as error:  # a parent package runs, and may raise anything
         raise KtError(f"zoo.modules: {module}: cannot be found ({error})") from error
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise KtError(f"zoo.modules: {module}: no such Python module on this machine")
     return Path(spec.origin)
 

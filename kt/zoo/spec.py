@@ -32,6 +32,11 @@ class Recipe(Spec):
     weight_decay: float = Field(0.05, ge=0)
     batch_size: int = Field(32, ge=2)
 
+    def tags(self) -> list[str]:
+        """The recipe in a few words, for the zoo table."""
+        thinned = [f"thinned={','.join(map(str, self.thin.classes))}"] if self.thin else []
+        return ["supervised", f"augment={self.augment}", f"epochs={self.epochs}", *thinned]
+
 
 class Member(Spec):
     """One model: a timm architecture and either a training recipe or a checkpoint of weights."""
@@ -52,7 +57,7 @@ class ZooSpec(Spec):
 
     modules: tuple[str, ...] = Field((), description="Python modules that register models with timm's `register_model`")
     input: InputSpec = Field(description="input of members that do not give their own")
-    models: dict[Name, Member] = Field(min_length=2)
+    models: dict[Name, Member] = Field(min_length=2, json_schema_extra={"additionalProperties": False})
 
     def input_of(self, name: str) -> InputSpec:
         """The input that a member expects."""

@@ -1,0 +1,127 @@
+"""Transfer deltas of pairs: averaged over seeds, grouped by how good the teacher is, and compared between methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from kt.analysis import dyadic
+from kt.errors import KtError
+
+PAIR = ["teacher", "student"]
+GROUPS = ("all", "weaker", "equal", "stronger")
+
+TINY = 1e-9
+"""Percentage points: a mean over seeds that is zero in exact arithmetic may come out as 1e-17."""
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as dictionaries, for code that goes through a few of them one by one."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def on_test(complementarity: pd.DataFrame) -> pd.DataFrame:
+    """The rows measured on the test split, where the table holds several splits."""
+    test = complementarity["split"] == "test"
+    return complementarity[test] if test.any() else complementarity
+
+
+def with_scores(transfers: pd.DataFrame, complementarity: pd.DataFrame) -> pd.DataFrame:
+    """Transfer rows with their pair's ``acc_difference`` and ``pos_flips`` beside them.
+
+    Raises:
+        KtError: a pair was transferred but not scored, or scored twice.
+    """
+    scores = on_test(complementarity)[[*PAIR, "acc_difference", "pos_flips"]]
+    if scores.duplicated(PAIR).any():
+        raise KtError("table complementarity: a pair has several rows for one split")
+    merged = transfers.merge(scores, how="left", on=PAIR)
+    unscored = merged.loc[merged["acc_difference"].isna(), PAIR]
+    if len(unscored):
+        teacher, student = unscored.iloc[0]
+        raise KtError(f"table complementarity: no row for teacher {teacher!r} and student {student!r}")
+    return merged
+
+
+def pair_deltas(transfers: pd.DataFrame, complementarity: pd.DataFrame) -> pd.DataFrame:
+    """One row a method and pair, averaged over the seeds that finished; pairs without any are left out.
+
+    Returns:
+        Columns ``method``, ``control``, ``teacher``, ``student``, ``seeds`` (finished ones), ``delta``, ``delta_se``
+        (mean over seeds of the error over test images), ``transfer_rate``, ``acc_difference``, ``pos_flips``.
+    """
+    finished = with_scores(transfers[transfers["status"] == "ok"], complementarity)
+    return finished.groupby(["method", *PAIR], sort=False, as_index=False).agg(
+        control=("control", "first"),
+        seeds=("seed", "nunique"),
+        delta=("delta", "mean"),
+        delta_se=("delta_se", "mean"),
+        transfer_rate=("transfer_rate", "mean"),
+        acc_difference=("acc_difference", "first"),
+        pos_flips=("pos_flips", "first"),
+    )
+
+
+def group_of(acc_difference: pd.Series[float], equal_within: float) -> pd.Series[str]:
+    """``weaker``, ``equal`` or ``stronger`` for teacher − student accuracies and a threshold, in percentage points."""
+    names = pd.Series("equal", index=acc_difference.index, dtype=object)
+    names[acc_difference < -equal_within - TINY] = "weaker"
+    names[acc_difference > equal_within + TINY] = "stronger"
+    return names
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much more one method gains than another, over the pairs that both finished.
+
+    Attributes:
+        mean: mean difference of transfer deltas, percentage points; NaN without common pairs.
+        se: its standard error, robust to pairs that share a model.
+        n: common pairs.
+    """
+
+    mean: float
+    se: float
+    n: int
+
+    @property
+    def sign(self) -> int:
+        """1 or −1 where the difference is more than two standard errors from zero, else 0."""
+        return clear_sign(self.mean, self.se)
+
+
+def clear_sign(mean: float, se: float) -> int:
+    """The sign of a mean that is more than two standard errors from zero, else 0."""
+    return (1 if mean > 0 else -1) if abs(mean) > max(2 * se, TINY) else 0
+
+
+def compare(
+    transfers: pd.DataFrame,
+    complementarity: pd.DataFrame,
+    equal_within: float,
+    method: str,
+    against: str,
+    group: str = "all",
+) -> Comparison:
+    """Paired difference ``method`` − ``against`` over the same pairs and seeds.
+
+    Args:
+        transfers: the table ``transfers``.
+        complementarity: the table ``complementarity``.
+        equal_within: percentage points within which a teacher counts as equal.
+        method: the method.
+        against: the method or control it is held against.
+        group: ``all``, ``weaker``, ``equal`` or ``stronger`` teachers.
+    """
+    finished = transfers[transfers["status"] == "ok"]
+    keys = [*PAIR, "seed"]
+    ours, theirs = (finished.loc[finished["method"] == name, [*keys, "delta"]] for name in (method, against))
+    both = with_scores(ours.merge(theirs, on=keys, suffixes=("", "_against")), complementarity)
+    if group != "all":
+        both = both[group_of(both["acc_difference"], equal_within) == group]
+    difference = (both["delta"] - both["delta_against"]).groupby([both[name] for name in PAIR]).mean()
+    index = difference.index
+    mean, se = dyadic.mean(difference.to_numpy(), *(index.get_level_values(name).tolist() for name in PAIR))
+    return Comparison(mean, se, len(difference))

@@ -1,0 +1,75 @@
+"""What the tables say: a row a method, differences between methods, and the answer in words. Knows no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kt.analysis import dyadic
+from kt.analysis.answer import answer
+from kt.analysis.deltas import GROUPS, TINY, Comparison, compare, group_of, pair_deltas, with_scores
+
+__all__ = ["Comparison", "answer", "compare", "pair_deltas", "summarise"]
+
+COLUMNS = (
+    "method", "control", "group", "pairs", "students", "seeds", "failed",
+    "delta", "delta_se", "delta_se_iid", "median", "worst", "success", "transfer_rate",
+)  # fmt: skip
+
+
+def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_within: float) -> pd.DataFrame:
+    """The table ``methods``: a row a method and group of pairs: the best mean delta first, controls last.
+
+    A pair's delta is averaged over its finished seeds first. A control is one training a student and seed, repeated
+    for each of the student's pairs: ``delta_se`` allows for that, because those pairs share the student.
+    ``delta_se_iid`` does not.
+
+    Args:
+        transfers: the table ``transfers``.
+        complementarity: the table ``complementarity``; its test split decides who is weaker.
+        equal_within: percentage points; a teacher this close to its student counts as equal.
+
+    Returns:
+        The columns of ``methods`` in ``kt/schema.py``; groups without a finished pair are left out. The errors are
+        infinite where a group holds one pair.
+    """
+    pairs = pair_deltas(transfers, complementarity)
+    pairs["group"] = group_of(pairs["acc_difference"], equal_within)
+    failed = with_scores(transfers[transfers["status"] != "ok"], complementarity)
+    failed["group"] = group_of(failed["acc_difference"], equal_within)
+    means = pairs.groupby("method", as_index=False).agg(control=("control", "first"), delta=("delta", "mean"))
+    names = means.sort_values(["control", "delta", "method"], ascending=[True, False, True])["method"].tolist()
+    rows = [
+        _row(method, group, of_group, _in_group(failed[failed["method"] == method], group)["key"].nunique())
+        for method in names
+        for group in GROUPS
+        if len(of_group := _in_group(pairs[pairs["method"] == method], group))
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _in_group(rows: pd.DataFrame, group: str) -> pd.DataFrame:
+    return rows if group == "all" else rows[rows["group"] == group]
+
+
+def _row(method: str, group: str, pairs: pd.DataFrame, failed: int) -> dict[str, Any]:
+    delta = pairs["delta"].to_numpy(np.float64)
+    mean, error = dyadic.mean(delta, pairs["teacher"].tolist(), pairs["student"].tolist())
+    return {
+        "method": method,
+        "control": bool(pairs["control"].iloc[0]),
+        "group": group,
+        "pairs": len(pairs),
+        "students": pairs["student"].nunique(),
+        "seeds": int(pairs["seeds"].max()),
+        "failed": failed,
+        "delta": mean,
+        "delta_se": error,
+        "delta_se_iid": dyadic.ordinary(delta),
+        "median": float(np.median(delta)),
+        "worst": float(delta.min()),
+        "success": 100 * float((delta > TINY).mean()),
+        "transfer_rate": pairs["transfer_rate"].mean(),
+    }

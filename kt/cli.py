@@ -1,0 +1,184 @@
+"""The ``kt`` command: reads the configuration, calls one stage, and turns errors into one line each.
+
+Every stage of the workflow is a sub-command here, with the same files; the tables it reads and writes lie in the
+results folder unless their paths are given, so that somebody else's table can be fed in at any point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import kt
+from kt.errors import KtError
+
+Run = Callable[[argparse.Namespace], None]
+
+
+def _stage(call: Callable[[Any, Any, Any, argparse.Namespace], None]) -> Run:
+    """A command that needs the study: ``call`` gets the stages, the study, its layout and the arguments."""
+
+    def run(args: argparse.Namespace) -> None:
+        from kt import stages
+        from kt.config import load
+        from kt.layout import Layout
+
+        study = load(args.config)
+        call(stages, study, Layout(Path(study.results)), args)
+
+    return run
+
+
+def _config(args: argparse.Namespace) -> None:
+    from kt.config import json_schema, load
+
+    if args.action == "schema":
+        print(json.dumps(json_schema(), indent=1))
+    else:
+        study = load(args.config)
+        print(f"{args.config}: fine, {len(study.names)} models, methods {', '.join(study.transfer.methods.chosen())}")
+
+
+def _tables_docs(args: argparse.Namespace) -> None:
+    from kt.schema import markdown
+
+    print(markdown(), end="")
+
+
+def _figures(args: argparse.Namespace) -> None:
+    from kt import stages
+
+    stages.figures(args.tables, args.out, args.names)
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a name in `zoo.models`")
+    _threads(parser)
+
+
+def _threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+
+
+def _out(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--out", type=Path, help=f"{what} to write (default: in the results folder)")
+
+
+def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
+    add("data", _stage(lambda s, study, lay, a: s.data(study, lay)), "decode and split the data set", "kt data")
+
+    run = _stage(lambda s, study, lay, a: s.weights(study, lay, a.model, a.threads))
+    _model(add("weights", run, "train a zoo member or import its checkpoint", "kt weights --model resnet"))
+
+    run = _stage(lambda s, study, lay, a: s.predict(study, lay, a.model, a.threads))
+    _model(add("predict", run, "run a model once over every split", "kt predict --model resnet"))
+
+    run = _stage(lambda s, study, lay, a: s.zoo(study, lay, a.out or lay.table("zoo")))
+    _out(add("zoo", run, "make the table of models", "kt zoo"), "table")
+
+    run = _stage(lambda s, study, lay, a: s.complementarity(study, lay, a.split, a.out or lay.complementarity(a.split)))
+    sub = add("complementarity", run, "score all ordered pairs", "kt complementarity --split test")
+    sub.add_argument("--split", default="test", help="transfer, validation or test (default: %(default)s)")
+    _out(sub, "table")
+
+    run = _stage(lambda s, study, lay, a: s.pairs(study, lay, a.scores, a.out or lay.table("pairs")))
+    sub = add("pairs", run, "choose the pairs that get a transfer", "kt pairs --out my-pairs.parquet")
+    sub.add_argument("--scores", type=Path, help="complementarity table that the rule `top` ranks by")
+    _out(sub, "table")
+
+    run = _stage(
+        lambda s, study, lay, a: s.transfer(
+            study,
+            lay,
+            a.student,
+            a.chunk,
+            a.pairs or lay.table("pairs"),
+            a.out or lay.transfer(a.student, a.chunk),
+            a.threads,
+        )
+    )
+    sub = add("transfer", run, "transfer to one student", "kt transfer --student resnet --chunk 0")
+    sub.add_argument("--student", required=True, help="a name in `zoo.models`")
+    sub.add_argument("--chunk", type=int, default=0, help="which part of its teachers (default: %(default)s)")
+    sub.add_argument("--pairs", type=Path, help="table of pairs (default: in the results folder)")
+    _threads(sub)
+    _out(sub, "table")
+
+    run = _stage(lambda s, study, lay, a: s.gather(study, lay, a.out or lay.tables))
+    _out(add("tables", run, "gather the final tables, as Parquet and CSV", "kt tables"), "folder")
+
+    sub = add("figures", _figures, "draw figures from tables", "kt figures delta_by_method")
+    sub.add_argument("names", nargs="*", help="which figures (default: all)")
+    sub.add_argument("--tables", type=Path, default=Path("results/tables"), help="folder (default: %(default)s)")
+    sub.add_argument("--out", type=Path, default=Path("results/figures"), help="folder (default: %(default)s)")
+
+    run = _stage(
+        lambda s, study, lay, a: s.report(
+            study, a.config, a.tables or lay.tables, a.figures or lay.figures, a.out or lay.report
+        )
+    )
+    sub = add("report", run, "write the HTML report from tables and figures", "kt report --out report.html")
+    sub.add_argument("--tables", type=Path, help="folder of tables (default: in the results folder)")
+    sub.add_argument("--figures", type=Path, help="folder of figures (default: in the results folder)")
+    _out(sub, "page")
+
+
+def _add_tools(add: Callable[..., argparse.ArgumentParser]) -> None:
+    run = _stage(lambda s, study, lay, a: s.show_status(study, lay))
+    add("status", run, "say what is done, failed and left, and how long it will take", "kt status")
+
+    run = _stage(lambda s, study, lay, a: s.retry(study, lay))
+    add("retry", run, "let the next run try failed trainings again", "kt retry && snakemake")
+
+    sub = add("config", _config, "check the configuration, or print its JSON schema", "kt config check")
+    sub.add_argument("action", choices=("check", "schema"), help="what to do")
+
+    add("schema", _tables_docs, "print the reference of all tables", "kt schema > tables.md")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("kt", description=kt.__doc__, epilog="example: kt status --config config.yaml")
+    parser.add_argument("--version", action="version", version=f"kt {kt.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Run, about: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about.capitalize() + ".", epilog=f"example: {example}")
+        sub.add_argument("--config", type=Path, default=Path("config.yaml"), help="the study (default: %(default)s)")
+        sub.add_argument("--log", type=Path, help="also write messages to this file")
+        sub.set_defaults(run=run)
+        return sub
+
+    _add_stages(add)
+    _add_tools(add)
+    return parser
+
+
+def _set_up_logging(file: Path | None) -> None:
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(file, "w", encoding="utf-8"))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, or 1 after an error that was printed as one line."""
+    args = _parser().parse_args(argv)
+    _set_up_logging(args.log)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except KtError as error:
+        logging.getLogger(__name__).error("%s", error)
+        return 1
+    except BrokenPipeError:  # `kt config schema | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,156 @@
+"""Figures of what one model knows and another does not. Source of the measures: FG section 3."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kt.analysis.deltas import TINY
+from kt.analysis.wording import number, signed
+from kt.figures import style
+from kt.figures.style import BLUE, COLUMN, GREEN, GREY, MANY, ORANGE, PAGE, Drawing, Tables
+
+NOTHING = "no pairs were scored"
+KIND_MARKS = {
+    "same kind": ("o", BLUE),
+    "different kinds": ("^", ORANGE),
+    "kind unknown": ("s", GREY),
+}
+
+
+def flips_vs_accuracy(tables: Tables) -> Drawing:
+    """Positive flips of every ordered pair against the accuracy difference."""
+    columns = ["teacher", "student", "acc_difference", "pos_flips", "pos_flips_se"]
+    data = tables.complementarity[columns].copy()
+    kinds = tables.zoo.set_index("name")["kind"]
+    teacher, student = (data[role].map(kinds) for role in ("teacher", "student"))
+    known = teacher.notna() & student.notna()
+    data["kinds"] = np.select([known & (teacher == student), known], ["same kind", "different kinds"], "kind unknown")
+    if data.empty:
+        return Drawing(style.empty(NOTHING), data)
+
+    figure = Figure(figsize=(COLUMN, 3.1), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    x, y = data["acc_difference"], data["pos_flips"]
+    if len(data) <= MANY:
+        axes.errorbar(x, y, data["pos_flips_se"], fmt="none", ecolor="#BBBBBB", elinewidth=0.7, zorder=1)
+        error = "bars: ± 1 binomial standard error over images"
+    else:
+        error = f"median standard error {number(data['pos_flips_se'].median(), 2)} points (binomial, over images)"
+    for kind, (marker, colour) in KIND_MARKS.items():
+        of_kind = data[data["kinds"] == kind]
+        if len(of_kind):
+            axes.scatter(
+                of_kind["acc_difference"], of_kind["pos_flips"], marker=marker, color=colour,
+                label=f"{kind} ({len(of_kind):,})", zorder=2, **style.marks(len(data)),
+            )  # fmt: skip
+    reach = max(float(x.abs().max()), 1.0) * 1.08
+    top = max(float((y + data["pos_flips_se"]).max()) * 1.08, reach, 1.0)
+    axes.fill_between([0, reach], [0, reach], color="#EFEFEF", linewidth=0, zorder=0)
+    impossible = "impossible: at least the\naccuracy difference flips"
+    axes.text(reach * 0.97, top * 0.015, impossible, ha="right", va="bottom", fontsize=7, color="#555555")
+    axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
+    axes.set(xlim=(-reach, reach), ylim=(-0.02 * top, top))
+    axes.set(xlabel="accuracy of teacher − student (percentage points)", ylabel="positive flips (% of test images)")
+    style.legend_marks(axes.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2))
+    style.footer(figure, style.scored(tables), error)
+    return Drawing(figure, data)
+
+
+def flips_heatmap(tables: Tables) -> Drawing:
+    """Positive flips of every ordered pair as a map, models sorted by accuracy."""
+    data = tables.complementarity[["teacher", "student", "pos_flips", "pos_flips_se"]].copy()
+    if data.empty:
+        return Drawing(style.empty(NOTHING), data)
+    accuracy = tables.zoo.set_index("name")["acc"]
+    order = [str(name) for name in accuracy.sort_values(ascending=False, kind="stable").index]
+    grid = data.pivot_table("pos_flips", "teacher", "student").reindex(index=order, columns=order)
+
+    models = len(order)
+    side = float(np.clip(1.6 + 0.42 * models, 3.2, PAGE))
+    figure = Figure(figsize=(side + 0.5, side), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    sns.heatmap(
+        grid, ax=axes, square=True, cmap="mako_r", vmin=0, vmax=max(float(data["pos_flips"].max()), 0.1),
+        annot=models <= 12, fmt=".1f", annot_kws={"fontsize": 7}, linewidths=0.5 if models <= 30 else 0,
+        rasterized=models > 30, cbar_kws={"label": "positive flips (% of test images)", "shrink": 0.8},
+    )  # fmt: skip
+    axes.set_facecolor("#DDDDDD")  # the diagonal, and pairs that were not scored
+    axes.grid(visible=False)
+    positions, names = style.thinned(order, 30)
+    axes.set_yticks(positions + 0.5, [f"{name}  {number(accuracy[name])}" for name in names], rotation=0)
+    axes.set_xticks(positions + 0.5, names, rotation=90)
+    axes.tick_params(length=0)
+    axes.set(xlabel="student", ylabel="teacher, with its accuracy (%)")
+    largest = f"largest standard error {number(data['pos_flips_se'].max())} points (binomial)"
+    style.footer(figure, style.scored(tables), largest)
+    return Drawing(figure, data)
+
+
+def telling(scores: pd.DataFrame) -> list[tuple[str, int]]:
+    """At most three distinct pairs that show how flips spread over classes, by rule.
+
+    1. the less accurate teacher with the most positive flips; then, of the pairs with at least the median number
+    of flips (so that a handful of images does not decide), 2. the lowest and 3. the highest entropy over classes.
+
+    Returns:
+        The rule in words and the row's index label.
+    """
+    with_flips = scores[scores["pos_flips"] > TINY]
+    weaker = with_flips[with_flips["acc_difference"] < -TINY]
+    many = with_flips[with_flips["pos_flips"] >= with_flips["pos_flips"].median()]
+    ranked = (
+        ("weaker teacher, most flips", weaker.sort_values("pos_flips", ascending=False, kind="stable")),
+        ("most concentrated", many.sort_values("class_entropy", kind="stable")),
+        ("most uniform", many.sort_values("class_entropy", ascending=False, kind="stable")),
+    )
+    chosen: dict[int, str] = {}
+    for rule, rows in ranked:
+        first = next((int(index) for index in rows.index if index not in chosen), None)
+        if first is not None:
+            chosen[first] = rule
+    return [(rule, index) for index, rule in chosen.items()]
+
+
+def flips_by_class(tables: Tables) -> Drawing:
+    """Positive flips of every class for a few telling pairs."""
+    scores = tables.complementarity
+    pairs = telling(scores)
+    columns = ["rule", "teacher", "student", "class", "flips", "flips_se"]
+    if not pairs:
+        return Drawing(style.empty("no pair has positive flips"), pd.DataFrame(columns=columns))
+    frames = []
+    figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
+    panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+    for axes, (rule, index), colour, hatch in zip(panels, pairs, (BLUE, ORANGE, GREEN), ("", "//", ".."), strict=False):
+        row = scores.loc[index].to_dict()
+        flips = np.asarray(row["flips_by_class"], dtype=np.int64)
+        error = np.sqrt(flips * (1 - flips / row["n"]))
+        many = len(flips) > 30
+        order = np.argsort(-flips, kind="stable") if many else np.arange(len(flips))
+        place = np.arange(1, len(flips) + 1) if many else order
+        if many:
+            axes.bar(place, flips[order], width=1.0, color=colour)
+        else:
+            axes.bar(place, flips, width=0.8, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+            axes.errorbar(place, flips, np.minimum(error, [flips, error]), fmt="none", ecolor="#333333", elinewidth=0.8)
+            axes.set_xticks(*style.thinned([str(c) for c in order], 15))
+        axes.set_title(
+            f"{rule}\n{row['teacher']} → {row['student']}\naccuracy {signed(row['acc_difference'], 1)} points, "
+            f"entropy {number(row['class_entropy'], 2)} nats", fontsize=7,
+        )  # fmt: skip
+        axes.grid(visible=False, axis="x")
+        axes.set_xlabel("classes, most flips first (rank)" if many else "class (number)")
+        frames.append(
+            pd.DataFrame({"class": np.arange(len(flips)), "flips": flips, "flips_se": error}).assign(
+                rule=rule, teacher=row["teacher"], student=row["student"]
+            )[columns]
+        )
+    panels[0].set_ylabel("positive flips (test images)")
+    uniform = f"entropy of a uniform spread: {number(float(np.log(len(frames[0]))), 2)} nats"
+    bars = "bars: ± 1 binomial standard error" if len(frames[0]) <= 30 else "standard error about √flips"
+    style.footer(figure, f"teacher → student; {len(pairs)} of {style.scored(tables)}; {bars}; {uniform}")
+    return Drawing(figure, pd.concat(frames, ignore_index=True))

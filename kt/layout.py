@@ -1,0 +1,67 @@
+"""Where a study's files lie in its results folder: one place for the command line, the workflow and ``kt status``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths below one results folder."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """Folder of the decoded data set; ``meta.json`` in it is written last."""
+        return self.root / "data"
+
+    def weights(self, model: str) -> Path:
+        """A member's weights."""
+        return self.root / "zoo" / f"{model}.safetensors"
+
+    def member(self, model: str) -> Path:
+        """What is known of a member: fingerprint, properties, how it was trained."""
+        return self.root / "zoo" / f"{model}.json"
+
+    def predictions(self, model: str) -> Path:
+        """A model's logits on all splits."""
+        return self.root / "predictions" / f"{model}.safetensors"
+
+    def complementarity(self, split: str) -> Path:
+        """Scores of all ordered pairs on a split."""
+        return self.root / "complementarity" / f"{split}.parquet"
+
+    def transfer(self, student: str, chunk: int | str) -> Path:
+        """The rows of one transfer job."""
+        return self.root / "transfer" / student / f"{chunk}.parquet"
+
+    @property
+    def ledger(self) -> Path:
+        """Folder of finished units."""
+        return self.root / "ledger"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of unfinished units' progress."""
+        return self.root / "checkpoints"
+
+    @property
+    def tables(self) -> Path:
+        """Folder of the final tables."""
+        return self.root / "tables"
+
+    def table(self, name: str) -> Path:
+        """A final table."""
+        return self.tables / f"{name}.parquet"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the figures."""
+        return self.root / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.root / "report.html"

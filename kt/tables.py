@@ -1,0 +1,73 @@
+"""From what the stages left behind to the final tables; knows no torch."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from kt import predictions, schema
+from kt.errors import KtError
+
+LIBRARIES = ("torch", "timm", "numpy", "pandas", "pyarrow", "snakemake")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results may depend on, without importing them."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def zoo(members: Sequence[Mapping[str, Any]], files: Mapping[str, Path], labels: Mapping[str, NDArray[np.int64]]) -> pa.Table:
+    """The table ``zoo``.
+
+    Args:
+        members: what is known of each member, as its JSON file holds it.
+        files: each member's predictions.
+        labels: classes of the splits ``validation`` and ``test``, int64 [n].
+
+    Raises:
+        KtError: predictions are missing, or are those of other weights.
+    """
+    rows = []
+    for member in members:
+        name = member["name"]
+        found = {split: predictions.read(files[name], split) for split in ("validation", "test")}
+        if found["test"].fingerprint != member["fingerprint"]:
+            raise KtError(f"{files[name]}: predictions of other weights than {name!r} has now; delete the file and run again")
+        accuracy = {split: float(predictions.correct(p.logits, labels[split]).mean()) for split, p in found.items()}
+        test = accuracy["test"]
+        rows.append(
+            {
+                **member,
+                "acc": 100 * test,
+                "acc_se": 100 * float(np.sqrt(test * (1 - test) / len(labels["test"]))),
+                "acc_validation": 100 * accuracy["validation"],
+                "ece": predictions.calibration_error(found["test"].logits, labels["test"]),
+            }
+        )
+    return schema.build("zoo", rows)
+
+
+def transfers(files: Sequence[Path]) -> pa.Table:
+    """The table ``transfers``: all jobs' rows, by method, teacher, student and seed.
+
+    Raises:
+        KtError: a file is missing or damaged, or all units failed.
+    """
+    data = pa.concat_tables([schema.read(path, "transfers") for path in files])
+    if data.num_rows and not any(status == "ok" for status in data["status"].to_pylist()):
+        raise KtError(f"all {data.num_rows} transfers failed; the first reason: {data['reason'][0]}")
+    return data.sort_by([(name, "ascending") for name in ("method", "teacher", "student", "seed")])
+
+
+def frame(data: pa.Table) -> pd.DataFrame:
+    """A table as a pandas data frame."""
+    result: pd.DataFrame = data.to_pandas()
+    return result

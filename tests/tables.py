@@ -1,0 +1,113 @@
+"""Synthetic tables that fit the schema, with effects planted in them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kt import schema
+from kt.analysis.describe import summarise
+from kt.complementarity import score
+
+Effect = Callable[[float], float]
+"""Transfer delta in percentage points, given how many points better the teacher is than the student."""
+
+CONTROLS = ("self", "finetune")
+EFFECTS: dict[str, Effect] = {
+    "kl": lambda gap: 0.9 * gap,
+    "kl_dp": lambda gap: 3 + 0.4 * gap,
+    "kl_dp_unsup": lambda gap: 2.5 + 0.4 * gap,
+    "self": lambda gap: 0.0,
+    "finetune": lambda gap: 3.5,
+}
+EQUAL_WITHIN = 2.0
+
+
+def study(
+    models: int = 8,
+    seeds: int = 2,
+    effects: Mapping[str, Effect] = EFFECTS,
+    classes: int = 10,
+    images: int = 1000,
+    noise: float = 0.5,
+    accuracy: tuple[float, float] = (0.75, 0.97),
+) -> dict[str, pd.DataFrame]:
+    """All tables that figures and report read, as frames."""
+    rng = np.random.default_rng(0)
+    names = [f"model_{i}" for i in range(models)]
+    labels = rng.integers(classes, size=images)
+    right = rng.random((models, images)) < np.linspace(*accuracy, models)[:, None]
+    predicted = np.where(right, labels, (labels + 1 + rng.integers(classes - 1, size=(models, images))) % classes)
+    scores = score(names, predicted, labels, classes, "test")
+    pairs = scores[["teacher", "student"]].assign(reason="all", chunk=0)
+    transfers = _transfers(scores, effects, seeds, images, noise, rng)
+    return {
+        "zoo": _zoo(names, predicted == labels),
+        "complementarity": scores,
+        "pairs": pairs,
+        "transfers": transfers,
+        "methods": summarise(transfers, scores, EQUAL_WITHIN),
+    }
+
+
+def _transfers(
+    scores: pd.DataFrame, effects: Mapping[str, Effect], seeds: int, images: int, noise: float, rng: np.random.Generator
+) -> pd.DataFrame:
+    rows = []
+    shared: dict[tuple[str, str, int], int] = {}
+    for pair in scores.itertuples():
+        for method, effect in effects.items():
+            for seed in range(seeds):
+                control = method in CONTROLS
+                change = round((effect(0.0 if control else pair.acc_difference) + rng.normal(0, noise)) * images / 100)
+                if control:
+                    change = shared.setdefault((method, pair.student, seed), change)
+                gained, lost = max(change, 0) + 2, max(-change, 0) + 2
+                gain, loss = gained / images, lost / images
+                rows.append(
+                    {
+                        "teacher": pair.teacher, "student": pair.student, "method": method, "seed": seed,
+                        "control": control, "status": "ok", "reason": None, "n": images,
+                        "acc_before": pair.acc_student, "acc_after": pair.acc_student + 100 * (gain - loss),
+                        "delta": 100 * (gained - lost) / images,
+                        "delta_se": 100 * float(np.sqrt((gain + loss - (gain - loss) ** 2) / images)),
+                        "knowledge_gain": 100 * gain, "knowledge_loss": 100 * loss,
+                        "transfer_rate": 40.0 if pair.pos_flips > 0 else None,
+                        "teacher_share": None if control else 50.0, "epochs": 4, "best_epoch": 4,
+                        "delta_best": 100 * (gain - loss), "steps": 16, "seconds": 0.5, "device": "cpu",
+                        "key": f"{method}-{'' if control else pair.teacher}-{pair.student}-{seed}",
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _zoo(names: Sequence[str], right: np.ndarray) -> pd.DataFrame:
+    share = right.mean(1)
+    return pd.DataFrame(
+        {
+            "name": names, "arch": "resnet10t", "family": "resnet",
+            "kind": [("cnn", "transformer", "mlp")[i % 3] for i in range(len(names))],
+            "params": 250_000, "macs": 3_000_000, "input_size": 16, "feature_width": 64, "pretraining": "digits",
+            "recipe": [["augment=shift"]] * len(names), "licence": None, "train_images": 400, "train_seconds": 4.2,
+            "fingerprint": [f"{i:064x}" for i in range(len(names))], "acc": 100 * share,
+            "acc_se": 100 * np.sqrt(share * (1 - share) / right.shape[1]), "acc_validation": 100 * share, "ece": 3.1,
+        }
+    )  # fmt: skip
+
+
+def fail(tables: dict[str, pd.DataFrame], rows: pd.Series, reason: str = "diverged: loss is not finite") -> None:
+    """Turn some transfers into failures, and summarise again."""
+    transfers = tables["transfers"]
+    measured = ["acc_after", "delta", "delta_se", "knowledge_gain", "knowledge_loss", "transfer_rate", "delta_best"]
+    transfers.loc[rows, measured] = np.nan
+    transfers.loc[rows, ["status", "reason"]] = ["failed", reason]
+    tables["methods"] = summarise(transfers, tables["complementarity"], EQUAL_WITHIN)
+
+
+def write(folder: Path, tables: Mapping[str, pd.DataFrame]) -> Path:
+    """Write the tables as the pipeline does."""
+    for name, frame in tables.items():
+        clean = frame.astype(object).where(frame.notna(), None) if name != "complementarity" else frame
+        schema.write(folder / f"{name}.parquet", name, schema.build(name, clean.to_dict("list")))
+    return folder

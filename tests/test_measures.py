@@ -1,0 +1,102 @@
+"""Transfer delta, its standard error, gain, loss and transfer rate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from kt.transfer.measures import change, transfer_rate
+
+THREE = hnp.arrays(bool, st.tuples(st.just(3), st.integers(1, 200)))
+"""Teacher, student before and student after on the same images."""
+
+
+def bools(*values: int) -> np.ndarray:
+    return np.array(values, bool)
+
+
+def test_change_by_hand():
+    # 10 images: 3 gained, 1 lost
+    before = bools(0, 0, 0, 1, 1, 1, 1, 0, 0, 0)
+    after = bools(1, 1, 1, 0, 1, 1, 1, 0, 0, 0)
+    assert change(before, after) == {
+        "acc_before": 40.0,
+        "acc_after": 60.0,
+        "delta": 20.0,
+        "delta_se": pytest.approx(18.973665961010276),  # 100 · sqrt((0.3 + 0.1 − 0.2²) / 10)
+        "knowledge_gain": 30.0,
+        "knowledge_loss": 10.0,
+    }
+
+
+def test_transfer_rate_by_hand():
+    teacher, before = bools(1, 1, 1, 1, 0, 0), bools(0, 0, 0, 1, 0, 1)
+    assert transfer_rate(teacher, before, bools(1, 0, 0, 1, 1, 1)) == pytest.approx(100 / 3)
+    assert transfer_rate(teacher, before, bools(1, 1, 1, 0, 0, 0)) == 100.0
+    assert transfer_rate(teacher, before, before) == 0.0
+
+
+@given(THREE)
+def test_change_and_rate_agree_with_a_loop_over_images(three):
+    teacher, before, after = three
+    n, differences, taught = len(before), [], []
+    for i in range(n):
+        differences.append(int(after[i]) - int(before[i]))
+        if teacher[i] and not before[i]:
+            taught.append(bool(after[i]))
+    found = change(before, after)
+    assert found["knowledge_gain"] == pytest.approx(100 * differences.count(1) / n)
+    assert found["knowledge_loss"] == pytest.approx(100 * differences.count(-1) / n)
+    assert found["acc_before"] == pytest.approx(100 * sum(before) / n)
+    assert found["acc_after"] == pytest.approx(100 * sum(after) / n)
+    assert found["delta"] == pytest.approx(100 * sum(differences) / n)
+    assert found["delta_se"] == pytest.approx(100 * np.std(differences) / np.sqrt(n), abs=1e-5)
+    assert transfer_rate(teacher, before, after) == (pytest.approx(100 * sum(taught) / len(taught)) if taught else None)
+
+
+@given(THREE)
+def test_delta_is_gain_minus_loss_and_the_difference_of_accuracies(three):
+    _, before, after = three
+    found = change(before, after)
+    assert found["delta"] == pytest.approx(found["knowledge_gain"] - found["knowledge_loss"], abs=1e-12)
+    assert found["delta"] == pytest.approx(found["acc_after"] - found["acc_before"], abs=1e-12)
+
+
+@given(THREE, st.randoms(use_true_random=False))
+def test_the_order_of_images_does_not_matter(three, random):
+    order = list(range(three.shape[1]))
+    random.shuffle(order)
+    assert change(*three[1:, order]) == change(*three[1:])
+    assert transfer_rate(*three[:, order]) == transfer_rate(*three)
+
+
+@given(THREE)
+def test_turning_back_the_transfer_turns_the_sign_and_swaps_gain_and_loss(three):
+    _, before, after = three
+    there, back = change(before, after), change(after, before)
+    assert back["delta"] == -there["delta"]
+    assert back["delta_se"] == there["delta_se"]
+    assert (back["knowledge_gain"], back["knowledge_loss"]) == (there["knowledge_loss"], there["knowledge_gain"])
+
+
+@given(THREE)
+def test_no_change_is_exactly_zero(three):
+    teacher, before, _ = three
+    found = change(before, before)
+    assert [found[name] for name in ("delta", "delta_se", "knowledge_gain", "knowledge_loss")] == [0, 0, 0, 0]
+    assert transfer_rate(teacher, before, before) in (0.0, None)
+    assert transfer_rate(before, before, before) is None
+
+
+@given(THREE)
+def test_transfer_rate_looks_at_the_very_same_images(three):
+    # As many images gained elsewhere leave the rate at zero: class or total counts would not.
+    teacher, before, _ = three
+    flips = teacher & ~before
+    elsewhere = before | ~(teacher | before)
+    expected = 0.0 if flips.any() else None
+    assert transfer_rate(teacher, before, elsewhere) == expected
+    assert transfer_rate(teacher, before, before | flips) == (100.0 if flips.any() else None)

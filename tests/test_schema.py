@@ -1,0 +1,152 @@
+"""Tables keep to their schema on the way in and on the way out, and the documentation is that schema."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kt
+from kt import schema
+from kt.errors import KtError
+
+SAMPLES = {
+    schema.TEXT: st.text(max_size=8),
+    schema.COUNT: st.integers(-(2**63), 2**63 - 1),
+    schema.REAL: st.floats(allow_nan=False),
+    schema.FLAG: st.booleans(),
+    schema.CLASSES: st.lists(st.integers(0, 2**31 - 1), max_size=4),
+    schema.TAGS: st.lists(st.text(max_size=5), max_size=3),
+}
+
+
+def rows_of(table: str) -> st.SearchStrategy[list[dict[str, object]]]:
+    columns = {c.name: (SAMPLES[c.dtype] | st.none() if c.nullable else SAMPLES[c.dtype]) for c in schema.TABLES[table]}
+    return st.lists(st.fixed_dictionaries(columns), max_size=4)
+
+
+def pair(**changes: object) -> dict[str, object]:
+    return {"teacher": "a", "student": "b", "reason": "all", "chunk": 0, **changes}
+
+
+@pytest.mark.parametrize("table", schema.TABLES)
+def test_every_table_survives_writing_and_reading(table):
+    @given(rows_of(table))
+    def check(rows):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "t.parquet"
+            schema.write(path, table, schema.build(table, rows), {"config_hash": "abc"})
+            data = schema.read(path, table)
+            assert data.to_pylist() == rows
+            assert data.schema == schema.arrow_schema(table)
+
+    check()
+
+
+def test_files_carry_the_versions_and_what_the_writer_adds(tmp_path):
+    schema.write(tmp_path / "p.parquet", "pairs", schema.build("pairs", [pair()]), {"config_hash": "abc"})
+    facts = pq.read_schema(tmp_path / "p.parquet").metadata
+    expected = {
+        "table": "pairs",
+        "schema_version": schema.VERSION,
+        "code_version": kt.__version__,
+        "config_hash": "abc",
+    }
+    assert {key.decode(): value.decode() for key, value in facts.items()} == expected
+
+
+def test_columns_and_rows_give_the_same_table():
+    columns = {name: [value, value] for name, value in pair().items()}
+    assert schema.build("pairs", columns) == schema.build("pairs", [pair(), pair()])
+    arrays = columns | {"chunk": np.array([0, 0])}
+    assert schema.build("pairs", arrays) == schema.build("pairs", columns)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([pair(techer="x")], "table pairs: unknown column 'techer'; did you mean 'teacher'"),
+        ({**{k: [v] for k, v in pair().items()}, "extra": [1]}, "unknown column 'extra'"),
+        ({k: [v] for k, v in pair().items() if k != "chunk"}, "column 'chunk' is missing"),
+        ([{k: v for k, v in pair().items() if k != "chunk"}], "column 'chunk' has no value in some rows"),
+        ([pair(), pair(teacher=None)], "column 'teacher' has no value in some rows"),
+        ([pair(chunk="0")], "table pairs: .*'0'"),
+        ([pair(chunk=1.5)], "column 'chunk' holds fractions, but needs whole numbers"),
+        ({**{k: [v] for k, v in pair().items()}, "chunk": np.array([1.5])}, "column 'chunk' holds fractions"),
+        ([pair(chunk=2**63)], "table pairs: .*too large"),
+        ([pair(chunk=float("nan"))], "table pairs: .*nan"),
+        ([pair(teacher=3)], "table pairs: .*'int' object"),
+        ({**{k: [v] for k, v in pair().items()}, "chunk": [0, 1]}, "table pairs: .*length"),
+    ],
+)
+def test_build_refuses_unknown_missing_wrong_and_null_values(rows, message):
+    with pytest.raises(KtError, match=message):
+        schema.build("pairs", rows)
+
+
+def test_read_drops_columns_that_it_does_not_know(tmp_path):
+    pd.DataFrame([pair(mine="x"), pair(mine="y")]).to_parquet(tmp_path / "theirs.parquet")
+    frame = schema.read_frame(tmp_path / "theirs.parquet", "pairs")
+    assert frame.to_dict("records") == [pair(), pair()]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        (pa.table({"teacher": ["a"], "student": ["b"], "chunk": [0]}), "column 'reason' is missing; docs/tables.md"),
+        (pa.table({k: [v] for k, v in pair(chunk="x").items()}), "docs/tables.md describes the table 'pairs'"),
+        (pa.table({k: [v] for k, v in pair(chunk=[1]).items()}), "docs/tables.md describes the table 'pairs'"),
+        (pa.table({k: [v] for k, v in pair(chunk=0.5).items()}), "docs/tables.md describes the table 'pairs'"),
+        (pa.table({k: [v] for k, v in pair(chunk=None).items()}), "chunk"),
+    ],
+)
+def test_read_refuses_missing_wrong_and_null_columns_and_names_the_file(tmp_path, theirs, message):
+    pq.write_table(theirs, tmp_path / "theirs.parquet")
+    with pytest.raises(KtError, match=rf"theirs\.parquet: .*{message}|^table pairs: .*{message}"):
+        schema.read(tmp_path / "theirs.parquet", "pairs")
+
+
+def test_read_names_missing_and_damaged_files(tmp_path):
+    with pytest.raises(KtError, match=r"none\.parquet: no such file"):
+        schema.read(tmp_path / "none.parquet", "pairs")
+    schema.write(tmp_path / "p.parquet", "pairs", schema.build("pairs", [pair()]))
+    whole = (tmp_path / "p.parquet").read_bytes()
+    for damaged in (b"", b"not parquet at all", whole[:-20]):
+        (tmp_path / "p.parquet").write_bytes(damaged)
+        with pytest.raises(KtError, match=r"p\.parquet: not a readable Parquet file"):
+            schema.read(tmp_path / "p.parquet", "pairs")
+
+
+def test_csv_writes_lists_as_values_with_spaces(tmp_path):
+    table = pa.table({"name": ["a, b", "c"], "classes": pa.array([[3, 1], []], schema.CLASSES), "x": [0.5, None]})
+    schema.write_csv(tmp_path / "t.csv", table)
+    with (tmp_path / "t.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["name", "classes", "x"], ["a, b", "3 1", "0.5"], ["c", "", ""]]
+
+
+def test_column_names_are_distinct_and_every_column_says_what_it_means():
+    for table, columns in schema.TABLES.items():
+        names = [c.name for c in columns]
+        assert len(set(names)) == len(names), table
+        assert all(c.unit and c.meaning for c in columns), table
+
+
+def test_markdown_has_a_row_for_every_column():
+    text = schema.markdown()
+    for table, columns in schema.TABLES.items():
+        section = text.split(f"## {table}\n")[1].split("\n## ")[0]
+        found = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
+        assert found == [c.name for c in columns]
+        assert section.count("may be null") == sum(c.nullable for c in columns)
+
+
+def test_the_documentation_of_the_tables_is_generated_from_the_schema(root):
+    assert schema.markdown() in (root / "docs" / "tables.md").read_text("utf-8")

@@ -1,0 +1,57 @@
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from kt import config as kt_config
+from kt import pairs as kt_pairs
+from kt import status, store
+from kt.errors import KtError
+from kt.layout import Layout
+
+# The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.
+CONFIGS = [str(path) for path in workflow.config_settings.configfiles] or ["config.yaml"]
+if len(CONFIGS) > 1 or workflow.config_settings.config:
+    raise WorkflowError(
+        "give one --configfile and no --config: a study is one file, so that it can be repeated"
+    )
+CONFIG = CONFIGS[0]
+
+try:
+    STUDY = kt_config.load(CONFIG)
+except KtError as error:
+    sys.exit(str(error))
+
+LAYOUT = Layout(Path(STUDY.results))
+LOGS = LAYOUT.root / "logs"
+JOBS = kt_pairs.jobs(STUDY.names, STUDY.pairs, STUDY.transfer.pairs_per_job)
+NEEDS_SCORES = isinstance(STUDY.pairs, kt_pairs.Top)
+TEACHERS = {student: [] for student in JOBS}
+for teacher, student in kt_pairs.candidates(STUDY.names, STUDY.pairs):
+    TEACHERS[student].append(teacher)
+
+# The interpreter that runs Snakemake also runs the stages, whether or not its folder is on the PATH.
+KT = f"{sys.executable} -m kt"
+
+
+wildcard_constraints:
+    model="|".join(STUDY.names),
+    student="|".join(STUDY.names),
+    chunk=r"\d+",
+    split="validation|test",
+
+
+if workflow.is_main_process:
+    survey = status.survey(STUDY, LAYOUT)
+    print(f"kt: {len(STUDY.names)} models, {survey.line()}", file=sys.stderr)
+    if survey.damaged and not workflow.dryrun:
+        status.forget(LAYOUT, survey.damaged, damaged=True)
+
+
+onstart:
+    # Held until this process ends, however it ends; so no lock is ever left behind.
+    workflow.kt_lock = store.lock(LAYOUT.root)
+
+
+onerror:
+    print("kt: stopped; the same command goes on where this run ended", file=sys.stderr)

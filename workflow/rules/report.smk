@@ -1,0 +1,28 @@
+FIGURES = ["flips_vs_accuracy", "flips_heatmap", "delta_by_method", "delta_vs_accuracy", "flips_by_class"]
+TABLES = [LAYOUT.table(name) for name in ("zoo", "complementarity", "pairs", "transfers", "methods")]
+
+
+rule figures:
+    input:
+        TABLES,
+    output:
+        [LAYOUT.figures / f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf", "csv")],
+    log:
+        LOGS / "figures.log",
+    shell:
+        "{KT} figures --tables {LAYOUT.tables} --out {LAYOUT.figures} --log {log}"
+
+
+rule report:
+    input:
+        TABLES,
+        [LAYOUT.figures / f"{name}.png" for name in FIGURES],
+    output:
+        LAYOUT.report,
+    params:
+        title=STUDY.title,
+        analysis=STUDY.analysis.plain(),
+    log:
+        LOGS / "report.log",
+    shell:
+        "{KT} report --config {CONFIG} --out {output} --log {log}"
