@@ -54,7 +54,11 @@ def _tables_docs(args: argparse.Namespace) -> None:
 def _figures(args: argparse.Namespace) -> None:
     from kt import stages
 
-    stages.figures(args.tables, args.out, args.names)
+    if args.tables and args.out:  # tables from anywhere need no configuration
+        stages.figures(args.tables, args.out, args.names)
+    else:
+        run = _stage(lambda s, _, lay, a: s.figures(a.tables or lay.tables, a.out or lay.figures, a.names))
+        run(args)
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
@@ -115,8 +119,8 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     sub = add("figures", _figures, "draw figures from tables", "kt figures delta_by_method")
     sub.add_argument("names", nargs="*", help="which figures (default: all)")
-    sub.add_argument("--tables", type=Path, default=Path("results/tables"), help="folder (default: %(default)s)")
-    sub.add_argument("--out", type=Path, default=Path("results/figures"), help="folder (default: %(default)s)")
+    sub.add_argument("--tables", type=Path, help="folder of tables (default: in the results folder)")
+    _out(sub, "folder")
 
     run = _stage(
         lambda s, study, lay, a: s.report(
@@ -149,7 +153,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Run, about: str, example: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about.capitalize() + ".", epilog=f"example: {example}")
-        sub.add_argument("--config", type=Path, default=Path("config.yaml"), help="the study (default: %(default)s)")
+        default = os.environ.get("KT_CONFIG", "config.yaml")
+        about_config = "the study (default: $KT_CONFIG, else config.yaml)"
+        sub.add_argument("--config", type=Path, default=Path(default), help=about_config)
         sub.add_argument("--log", type=Path, help="also write messages to this file")
         sub.set_defaults(run=run)
         return sub

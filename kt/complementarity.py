@@ -62,7 +62,8 @@ def kappa(accuracy: NDArray[np.float64], both: NDArray[np.float64]) -> NDArray[n
     """
     expected = np.outer(accuracy, accuracy) + np.outer(1 - accuracy, 1 - accuracy)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(expected < 1, (both - expected) / (1 - expected), np.nan)
+        result: NDArray[np.float64] = np.where(expected < 1, (both - expected) / (1 - expected), np.nan)
+    return result
 
 
 def class_entropy(flips: Counts) -> NDArray[np.float64]:
@@ -70,7 +71,8 @@ def class_entropy(flips: Counts) -> NDArray[np.float64]:
     counts = flips.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         share = counts / counts.sum(-1, keepdims=True)
-        return -np.where(share > 0, share * np.log(share), 0.0 * share).sum(-1) + 0.0
+        entropy: NDArray[np.float64] = -np.where(share > 0, share * np.log(share), 0.0 * share).sum(-1) + 0.0
+    return entropy
 
 
 def expertise(flips: Counts, share: float) -> list[list[int]]:
@@ -132,7 +134,7 @@ def score(
                     "acc_teacher": 100 * accuracy[t],
                     "acc_student": 100 * accuracy[s],
                     "acc_difference": 100 * gap / n,
-                    "pos_flips": 100 * rate,
+                    "pos_flips": 100 * positive / n,
                     "pos_flips_se": 100 * np.sqrt(rate * (1 - rate) / n),
                     "neg_flips": 100 * (positive - gap) / n,
                     "agreement": 100 * same[t, s],

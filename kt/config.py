@@ -31,7 +31,8 @@ class AnalysisSpec(Spec):
     """How results are summarised."""
 
     equal_within: PositiveFloat = Field(
-        2.0, description="percentage points of accuracy difference within which a teacher counts as equal to its student"
+        2.0,
+        description="percentage points of accuracy difference within which a teacher counts as equal to its student",
     )
 
 
@@ -40,7 +41,9 @@ class Study(Spec):
 
     title: str = Field("Complementary knowledge", description="title of the report")
     results: str = Field("results", description="folder that everything is written to")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto` takes a GPU where there is one")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto` takes a GPU where there is one"
+    )
     data: DataSpec
     zoo: ZooSpec
     pairs: PairRule
@@ -70,7 +73,9 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 break  # refused below
             if key in seen:
-                raise KtError(f"line {line}: {key!r} is given twice (first in line {seen[key]}); names must be distinct")
+                raise KtError(
+                    f"line {line}: {key!r} is given twice (first in line {seen[key]}); names must be distinct"
+                )
             seen[key] = line
         return super().construct_mapping(node, deep)
 
@@ -149,13 +154,20 @@ def check(study: Study) -> None:
         at = f"zoo.models.{name}"
         if member.arch not in known:
             near = nearest(member.arch, known)
-            raise KtError(f"{at}.arch: unknown model {member.arch!r}; allowed: the {len(known)} names of timm and zoo.modules{near}")
+            raise KtError(
+                f"{at}.arch: unknown model {member.arch!r}; "
+                f"allowed: the {len(known)} names of timm and zoo.modules{near}"
+            )
         if (member.train is None) == (member.checkpoint is None):
-            raise KtError(f"{at}: give either `train` or `checkpoint`, {'not both' if member.train else 'one is needed'}")
+            raise KtError(
+                f"{at}: give either `train` or `checkpoint`, {'not both' if member.train else 'one is needed'}"
+            )
         if member.checkpoint and not (member.checkpoint.endswith(".safetensors") and Path(member.checkpoint).is_file()):
             raise KtError(f"{at}.checkpoint: {member.checkpoint!r} is not an existing .safetensors file")
         if member.train and (member.train.images or 0) > study.data.splits.zoo:
-            raise KtError(f"{at}.train.images: {member.train.images} asked for, but data.splits.zoo is {study.data.splits.zoo}")
+            raise KtError(
+                f"{at}.train.images: {member.train.images} asked for, but data.splits.zoo is {study.data.splits.zoo}"
+            )
         if len((member.input or study.zoo.input).mean) != len((member.input or study.zoo.input).std):
             raise KtError(f"{at}: input.mean and input.std need the same number of channels")
     check_source(study.data.source)

@@ -109,7 +109,9 @@ def jobs(names: Sequence[str], rule: PairRule, pairs_per_job: int) -> dict[str, 
     return {student: math.ceil(min(count, most) / pairs_per_job) for student, count in teachers.items()}
 
 
-def select(names: Sequence[str], rule: PairRule, pairs_per_job: int, scores: pd.DataFrame | None = None) -> pd.DataFrame:
+def select(
+    names: Sequence[str], rule: PairRule, pairs_per_job: int, scores: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """The table ``pairs``, by student and then by teacher, in the order of ``names``.
 
     Args:

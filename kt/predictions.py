@@ -83,7 +83,10 @@ def read(path: str | os.PathLike[str], split: str) -> Prediction:
                 have = ", ".join(sorted({name.rsplit(".", 1)[0] for name in names}))
                 raise KtError(f"{path}: no predictions for the split {split!r}; it has: {have}")
             return Prediction(
-                file.get_tensor(f"{split}.logits"), file.get_tensor(f"{split}.ids"), header["fingerprint"], header["data"]
+                file.get_tensor(f"{split}.logits"),
+                file.get_tensor(f"{split}.ids"),
+                header["fingerprint"],
+                header["data"],
             )
     except (SafetensorError, OSError, KeyError) as error:
         raise KtError(f"{path}: predictions cannot be read ({error})") from error
@@ -97,7 +100,7 @@ def verify(path: str | os.PathLike[str]) -> None:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise KtError(f"{path}: predictions cannot be read ({error})") from error

@@ -61,8 +61,10 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("pretraining", TEXT, "name", "what the weights were trained on"),
         Column("recipe", TAGS, "tags", "how the weights were trained, e.g. `augment=shift`"),
         Column("licence", TEXT, "SPDX", "licence of the weights", True),
-        Column("train_images", COUNT, "count", "images this pipeline trained the model on; null for given weights", True),
-        Column("train_seconds", REAL, "seconds", "time this pipeline took to train it; null for given weights", True),
+        Column(
+            "train_images", COUNT, "count", "images this pipeline trained the model on; given weights have none", True
+        ),
+        Column("train_seconds", REAL, "seconds", "time this pipeline took to train it; given weights have none", True),
         Column("fingerprint", TEXT, "hash", "identifies architecture, input and weights"),
         Column("acc", REAL, "percent", "top-1 accuracy on the test split"),
         Column("acc_se", REAL, "percentage points", "binomial standard error of `acc`"),
@@ -85,7 +87,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("flips_by_class", CLASSES, "images", "positive flips of every class, class 0 first"),
         *(
             Column(
-                f"expertise_{share}", CLASSES, "classes",
+                f"expertise_{share}",
+                CLASSES,
+                "classes",
                 f"fewest classes that hold at least {share} % of the positive flips, most flips first",
             )
             for share in (2, 5, 20, 50)
@@ -100,20 +104,31 @@ TABLES: dict[str, tuple[Column, ...]] = {
         *PAIR,
         Column("method", TEXT, "name", "the transfer method, or the control `self` or `finetune`"),
         Column("seed", COUNT, "number", "seed of the data order and of anything random in training"),
-        Column("control", FLAG, "flag", "true where the teacher plays no part: one training, shared by the student's pairs"),
+        Column(
+            "control", FLAG, "flag", "true where the teacher plays no part: one training, shared by the student's pairs"
+        ),
         Column("status", TEXT, "name", "`ok` or `failed`"),
         Column("reason", TEXT, "text", "why it failed: `diverged`, `out_of_memory` or `error`, and the message", True),
         Column("n", COUNT, "images", "test images behind the row"),
         Column("acc_before", REAL, "percent", "student's accuracy on the test split before transfer"),
         Column("acc_after", REAL, "percent", "the same after the LAST epoch", True),
         Column("delta", REAL, "percentage points", "transfer delta: acc_after − acc_before = gain − loss", True),
-        Column("delta_se", REAL, "percentage points", "standard error of `delta`: a paired difference over the test images", True),
+        Column(
+            "delta_se",
+            REAL,
+            "percentage points",
+            "standard error of `delta`: a paired difference over the test images",
+            True,
+        ),
         Column("knowledge_gain", REAL, "percent of images", "wrong before, right after", True),
         Column("knowledge_loss", REAL, "percent of images", "right before, wrong after", True),
         Column(
-            "transfer_rate", REAL, "percent",
+            "transfer_rate",
+            REAL,
+            "percent",
             "of the teacher's positive flips over the student, the share that the student now gets right, "
-            "on the very same images; null if the teacher has none", True,
+            "on the very same images; null if the teacher has none",
+            True,
         ),
         Column("teacher_share", REAL, "percent of images", "transfer images whose target came from the teacher", True),
         Column("epochs", COUNT, "epochs", "epochs trained"),
@@ -133,7 +148,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("seeds", COUNT, "seeds", "most seeds per pair; a pair's delta is first averaged over its seeds"),
         Column("failed", COUNT, "units", "failed units left out"),
         Column("delta", REAL, "percentage points", "mean transfer delta over pairs"),
-        Column("delta_se", REAL, "percentage points", "its standard error, robust to pairs that share a model (dyadic)"),
+        Column(
+            "delta_se", REAL, "percentage points", "its standard error, robust to pairs that share a model (dyadic)"
+        ),
         Column("delta_se_iid", REAL, "percentage points", "the ordinary standard error, as if pairs were independent"),
         Column("median", REAL, "percentage points", "median delta over pairs"),
         Column("worst", REAL, "percentage points", "lowest delta of a pair"),
@@ -148,7 +165,7 @@ def arrow_schema(table: str) -> pa.Schema:
     return pa.schema([pa.field(c.name, c.dtype, c.nullable) for c in TABLES[table]])
 
 
-def build(table: str, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pa.Table:
+def build(table: str, rows: Sequence[Mapping[str, Any]] | Mapping[Any, Any]) -> pa.Table:
     """Rows (or columns) as a checked Arrow table.
 
     Raises:
@@ -212,7 +229,8 @@ def read(path: str | os.PathLike[str], table: str) -> pa.Table:
 
 def read_frame(path: str | os.PathLike[str], table: str) -> pd.DataFrame:
     """Read a table as a pandas data frame; raises as ``read`` does."""
-    return read(path, table).to_pandas()
+    frame: pd.DataFrame = read(path, table).to_pandas()
+    return frame
 
 
 def write_csv(path: str | os.PathLike[str], data: pa.Table) -> None:
@@ -230,7 +248,8 @@ def markdown() -> str:
     parts = []
     for table, columns in TABLES.items():
         rows = [
-            f"| `{c.name}` | {c.dtype} | {c.unit} | {c.meaning}{'; may be null' if c.nullable else ''} |" for c in columns
+            f"| `{c.name}` | {c.dtype} | {c.unit} | {c.meaning}{'; may be null' if c.nullable else ''} |"
+            for c in columns
         ]
         parts.append("\n".join([f"## {table}", "", "| column | dtype | unit | meaning |", "|---|---|---|---|", *rows]))
     return "\n\n".join(parts) + "\n"

@@ -292,9 +292,7 @@ def report(study: Study, config: Path, source: Path, drawn: Path, out: Path) -> 
     """Write the HTML report from tables and figures."""
     from kt.report import render
 
-    page = render(
-        source, drawn, config.read_text("utf-8"), tables.versions(), study.title, study.analysis.equal_within
-    )
+    page = render(source, drawn, config.read_text("utf-8"), tables.versions(), study.title, study.analysis.equal_within)
     store.write_text(out, page)
     log.info("report: %s", out)
 

@@ -48,7 +48,8 @@ class Survey:
         """The state in one line."""
         failed = "".join(f", {n} failed ({cause})" for cause, n in sorted(self.failed.items()))
         damaged = f", {len(self.damaged)} damaged ledger records to recompute" if self.damaged else ""
-        text = f"{self.pairs} pairs ({self.pairs_done} done), {self.units} trainings: {self.done} done{failed}, {self.left} to do"
+        pairs = f"{self.pairs} pairs ({self.pairs_done} done)"
+        text = f"{pairs}, {self.units} trainings: {self.done} done{failed}, {self.left} to do"
         return f"{text}{damaged}{self._estimate()}"
 
     def _estimate(self) -> str:
@@ -99,7 +100,9 @@ def survey(study: Study, layout: Layout) -> Survey:
     state.seconds = sum(map(sum, spent.values()))
     state.seconds_left = _left(spent, waiting)
     state.retriable = [
-        k for k, outcome in records.items() if outcome and outcome["status"] == "failed" and outcome["cause"] not in FINAL_CAUSES
+        k
+        for k, outcome in records.items()
+        if outcome and outcome["status"] == "failed" and outcome["cause"] not in FINAL_CAUSES
     ]
     return state
 

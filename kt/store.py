@@ -122,7 +122,9 @@ def lock(folder: str | os.PathLike[str]) -> IO[str]:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        raise KtError(f"results: {folder} is in use by another run (process {holder}); wait for it or stop it") from error
+        raise KtError(
+            f"results: {folder} is in use by another run (process {holder}); wait for it or stop it"
+        ) from error
     file.seek(0)
     file.truncate()
     file.write(f"{os.getpid()} on {os.uname().nodename}\n")

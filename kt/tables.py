@@ -24,7 +24,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
-def zoo(members: Sequence[Mapping[str, Any]], files: Mapping[str, Path], labels: Mapping[str, NDArray[np.int64]]) -> pa.Table:
+def zoo(
+    members: Sequence[Mapping[str, Any]], files: Mapping[str, Path], labels: Mapping[str, NDArray[np.int64]]
+) -> pa.Table:
     """The table ``zoo``.
 
     Args:
@@ -40,7 +42,9 @@ def zoo(members: Sequence[Mapping[str, Any]], files: Mapping[str, Path], labels:
         name = member["name"]
         found = {split: predictions.read(files[name], split) for split in ("validation", "test")}
         if found["test"].fingerprint != member["fingerprint"]:
-            raise KtError(f"{files[name]}: predictions of other weights than {name!r} has now; delete the file and run again")
+            raise KtError(
+                f"{files[name]}: predictions of other weights than {name!r} has now; delete the file and run again"
+            )
         accuracy = {split: float(predictions.correct(p.logits, labels[split]).mean()) for split, p in found.items()}
         test = accuracy["test"]
         rows.append(

@@ -66,9 +66,13 @@ def _array(path: Path, name: str) -> NDArray[np.generic]:
 def _from_npz(path: Path) -> Images:
     images, labels = _array(path, "images"), _array(path, "labels")
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise KtError(f"data.source: {path}: images are {images.dtype} {list(images.shape)}; need uint8 [N, H, W] or [N, H, W, C]")
+        raise KtError(
+            f"data.source: {path}: images are {images.dtype} {list(images.shape)}; need uint8 [N, H, W] or [N, H, W, C]"
+        )
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
-        raise KtError(f"data.source: {path}: labels are {labels.dtype} {list(labels.shape)}; need integers ≥ 0, one an image")
+        raise KtError(
+            f"data.source: {path}: labels are {labels.dtype} {list(labels.shape)}; need integers ≥ 0, one an image"
+        )
     images = images if images.ndim == 4 else images[..., None]
     return Images(images.astype(np.uint8, copy=False), labels.astype(np.int64), np.arange(len(images)))
 
@@ -107,7 +111,9 @@ def write(folder: Path, spec: DataSpec) -> None:
     content = store.digest(
         [store.digest_file(folder / f"{name}.npy") for name in ("images", "labels")] + [splits.to_dict("list")]
     )
-    store.write_json(folder / "meta.json", {"classes": int(data.labels.max()) + 1, "hash": content, "source": spec.source})
+    store.write_json(
+        folder / "meta.json", {"classes": int(data.labels.max()) + 1, "hash": content, "source": spec.source}
+    )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ class SplitSizes(Spec):
 class DataSpec(Spec):
     """Where the images come from and how they are split."""
 
-    source: str = Field(description="`digits` (ships with scikit-learn), or the path of an .npz file with `images` and `labels`")
+    source: str = Field(
+        description="`digits` (ships with scikit-learn), or the path of an .npz file with `images` and `labels`"
+    )
     seed: int = Field(0, ge=0, description="seed of the shuffle before the split")
     splits: SplitSizes
 
@@ -34,4 +36,6 @@ class InputSpec(Spec):
 
     size: PositiveInt = Field(description="side of the square input, pixels")
     mean: tuple[float, ...] = Field(min_length=1, description="mean of every channel, images in [0, 1]")
-    std: tuple[PositiveFloat, ...] = Field(min_length=1, description="standard deviation of every channel, images in [0, 1]")
+    std: tuple[PositiveFloat, ...] = Field(
+        min_length=1, description="standard deviation of every channel, images in [0, 1]"
+    )

@@ -17,7 +17,10 @@ IN_MEMORY = 1 << 29
 
 
 def to_unit(images: NDArray[np.uint8], size: int, device: torch.device) -> Tensor:
-    """Images uint8 [B, H, W, C] as float32 [B, C, size, size] in [0, 1], resized bilinearly (antialiased when shrinking)."""
+    """Images uint8 [B, H, W, C] as float32 [B, C, size, size] in [0, 1].
+
+    The resize is bilinear, antialiased when it shrinks.
+    """
     x = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True)
     x = x.permute(0, 3, 1, 2).to(torch.float32).div_(255)
     if x.shape[-2:] != (size, size):
@@ -41,7 +44,9 @@ class Inputs:
         device: where the prepared images are wanted.
     """
 
-    def __init__(self, images: NDArray[np.uint8], rows: NDArray[np.int64], spec: InputSpec, device: torch.device) -> None:
+    def __init__(
+        self, images: NDArray[np.uint8], rows: NDArray[np.int64], spec: InputSpec, device: torch.device
+    ) -> None:
         self.spec, self.device = spec, device
         self._images, self._rows = images, rows
         size = 4 * len(rows) * images.shape[-1] * spec.size**2

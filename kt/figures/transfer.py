@@ -46,15 +46,8 @@ def delta_by_method(tables: Tables) -> Drawing:
         for kind, points in _by_teacher(of_method, row["control"]):
             marker, colour = TEACHERS[kind]
             height = place + rng.uniform(-0.22, 0.22, len(points))
-            axes.scatter(
-                points["delta"],
-                height,
-                marker=marker,
-                color=colour,
-                zorder=2,
-                label=kind,
-                **style.marks(len(of_method)),
-            )
+            looks = style.marks(len(points) if row["control"] else len(of_method))
+            axes.scatter(points["delta"], height, marker=marker, color=colour, zorder=2, label=kind, **looks)
         error = row["delta_se"] if math.isfinite(row["delta_se"]) else 0.0
         axes.errorbar(
             row["delta"], place, xerr=error, fmt="s", color=INK, markersize=4, markerfacecolor="white", elinewidth=1.6,
@@ -97,8 +90,9 @@ def _by_teacher(pairs: pd.DataFrame, control: bool) -> Iterator[tuple[str, pd.Da
         yield CONTROL, pairs.drop_duplicates(["student", "delta"])
         return
     weaker = pairs["acc_difference"] < 0
-    yield WEAKER, pairs[weaker]
-    yield STRONGER, pairs[~weaker]
+    for kind, chosen in ((WEAKER, weaker), (STRONGER, ~weaker)):
+        if chosen.any():
+            yield kind, pairs[chosen]
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -121,7 +115,7 @@ def delta_vs_accuracy(tables: Tables) -> Drawing:
     methods = records(tables.methods[tables.methods["group"] == "all"])
     down = math.ceil(len(methods) / ACROSS)
     across = min(ACROSS, len(methods))
-    figure = Figure(figsize=(PAGE * max(across, 2) / ACROSS, 0.7 + 1.9 * down), layout="constrained")
+    figure = Figure(figsize=(PAGE * max(across, 2) / ACROSS, max(3.0, 0.9 + 1.9 * down)), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     reach = max(float(data["acc_difference"].abs().max()), 1.0) * 1.06
     few = data.groupby("method").size().max() <= MANY
@@ -143,11 +137,12 @@ def delta_vs_accuracy(tables: Tables) -> Drawing:
     for place in range(max(0, len(methods) - across), len(methods)):
         panels.flat[place].tick_params(labelbottom=True)
         panels.flat[place].set_xlabel("teacher − student (points)", fontsize=7)
-    figure.supylabel("transfer delta (percentage points)", fontsize=8)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("transfer delta (points)", fontsize=7)
     bars = "Bars: ± 1 standard error over test images, mean over seeds." if few else _median_error(data)
     style.footer(
         figure,
-        "Horizontal: accuracy difference in percentage points. Dashed: the student becomes as good as its teacher was.",
+        "Both axes in percentage points. Dashed: the student becomes as good as its teacher was.",
         f"{style.transferred(tables)}. {bars}",
     )
     return Drawing(figure, data)

@@ -1,0 +1,1 @@
+"""Transfer of knowledge from a teacher into a student."""

@@ -22,7 +22,6 @@ from kt.transfer.spec import Training
 from kt.zoo.inference import autocast
 
 
-
 class Diverged(Exception):
     """The training loss is not finite."""
 
@@ -103,7 +102,7 @@ def train(
             with autocast(device):
                 logits = student(inputs[positions.numpy()])
             mean = loss(logits, targets[on_device], labels[on_device]).mean()
-            mean.backward()
+            torch.autograd.backward(mean)
             optimiser.step()
             optimiser.zero_grad()
             progress.total += mean.detach()
@@ -112,9 +111,7 @@ def train(
                 checkpoint.save(_state(student, optimiser, progress, device))
         progress.step = 0
         _end_epoch(student, progress, per_epoch, validate)
-    return History(
-        progress.loss, progress.validation, training.epochs * per_epoch, progress.best_epoch, progress.best
-    )
+    return History(progress.loss, progress.validation, training.epochs * per_epoch, progress.best_epoch, progress.best)
 
 
 @dataclass
@@ -132,9 +129,7 @@ class _Progress:
         self.best: dict[str, Tensor] = {}
 
 
-def _end_epoch(
-    student: nn.Module, progress: _Progress, steps: int, validate: Callable[[nn.Module], float]
-) -> None:
+def _end_epoch(student: nn.Module, progress: _Progress, steps: int, validate: Callable[[nn.Module], float]) -> None:
     mean = float(progress.total) / steps
     if not math.isfinite(mean):
         raise Diverged(f"the loss is not finite in epoch {len(progress.loss) + 1}")
@@ -147,7 +142,9 @@ def _end_epoch(
     progress.validation.append(accuracy)
 
 
-def _state(student: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress, device: torch.device) -> dict[str, Any]:
+def _state(
+    student: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress, device: torch.device
+) -> dict[str, Any]:
     return {
         "student": student.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -157,9 +154,7 @@ def _state(student: nn.Module, optimiser: torch.optim.Optimizer, progress: _Prog
     }
 
 
-def _restore(
-    state: dict[str, Any], student: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress
-) -> None:
+def _restore(state: dict[str, Any], student: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress) -> None:
     student.load_state_dict(state["student"])
     optimiser.load_state_dict(state["optimiser"])
     vars(progress).update(state["progress"])

@@ -66,7 +66,7 @@ class Workbench:
         device: torch.device,
     ) -> Workbench:
         """Put the student and the three splits that transfer needs on the device."""
-        student = student.to(device, memory_format=torch.channels_last)
+        student = student.to(device).to(memory_format=torch.channels_last)
         splits = ("transfer", "validation", "test")
         return cls(
             student,
@@ -130,7 +130,8 @@ class Workbench:
         }
 
     def _classes(self, split: str) -> NDArray[np.int64]:
-        return logits(self.student, self.inputs[split]).argmax(1)
+        classes: NDArray[np.int64] = logits(self.student, self.inputs[split]).argmax(1)
+        return classes
 
     def _validation_accuracy(self, student: nn.Module) -> float:
         return 100 * float((self._classes("validation") == self.labels["validation"]).mean())

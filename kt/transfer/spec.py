@@ -38,7 +38,7 @@ def _option(method: type[Method]) -> Any:
     return (method | None, Field(None, description=(method.__doc__ or "").splitlines()[0]))
 
 
-Methods: type[MethodsBase] = create_model(  # type: ignore[call-overload]
+Methods: type[MethodsBase] = create_model(
     "Methods",
     __base__=MethodsBase,
     __doc__=MethodsBase.__doc__,
@@ -49,10 +49,14 @@ Methods: type[MethodsBase] = create_model(  # type: ignore[call-overload]
 class TransferSpec(Spec):
     """Which methods run on the chosen pairs, how often, and how the work is cut into jobs."""
 
-    methods: Methods  # type: ignore[valid-type]
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one training a seed; distinct, 0 to 4294967295")
+    methods: Methods
+    seeds: tuple[int, ...] = Field(
+        (0, 1, 2), min_length=1, description="one training a seed; distinct, 0 to 4294967295"
+    )
     training: Training
-    pairs_per_job: PositiveInt = Field(16, description="teachers that one job of a student takes; does not change results")
+    pairs_per_job: PositiveInt = Field(
+        16, description="teachers that one job of a student takes; does not change results"
+    )
     checkpoint_seconds: float = Field(600, ge=0, description="seconds between two checkpoints inside a training")
 
     @field_validator("seeds")

@@ -131,4 +131,6 @@ def rows(
     after = unpack(outcome["last"]) == labels
     shared |= change(before, after)
     shared["delta_best"] = change(before, unpack(outcome["best"]) == labels)["delta"]
-    return [{"teacher": name, **shared, "transfer_rate": transfer_rate(teachers[name], before, after)} for name in names]
+    return [
+        {"teacher": name, **shared, "transfer_rate": transfer_rate(teachers[name], before, after)} for name in names
+    ]

@@ -1,0 +1,1 @@
+"""The zoo: which models there are, their weights and properties."""

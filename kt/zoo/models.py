@@ -42,7 +42,9 @@ def build(arch: str, args: dict[str, Any], classes: int, channels: int) -> nn.Mo
     try:
         model: nn.Module = timm.create_model(arch, num_classes=classes, **{"in_chans": channels, **args})
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise KtError(f"zoo: {arch} cannot be built with {args}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        raise KtError(
+            f"zoo: {arch} cannot be built with {args}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
     return model
 
 
@@ -88,7 +90,7 @@ def macs(model: nn.Module, channels: int, size: int) -> int:
     probe = copy.deepcopy(model).cpu().float().eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         probe(torch.zeros(1, channels, size, size))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def properties(model: nn.Module, channels: int, size: int) -> dict[str, int]:

@@ -18,12 +18,12 @@ _KINDS = {
     "hardcorenas hgnet hrnet inception_next inception_resnet_v2 inception_v3 inception_v4 lcnetv2 mambaout mobilenetv3 "
     "nasnet nfnet pnasnet rdnet regnet repghost repvit res2net resnest resnet resnetv2 rexnet selecsls senet sknet "
     "starnet tresnet vgg vovnet xception xception_aligned",
-    "transformer": "beit cait crossvit davit deepseek_vit deit eva gcvit gemma4_vit hiera hieradet_sam2 mvitv2 naflexvit "
-    "pvt_v2 qwen3_vit swin_transformer swin_transformer_v2 swin_transformer_v2_cr tnt twins vision_transformer "
-    "vision_transformer_relpos vision_transformer_sam volo xcit",
+    "transformer": "beit cait crossvit davit deepseek_vit deit eva gcvit gemma4_vit hiera hieradet_sam2 mvitv2 "
+    "naflexvit pvt_v2 qwen3_vit swin_transformer swin_transformer_v2 swin_transformer_v2_cr tnt twins "
+    "vision_transformer vision_transformer_relpos vision_transformer_sam volo xcit",
     "mlp": "mlp_mixer",
-    "hybrid": "byoanet coat convit edgenext efficientformer efficientformer_v2 efficientvit_mit efficientvit_msra fastvit "
-    "levit maxxvit metaformer mobilenetv5 mobilevit nest nextvit pit shvit swiftformer tiny_vit "
+    "hybrid": "byoanet coat convit edgenext efficientformer efficientformer_v2 efficientvit_mit efficientvit_msra "
+    "fastvit levit maxxvit metaformer mobilenetv5 mobilevit nest nextvit pit shvit swiftformer tiny_vit "
     "vision_transformer_hybrid visformer vitamin",
 }
 _KIND = {module: kind for kind, modules in _KINDS.items() for module in modules.split()}

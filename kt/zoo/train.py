@@ -75,7 +75,7 @@ def train(
     augmenting = torch.Generator(device).manual_seed(recipe.seed)
     augment = AUGMENTATIONS[recipe.augment]
     steps = len(labels) // recipe.batch_size
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.to(device).to(memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, recipe.lr, total_steps=recipe.epochs * steps, pct_start=WARM_UP
@@ -87,7 +87,7 @@ def train(
         for batch in batches:
             x = normalise(augment(to_unit(images[batch.numpy()], spec.size, device), augmenting), spec)
             loss = F.cross_entropy(model(x).float(), y[batch.to(device)])
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
             optimiser.zero_grad()

@@ -10,7 +10,9 @@ from kt.errors import KtError
 from kt.layout import Layout
 
 # The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.
-CONFIGS = [str(path) for path in workflow.config_settings.configfiles] or ["config.yaml"]
+CONFIGS = [str(path) for path in workflow.config_settings.configfiles] or [
+    "config.yaml"
+]
 if len(CONFIGS) > 1 or workflow.config_settings.config:
     raise WorkflowError(
         "give one --configfile and no --config: a study is one file, so that it can be repeated"
@@ -31,7 +33,9 @@ for teacher, student in kt_pairs.candidates(STUDY.names, STUDY.pairs):
     TEACHERS[student].append(teacher)
 
 # The interpreter that runs Snakemake also runs the stages, whether or not its folder is on the PATH.
-KT = f"{sys.executable} -m kt"
+shell.prefix(
+    'set -euo pipefail; export KT_CONFIG={CONFIG:q}; kt() {{ {sys.executable:q} -m kt "$@"; }}; '
+)
 
 
 wildcard_constraints:
@@ -39,6 +43,39 @@ wildcard_constraints:
     student="|".join(STUDY.names),
     chunk=r"\d+",
     split="validation|test",
+
+
+def member(wildcards):
+    return STUDY.zoo.models[wildcards.model]
+
+
+def recipe(wildcards):
+    """All that determines a member's weights and properties; only a change of these runs it again."""
+    return [
+        member(wildcards).plain(),
+        STUDY.zoo.input_of(wildcards.model).plain(),
+        STUDY.zoo.modules,
+    ]
+
+
+def teachers(wildcards):
+    """Teachers that a job may read: all of the student's for the job that also does its controls, else its own."""
+    everyone, chunk, size = (
+        TEACHERS[wildcards.student],
+        int(wildcards.chunk),
+        STUDY.transfer.pairs_per_job,
+    )
+    return (
+        everyone
+        if chunk == 0 or NEEDS_SCORES
+        else everyone[chunk * size : (chunk + 1) * size]
+    )
+
+
+def cached_logits(wildcards):
+    return [
+        LAYOUT.predictions(name) for name in [wildcards.student, *teachers(wildcards)]
+    ]
 
 
 if workflow.is_main_process:

@@ -4,9 +4,11 @@ rule data:
         LAYOUT.data / "labels.npy",
         LAYOUT.data / "splits.parquet",
         meta=LAYOUT.data / "meta.json",
-    params:
-        spec=STUDY.data.plain(),
     log:
         LOGS / "data.log",
+    conda:
+        "../../envs/kt.yaml"
+    params:
+        spec=STUDY.data.plain(),
     shell:
-        "{KT} data --config {CONFIG} --log {log}"
+        "kt data --log {log}"

@@ -1,16 +1,31 @@
-FIGURES = ["flips_vs_accuracy", "flips_heatmap", "delta_by_method", "delta_vs_accuracy", "flips_by_class"]
-TABLES = [LAYOUT.table(name) for name in ("zoo", "complementarity", "pairs", "transfers", "methods")]
+FIGURES = [
+    "flips_vs_accuracy",
+    "flips_heatmap",
+    "delta_by_method",
+    "delta_vs_accuracy",
+    "flips_by_class",
+]
+TABLES = [
+    LAYOUT.table(name)
+    for name in ("zoo", "complementarity", "pairs", "transfers", "methods")
+]
 
 
 rule figures:
     input:
         TABLES,
     output:
-        [LAYOUT.figures / f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf", "csv")],
+        [
+            LAYOUT.figures / f"{name}.{kind}"
+            for name in FIGURES
+            for kind in ("png", "pdf", "csv")
+        ],
     log:
         LOGS / "figures.log",
+    conda:
+        "../../envs/kt.yaml"
     shell:
-        "{KT} figures --tables {LAYOUT.tables} --out {LAYOUT.figures} --log {log}"
+        "kt figures --log {log}"
 
 
 rule report:
@@ -19,10 +34,12 @@ rule report:
         [LAYOUT.figures / f"{name}.png" for name in FIGURES],
     output:
         LAYOUT.report,
+    log:
+        LOGS / "report.log",
+    conda:
+        "../../envs/kt.yaml"
     params:
         title=STUDY.title,
         analysis=STUDY.analysis.plain(),
-    log:
-        LOGS / "report.log",
     shell:
-        "{KT} report --config {CONFIG} --out {output} --log {log}"
+        "kt report --out {output} --log {log}"

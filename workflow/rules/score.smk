@@ -3,12 +3,14 @@ rule complementarity:
         [LAYOUT.predictions(name) for name in STUDY.names],
     output:
         LAYOUT.complementarity("{split}"),
-    params:
-        names=STUDY.names,
     log:
         LOGS / "complementarity/{split}.log",
+    conda:
+        "../../envs/kt.yaml"
+    params:
+        names=STUDY.names,
     shell:
-        "{KT} complementarity --config {CONFIG} --split {wildcards.split} --out {output} --log {log}"
+        "kt complementarity --split {wildcards.split} --out {output} --log {log}"
 
 
 rule pairs:
@@ -16,12 +18,16 @@ rule pairs:
         scores=LAYOUT.complementarity("validation") if NEEDS_SCORES else [],
     output:
         LAYOUT.table("pairs"),
+    log:
+        LOGS / "pairs.log",
+    conda:
+        "../../envs/kt.yaml"
     params:
         names=STUDY.names,
         rule=STUDY.pairs.plain(),
         size=STUDY.transfer.pairs_per_job,
-        scores=lambda wildcards, input: f"--scores {input.scores}" if NEEDS_SCORES else "",
-    log:
-        LOGS / "pairs.log",
+        scores=lambda wildcards, input: (
+            f"--scores {input.scores}" if NEEDS_SCORES else ""
+        ),
     shell:
-        "{KT} pairs --config {CONFIG} {params.scores} --out {output} --log {log}"
+        "kt pairs {params.scores} --out {output} --log {log}"

@@ -1,16 +1,3 @@
-def member(wildcards):
-    return STUDY.zoo.models[wildcards.model]
-
-
-def recipe(wildcards):
-    """All that determines a member's weights and properties; only a change of these runs it again."""
-    return [
-        member(wildcards).plain(),
-        STUDY.zoo.input_of(wildcards.model).plain(),
-        STUDY.zoo.modules,
-    ]
-
-
 rule weights:
     input:
         LAYOUT.data / "meta.json",
@@ -18,15 +5,17 @@ rule weights:
     output:
         LAYOUT.weights("{model}"),
         LAYOUT.member("{model}"),
-    params:
-        recipe=recipe,
     log:
         LOGS / "weights/{model}.log",
+    conda:
+        "../../envs/kt.yaml"
     threads: 1
     resources:
         mem_mb=1500,
+    params:
+        recipe=recipe,
     shell:
-        "{KT} weights --config {CONFIG} --model {wildcards.model} --threads {threads} --log {log}"
+        "kt weights --model {wildcards.model} --threads {threads} --log {log}"
 
 
 rule predictions:
@@ -38,11 +27,13 @@ rule predictions:
         LAYOUT.predictions("{model}"),
     log:
         LOGS / "predictions/{model}.log",
+    conda:
+        "../../envs/kt.yaml"
     threads: 1
     resources:
         mem_mb=1500,
     shell:
-        "{KT} predict --config {CONFIG} --model {wildcards.model} --threads {threads} --log {log}"
+        "kt predict --model {wildcards.model} --threads {threads} --log {log}"
 
 
 rule zoo:
@@ -51,9 +42,11 @@ rule zoo:
         [LAYOUT.predictions(name) for name in STUDY.names],
     output:
         LAYOUT.table("zoo"),
-    params:
-        names=STUDY.names,
     log:
         LOGS / "zoo.log",
+    conda:
+        "../../envs/kt.yaml"
+    params:
+        names=STUDY.names,
     shell:
-        "{KT} zoo --config {CONFIG} --out {output} --log {log}"
+        "kt zoo --out {output} --log {log}"

@@ -1,0 +1,188 @@
+"""Which pairs get a transfer: deterministic, without self pairs, and stable when the zoo grows."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from kt import schema
+from kt.errors import KtError
+from kt.pairs import All, Explicit, PairRule, Pattern, Random, Top, candidates, jobs, select
+
+NAMES = st.lists(st.text("abcdef_", min_size=1, max_size=4), min_size=2, max_size=9, unique=True)
+PER_JOB = st.integers(1, 5)
+
+
+def scores_of(names: list[str], seed: int, levels: int = 4) -> pd.DataFrame:
+    """A complementarity table with ties and unknown values."""
+    rng = np.random.default_rng(seed)
+    pairs = [(t, s) for t, s in product(names, names) if t != s]
+    values = rng.integers(0, levels, len(pairs)).astype(float)
+    values[rng.random(len(pairs)) < 0.2] = np.nan
+    frame = pd.DataFrame(pairs, columns=["teacher", "student"]).assign(pos_flips=values, kappa=-values)
+    return frame.sample(frac=1, random_state=seed)
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> tuple[list[str], PairRule]:
+    names = draw(NAMES)
+    name = st.sampled_from([*names, "*"])
+    patterns = st.builds(lambda t, s: Pattern(teacher=t, student=s), name, name)
+    exclude = tuple(draw(st.lists(patterns, max_size=2)))
+    rule: PairRule = draw(
+        st.one_of(
+            st.just(All(select="all", exclude=exclude)),
+            st.builds(
+                lambda n, seed: Random(select="random", n=n, seed=seed, exclude=exclude),
+                st.integers(1, 80),
+                st.integers(0, 5),
+            ),
+            st.builds(
+                lambda pairs: Explicit(select="explicit", pairs=tuple(pairs), exclude=exclude),
+                st.lists(patterns, min_size=1, max_size=3),
+            ),
+            st.builds(
+                lambda k, by, lowest: Top(select="top", k=k, by=by, lowest=lowest, exclude=exclude),
+                st.integers(1, 10),
+                st.sampled_from(["pos_flips", "kappa"]),
+                st.booleans(),
+            ),
+        )
+    )
+    try:
+        candidates(names, rule)
+    except KtError:
+        assume(False)
+    return names, rule
+
+
+@given(rules(), PER_JOB, st.integers(0, 3))
+def test_every_rule_keeps_its_promises(drawn, per_job, seed):
+    names, rule = drawn
+    chosen = select(names, rule, per_job, scores_of(names, seed))
+    pairs = list(zip(chosen["teacher"], chosen["student"], strict=True))
+    # no pair with itself, none twice, none excluded
+    assert all(t != s and t in names and s in names for t, s in pairs)
+    assert len(set(pairs)) == len(pairs) > 0
+    assert not any(pattern.matches(t, s) for pattern in rule.exclude for t, s in pairs)
+    # in the order of the names, by student and then by teacher
+    assert pairs == sorted(pairs, key=lambda pair: (names.index(pair[1]), names.index(pair[0])))
+    # chunks are full but for the last, and counted from 0
+    for _, of_student in chosen.groupby("student"):
+        sizes = of_student["chunk"].value_counts(sort=False).tolist()
+        assert of_student["chunk"].tolist() == sorted(of_student["chunk"])
+        assert sizes[:-1] == [per_job] * (len(sizes) - 1)
+        assert 0 < sizes[-1] <= per_job
+    # the number of jobs is known before
+    assert jobs(names, rule, per_job) == (chosen.groupby("student", sort=False)["chunk"].max() + 1).to_dict()
+    # the same again, and a table that fits its schema
+    pd.testing.assert_frame_equal(select(names, rule, per_job, scores_of(names, seed)), chosen)
+    assert schema.build("pairs", chosen.to_dict("list")).num_rows == len(pairs)
+
+
+@given(NAMES, PER_JOB)
+def test_a_model_appended_to_the_zoo_leaves_the_chunks_of_all_other_pairs(names, per_job):
+    *old, _ = names
+    assume(len(old) > 1)
+    rule = All(select="all")
+    before = select(old, rule, per_job).set_index(["teacher", "student"])["chunk"]
+    after = select(names, rule, per_job).set_index(["teacher", "student"])["chunk"]
+    assert after.loc[before.index].equals(before)
+    assert len(after) == len(names) * (len(names) - 1)
+
+
+@given(NAMES, st.integers(1, 40), st.integers(0, 9))
+def test_a_new_model_replaces_random_pairs_only_by_its_own(names, n, seed):
+    *old, new = names
+    assume(len(old) > 1)
+    rule = Random(select="random", n=n, seed=seed)
+    before, after = set(candidates(old, rule)), set(candidates(names, rule))
+    assert len(after) == min(n, len(names) * (len(names) - 1))
+    assert all(new in pair for pair in after - before)
+    assert len(before - after) <= sum(new in pair for pair in after)
+
+
+@given(NAMES, st.integers(1, 40), st.integers(0, 9))
+def test_random_pairs_do_not_depend_on_the_order_of_names_and_fewer_are_part_of_more(names, n, seed):
+    chosen = set(candidates(names, Random(select="random", n=n, seed=seed)))
+    assert set(candidates(names[::-1], Random(select="random", n=n, seed=seed))) == chosen
+    assert chosen <= set(candidates(names, Random(select="random", n=n + 1, seed=seed)))
+
+
+def test_the_seed_changes_the_random_pairs():
+    names = [f"m{i}" for i in range(12)]
+    draws = {tuple(candidates(names, Random(select="random", n=20, seed=seed))) for seed in range(5)}
+    assert len(draws) == 5
+
+
+@given(NAMES, st.integers(1, 5), st.booleans(), st.integers(0, 5))
+def test_top_agrees_with_sorting_each_students_teachers(names, k, lowest, seed):
+    scores = scores_of(names, seed)
+    chosen = select(names, Top(select="top", k=k, by="pos_flips", lowest=lowest), 16, scores)
+    value = scores.set_index(["teacher", "student"])["pos_flips"].to_dict()
+    for student in names:
+        teachers = [t for t in names if t != student]
+        sign = 1 if lowest else -1
+        # unknown values last, ties in the order of the names
+        ranked = sorted(teachers, key=lambda t: (math.isnan(value[t, student]), sign * value[t, student], names.index(t)))
+        if any(math.isnan(value[t, student]) for t in teachers):
+            known = [t for t in teachers if not math.isnan(value[t, student])]
+            unknown = [t for t in teachers if math.isnan(value[t, student])]
+            ranked = sorted(known, key=lambda t: (sign * value[t, student], names.index(t))) + unknown
+        of_student = chosen[chosen["student"] == student]
+        assert set(of_student["teacher"]) == set(ranked[:k])
+        for teacher, reason in zip(of_student["teacher"], of_student["reason"], strict=True):
+            assert reason == f"top {k} by pos_flips: rank {ranked.index(teacher) + 1}"
+
+
+def test_all_pairs_by_hand():
+    chosen = select(["a", "b", "c"], All(select="all"), 1)
+    assert chosen.to_dict("list") == {
+        "teacher": ["b", "c", "a", "c", "a", "b"],
+        "student": ["a", "a", "b", "b", "c", "c"],
+        "reason": ["all"] * 6,
+        "chunk": [0, 1, 0, 1, 0, 1],
+    }
+
+
+def test_patterns_are_those_of_file_names_and_tell_capitals_apart():
+    rule = Explicit(
+        select="explicit",
+        pairs=(Pattern(teacher="v*", student="cnn?"), Pattern(teacher="cnn[2]")),
+        exclude=(Pattern(teacher="vit_b"),),
+    )
+    names = ["vit_a", "vit_b", "cnn1", "cnn2", "Vit"]
+    expected = [("cnn2", "vit_a"), ("cnn2", "vit_b"), ("vit_a", "cnn1"), ("cnn2", "cnn1"), ("vit_a", "cnn2"), ("cnn2", "Vit")]
+    assert candidates(names, rule) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (All(select="all", exclude=(Pattern(),)), "pairs: the rule 'all' selects no pair of the 2 models"),
+        (All(select="all", exclude=(Pattern(teacher="vitt"),)), "student: .*matches no pair.*; did you mean 'vit'"),
+        (
+            Explicit(select="explicit", pairs=(Pattern(student="x*"),)),
+            r"\{teacher: \*, student: x\*\} matches no pair of distinct models$",
+        ),
+        (
+            Explicit(select="explicit", pairs=(Pattern(),), exclude=(Pattern(),)),
+            "the rule 'explicit' selects no pair of the 2 models",
+        ),
+    ],
+)
+def test_rules_that_select_nothing_or_patterns_without_a_pair_are_errors(rule, message):
+    for call in (candidates, lambda names, rule: jobs(names, rule, 1), lambda names, rule: select(names, rule, 1)):
+        with pytest.raises(KtError, match=message):
+            call(["vit", "cnn"], rule)
+
+
+def test_top_needs_the_scores():
+    with pytest.raises(KtError, match="the rule 'top' needs the complementarity table of the validation split"):
+        select(["a", "b"], Top(select="top", k=1), 1)

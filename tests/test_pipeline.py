@@ -1,0 +1,277 @@
+"""The whole Snakemake workflow on a tiny study: real processes, real files, real kills."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ("flips_vs_accuracy", "flips_heatmap", "delta_by_method", "delta_vs_accuracy", "flips_by_class")
+
+STUDY: dict[str, Any] = {
+    "title": "A tiny study",
+    "results": "results",
+    "device": "cpu",
+    "data": {"source": "digits", "seed": 0, "splits": {"zoo": 120, "transfer": 80, "validation": 60, "test": 150}},
+    "zoo": {
+        "modules": ["kt.zoo.digits"],
+        "input": {"size": 16, "mean": [0.3], "std": [0.33]},
+        "models": {
+            "byob": {"arch": "test_byobnet", "train": {"epochs": 4}},
+            "mixer": {"arch": "tiny_mixer", "kind": "mlp", "train": {"epochs": 6, "thin": {"classes": [0, 1]}}},
+        },
+    },
+    "pairs": {"select": "all"},
+    "transfer": {
+        "methods": {"kl": {}, "xekl": {}, "kl_dp": {}, "kl_dp_unsup": {}, "self": {}, "finetune": {}},
+        "seeds": [0, 1],
+        "training": {"epochs": 2, "batch_size": 40, "lr": 1e-3},
+    },
+}
+
+
+class Checkout:
+    """A working directory with a study in it, run by the repository's Snakefile."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.study = folder, copy.deepcopy(STUDY)
+
+    def command(self, *arguments: str) -> list[str]:
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.study, sort_keys=False))
+        snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+        profile = ["--workflow-profile", str(ROOT / "profiles/default")]
+        return [*snakemake, *profile, "--cores", "1", *arguments]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*arguments), cwd=self.folder, text=True, capture_output=True)
+
+    def succeed(self, *arguments: str) -> str:
+        done = self.run(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.folder / f"results/tables/{name}.parquet")
+
+    def ledger(self) -> set[str]:
+        return {path.stem for path in (self.folder / "results/ledger").glob("??/*.json")}
+
+    def weights(self) -> dict[str, int]:
+        return {path.stem: path.stat().st_mtime_ns for path in (self.folder / "results/zoo").glob("*.safetensors")}
+
+
+def without_seconds(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns=["seconds"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, str]:
+    """The tiny study after one undisturbed run, and what the run printed."""
+    checkout = Checkout(tmp_path_factory.mktemp("study"))
+    return checkout, checkout.succeed()
+
+
+def test_a_run_makes_every_table_figure_and_the_report(finished: tuple[Checkout, str]) -> None:
+    results = finished[0].folder / "results"
+    for name in ("zoo", "complementarity", "pairs", "transfers", "methods"):
+        assert (results / f"tables/{name}.parquet").stat().st_size > 0
+        assert len(pd.read_csv(results / f"tables/{name}.csv")) == len(finished[0].table(name))
+    for name in FIGURES:
+        assert (results / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (results / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert len(pd.read_csv(results / f"figures/{name}.csv")) > 0
+    page = (results / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(FIGURES)
+
+
+def test_the_tables_hold_every_pair_method_and_seed(finished: tuple[Checkout, str]) -> None:
+    transfers = finished[0].table("transfers")
+    assert len(finished[0].table("complementarity")) == 2
+    assert len(transfers) == 2 * 6 * 2
+    assert transfers["status"].eq("ok").all()
+    assert (
+        transfers["delta"].equals(transfers["acc_after"] - transfers["acc_before"])
+        or (transfers["delta"] - (transfers["acc_after"] - transfers["acc_before"])).abs().max() < 1e-9
+    )
+    assert (transfers["knowledge_gain"] - transfers["knowledge_loss"] - transfers["delta"]).abs().max() < 1e-9
+    shared = transfers[transfers["control"]].groupby(["student", "method", "seed"])["key"].nunique()
+    assert shared.eq(1).all()
+    assert finished[0].ledger() == set(transfers["key"])
+
+
+def test_progress_is_shown_and_logs_are_kept(finished: tuple[Checkout, str]) -> None:
+    checkout, printed = finished
+    assert re.search(r"kt: 2 models, 2 pairs \(0 done\), 24 trainings: 0 done, 24 to do", printed)
+    assert "transfer to mixer: 12 of 12" in printed
+    assert "transfer to mixer: 12 of 12" in (checkout.folder / "results/logs/transfer/mixer.0.log").read_text()
+
+
+def test_a_second_run_does_nothing(finished: tuple[Checkout, str]) -> None:
+    checkout = finished[0]
+    before = {path: path.stat().st_mtime_ns for path in (checkout.folder / "results").rglob("*.parquet")}
+    printed = checkout.succeed()
+    assert "24 done, 0 to do" in printed
+    assert "transfer to" not in printed
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_dry_run_says_what_is_done_and_never_imports_torch(finished: tuple[Checkout, str]) -> None:
+    checkout = finished[0]
+    check = "import sys, snakemake.cli as c\ntry: c.main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", check, *checkout.command("-n")[3:]], cwd=checkout.folder, text=True, capture_output=True
+    )
+    assert done.stdout.strip().endswith("False"), done.stdout + done.stderr
+    assert "2 pairs (2 done)" in done.stderr
+
+
+def test_one_figure_can_be_asked_for(finished: tuple[Checkout, str]) -> None:
+    checkout = finished[0]
+    target = checkout.folder / "results/figures/flips_heatmap.png"
+    target.unlink()
+    checkout.succeed("results/figures/flips_heatmap.png")
+    assert target.exists()
+
+
+def test_an_undisturbed_repetition_is_bit_identical(finished: tuple[Checkout, str], tmp_path: Path) -> None:
+    again = Checkout(tmp_path / "again")
+    again.succeed("--until", "tables")
+    pd.testing.assert_frame_equal(
+        without_seconds(again.table("transfers")), without_seconds(finished[0].table("transfers")), check_exact=True
+    )
+
+
+def test_a_new_model_trains_only_itself_and_its_pairs_and_leaves_without_trace(
+    finished: tuple[Checkout, str], tmp_path: Path
+) -> None:
+    checkout, before = finished[0], finished[0].ledger()
+    table, weights = checkout.table("transfers"), checkout.weights()
+    checkout.study["zoo"]["models"]["resnet"] = {
+        "arch": "resnet10t",
+        "args": {"channels": [8, 16, 16, 32], "stem_width": 8},
+        "train": {"epochs": 3},
+    }
+    printed = checkout.succeed("--until", "tables")
+    pairs, methods, controls, seeds = 4, 4, 2, 2
+    assert f"{pairs * methods * seeds + controls * seeds} to do" in printed
+    assert len(checkout.ledger() - before) == pairs * methods * seeds + controls * seeds
+    assert {name: checkout.weights()[name] for name in weights} == weights
+    grown = checkout.table("transfers")
+    assert len(grown) == 6 * 6 * 2
+
+    ledger = checkout.ledger()
+    del checkout.study["zoo"]["models"]["resnet"]
+    checkout.succeed("--until", "tables")
+    assert checkout.ledger() == ledger
+    pd.testing.assert_frame_equal(checkout.table("transfers"), table, check_exact=True)
+
+
+def test_a_changed_parameter_reruns_that_method_alone(finished: tuple[Checkout, str]) -> None:
+    checkout, before = finished[0], finished[0].ledger()
+    checkout.study["transfer"]["methods"]["xekl"] = {"alpha": 0.9}
+    checkout.succeed("--until", "tables")
+    new = checkout.ledger() - before
+    transfers = checkout.table("transfers")
+    assert set(transfers.loc[transfers["key"].isin(new), "method"]) == {"xekl"}
+    assert len(new) == 2 * 2
+    checkout.study["transfer"]["methods"]["xekl"] = {}
+    ledger = checkout.ledger()
+    checkout.succeed("--until", "tables")
+    assert checkout.ledger() == ledger
+
+
+def test_a_damaged_ledger_record_is_reported_set_aside_and_recomputed(finished: tuple[Checkout, str]) -> None:
+    checkout = finished[0]
+    checkout.succeed("--until", "tables")
+    table = checkout.table("transfers")
+    key = table["key"].iloc[0]
+    record = checkout.folder / f"results/ledger/{key[:2]}/{key}.json"
+    record.write_bytes(record.read_bytes()[:-40])
+    assert "1 damaged ledger record" in checkout.succeed("-n")
+    assert record.exists(), "a dry run changes nothing"
+    printed = checkout.succeed("--until", "tables")
+    assert f"record {key[:12]} is damaged; set aside" in printed
+    assert (checkout.folder / f"results/ledger/damaged/{key}.json").exists()
+    assert "1 to do" in printed
+    pd.testing.assert_frame_equal(
+        without_seconds(checkout.table("transfers")), without_seconds(table), check_exact=True
+    )
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_table(finished: tuple[Checkout, str], tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "killed")
+    run = subprocess.Popen(
+        checkout.command("--until", "tables"),
+        cwd=checkout.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while len(checkout.ledger()) < 3:
+        assert run.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    kept = len(checkout.ledger())
+    assert kept < 24
+    printed = checkout.succeed("--until", "tables")
+    assert f"{kept} done, {24 - kept} to do" in printed
+    pd.testing.assert_frame_equal(
+        without_seconds(checkout.table("transfers")), without_seconds(finished[0].table("transfers")), check_exact=True
+    )
+
+
+def test_two_runs_do_not_share_a_results_folder(finished: tuple[Checkout, str]) -> None:
+    from kt import store
+
+    checkout = finished[0]
+    with store.lock(checkout.folder / "results"):
+        done = checkout.run("--forcerun", "pairs")
+    assert done.returncode != 0
+    assert f"in use by another run (process {os.getpid()}" in done.stdout + done.stderr
+
+
+BAD = [
+    (("transfer", "metods"), {}, "unknown key 'metods'; allowed: methods"),
+    (("transfer", "seeds"), "0", "transfer.seeds"),
+    (("zoo", "models", "byob", "arch"), "test_byobnett", "did you mean 'test_byobnet'"),
+    (("transfer", "methods", "kl_pd"), {}, "unknown key 'kl_pd'"),
+    (("pairs",), {"select": "explicit", "pairs": [{"teacher": "nobody"}]}, "matches no pair"),
+    (("data", "splits", "test"), 5000, "5260 images asked for, but 'digits' has 1797"),
+    (("results",), "config.yaml", "cannot be a folder"),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "message"), BAD, ids=[".".join(where) for where, _, _ in BAD])
+def test_bad_input_is_one_line_and_runs_nothing(
+    tmp_path: Path, where: tuple[str, ...], value: Any, message: str
+) -> None:
+    checkout = Checkout(tmp_path / "bad")
+    section = checkout.study
+    for key in where[:-1]:
+        section = section[key]
+    section[where[-1]] = value
+    done = checkout.run()
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if message in line]
+    assert len(lines) == 1
+    assert "Traceback" not in done.stderr
+    assert not (checkout.folder / "results").exists()
+
+
+def test_overrides_on_the_command_line_are_refused(tmp_path: Path) -> None:
+    done = Checkout(tmp_path / "override").run("--config", "device=cpu")
+    assert done.returncode != 0
+    assert "give one --configfile and no --config" in done.stdout + done.stderr
