@@ -277,14 +277,14 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     log.info("tables: %d rows of transfers in %s", transfers.num_rows, out)
 
 
-def figures(source: Path, out: Path, names: list[str] | None) -> None:
-    """Draw the figures from the tables in ``source``."""
+def figures(source: Path, out: Path, names: list[str]) -> None:
+    """Draw figures, all of them where none is named, from the tables in ``source``."""
     from kt.figures import FIGURES, draw
 
-    for name in names or ():
+    for name in names:
         if name not in FIGURES:
             raise KtError(unknown("figure", name, FIGURES))
-    draw(source, out, names)
+    draw(source, out, names or None)
     log.info("figures: %s", ", ".join(names or FIGURES))
 
 

@@ -285,23 +285,25 @@ def test_augmentations_keep_shape_and_range_and_depend_on_the_generator_alone(na
         assert not torch.equal(found[0], found[2])
 
 
-def test_shift_moves_every_image_whole_and_fills_with_black():
-    x = torch.rand(40, 2, 16, 16, generator=torch.Generator().manual_seed(0)) + 0.01
+def test_shift_moves_every_image_whole_by_up_to_a_sixteenth_and_fills_with_black():
+    side, reach = 32, 2
+    x = torch.rand(60, 2, side, side, generator=torch.Generator().manual_seed(0)) + 0.01
     moved = views.AUGMENTATIONS["shift"](x, torch.Generator().manual_seed(1))
     offsets = set()
     for image, result in zip(x, moved, strict=True):
-        candidates = {}
-        for dy in range(-2, 3):
-            for dx in range(-2, 3):
-                shifted = torch.zeros_like(image)
-                shifted[:, max(-dy, 0) : 16 - max(dy, 0), max(-dx, 0) : 16 - max(dx, 0)] = image[
-                    :, max(dy, 0) : 16 - max(-dy, 0), max(dx, 0) : 16 - max(-dx, 0)
-                ]
-                candidates[dy, dx] = shifted
-        matching = [offset for offset, shifted in candidates.items() if torch.equal(shifted, result)]
-        assert len(matching) == 1
-        offsets.add(matching[0])
-    assert len(offsets) > 10
+        filled = (result[0] > 0).nonzero()
+        (top, left), (bottom, right) = filled.amin(0).tolist(), filled.amax(0).tolist()
+        # rows and columns that went over the edge are gone, as many came in black on the other side
+        dy, dx = top or bottom - (side - 1), left or right - (side - 1)
+        expected = torch.zeros_like(image)
+        for i in range(side):
+            for j in range(side):
+                if 0 <= i - dy < side and 0 <= j - dx < side:
+                    expected[:, i, j] = image[:, i - dy, j - dx]
+        assert torch.equal(result, expected)
+        offsets.add((dy, dx))
+    assert len(offsets) > 15
+    assert {abs(offset) for pair in offsets for offset in pair} == set(range(reach + 1))
 
 
 def test_erase_blackens_one_square_of_all_channels_and_nothing_else():

@@ -84,9 +84,9 @@ def _threshold(equal_within: float) -> str:
 
 
 def _failures(transfers: pd.DataFrame) -> list[str]:
-    units = transfers.drop_duplicates("key")
-    failed = int((units["status"] != "ok").sum())
-    return [f"{failed:,} of {counted(len(units), 'training')} failed and are left out."] if failed else []
+    failed = transfers.loc[transfers["status"] != "ok", "key"].nunique()
+    units = counted(transfers["key"].nunique(), "training")
+    return [f"{failed:,} of {units} failed and are left out."] if failed else []
 
 
 def _best(methods: pd.DataFrame) -> str | None:
@@ -101,12 +101,12 @@ def _winner(methods: pd.DataFrame, best: str | None, equal_within: float) -> lis
     if methods.empty or methods["control"].all():
         return []
     if best is None:
-        return ["Every method clearly harms, on average, the students of weaker, of equal or of stronger teachers."]
+        return ["Every method clearly lowers accuracy on average, be it with weaker, equal or stronger teachers."]
     row = _row(methods, best)
     assert row is not None
     if clear_sign(row["delta"], row["delta_se"]) <= 0:
         return [
-            f"No method that clearly harms nobody raises accuracy clearly: the best of them, `{best}`, changes it by"
+            f"No harmless method raises accuracy clearly: the best of them, `{best}`, changes it by"
             f" {with_error(row['delta'], row['delta_se'])} points (mean ± standard error)."
         ]
     gain = f"{with_error(row['delta'], row['delta_se'])} points of accuracy (mean ± standard error)"

@@ -36,7 +36,7 @@ Show = Callable[[dict[str, Any]], Cell]
 
 
 def _name(column: str) -> Show:
-    return lambda row: Cell("–" if row[column] is None else str(row[column]))
+    return lambda row: Cell(row[column] if isinstance(row[column], str) else "–")
 
 
 def _number(column: str, digits: int = 1, scale: float = 1.0) -> Show:
