@@ -20,7 +20,9 @@ def zoos(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     models, n, classes = draw(st.integers(2, 5)), draw(st.integers(1, 60)), draw(st.integers(2, 6))
     labels = rng.integers(0, classes, n)
-    predicted = np.where(rng.random((models, n)) < rng.random((models, 1)), labels, rng.integers(0, classes, (models, n)))
+    predicted = np.where(
+        rng.random((models, n)) < rng.random((models, 1)), labels, rng.integers(0, classes, (models, n))
+    )
     return predicted, labels, classes
 
 
@@ -81,7 +83,9 @@ def test_positive_minus_negative_flips_is_exactly_the_difference_of_accuracies(z
     predicted, labels, classes = zoo
     table = score(names_of(predicted), predicted, labels, classes, "test")
     n = len(labels)
-    positive, negative, difference = ((table[c] * n / 100).round().astype(int) for c in ("pos_flips", "neg_flips", "acc_difference"))
+    positive, negative, difference = (
+        (table[c] * n / 100).round().astype(int) for c in ("pos_flips", "neg_flips", "acc_difference")
+    )
     assert (positive - negative).equals(difference)
     np.testing.assert_allclose(table["pos_flips"] - table["neg_flips"], table["acc_difference"], rtol=0, atol=1e-12)
     np.testing.assert_allclose(table["acc_teacher"] - table["acc_student"], table["acc_difference"], rtol=0, atol=1e-12)
@@ -189,6 +193,7 @@ def test_agreement_and_flips_by_class_are_counts_of_images(zoo):
     for start in range(len(predicted)):
         block = complementarity.flips_by_class(right, labels, classes, slice(start, start + 2))
         expected = [
-            [[int((t & ~s & (labels == c)).sum()) for c in range(classes)] for s in right] for t in right[start : start + 2]
+            [[int((t & ~s & (labels == c)).sum()) for c in range(classes)] for s in right]
+            for t in right[start : start + 2]
         ]
         assert block.tolist() == expected

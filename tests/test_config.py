@@ -79,7 +79,7 @@ BY_SCHEMA = [
     ("transfer.seeds", [], r"transfer.seeds: at least 1 needed, not \[\]"),
     ("transfer.seeds", ["a"], 'transfer.seeds.0: input should be a valid integer, not "a"'),
     ("transfer.pairs_per_job", 0, "transfer.pairs_per_job: input should be greater than 0, not 0"),
-    ("device", "gpu", "device: .*auto.cpu.cuda.*, not \"gpu\""),
+    ("device", "gpu", 'device: .*auto.cpu.cuda.*, not "gpu"'),
     ("title", 3, "title: input should be a valid string, not 3"),
     ("results", None, "results: input should be a valid string, not null"),
     ("data", None, "data: input should be a mapping of keys to values, not null"),
@@ -95,7 +95,7 @@ BY_SCHEMA = [
     ("pairs", {"select": "explicit", "pairs": []}, r"pairs.pairs: at least 1 needed, not \[\]"),
     ("pairs", {"select": "explicit", "pairs": [{"teecher": "vit"}]}, "pairs.pairs.0: unknown key 'teecher'; .*teacher"),
     ("zoo.models", {}, "zoo.models: at least 2 needed, not {}"),
-    ("zoo.models.a b", {"arch": "resnet10t"}, "zoo.models.a b: string should match pattern .*, not \"a b\""),
+    ("zoo.models.a b", {"arch": "resnet10t"}, 'zoo.models.a b: string should match pattern .*, not "a b"'),
     ("zoo.models.random", {"arch": 3}, "zoo.models.random.arch: input should be a valid string, not 3"),
     ("zoo.models.vit", None, "zoo.models.vit: input should be a mapping of keys to values, not null"),
     ("zoo.models.vit.kind", "cnnn", "zoo.models.vit.kind: unknown value 'cnnn'; allowed: cnn, .*did you mean 'cnn'?"),
@@ -274,7 +274,9 @@ def test_errors_of_a_file_are_one_line_that_begins_with_its_name(tmp_path, root,
     assert re.match(rf"{re.escape(str(tmp_path / 'c.yaml'))}: .*{line}", str(caught.value)), str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "line"), [("", "not a mapping"), ("- a", "not a mapping"), ("a: \x01", "not valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "line"), [("", "not a mapping"), ("- a", "not a mapping"), ("a: \x01", "not valid YAML")]
+)
 def test_what_is_no_mapping_is_refused(tmp_path, text, line):
     with pytest.raises(KtError, match=rf"c\.yaml: {line}"):
         load_text(tmp_path, text)

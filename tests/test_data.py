@@ -87,7 +87,10 @@ def test_images_and_labels_come_from_an_npz_file(tmp_path, shape):
     [
         ({"images": images_of()}, "no array 'labels'; it holds: images"),
         ({"labels": np.arange(5)}, "no array 'images'; it holds: labels"),
-        ({"images": images_of().astype(float), "labels": np.arange(5)}, r"images are float64 \[5, 6, 6, 3\]; need uint8"),
+        (
+            {"images": images_of().astype(float), "labels": np.arange(5)},
+            r"images are float64 \[5, 6, 6, 3\]; need uint8",
+        ),
         ({"images": images_of()[0, 0], "labels": np.arange(6)}, r"images are uint8 \[6, 3\]; need uint8 \[N, H, W\]"),
         ({"images": images_of(), "labels": np.arange(4)}, r"labels are int64 \[4\]; need integers ≥ 0, one an image"),
         ({"images": images_of(), "labels": np.arange(5.0)}, "labels are float64"),

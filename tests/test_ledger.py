@@ -16,7 +16,9 @@ from hypothesis.extra import numpy as hnp
 from kt import store
 from kt.transfer.ledger import Ledger, key, pack, unpack
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9)
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9)
+)
 RECORDS = st.dictionaries(st.text(max_size=6), SCALARS | st.lists(SCALARS, max_size=3), max_size=4)
 UNIT = {"data": "d", "method": {"name": "kl", "version": 1}, "seed": 0}
 OUTCOME = {"status": "ok", "last": "abc", "loss": [1.5, 1e-07], "device": "Gerät", "teacher_share": None}

@@ -52,7 +52,9 @@ def test_cross_entropy_by_hand():
 @given(SEEDS, st.sampled_from([0.5, 1.0, 4.0]))
 def test_distillation_agrees_with_a_loop_over_samples(seed, temperature):
     target, logits = draw(seed)
-    for found, t, z in zip(losses.distillation(target, logits, temperature), target.tolist(), logits.tolist(), strict=True):
+    for found, t, z in zip(
+        losses.distillation(target, logits, temperature), target.tolist(), logits.tolist(), strict=True
+    ):
         p, q = softmax(t, temperature), softmax(z, temperature)
         expected = temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
         assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)

@@ -130,7 +130,9 @@ def test_top_agrees_with_sorting_each_students_teachers(names, k, lowest, seed):
         teachers = [t for t in names if t != student]
         sign = 1 if lowest else -1
         # unknown values last, ties in the order of the names
-        ranked = sorted(teachers, key=lambda t: (math.isnan(value[t, student]), sign * value[t, student], names.index(t)))
+        ranked = sorted(
+            teachers, key=lambda t: (math.isnan(value[t, student]), sign * value[t, student], names.index(t))
+        )
         if any(math.isnan(value[t, student]) for t in teachers):
             known = [t for t in teachers if not math.isnan(value[t, student])]
             unknown = [t for t in teachers if math.isnan(value[t, student])]
@@ -158,7 +160,14 @@ def test_patterns_are_those_of_file_names_and_tell_capitals_apart():
         exclude=(Pattern(teacher="vit_b"),),
     )
     names = ["vit_a", "vit_b", "cnn1", "cnn2", "Vit"]
-    expected = [("cnn2", "vit_a"), ("cnn2", "vit_b"), ("vit_a", "cnn1"), ("cnn2", "cnn1"), ("vit_a", "cnn2"), ("cnn2", "Vit")]
+    expected = [
+        ("cnn2", "vit_a"),
+        ("cnn2", "vit_b"),
+        ("vit_a", "cnn1"),
+        ("cnn2", "cnn1"),
+        ("vit_a", "cnn2"),
+        ("cnn2", "Vit"),
+    ]
     assert candidates(names, rule) == expected
 
 

@@ -204,7 +204,9 @@ def test_lock_refuses_a_second_process_and_names_the_holder(tmp_path, python):
 
 
 def test_lock_ends_with_a_holder_that_is_killed(tmp_path, root):
-    code = "import sys, time; from kt import store; f = store.lock(sys.argv[1]); print('held', flush=True); time.sleep(60)"
+    code = (
+        "import sys, time; from kt import store; f = store.lock(sys.argv[1]); print('held', flush=True); time.sleep(60)"
+    )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None

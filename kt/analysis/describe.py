@@ -47,7 +47,7 @@ def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_with
         for group in GROUPS
         if len(of_group := _in_group(pairs[pairs["method"] == method], group))
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"control": bool})  # also where there is no row
 
 
 def _in_group(rows: pd.DataFrame, group: str) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,7 +53,8 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     """The order of ``n`` images in an epoch, int64 [n]; the same for all methods and teachers of a seed."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed((seed << 32) + epoch))
+    # torch's CPU generator takes 32 bits of a seed, too few for both numbers
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
 
 
 def train(

@@ -10,5 +10,7 @@ rule data:
         "../../envs/kt.yaml"
     params:
         spec=STUDY.data.plain(),
+    message:
+        "decode and split the images"
     shell:
         "kt data --log {log}"

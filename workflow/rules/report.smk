@@ -24,6 +24,8 @@ rule figures:
         LOGS / "figures.log",
     conda:
         "../../envs/kt.yaml"
+    message:
+        "figures"
     shell:
         "kt figures --log {log}"
 
@@ -41,5 +43,7 @@ rule report:
     params:
         title=STUDY.title,
         analysis=STUDY.analysis.plain(),
+    message:
+        "report"
     shell:
         "kt report --out {output} --log {log}"

@@ -9,6 +9,8 @@ rule complementarity:
         "../../envs/kt.yaml"
     params:
         names=STUDY.names,
+    message:
+        "complementary knowledge of all pairs on the {wildcards.split} images"
     shell:
         "kt complementarity --split {wildcards.split} --out {output} --log {log}"
 
@@ -29,5 +31,7 @@ rule pairs:
         scores=lambda wildcards, input: (
             f"--scores {input.scores}" if NEEDS_SCORES else ""
         ),
+    message:
+        "choose the pairs"
     shell:
         "kt pairs {params.scores} --out {output} --log {log}"

@@ -21,6 +21,8 @@ rule transfer:
         seeds=STUDY.transfer.seeds,
         training=STUDY.transfer.training.plain(),
         teachers=teachers,
+    message:
+        "transfer to {wildcards.student}, part {wildcards.chunk}"
     shell:
         "kt transfer --student {wildcards.student} --chunk {wildcards.chunk}"
         " --pairs {input.pairs} --out {output} --threads {threads} --log {log}"
@@ -48,5 +50,7 @@ rule tables:
         "../../envs/kt.yaml"
     params:
         analysis=STUDY.analysis.plain(),
+    message:
+        "final tables"
     shell:
         "kt tables --log {log}"

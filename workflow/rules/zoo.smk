@@ -14,6 +14,8 @@ rule weights:
         mem_mb=1500,
     params:
         recipe=recipe,
+    message:
+        "weights of {wildcards.model}"
     shell:
         "kt weights --model {wildcards.model} --threads {threads} --log {log}"
 
@@ -32,6 +34,8 @@ rule predictions:
     threads: 1
     resources:
         mem_mb=1500,
+    message:
+        "predictions of {wildcards.model}"
     shell:
         "kt predict --model {wildcards.model} --threads {threads} --log {log}"
 
@@ -48,5 +52,7 @@ rule zoo:
         "../../envs/kt.yaml"
     params:
         names=STUDY.names,
+    message:
+        "table of models"
     shell:
         "kt zoo --out {output} --log {log}"

@@ -1,0 +1,168 @@
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import tables
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from PIL import Image
+
+from kt.errors import KtError
+from kt.figures import FIGURES, draw
+from kt.figures.complementarity import telling
+from kt.figures.style import RC, Tables
+
+NAMES = {"flips_vs_accuracy", "flips_heatmap", "delta_by_method", "delta_vs_accuracy", "flips_by_class"}
+
+
+def failing():
+    study = tables.study(models=4)
+    tables.fail(study, study["transfers"]["method"].eq("kl") | study["transfers"]["student"].eq("model_0"))
+    return study
+
+
+def all_failed():
+    study = tables.study(models=3)
+    tables.fail(study, study["transfers"]["seed"] >= 0)
+    return study
+
+
+def unknown_kinds():
+    study = tables.study(models=2)
+    study["zoo"]["kind"] = None
+    return study
+
+
+STUDIES = {
+    "eight": tables.study,
+    "three_perfect": lambda: tables.study(models=3, seeds=1, effects={"kl": lambda gap: 0.0}, accuracy=(1.0, 1.0)),
+    "many_models_and_classes": lambda: tables.study(models=36, seeds=1, classes=60),
+    "failing": failing,
+    "all_failed": all_failed,
+    "two_of_unknown_kind": unknown_kinds,
+    "controls_only": lambda: tables.study(models=3, effects={"self": lambda gap: 0.0}),
+}
+
+
+def drawings(study):
+    data = Tables(**study)
+    with mpl.rc_context(RC):
+        for name, function in FIGURES.items():
+            drawing = function(data)
+            FigureCanvasAgg(drawing.figure).draw()
+            yield name, drawing
+
+
+def texts(figure):
+    return [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+
+
+def test_the_figures_have_the_names_that_the_pipeline_asks_for():
+    assert set(FIGURES) == NAMES
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_no_text_is_cut_off_or_too_small_in(study):
+    for name, drawing in drawings(STUDIES[study]()):
+        box = drawing.figure.bbox
+        for text in texts(drawing.figure):
+            extent = text.get_window_extent()
+            inside = extent.x0 >= -1 and extent.y0 >= -1 and extent.x1 <= box.x1 + 1 and extent.y1 <= box.y1 + 1
+            on_axis = text in [
+                t for axes in drawing.figure.axes for t in (*axes.get_xticklabels(), *axes.get_yticklabels())
+            ]
+            assert inside or on_axis, (name, text.get_text())
+            assert text.get_fontsize() >= 7, (name, text.get_text())
+
+
+@pytest.mark.parametrize("study", ["eight", "many_models_and_classes", "failing"])
+def test_tick_labels_do_not_overlap_in(study):
+    for name, drawing in drawings(STUDIES[study]()):
+        for axes in drawing.figure.axes:
+            for labels, low, high in ((axes.get_xticklabels(), "x0", "x1"), (axes.get_yticklabels(), "y0", "y1")):
+                extents = sorted((t.get_window_extent() for t in labels if t.get_text()), key=lambda e: getattr(e, low))
+                for one, next_one in zip(extents, extents[1:], strict=False):
+                    assert getattr(one, high) <= getattr(next_one, low) + 1, name
+
+
+def test_figures_say_what_they_rest_on():
+    for name, drawing in drawings(tables.study()):
+        footer = drawing.figure.get_supxlabel()
+        assert "56 ordered pairs" in footer, name
+        assert "1,000 test images" in footer, name
+        assert "standard error" in footer, name
+        if name.startswith("delta"):
+            assert "2 seeds" in footer, name
+        unit = ("points", "percent", "%", "test images", "(number)", "student")
+        labelled = [axes for axes in drawing.figure.axes if axes.axison and axes.get_xlabel()]
+        assert labelled, name
+        assert all(any(u in axes.get_xlabel() for u in unit) for axes in labelled), name
+
+
+def test_failed_trainings_are_counted_under_the_figure():
+    (footer,) = [d.figure.get_supxlabel() for n, d in drawings(failing()) if n == "delta_by_method"]
+    assert "failed trainings left out" in footer
+
+
+def test_what_is_drawn_is_what_the_tables_say(tmp_path):
+    study = tables.study()
+    draw(tables.write(tmp_path / "tables", study), tmp_path / "figures")
+    data = {name: pd.read_csv(tmp_path / "figures" / f"{name}.csv") for name in NAMES}
+    scores, methods = study["complementarity"], study["methods"].query("group == 'all'").set_index("method")
+    means = data["delta_by_method"].groupby("method")["delta"].mean()
+    assert means.to_dict() == pytest.approx(methods["delta"].to_dict())
+    assert data["flips_vs_accuracy"]["pos_flips"].tolist() == pytest.approx(scores["pos_flips"].tolist())
+    assert data["flips_vs_accuracy"]["kinds"].value_counts().to_dict() == {"different kinds": 42, "same kind": 14}
+    for (teacher, student), rows in data["flips_by_class"].groupby(["teacher", "student"]):
+        expected = scores.query("teacher == @teacher and student == @student")["flips_by_class"].iloc[0]
+        assert rows["flips"].tolist() == list(expected)
+
+
+def test_points_of_a_panel_are_the_pairs_of_its_method():
+    (drawing,) = [d for n, d in drawings(tables.study()) if n == "delta_vs_accuracy"]
+    panels = {axes.get_title(loc="left").split(",")[0]: axes for axes in drawing.figure.axes if axes.axison}
+    assert set(panels) == {"kl", "kl_dp", "kl_dp_unsup", "self (control)", "finetune (control)"}
+    drawn = np.vstack([c.get_offsets() for c in panels["kl"].collections if len(c.get_offsets()) > 1])
+    of_kl = drawing.data[drawing.data["method"] == "kl"]
+    np.testing.assert_allclose(np.sort(drawn[:, 1]), np.sort(of_kl["delta"]))
+
+
+def test_files_are_written_at_200_dpi_and_repeat_byte_for_byte(tmp_path):
+    source = tables.write(tmp_path / "tables", tables.study(models=3))
+    for out in ("one", "two"):
+        draw(source, tmp_path / out, ["flips_heatmap", "delta_by_method"])
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == sorted(
+        f"{n}.{kind}" for n in ("flips_heatmap", "delta_by_method") for kind in ("png", "pdf", "csv")
+    )
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    with Image.open(tmp_path / "one" / "delta_by_method.png") as image:
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+        assert image.width == 1400
+
+
+def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
+    before = dict(mpl.rcParams)
+    draw(tables.write(tmp_path, tables.study(models=2, seeds=1)), tmp_path, ["delta_by_method"])
+    assert dict(mpl.rcParams) == before
+
+
+def test_an_unknown_figure_is_named_with_the_nearest(tmp_path):
+    with pytest.raises(KtError, match="did you mean 'flips_heatmap'"):
+        draw(tmp_path, tmp_path, ["flip_heatmap"])
+
+
+def test_telling_pairs_follow_their_rules():
+    rows = [  # teacher, student, acc_difference, pos_flips, class_entropy
+        ("a", "b", -1.0, 3.0, 1.0),
+        ("b", "c", -5.0, 4.0, 2.0),
+        ("c", "a", 9.0, 9.0, 0.5),
+        ("a", "c", 5.0, 8.0, 2.2),
+        ("c", "b", 1.0, 0.1, 0.0),
+        ("b", "a", 1.0, 0.0, np.nan),
+    ]
+    scores = pd.DataFrame(rows, columns=["teacher", "student", "acc_difference", "pos_flips", "class_entropy"])
+    assert telling(scores) == [("weaker teacher, most flips", 1), ("most concentrated", 2), ("most uniform", 3)]
+    assert telling(scores.iloc[[3]]) == [("most concentrated", 3)]
+    assert telling(scores.iloc[[5]]) == []
