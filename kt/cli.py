@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import kt
-from kt.errors import KtError
+from kt.errors import Interrupted, KtError
 
 Run = Callable[[argparse.Namespace], None]
 
@@ -102,7 +102,7 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
             lay,
             a.student,
             a.chunk,
-            a.pairs or lay.table("pairs"),
+            a.pairs,
             a.out or lay.transfer(a.student, a.chunk),
             a.threads,
         )
@@ -110,7 +110,7 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     sub = add("transfer", run, "transfer to one student", "kt transfer --student resnet --chunk 0")
     sub.add_argument("--student", required=True, help="a name in `zoo.models`")
     sub.add_argument("--chunk", type=int, default=0, help="which part of its teachers (default: %(default)s)")
-    sub.add_argument("--pairs", type=Path, help="table of pairs (default: in the results folder)")
+    sub.add_argument("--pairs", type=Path, help="table of pairs (default: as the rule in the configuration chooses)")
     _threads(sub)
     _out(sub, "table")
 
@@ -176,7 +176,11 @@ def _set_up_logging(file: Path | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, or 1 after an error that was printed as one line."""
+    """Run one command and return its exit status.
+
+    0 is success, 1 an error that was printed as one line; as shells have it, 130 is Ctrl-C, and 143 a signal to stop
+    after which the same command goes on where it was.
+    """
     args = _parser().parse_args(argv)
     _set_up_logging(args.log)
     try:
@@ -185,6 +189,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KtError as error:
         logging.getLogger(__name__).error("%s", error)
         return 1
+    except Interrupted as reason:
+        logging.getLogger(__name__).warning("%s", reason)
+        return 143
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # `kt config schema | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

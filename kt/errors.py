@@ -12,6 +12,10 @@ class KtError(Exception):
     """A problem with the user's input or set-up; its text is one complete line."""
 
 
+class Interrupted(Exception):
+    """Work was asked to stop by a signal; what was done is saved."""
+
+
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """The text ``; did you mean 'x'?`` for the closest allowed names, or nothing where none is close."""
     close = get_close_matches(value, list(allowed), n=3, cutoff=0.6)

@@ -7,9 +7,11 @@ transfer job with nothing left to do, never wait for torch.
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from kt import complementarity as scoring
@@ -175,13 +177,20 @@ def pairs(study: Study, layout: Layout, scores: Path | None, out: Path) -> None:
     log.info("pairs: %d chosen by the rule %r", len(chosen), study.pairs.select)
 
 
-def transfer(study: Study, layout: Layout, student: str, chunk: int, table: Path, out: Path, threads: int) -> None:
+def transfer(
+    study: Study, layout: Layout, student: str, chunk: int, table: Path | None, out: Path, threads: int
+) -> None:
     """Do the missing trainings of one job and write the rows of all of them.
+
+    ``table`` holds the pairs; without one they are chosen anew, which needs no file but for the rule ``top``.
 
     A job is one chunk of a student's teachers; its first chunk also trains the student's controls.
     """
     dataset, plan = Dataset.open(layout.data), study.transfer
-    mine = schema.read_frame(table, "pairs").query("student == @_known_model(@study, @student)")
+    chosen = (
+        schema.read_frame(table, "pairs") if table else pairing.select(study.names, study.pairs, plan.pairs_per_job)
+    )
+    mine = chosen[chosen["student"] == _known_model(study, student)]
     teachers = mine.loc[mine["chunk"] == chunk, "teacher"].tolist()
     first = chunk == 0 and len(mine) > 0
     needed = mine["teacher"].tolist() if first else teachers
@@ -233,7 +242,9 @@ def _compute(
     from kt.transfer.job import Workbench
     from kt.zoo import models
 
-    device = _device(study.device, threads)
+    device, stop = _device(study.device, threads), Event()
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # what schedulers send before they take a machine away
+        signal.signal(number, lambda *_: stop.set())
     bench = Workbench.set_up(
         models.load_weights(_build(study, student, dataset), layout.weights(student)),
         predictions.read(layout.predictions(student), "transfer").logits,
@@ -243,6 +254,7 @@ def _compute(
         layout.checkpoints,
         study.transfer.checkpoint_seconds,
         device,
+        stop,
     )
     progress, outcomes = Progress(f"transfer to {student}", len(missing)), {}
     for key, task in missing.items():

@@ -117,9 +117,8 @@ ACCURACY = {"a": 80.0, "b": 82.0, "c": 90.0}
 
 def scores():
     rows = [(t, s, ACCURACY[t] - ACCURACY[s]) for t, s in permutations(ACCURACY, 2)]
-    return pd.DataFrame(rows, columns=["teacher", "student", "acc_difference"]).assign(
-        split="test", n=100, pos_flips=5.0
-    )
+    frame = pd.DataFrame(rows, columns=["teacher", "student", "acc_difference"])
+    return frame.assign(split="test", n=100, pos_flips=5.0)
 
 
 def transfers(*rows):

@@ -30,7 +30,7 @@ VALIDATOR = jsonschema.Draft202012Validator(config.json_schema())
 def plain() -> dict[str, Any]:
     """The shipped ``config.yaml`` as plain values."""
     text = (Path(__file__).parent.parent / "config.yaml").read_text("utf-8")
-    raw: dict[str, Any] = yaml.load(text, config._Loader)  # noqa: S506 (derives from SafeLoader)
+    raw: dict[str, Any] = yaml.load(text, config._Loader)
     return raw
 
 
@@ -168,6 +168,10 @@ def test_the_shipped_configuration_fits_the_json_schema(plain):
 def test_the_json_schema_is_a_schema():
     jsonschema.Draft202012Validator.check_schema(config.json_schema())
     assert json.loads(json.dumps(config.json_schema())) == config.json_schema()
+
+
+def test_the_schema_for_editors_is_that_of_the_typed_model(root):
+    assert json.loads((root / "docs" / "config.schema.json").read_text("utf-8")) == config.json_schema()
 
 
 def test_the_plain_form_of_a_study_is_a_configuration_again(plain):

@@ -169,7 +169,7 @@ def test_the_hash_names_images_labels_and_splits(tmp_path, spec):
 def test_an_incomplete_store_gives_one_line(tmp_path, spec, gone):
     datasets.write(tmp_path, spec)
     (tmp_path / gone).unlink()
-    with pytest.raises(KtError, match="no such file|No such file"):
+    with pytest.raises(KtError, match=r"no such file|No such file"):
         Dataset.open(tmp_path)
 
 

@@ -72,14 +72,13 @@ def test_verify_finds_any_damaged_byte(data):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ bits]) + whole[at + 1 :])
         try:
             predictions.verify(path)
-        except KtError as error:
-            assert "m.safetensors" in str(error)
-        else:  # white space of the header
-            for name, before in read.items():
-                after = predictions.read(path, name)
-                assert after.logits.tobytes() == before.logits.tobytes()
-                assert after.ids.tobytes() == before.ids.tobytes()
-                assert (after.fingerprint, after.data) == (before.fingerprint, before.data)
+        except KtError:
+            return
+        for name, before in read.items():  # a byte that means nothing, such as white space of the header
+            after = predictions.read(path, name)
+            assert after.logits.tobytes() == before.logits.tobytes()
+            assert after.ids.tobytes() == before.ids.tobytes()
+            assert (after.fingerprint, after.data) == (before.fingerprint, before.data)
 
 
 def test_verify_finds_a_changed_type_and_changed_facts(tmp_path):

@@ -68,9 +68,14 @@ def test_an_error_while_writing_keeps_the_old_file(old, written):
         path = Path(folder) / "file"
         if old is not None:
             path.write_bytes(old)
-        with pytest.raises(ZeroDivisionError), store.atomic(path) as temporary:
-            temporary.write_bytes(written)
-            raise ZeroDivisionError
+
+        def fail() -> None:
+            with store.atomic(path) as temporary:
+                temporary.write_bytes(written)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
         assert (path.read_bytes() if path.exists() else None) == old
         assert not list(Path(folder).glob(".*"))
 
@@ -98,7 +103,7 @@ def test_the_writer_of_the_kill_tests_finishes_when_it_is_not_killed(tmp_path, p
 def test_a_folder_that_is_a_file_gives_one_clear_line(tmp_path):
     (tmp_path / "taken").write_text("")
     for path in (tmp_path / "taken" / "file", tmp_path / "taken" / "deeper" / "file"):
-        with pytest.raises(KtError, match="cannot write .*; choose another `results` folder"):
+        with pytest.raises(KtError, match=r"cannot write .*; choose another `results` folder"):
             store.write_text(path, "x")
 
 

@@ -306,9 +306,9 @@ def test_thinning_keeps_the_share_of_what_was_drawn():
 
 
 def test_choose_refuses_more_images_than_there_are_and_less_than_a_batch():
-    with pytest.raises(KtError, match="train.images: 10 asked for, but the zoo split has 9"):
+    with pytest.raises(KtError, match=r"train\.images: 10 asked for, but the zoo split has 9"):
         choose(np.zeros(9, np.int64), recipe(images=10))
-    with pytest.raises(KtError, match="train: 2 images are left, fewer than one batch of 4"):
+    with pytest.raises(KtError, match=r"train: 2 images are left, fewer than one batch of 4"):
         choose(np.array([0, 0, 1, 1, 1]), recipe(thin=Thin(classes=(1,), keep=0.0)))
 
 

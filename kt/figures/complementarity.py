@@ -50,7 +50,7 @@ def flips_vs_accuracy(tables: Tables) -> Drawing:
     reach = max(float(x.abs().max()), 1.0) * 1.08
     top = max(float((y + data["pos_flips_se"]).max()) * 1.08, reach, 1.0)
     axes.fill_between([0, reach], [0, reach], color="#EFEFEF", linewidth=0, zorder=0)
-    impossible = "impossible: at least the\naccuracy difference flips"
+    impossible = "impossible: fewer flips than\nthe accuracy difference"
     axes.text(reach * 0.97, top * 0.015, impossible, ha="right", va="bottom", fontsize=7, color="#555555")
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
     axes.set(xlim=(-reach, reach), ylim=(-0.02 * top, top))

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -36,10 +35,13 @@ def delta_by_method(tables: Tables) -> Drawing:
     figure = Figure(figsize=(PAGE, 1.4 + 0.42 * len(names)), layout="constrained")
     axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(0.68, 0.32))
     axes.axvline(0, color=GREY, linewidth=0.8)
-    sns.boxplot(
-        data, x="delta", y="method", order=names, orient="h", ax=axes, width=0.62, showfliers=False, color="white",
-        linewidth=0.8, linecolor=GREY, whis=(5, 95),
+    thin = {"color": GREY, "linewidth": 0.8}
+    axes.boxplot(
+        [data.loc[data["method"] == name, "delta"] for name in names], positions=range(len(names)), widths=0.62,
+        orientation="horizontal", whis=(5, 95), showfliers=False, manage_ticks=False, boxprops=thin, whiskerprops=thin,
+        capprops=thin, medianprops=thin,
     )  # fmt: skip
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first method on top
     rng = np.random.default_rng(0)  # jitter only
     for place, row in enumerate(rows):
         of_method = data[data["method"] == row["method"]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import inspect
 import re
 import struct
 from collections.abc import Mapping
@@ -94,7 +93,7 @@ def _definitions(data: Tables) -> list[tuple[str, str]]:
     """The study's methods and what they do, as their own documentation says."""
     known = registry()
     names = data.transfers["method"].drop_duplicates().sort_values()
-    return [(name, inspect.getdoc(known[name]) or "" if name in known else UNKNOWN) for name in names]
+    return [(name, " ".join((known[name].__doc__ or "").split()) if name in known else UNKNOWN) for name in names]
 
 
 UNKNOWN = "Not a method of this version of kt."

@@ -6,11 +6,13 @@ import logging
 import time
 import zipfile
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
 
 from kt import store
+from kt.errors import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +24,12 @@ class Checkpoint:
         path: the file.
         key: the unit's key; a file with another key is not read.
         every: seconds between two writes.
+        stop: set, by a signal handler for example, to save after the next step and end the training.
     """
 
-    def __init__(self, path: Path, key: str, every: float) -> None:
+    def __init__(self, path: Path, key: str, every: float, stop: Event | None = None) -> None:
         self.path, self.key, self.every = path, key, every
+        self._stop = stop or Event()
         self._last = time.monotonic()
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
@@ -43,14 +47,20 @@ class Checkpoint:
             return None
 
     def due(self) -> bool:
-        """Whether ``every`` seconds have passed since the last write."""
-        return time.monotonic() - self._last >= self.every
+        """Whether ``every`` seconds have passed since the last write, or the training shall stop."""
+        return self._stop.is_set() or time.monotonic() - self._last >= self.every
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the state."""
+        """Write the state.
+
+        Raises:
+            Interrupted: the training shall stop; the state is written.
+        """
         with store.atomic(self.path) as temporary:
             torch.save({**state, "key": self.key}, temporary)
         self._last = time.monotonic()
+        if self._stop.is_set():
+            raise Interrupted(f"stopped by a signal; {self.path} holds the progress")
 
     def remove(self) -> None:
         """Forget the state: the unit is finished."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
+from kt.errors import Interrupted
 from kt.predictions import Logits
 from kt.transfer import engine
 from kt.transfer.checkpoint import Checkpoint
@@ -41,6 +43,7 @@ class Workbench:
         checkpoints: folder of the checkpoints.
         every: seconds between two checkpoints.
         device: where students train.
+        stop: set to end the running training after its next step, with a checkpoint.
     """
 
     student: nn.Module
@@ -52,6 +55,7 @@ class Workbench:
     checkpoints: Path
     every: float
     device: torch.device
+    stop: Event
 
     @classmethod
     def set_up(
@@ -64,6 +68,7 @@ class Workbench:
         checkpoints: Path,
         every: float,
         device: torch.device,
+        stop: Event,
     ) -> Workbench:
         """Put the student and the three splits that transfer needs on the device."""
         student = student.to(device).to(memory_format=torch.channels_last)
@@ -78,6 +83,7 @@ class Workbench:
             checkpoints,
             every,
             device,
+            stop,
         )
 
     def compute(self, unit: Unit, key: str, teacher: Logits | None) -> Record:
@@ -87,9 +93,14 @@ class Workbench:
             unit: method, teacher and seed.
             key: the unit's key.
             teacher: the teacher's cached logits on the transfer split, float16 [N, C]; None for a control.
+
+        Raises:
+            Interrupted: ``stop`` was set; the unit goes on from its checkpoint next time.
         """
         try:
             return self._train(unit, key, teacher)
+        except Interrupted:
+            raise
         except engine.Diverged as error:
             return {"status": "failed", "cause": "diverged", "reason": f"diverged: {error}"}
         except torch.OutOfMemoryError as error:
@@ -105,7 +116,7 @@ class Workbench:
         labels = torch.from_numpy(self.labels["transfer"]).to(self.device)
         source = self.frozen if teacher is None else torch.from_numpy(teacher).to(self.device, torch.float32)
         targets, taught = unit.method.targets(source, self.frozen, labels)
-        checkpoint = Checkpoint(self.checkpoints / f"{key}.pt", key, self.every)
+        checkpoint = Checkpoint(self.checkpoints / f"{key}.pt", key, self.every, self.stop)
         history = engine.train(
             self.student, self.inputs["transfer"], targets, labels, unit.method.loss,
             self._validation_accuracy, self.training, unit.seed, checkpoint,

@@ -1,7 +1,7 @@
 rule transfer:
     input:
-        # Where the names alone decide the pairs, a longer table must not run a job again whose part did not change.
-        pairs=LAYOUT.table("pairs") if NEEDS_SCORES else ancient(LAYOUT.table("pairs")),
+        # Where names alone decide the pairs, the job knows its own; a longer table must not run it again.
+        pairs=LAYOUT.table("pairs") if NEEDS_SCORES else [],
         weights=LAYOUT.weights("{student}"),
         logits=cached_logits,
     output:
@@ -21,11 +21,12 @@ rule transfer:
         seeds=STUDY.transfer.seeds,
         training=STUDY.transfer.training.plain(),
         teachers=teachers,
+        pairs=f"--pairs {LAYOUT.table('pairs')}" if NEEDS_SCORES else "",
     message:
         "transfer to {wildcards.student}, part {wildcards.chunk}"
     shell:
         "kt transfer --student {wildcards.student} --chunk {wildcards.chunk}"
-        " --pairs {input.pairs} --out {output} --threads {threads} --log {log}"
+        " {params.pairs} --out {output} --threads {threads} --log {log}"
 
 
 rule tables:
