@@ -1,3 +1,4 @@
+from functools import cache
 from itertools import pairwise
 
 import matplotlib as mpl
@@ -38,12 +39,19 @@ def unknown_kinds():
 STUDIES = {
     "eight": tables.study,
     "three_perfect": lambda: tables.study(models=3, seeds=1, effects={"kl": lambda gap: 0.0}, accuracy=(1.0, 1.0)),
-    "many_models_and_classes": lambda: tables.study(models=36, seeds=1, classes=60),
+    "many_models_and_classes": lambda: tables.study(
+        models=60, seeds=1, classes=60, effects={"kl": lambda gap: gap, "self": lambda gap: 0.0}
+    ),
     "failing": failing,
     "all_failed": all_failed,
     "two_of_unknown_kind": unknown_kinds,
     "controls_only": lambda: tables.study(models=3, effects={"self": lambda gap: 0.0}),
 }
+
+
+@cache
+def drawings_of(name):
+    return list(drawings(STUDIES[name]()))
 
 
 def drawings(study):
@@ -74,7 +82,7 @@ def test_the_figures_have_the_names_that_the_pipeline_asks_for():
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_no_text_is_cut_off_or_too_small_in(study):
-    for name, drawing in drawings(STUDIES[study]()):
+    for name, drawing in drawings_of(study):
         box = drawing.figure.bbox
         beyond = [text for axes in drawing.figure.axes for text in ticks_out_of_view(axes)]
         for text in texts(drawing.figure):
@@ -86,7 +94,7 @@ def test_no_text_is_cut_off_or_too_small_in(study):
 
 @pytest.mark.parametrize("study", ["eight", "many_models_and_classes", "failing"])
 def test_tick_labels_do_not_overlap_in(study):
-    for name, drawing in drawings(STUDIES[study]()):
+    for name, drawing in drawings_of(study):
         for axes in drawing.figure.axes:
             for labels, low, high in ((axes.get_xticklabels(), "x0", "x1"), (axes.get_yticklabels(), "y0", "y1")):
                 extents = sorted((t.get_window_extent() for t in labels if t.get_text()), key=lambda e: getattr(e, low))
@@ -95,7 +103,7 @@ def test_tick_labels_do_not_overlap_in(study):
 
 
 def test_figures_say_what_they_rest_on():
-    for name, drawing in drawings(tables.study()):
+    for name, drawing in drawings_of("eight"):
         footer = drawing.figure.get_supxlabel()
         assert "56 ordered pairs" in footer, name
         assert "1,000 test images" in footer, name
@@ -109,7 +117,7 @@ def test_figures_say_what_they_rest_on():
 
 
 def test_failed_trainings_are_counted_under_the_figure():
-    (footer,) = [d.figure.get_supxlabel() for n, d in drawings(failing()) if n == "delta_by_method"]
+    (footer,) = [d.figure.get_supxlabel() for n, d in drawings_of("failing") if n == "delta_by_method"]
     assert "failed trainings left out" in footer
 
 
@@ -128,12 +136,19 @@ def test_what_is_drawn_is_what_the_tables_say(tmp_path):
 
 
 def test_points_of_a_panel_are_the_pairs_of_its_method():
-    (drawing,) = [d for n, d in drawings(tables.study()) if n == "delta_vs_accuracy"]
+    (drawing,) = [d for n, d in drawings_of("eight") if n == "delta_vs_accuracy"]
     panels = {axes.get_title(loc="left").split(",")[0]: axes for axes in drawing.figure.axes if axes.axison}
     assert set(panels) == {"kl", "kl_dp", "kl_dp_unsup", "self (control)", "finetune (control)"}
     drawn = np.vstack([c.get_offsets() for c in panels["kl"].collections if len(c.get_offsets()) > 1])
     of_kl = drawing.data[drawing.data["method"] == "kl"]
     np.testing.assert_allclose(np.sort(drawn[:, 1]), np.sort(of_kl["delta"]))
+
+
+def test_a_control_has_one_point_a_student():
+    (drawing,) = [d for n, d in drawings_of("eight") if n == "delta_by_method"]
+    points = [c.get_offsets() for c in drawing.figure.axes[0].collections if c.get_label() == "student of a control"]
+    students = drawing.data[drawing.data["control"]].drop_duplicates(["method", "student"])
+    assert sum(map(len, points)) == len(students) == 16
 
 
 def test_files_are_written_at_200_dpi_and_repeat_byte_for_byte(tmp_path):

@@ -39,12 +39,15 @@ class Checkpoint:
                 if damaged := archive.testzip():
                     raise ValueError(damaged)
             state: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
-            return state if state.get("key") == self.key else None
         except FileNotFoundError:
             return None
         except Exception as error:  # a damaged file can fail in many ways; the unit then starts afresh
             log.warning("checkpoint %s cannot be read and is ignored (%s)", self.path, type(error).__name__)
             return None
+        if state.get("key") != self.key:
+            return None
+        log.info("unit %s goes on from its checkpoint", self.key[:12])
+        return state
 
     def due(self) -> bool:
         """Whether ``every`` seconds have passed since the last write, or the training shall stop."""

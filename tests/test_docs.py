@@ -1,0 +1,57 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from kt import config, schema
+from kt.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_table_reference_is_the_schema() -> None:
+    assert (ROOT / "docs/tables.md").read_text("utf-8").endswith(schema.markdown()), "run `kt schema`"
+
+
+def test_the_committed_json_schema_is_the_typed_configuration() -> None:
+    committed = json.loads((ROOT / "docs/config.schema.json").read_text("utf-8"))
+    assert committed == config.json_schema(), "run `kt config schema > docs/config.schema.json`"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/extending.md", "results/README.md"])
+def test_every_linked_or_named_file_exists(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    linked = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    named = re.findall(r"`((?:kt|docs|envs|tests|benchmarks|workflow)/[\w./-]*\w)", text)
+    for path in linked + named:
+        assert (ROOT / path).exists() or ((ROOT / document).parent / path).exists(), path
+
+
+def test_every_kt_command_in_the_documents_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "".join((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/extending.md", "docs/tables.md"))
+    commands = set(re.findall(r"(?:`|bin/)kt ([a-z]+)", text))
+    assert len(commands) >= 6
+    for command in commands:
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        assert end.value.code == 0
+        assert "example: kt " in capsys.readouterr().out
+
+
+def test_the_method_in_the_guide_works(tmp_path: Path) -> None:
+    import torch
+
+    text = (ROOT / "docs/extending.md").read_text("utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Cautious" in block)
+    namespace: dict[str, object] = {"__name__": "guide"}
+    exec(compile(code, "docs/extending.md", "exec"), namespace)
+    method = namespace["Cautious"](threshold=0.8)  # type: ignore[operator]
+    frozen = torch.tensor([[9.0, 0.0], [0.1, 0.0]])
+    targets, taught = method.targets(torch.zeros(2, 2), frozen, torch.tensor([0, 0]))
+    assert taught.tolist() == [False, True]
+    assert targets.tolist() == [[9.0, 0.0], [0.0, 0.0]]
