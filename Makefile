@@ -17,7 +17,7 @@ run: $(READY) ## the study in config.yaml, from images to results/report.html
 	$(BIN)/snakemake --cores $(CORES)
 
 test: $(READY) ## the whole test suite, with coverage
-	$(BIN)/python -m pytest -n 2 --cov=kt --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=kt --cov-report=term --cov-fail-under=90
 
 lint: $(READY) ## format, style, types, workflow
 	$(BIN)/ruff format --check $(SOURCES)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
+from kt.errors import Interrupted
 from kt.transfer import losses
 from kt.transfer.checkpoint import Checkpoint
 from kt.transfer.engine import Diverged, History, epoch_order, learning_rate, train
@@ -33,7 +35,7 @@ STEPS = 12  # 3 epochs of 4 whole batches; two images wait for the next epoch
 METHODS = list(registry())
 
 
-class Interrupted(BaseException):
+class Torn(BaseException):
     """Ends a training from inside, as a signal would."""
 
 
@@ -100,7 +102,7 @@ def at(step: int, event: Callable[[], None]) -> Callable[[int], None]:
 
 
 def interrupt() -> None:
-    raise Interrupted
+    raise Torn
 
 
 def same(first: Any, second: Any) -> bool:
@@ -135,7 +137,7 @@ def test_a_training_resumed_at_any_step_ends_bit_identical(method, undisturbed):
     def check(stop, saved, elsewhere):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "c.pt"
-            with pytest.raises(Interrupted):
+            with pytest.raises(Torn):
                 run(method, Saving(path, after=saved.__contains__), at(stop, interrupt))
             assert path.exists() == any(step < stop for step in saved)
             torch.manual_seed(elsewhere)
@@ -151,7 +153,7 @@ def test_a_training_interrupted_again_and_again_ends_bit_identical(tmp_path, und
     while True:
         try:
             ended = run("kl", Saving(path, after=lambda step: step % 2 == 0), at(random.randint(2, 5), interrupt))
-        except Interrupted:
+        except Torn:
             stops += 1
             continue
         break
@@ -165,10 +167,10 @@ def test_a_training_interrupted_in_validation_ends_bit_identical(tmp_path, undis
 
     def interrupted(model: nn.Module) -> float:
         if next(calls) == epoch:
-            raise Interrupted
+            raise Torn
         return validate(model)
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Torn):
         run("kl_dp", Saving(tmp_path / "c.pt"), validating=interrupted)
     assert same_end(run("kl_dp", Saving(tmp_path / "c.pt")), undisturbed["kl_dp"])
 
@@ -211,12 +213,29 @@ def test_no_checkpoint_is_written_before_the_time_has_come(tmp_path, undisturbed
     assert (tmp_path / "c.pt").exists()
 
 
+@pytest.mark.parametrize("step", [1, 4, 7, STEPS])
+def test_a_training_told_to_stop_ends_after_its_step_and_goes_on_bit_identical(tmp_path, undisturbed, step):
+    stop, done = Event(), []
+
+    def at_loss(now: int) -> None:
+        done.append(now)
+        if len(done) == step:
+            stop.set()
+
+    with pytest.raises(Interrupted, match=r"stopped by a signal; .*c\.pt holds the progress"):
+        run("kl", Checkpoint(tmp_path / "c.pt", "key", 3600, stop), at_loss)
+    assert len(done) == step
+    stop.clear()
+    assert same_end(run("kl", Checkpoint(tmp_path / "c.pt", "key", 3600, stop), at_loss), undisturbed["kl"])
+    assert len(done) == STEPS
+
+
 # checkpoints
 
 
 def interrupted_file(path: Path) -> bytes:
     """The bytes of a checkpoint in the middle of a training."""
-    with pytest.raises(Interrupted):
+    with pytest.raises(Torn):
         run("kl", Saving(path), at(8, interrupt))
     return path.read_bytes()
 
@@ -320,7 +339,7 @@ class Recorder(nn.Module):
 
 
 def test_batches_follow_the_epochs_order_with_their_own_targets_and_labels(tmp_path):
-    model, asked = Recorder(), []
+    model, asked = Recorder().eval(), []  # as a model comes from loading
     images = Inputs(
         np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1),
         np.arange(10),

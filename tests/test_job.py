@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.data.spec import DataSpec, InputSpec, SplitSizes
+from kt.errors import Interrupted
 from kt.transfer import partition
 from kt.transfer.job import Workbench
 from kt.transfer.ledger import Ledger, unpack
@@ -49,7 +51,7 @@ def bench(stored, tmp_path) -> Workbench:
 def make_bench(stored: Dataset, folder: Path, every: float = 3600) -> Workbench:
     student, spec = build(0), InputSpec(size=8, mean=(0.3,), std=(0.33,))
     bench = Workbench.set_up(
-        student, np.zeros((40, 10), np.float16), stored, spec, TRAINING, folder / "checkpoints", every, CPU
+        student, np.zeros((40, 10), np.float16), stored, spec, TRAINING, folder / "checkpoints", every, CPU, Event()
     )
     frozen = torch.from_numpy(logits(student, bench.inputs["transfer"])).float()
     object.__setattr__(bench, "frozen", frozen)
@@ -226,3 +228,27 @@ def test_an_interrupted_unit_goes_on_from_its_checkpoint_and_then_forgets_it(sto
     resumed = compute(bench, "kl")
     assert not list(bench.checkpoints.iterdir())
     assert resumed == compute(make_bench(stored, tmp_path / "alone"), "kl")
+
+
+class Stopping(Failing):
+    """Sets the bench's flag in its third step and trains on."""
+
+    def loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+        CALLS.append(1)
+        if len(CALLS) == 3:
+            STOP[0].set()
+        return KL.loss(self, logits, targets, labels)
+
+
+STOP: list[Event] = []
+
+
+def test_a_unit_told_to_stop_saves_raises_and_goes_on_next_time(bench, stored, tmp_path):
+    STOP[:] = [bench.stop]
+    with pytest.raises(Interrupted, match="stopped by a signal"):
+        bench.compute(Unit(Stopping(), "t", 0), "key-kl-0", teacher_of(bench))
+    assert len(CALLS) == 3
+    assert torch.load(bench.checkpoints / "key-kl-0.pt")["progress"]["step"] == 3
+    bench.stop.clear()
+    assert compute(bench, "kl") == compute(make_bench(stored, tmp_path / "alone"), "kl")
+    assert not list(bench.checkpoints.iterdir())

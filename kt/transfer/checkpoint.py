@@ -39,12 +39,13 @@ class Checkpoint:
                 if damaged := archive.testzip():
                     raise ValueError(damaged)
             state: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
+            ours = state.get("key") == self.key
         except FileNotFoundError:
             return None
         except Exception as error:  # a damaged file can fail in many ways; the unit then starts afresh
             log.warning("checkpoint %s cannot be read and is ignored (%s)", self.path, type(error).__name__)
             return None
-        if state.get("key") != self.key:
+        if not ours:
             return None
         log.info("unit %s goes on from its checkpoint", self.key[:12])
         return state
