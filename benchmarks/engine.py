@@ -121,8 +121,8 @@ def main() -> None:
         engine.train(student, inputs, targets, labels, method.loss, lambda model: 0.0, training, 0, nothing)
 
     def cache() -> tuple[Tensor, Tensor]:
-        ours, theirs = (torch.from_numpy(logits(model, inputs)).to(device, torch.float32) for model in (frozen, teacher))
-        return theirs, ours
+        made = [torch.from_numpy(logits(model, inputs)).to(device, torch.float32) for model in (teacher, frozen)]
+        return made[0], made[1]
 
     seconds: dict[str, list[float]] = {"cached": [], "cached_with_cache": [], "vectorised": [], "loop": []}
     with TemporaryDirectory() as scratch:

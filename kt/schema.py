@@ -107,6 +107,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column(
             "control", FLAG, "flag", "true where the teacher plays no part: one training, shared by the student's pairs"
         ),
+        Column(
+            "uses_labels",
+            FLAG,
+            "flag",
+            "true where the labels of the transfer images have a say: `finetune` is its control",
+        ),
         Column("status", TEXT, "name", "`ok` or `failed`"),
         Column("reason", TEXT, "text", "why it failed: `diverged`, `out_of_memory` or `error`, and the message", True),
         Column("n", COUNT, "images", "test images behind the row"),
@@ -142,6 +148,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "methods": (
         Column("method", TEXT, "name", "the transfer method or control"),
         Column("control", FLAG, "flag", "true for `self` and `finetune`"),
+        Column(
+            "uses_labels",
+            FLAG,
+            "flag",
+            "true where the labels of the transfer images have a say: `finetune` is its control",
+        ),
         Column("group", TEXT, "name", "`all` pairs, or those with a `weaker`, `equal` or `stronger` teacher"),
         Column("pairs", COUNT, "pairs", "pairs behind the row"),
         Column("students", COUNT, "models", "distinct students among them"),

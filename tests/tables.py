@@ -14,6 +14,7 @@ Effect = Callable[[float], float]
 """Transfer delta in percentage points, given how many points better the teacher is than the student."""
 
 CONTROLS = ("self", "finetune")
+LABELLED = ("xekl", "kl_dp", "finetune")
 EFFECTS: dict[str, Effect] = {
     "kl": lambda gap: 0.9 * gap,
     "kl_dp": lambda gap: 3 + 0.4 * gap,
@@ -68,7 +69,8 @@ def _transfers(
                 rows.append(
                     {
                         "teacher": pair.teacher, "student": pair.student, "method": method, "seed": seed,
-                        "control": control, "status": "ok", "reason": None, "n": images,
+                        "control": control, "uses_labels": method in LABELLED, "status": "ok", "reason": None,
+                        "n": images,
                         "acc_before": pair.acc_student, "acc_after": pair.acc_student + 100 * (gain - loss),
                         "delta": 100 * (gained - lost) / images,
                         "delta_se": 100 * float(np.sqrt((gain + loss - (gain - loss) ** 2) / images)),

@@ -20,7 +20,7 @@ from kt.errors import KtError
 from kt.pairs import candidates
 from kt.transfer.method import registry
 
-GONE = object()
+GONE = "(the key is taken out)"
 """As a value: the key is left out."""
 
 VALIDATOR = jsonschema.Draft202012Validator(config.json_schema())

@@ -47,6 +47,18 @@ def test_splits_have_the_sizes_asked_for_and_share_no_image(asked, spare, seed):
     assert assign(ids, labels, spec, seed).equals(frame)
 
 
+@given(st.integers(0, 2**32), st.integers(1, 6))
+def test_every_split_holds_the_classes_in_proportion_up_to_rounding(seed, classes):
+    n, asked = 240, (30, 50, 20, 100)
+    labels = np.random.default_rng(seed).integers(0, classes, n) ** 2 // classes
+    frame = assign(np.arange(n), labels, sizes(*asked), seed)
+    for name, size in zip(SPLITS, asked, strict=True):
+        for c, of_class in enumerate(np.bincount(labels)):
+            found = int((frame.loc[frame["split"] == name, "label"] == c).sum())
+            # a cut at a rank lies within one image of each class of the cut at its quantile, and there are two cuts
+            assert abs(found - size * of_class / n) <= 2 * (1 + classes * of_class / n)
+
+
 def test_the_seed_decides_the_split():
     ids = np.arange(100)
     frames = [assign(ids, ids % 3, sizes(20, 20, 20, 20), seed) for seed in range(3)]

@@ -115,6 +115,7 @@ def test_a_finished_unit_gives_its_row():
         "method": "kl_dp",
         "seed": 3,
         "control": False,
+        "uses_labels": True,
         "status": "ok",
         "reason": None,
         "n": 5,

@@ -10,9 +10,6 @@ import pandas as pd
 from kt.analysis.deltas import TINY, Comparison, clear_sign, compare, on_test, records
 from kt.analysis.wording import counted, listing, number, signed, with_error
 
-USES_LABELS = frozenset({"xekl", "xekl_mcl", "kl_dp", "bikd"})
-"""Methods that see the transfer images' labels, so that `finetune` is their control; `self` is the others'."""
-
 FEW_MODELS = 4
 """Below this, every pair shares a model with every other, and no honest standard error can be had."""
 
@@ -152,20 +149,22 @@ def _controls(
         gains = [f"{meaning[name]} (`{name}`) {with_error(row['delta'], row['delta_se'])}" for name, row in present]
         sentences.append(f"Without any teacher, points gained are: {listing(gains)}.")
     for name in dict.fromkeys([*([best] if best else []), "kl_dp", "kl_dp_unsup"]):
-        if _row(methods, name) is None:
+        row = _row(methods, name)
+        if row is None:
             continue
-        control = "finetune" if name in USES_LABELS else "self"
+        uses_labels = bool(row["uses_labels"])
+        control = "finetune" if uses_labels else "self"
         if control in (found for found, _ in present):
-            sentences.append(_claim(name, compare(transfers, scores, equal_within, name, control)))
+            sentences.append(_claim(name, uses_labels, compare(transfers, scores, equal_within, name, control)))
         else:
             sentences.append(f"What `{name}` owes to its teachers cannot be told without the control `{control}`.")
     return sentences
 
 
-def _claim(name: str, against: Comparison) -> str:
+def _claim(name: str, uses_labels: bool, against: Comparison) -> str:
     """What may be said for a method, given its paired difference from the control that it must beat."""
     difference = f"{with_error(against.mean, against.se)} points"
-    if name in USES_LABELS:
+    if uses_labels:
         if against.sign > 0:
             return (
                 f"`{name}` gains {difference} more than fine-tuning on the same labels: that much may be called"

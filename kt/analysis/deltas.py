@@ -55,6 +55,7 @@ def pair_deltas(transfers: pd.DataFrame, complementarity: pd.DataFrame) -> pd.Da
     finished = with_scores(transfers[transfers["status"] == "ok"], complementarity)
     return finished.groupby(["method", *PAIR], sort=False, as_index=False).agg(
         control=("control", "first"),
+        uses_labels=("uses_labels", "first"),
         seeds=("seed", "nunique"),
         delta=("delta", "mean"),
         delta_se=("delta_se", "mean"),

@@ -10,13 +10,9 @@ import pandas as pd
 from kt.analysis import dyadic
 from kt.analysis.answer import answer
 from kt.analysis.deltas import GROUPS, TINY, Comparison, compare, group_of, pair_deltas, with_scores
+from kt.schema import arrow_schema
 
 __all__ = ["Comparison", "answer", "compare", "pair_deltas", "summarise"]
-
-COLUMNS = (
-    "method", "control", "group", "pairs", "students", "seeds", "failed",
-    "delta", "delta_se", "delta_se_iid", "median", "worst", "success", "transfer_rate",
-)  # fmt: skip
 
 
 def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_within: float) -> pd.DataFrame:
@@ -47,7 +43,8 @@ def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_with
         for group in GROUPS
         if len(of_group := _in_group(pairs[pairs["method"] == method], group))
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"control": bool})  # also where there is no row
+    table = pd.DataFrame(rows, columns=arrow_schema("methods").names)
+    return table.astype({"control": bool, "uses_labels": bool})  # also where there is no row
 
 
 def _in_group(rows: pd.DataFrame, group: str) -> pd.DataFrame:
@@ -60,6 +57,7 @@ def _row(method: str, group: str, pairs: pd.DataFrame, failed: int) -> dict[str,
     return {
         "method": method,
         "control": bool(pairs["control"].iloc[0]),
+        "uses_labels": bool(pairs["uses_labels"].iloc[0]),
         "group": group,
         "pairs": len(pairs),
         "students": pairs["student"].nunique(),

@@ -102,6 +102,7 @@ class Workbench:
         except Interrupted:
             raise
         except engine.Diverged as error:
+            (self.checkpoints / f"{key}.pt").unlink(missing_ok=True)
             return {"status": "failed", "cause": "diverged", "reason": f"diverged: {error}"}
         except torch.OutOfMemoryError as error:
             return {"status": "failed", "cause": "out_of_memory", "reason": f"out_of_memory: {_first_line(error)}"}

@@ -8,6 +8,7 @@ set aside under ``<folder>/damaged`` and computed again.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import zlib
@@ -73,7 +74,8 @@ class Ledger:
         """Move a damaged record out of the way, and say so."""
         target = self.folder / "damaged" / self.path(key).name
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.path(key).replace(target)
+        with contextlib.suppress(FileNotFoundError):  # another job may have met the same record
+            self.path(key).replace(target)
         log.warning("ledger: record %s is damaged; set aside as %s and computed again", key[:12], target)
 
     def records(self) -> Iterator[tuple[str, Record | None]]:

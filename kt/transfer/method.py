@@ -24,12 +24,15 @@ class Method(Spec):
     Attributes:
         name: the method's name in ``config.yaml``.
         version: raise it when the method's results change: finished units of older versions are not reused.
+        uses_labels: true where the labels of the transfer images have a say: its gain must then be held against the
+            control `finetune`, that of other methods against `self`.
         control: true where the teacher plays no part; ``targets`` then gets the frozen student as its teacher.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     control: ClassVar[bool] = False
+    uses_labels: ClassVar[bool] = False
 
     @abstractmethod
     def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

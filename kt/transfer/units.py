@@ -117,6 +117,7 @@ def rows(
         "method": unit.method.name,
         "seed": unit.seed,
         "control": unit.method.control,
+        "uses_labels": unit.method.uses_labels,
         "status": outcome["status"],
         "reason": outcome.get("reason"),
         "n": len(labels),

@@ -15,6 +15,7 @@ class Finetune(Method):
     """Cross-entropy on the labels: the supervised control owed to every method that uses labels."""
 
     name: ClassVar[str] = "finetune"
+    uses_labels: ClassVar[bool] = True
     control: ClassVar[bool] = True
 
     def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

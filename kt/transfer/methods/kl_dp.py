@@ -18,6 +18,7 @@ class KLDP(Distillation):
     """
 
     name: ClassVar[str] = "kl_dp"
+    uses_labels: ClassVar[bool] = True
 
     def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Teacher logits where the teacher is better on the label, the frozen student's elsewhere."""

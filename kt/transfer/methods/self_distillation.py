@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class SelfDistillation(Distillation):
-    """The frozen student teaches every image; the loss is zero before the first step (up to BatchNorm's mode)."""
+    """The student as it was before transfer teaches every image; its loss starts at zero."""
 
     name: ClassVar[str] = "self"
     control: ClassVar[bool] = True

@@ -21,6 +21,7 @@ class XEKL(KL):
     """
 
     name: ClassVar[str] = "xekl"
+    uses_labels: ClassVar[bool] = True
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the distillation loss")
 
     def loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
