@@ -13,12 +13,25 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kt
 from kt.errors import Interrupted, KtError
 
+if TYPE_CHECKING:
+    from kt.config import Study
+    from kt.layout import Layout
+
 Run = Callable[[argparse.Namespace], None]
+
+
+def _study(args: argparse.Namespace) -> tuple[Study, Layout]:
+    """The configuration and where its files lie."""
+    from kt.config import load
+    from kt.layout import Layout
+
+    study = load(args.config)
+    return study, Layout(Path(study.results))
 
 
 def _stage(call: Callable[[Any, Any, Any, argparse.Namespace], None]) -> Run:
@@ -26,11 +39,8 @@ def _stage(call: Callable[[Any, Any, Any, argparse.Namespace], None]) -> Run:
 
     def run(args: argparse.Namespace) -> None:
         from kt import stages
-        from kt.config import load
-        from kt.layout import Layout
 
-        study = load(args.config)
-        call(stages, study, Layout(Path(study.results)), args)
+        call(stages, *_study(args), args)
 
     return run
 
@@ -52,13 +62,29 @@ def _tables_docs(args: argparse.Namespace) -> None:
 
 
 def _figures(args: argparse.Namespace) -> None:
-    from kt import stages
+    from kt.figures import draw
 
-    if args.tables and args.out:  # tables from anywhere need no configuration
-        stages.figures(args.tables, args.out, args.names)
-    else:
-        run = _stage(lambda s, _, lay, a: s.figures(a.tables or lay.tables, a.out or lay.figures, a.names))
-        run(args)
+    tables, out = args.tables, args.out
+    if not (tables and out):  # tables from anywhere need no configuration
+        _, layout = _study(args)
+        tables, out = tables or layout.tables, out or layout.figures
+    draw(tables, out, args.names or None)
+    logging.getLogger(__name__).info("figures: drawn into %s", out)
+
+
+def _status(args: argparse.Namespace) -> None:
+    from kt import status
+
+    print(status.survey(*_study(args)).line())
+
+
+def _retry(args: argparse.Namespace) -> None:
+    from kt import status
+
+    study, layout = _study(args)
+    keys = status.survey(study, layout).retriable
+    made_again = status.forget(layout, keys, damaged=False)
+    print(f"{len(keys)} failed trainings will be tried again by the next run ({len(made_again)} jobs)")
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
@@ -134,11 +160,9 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_tools(add: Callable[..., argparse.ArgumentParser]) -> None:
-    run = _stage(lambda s, study, lay, a: s.show_status(study, lay))
-    add("status", run, "say what is done, failed and left, and how long it will take", "kt status")
+    add("status", _status, "say what is done, failed and left, and how long it will take", "kt status")
 
-    run = _stage(lambda s, study, lay, a: s.retry(study, lay))
-    add("retry", run, "let the next run try failed trainings again", "kt retry && snakemake")
+    add("retry", _retry, "let the next run try failed trainings again", "kt retry && snakemake")
 
     sub = add("config", _config, "check the configuration, or print its JSON schema", "kt config check")
     sub.add_argument("action", choices=("check", "schema"), help="what to do")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kt import complementarity as scoring
 from kt import pairs as pairing
@@ -289,17 +289,6 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     log.info("tables: %d rows of transfers in %s", transfers.num_rows, out)
 
 
-def figures(source: Path, out: Path, names: list[str]) -> None:
-    """Draw figures, all of them where none is named, from the tables in ``source``."""
-    from kt.figures import FIGURES, draw
-
-    for name in names:
-        if name not in FIGURES:
-            raise KtError(unknown("figure", name, FIGURES))
-    draw(source, out, names or None)
-    log.info("figures: %s", ", ".join(names or FIGURES))
-
-
 def report(study: Study, config: Path, source: Path, drawn: Path, out: Path) -> None:
     """Write the HTML report from tables and figures."""
     from kt.report import render
@@ -307,17 +296,3 @@ def report(study: Study, config: Path, source: Path, drawn: Path, out: Path) -> 
     page = render(source, drawn, config.read_text("utf-8"), tables.versions(), study.title, study.analysis.equal_within)
     store.write_text(out, page)
     log.info("report: %s", out)
-
-
-def show_status(study: Study, layout: Layout) -> dict[str, Any]:
-    """Print how far the study is, and return it as plain values."""
-    state = status.survey(study, layout)
-    print(state.line())
-    return vars(state)
-
-
-def retry(study: Study, layout: Layout) -> None:
-    """Forget the failures that another try may mend, so that the next run does them again."""
-    keys = status.survey(study, layout).retriable
-    made_again = status.forget(layout, keys, damaged=False)
-    print(f"{len(keys)} failed trainings will be tried again by the next run ({len(made_again)} jobs)")
