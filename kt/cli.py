@@ -107,7 +107,7 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     _model(add("weights", run, "train a zoo member or import its checkpoint", "kt weights --model resnet"))
 
     run = _stage(lambda s, study, lay, a: s.predict(study, lay, a.model, a.threads))
-    _model(add("predict", run, "run a model once over every split", "kt predict --model resnet"))
+    _model(add("predictions", run, "run a model once over every split", "kt predictions --model resnet"))
 
     run = _stage(lambda s, study, lay, a: s.zoo(study, lay, a.out or lay.table("zoo")))
     _out(add("zoo", run, "make the table of models", "kt zoo"), "table")

@@ -84,12 +84,15 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
 
     member, spec = study.zoo.models[_known_model(study, name)], study.zoo.input_of(name)
     dataset, device, start = Dataset.open(layout.data), _device(study.device, threads), time.perf_counter()
-    recipe, images, seconds = member.train, None, None
+    recipe = member.train
     torch.manual_seed(recipe.seed if recipe else 0)
     model = _build(study, name, dataset)
     if recipe:
         zoo_rows = dataset.rows("zoo")
-        chosen = zoo_rows[train.choose(dataset.labels[zoo_rows], recipe)]
+        try:
+            chosen = zoo_rows[train.choose(dataset.labels[zoo_rows], recipe)]
+        except KtError as error:
+            raise KtError(f"zoo.models.{name}.{error}") from error
         progress = Progress(f"train {name}", recipe.epochs)
         train.train(
             model,
@@ -100,7 +103,6 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
             device,
             lambda epoch, loss: progress.step(f"loss {loss:.3f}"),
         )
-        images, seconds = len(chosen), time.perf_counter() - start
     elif member.checkpoint:
         models.load_weights(model, member.checkpoint)
     models.save_weights(model, layout.weights(name))
@@ -115,8 +117,8 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
         "pretraining": study.data.source if recipe else member.pretraining or "unknown",
         "recipe": recipe.tags() if recipe else [],
         "licence": member.licence,
-        "train_images": images,
-        "train_seconds": seconds,
+        "train_images": len(chosen) if recipe else None,
+        "train_seconds": time.perf_counter() - start if recipe else None,
         "fingerprint": models.fingerprint(
             member.arch, member.plain()["args"], spec.plain(), store.digest_file(layout.weights(name))
         ),

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     "data",
     "weights",
-    "predict",
+    "predictions",
     "zoo",
     "complementarity",
     "pairs",
@@ -118,7 +118,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["data"]) == 0
         for model in ("teacher", "student"):
             assert main(["weights", "--model", model]) == 0
-            assert main(["predict", "--model", model]) == 0
+            assert main(["predictions", "--model", model]) == 0
         assert main(["zoo"]) == 0
         assert main(["complementarity", "--split", "validation"]) == 0
         assert main(["complementarity"]) == 0

@@ -55,3 +55,11 @@ def test_the_method_in_the_guide_works(tmp_path: Path) -> None:
     targets, taught = method.targets(torch.zeros(2, 2), frozen, torch.tensor([0, 0]))
     assert taught.tolist() == [False, True]
     assert targets.tolist() == [[9.0, 0.0], [0.0, 0.0]]
+
+
+def test_the_workflow_knows_every_figure() -> None:
+    from kt.figures import FIGURES
+
+    listed = re.search(r"FIGURES = \[(.*?)\]", (ROOT / "workflow/rules/report.smk").read_text("utf-8"), re.DOTALL)
+    assert listed is not None
+    assert sorted(re.findall(r'"(\w+)"', listed[1])) == sorted(FIGURES)

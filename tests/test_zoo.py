@@ -292,8 +292,6 @@ def test_thinning_by_hand():
     assert thinned.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 11]  # the first two of class 1 stay
     none = choose(labels, recipe(thin=Thin(classes=(0, 2), keep=0.0)))
     assert labels[none].tolist() == [1, 1, 1, 1]
-    absent = choose(labels, recipe(thin=Thin(classes=(7,), keep=0.0)))
-    assert len(absent) == 12
 
 
 def test_thinning_keeps_the_share_of_what_was_drawn():
@@ -363,3 +361,9 @@ def test_the_tags_of_a_recipe_say_how_it_trains():
     plan = recipe(augment="shift", thin=Thin(classes=(3, 4)))
     assert plan.tags() == ["supervised", "augment=shift", "epochs=3", "thinned=3,4"]
     assert recipe().tags() == ["supervised", "augment=none", "epochs=3"]
+
+
+def test_a_class_that_is_not_there_cannot_be_thinned():
+    recipe = Recipe(epochs=1, batch_size=2, thin=Thin(classes=(1, 7)))
+    with pytest.raises(KtError, match=r"train.thin.classes: no class 7 in the zoo split; its classes end at 1"):
+        choose(np.array([0, 1, 0, 1]), recipe)

@@ -29,7 +29,8 @@ def choose(labels: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:
         recipe: which images it takes.
 
     Raises:
-        KtError: it asks for more images than the zoo split has, or leaves fewer than one batch.
+        KtError: it asks for more images than the zoo split has, thins a class that is not there, or leaves fewer than
+            one batch.
     """
     generator = np.random.default_rng(recipe.seed)
     wanted = recipe.images or len(labels)
@@ -37,6 +38,10 @@ def choose(labels: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:
         raise KtError(f"train.images: {wanted} asked for, but the zoo split has {len(labels)}")
     chosen = np.sort(generator.permutation(len(labels))[:wanted])
     if recipe.thin:
+        if absent := set(recipe.thin.classes) - set(labels.tolist()):
+            raise KtError(
+                f"train.thin.classes: no class {min(absent)} in the zoo split; its classes end at {labels.max()}"
+            )
         thinned = np.isin(labels[chosen], recipe.thin.classes)
         keep = ~thinned
         for c in recipe.thin.classes:

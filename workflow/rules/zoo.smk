@@ -37,7 +37,7 @@ rule predictions:
     message:
         "predictions of {wildcards.model}"
     shell:
-        "kt predict --model {wildcards.model} --threads {threads} --log {log}"
+        "kt predictions --model {wildcards.model} --threads {threads} --log {log}"
 
 
 rule zoo:
