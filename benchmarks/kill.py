@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -91,6 +92,11 @@ def disturb(folder: Path, config: Path, cores: int, kills: int, length: float, s
     return hits
 
 
+def plain(value: object) -> object:
+    """A cell as a value whose text tells it from all others; a missing one equals a missing one."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
 def compare(undisturbed: Path, disturbed: Path) -> tuple[int, int]:
     """Rows that are missing (or too many) and rows that differ, over all tables."""
     lost = changed = 0
@@ -99,10 +105,7 @@ def compare(undisturbed: Path, disturbed: Path) -> tuple[int, int]:
             pd.read_parquet(folder / f"results/tables/{name}.parquet").drop(columns=SECONDS, errors="ignore")
             for folder in (undisturbed, disturbed)
         )
-        ours, theirs = (
-            frame.map(lambda value: value.tolist() if hasattr(value, "tolist") else value).set_index(keys).astype(str)
-            for frame in (ours, theirs)
-        )
+        ours, theirs = (frame.set_index(keys).map(lambda value: repr(plain(value))) for frame in (ours, theirs))
         common = ours.index.intersection(theirs.index)
         lost += len(ours) + len(theirs) - 2 * len(common)
         changed += int((ours.loc[common] != theirs.loc[common]).any(axis=1).sum())
