@@ -6,12 +6,13 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := kt tests benchmarks
+PLUGIN := plugins/snakemake-executor-plugin-submitit
+SOURCES := kt tests benchmarks plugins
 
-.PHONY: run test lint format status clean lock help
+.PHONY: run test test-cluster lint format status clean lock help
 
 help: ## say what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 run: $(READY) ## the study in config.yaml, from images to results/report.html
 	$(BIN)/snakemake --cores $(CORES)
@@ -19,10 +20,14 @@ run: $(READY) ## the study in config.yaml, from images to results/report.html
 test: $(READY) ## the whole test suite, with coverage
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=kt --cov-report=term --cov-fail-under=90
 
+test-cluster: $(READY) ## the executor plugin on a real one-node SLURM (Debian: slurmctld slurmd slurm-client munge)
+	$(BIN)/python -m pytest $(PLUGIN)/tests
+
 lint: $(READY) ## format, style, types, workflow
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+	cd $(PLUGIN) && $(abspath $(BIN))/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
@@ -38,12 +43,12 @@ clean: ## delete the environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
 
 # Half an environment is never taken for a whole one: the marker is made last.
-$(READY): envs/requirements.lock pyproject.toml
+$(READY): envs/requirements.lock pyproject.toml $(PLUGIN)/pyproject.toml
 	@echo "setting up $(VENV): about 6 GB of packages, a few minutes the first time"
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kt needs Python 3.11 or newer; run make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --progress-bar on --disable-pip-version-check --require-hashes -r envs/requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e $(PLUGIN)
 	touch $@
 
 lock: ## renew the pins (needs uv on the PATH)

@@ -1,0 +1,269 @@
+"""The executor: takes ready jobs from Snakemake, sends them out together, and says how each ended."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+from snakemake_interface_executor_plugins.settings import CommonSettings
+
+from . import request as requests
+from .clusters import Cluster, SubmissionError
+from .request import Request
+from .runs import RunFolder
+from .task import Task
+from .verdict import FINAL_STATES, Evidence, Verdict, judge, parse_rules
+from .watch import Entry, Watch
+
+common_settings = CommonSettings(
+    non_local_exec=True,
+    implies_no_shared_fs=False,
+    job_deploy_sources=False,
+    pass_default_storage_provider_args=True,
+    pass_default_resources_args=True,
+    pass_envvar_declarations_to_cmd=True,
+    auto_deploy_default_storage_provider=False,
+)
+# Between two attempts to submit what was refused for now: at first, and at most.
+_RESUBMIT_SECONDS = (2.0, 120.0)
+
+
+class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package has no types
+    """Executor behind ``--executor submitit``."""
+
+    # Snakemake's polling thread starts before __post_init__ has run.
+    _ready = False
+
+    def __post_init__(self) -> None:
+        """Find out what cannot work before anything is submitted."""
+        settings = self.workflow.executor_settings
+        if self.workflow.remote_execution_settings.immediate_submit:
+            raise WorkflowError("submitit: --immediate-submit is not supported: endings could not be told apart")
+        try:
+            self.rules = parse_rules(settings.on_end)
+            requests.parse_flags(settings.sbatch)
+        except ValueError as error:
+            raise WorkflowError(f"submitit: {error}") from error
+        try:
+            self.run_folder = RunFolder(Path(settings.logdir))
+        except OSError as error:
+            raise WorkflowError(
+                f"submitit: cannot make a log folder in {settings.logdir!r} ({error.strerror}): set --submitit-logdir "
+                "to a folder that you can write and that the compute nodes see"
+            ) from error
+        self.settings = settings
+        self.entries: dict[int, Entry] = {}
+        self.backlog: list[Entry] = []
+        self._lock = threading.RLock()
+        self._retry_at, self._retry_after = 0.0, _RESUBMIT_SECONDS[0]
+        self._batch = 0  # most jobs in the next submission; 0 leaves it to the cluster
+        self._told: set[str] = set()
+        try:
+            self.cluster = self._make_cluster()
+            self.cluster.check(self._declared())
+        except ValueError as error:
+            raise WorkflowError(f"submitit: {error}") from error
+        fast, slow = float(settings.poll_seconds), float(settings.poll_max_seconds)
+        self.watch = Watch(self.cluster, self.run_folder.submitit, fast=fast, slow=slow, tell=self._tell)
+        if settings.keep_runs:
+            self.run_folder.prune(settings.keep_runs)
+        self._end_left_behind()
+        self.logger.info(f"submitit: {settings.cluster}, logs in {self.run_folder.path}")
+        self._ready = True
+
+    def _make_cluster(self) -> Cluster:
+        # imported here: each brings in a part of submitit that the others don't need
+        from .local import Debug, Local
+        from .slurm import Slurm
+
+        settings, folder = self.settings, self.run_folder.submitit
+        common = {"parallel": settings.parallel, "signal_delay": settings.signal_delay, "setup": settings.setup}
+        if settings.cluster == "slurm":
+            return Slurm(folder, array_size=settings.array_size, **common)
+        return Local(folder, **common) if settings.cluster == "local" else Debug(folder)
+
+    def _declared(self) -> list[tuple[str, Request]]:
+        """One request a rule of this run, as far as it can be known before inputs exist."""
+        jobs = {job.rule.name: job for job in self.workflow.dag.needrun_jobs() if not job.is_local}
+        return [(name, self._request(job)) for name, job in jobs.items()]
+
+    def _request(self, job: Any) -> Request:
+        known = {name: value for name, value in job.resources.items() if "TBD" not in str(value)}
+        try:
+            return requests.read(known, known.get("_cores", 1), self.settings.requeues, self.settings.sbatch)
+        except ValueError as error:
+            raise WorkflowError(f"submitit: {job.name}: {error}") from error
+
+    # --- from Snakemake's scheduler -------------------------------------------------------------------------------
+
+    def run_jobs(self, jobs: list[Any]) -> None:
+        """Send out everything that is ready, equal requests together."""
+        entries = []
+        for job in jobs:
+            self.run_job_pre(job)
+            request = self._request(job)
+            task = Task(
+                command=self.format_job_exec(job),
+                folder=str(Path.cwd()),
+                log=str(self.run_folder.log(job)),
+                minutes=request.minutes,
+                requeues=request.requeues,
+                signal_delay=self.settings.signal_delay,
+                history=str(self.run_folder.submitit / f"{uuid.uuid4().hex}.history"),
+            )
+            entries.append(Entry(SubmittedJobInfo(job), request, task))
+        with self._lock:
+            self.entries |= {id(entry.info): entry for entry in entries}
+            self.backlog += entries
+            self.watch.hurry()
+            self._submit_backlog()
+        for entry in entries:
+            entry.info.external_jobid = entry.external or None
+            self.report_job_submission(entry.info)
+
+    def run_job(self, job: Any) -> None:
+        """Send out one job."""
+        self.run_jobs([job])
+
+    def get_job_args(self, job: Any) -> str:
+        """As in Snakemake, with the cores that were asked for instead of all that the node has."""
+        return f"{super().get_job_args(job)} --cores {self._request(job).cpus}"
+
+    def additional_general_args(self) -> str:
+        """The Snakemake on the node must not submit again, whatever profile it finds."""
+        return "--executor local --workflow-profile none --quiet host progress"
+
+    def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
+        """End everything of this run; ``active_jobs`` is empty while a poll is under way, so our own list counts."""
+        del active_jobs
+        with self._lock:
+            ids = [entry.external for entry in self.entries.values() if entry.external]
+            self.entries.clear()
+            self.backlog.clear()
+        if ids:
+            self.logger.info(f"submitit: cancelling {len(ids)} jobs")
+            self.cluster.cancel(ids)
+
+    def shutdown(self) -> None:
+        """End; after an error in Snakemake itself jobs may still be there, and nobody would wait for them."""
+        if self._ready:
+            self.cancel_jobs([])
+            self.run_folder.close()
+        super().shutdown()
+
+    # --- submission -----------------------------------------------------------------------------------------------
+
+    def _submit_backlog(self) -> None:
+        """Send out what waits here, as far as the cluster takes it. Called with the lock held."""
+        if time.monotonic() < self._retry_at:
+            return
+        while self.backlog:
+            request = self.backlog[0].request
+            room = self.cluster.room(request)
+            if room < 1:
+                return
+            size = min(room, self._batch or room)
+            batch = [entry for entry in self.backlog if entry.request == request][:size]
+            try:
+                self._submit(request, batch)
+            except SubmissionError as error:
+                if not error.temporary:
+                    for entry in batch:
+                        entry.refused = str(error)
+                else:
+                    # a limit on submitted jobs may let a smaller array through
+                    self._batch = max(1, len(batch) // 2)
+                    self._retry_at = time.monotonic() + self._retry_after
+                    self._retry_after = min(_RESUBMIT_SECONDS[1], self._retry_after * 2)
+                    self._tell(f"{len(self.backlog)} jobs wait, the cluster takes no more for now: {error}")
+                    return
+            else:
+                self._batch, self._retry_after = 0, _RESUBMIT_SECONDS[0]
+            sent = set(map(id, batch))
+            self.backlog = [entry for entry in self.backlog if id(entry) not in sent]
+
+    def _submit(self, request: Request, batch: Sequence[Entry]) -> None:
+        jobs = [entry.info.job for entry in batch]
+        names = {job.name for job in jobs}
+        ids = self.cluster.submit(names.pop() if len(names) == 1 else "snakemake", request, [e.task for e in batch])
+        self.run_folder.record(ids, jobs, [entry.task.log for entry in batch])
+        for entry, external in zip(batch, ids, strict=True):
+            entry.reset(external)
+        first, last = ids[0], ids[-1]
+        self.logger.info(f"submitit: {len(ids)} jobs submitted as {first}" + (f" … {last}" if last != first else ""))
+
+    def _end_left_behind(self) -> None:
+        """Jobs of a Snakemake that was killed would write the same files as ours."""
+        for folder, ids in self.run_folder.left_behind():
+            states = self.cluster.states(ids) if self.settings.cluster == "slurm" else {}
+            running = [key for key, (state, _) in (states or {}).items() if judge(Evidence(state), 0) is None]
+            if running:
+                self.logger.info(f"submitit: cancelling {len(running)} jobs that {folder.name} left behind")
+                self.cluster.cancel(running)
+            (folder / "ended").touch()
+
+    # --- polling --------------------------------------------------------------------------------------------------
+
+    async def sleep(self) -> None:
+        """Wait for the next poll, but never past the end of the run."""
+        until = time.monotonic() + (self.watch.pause if self._ready else 0.5)
+        while self.wait and (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(0.5, left))
+
+    async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncIterator[SubmittedJobInfo]:
+        """Judge all jobs, and hand back those that go on."""
+        if not self._ready:
+            return
+        with self._lock:
+            self._submit_backlog()
+            entries = [self.entries[id(info)] for info in active_jobs if id(info) in self.entries]
+        self.watch.look([entry for entry in entries if entry.external])
+        for entry in entries:
+            verdict = Verdict.NOT_SUBMITTED if entry.refused else None
+            if entry.external:
+                verdict = judge(entry.seen, self.settings.grace_seconds)
+            if verdict is None or not self._ended(entry, verdict):
+                yield entry.info
+
+    def _ended(self, entry: Entry, verdict: Verdict) -> bool:
+        """Act on an ending; False where the job was sent again."""
+        if verdict is Verdict.COMPLETED:
+            self._forget(entry)
+            self.report_job_success(entry.info)
+            return True
+        rule = self.rules[verdict]
+        again = rule.kind == "retry" and entry.retries[verdict] < rule.times
+        (self.logger.warning if again else self.logger.error)(f"submitit: {entry.explain(verdict, rule, again=again)}")
+        if entry.external and entry.seen.state not in FINAL_STATES:
+            self.cluster.cancel([entry.external])  # a job that was given up must not start after all
+        if again:
+            entry.retries[verdict] += 1
+            with self._lock:
+                entry.reset()
+                self.backlog.append(entry)
+            return False
+        self._forget(entry)
+        job = entry.info.job
+        if rule.kind != "workflow":
+            job.attempt = job.restart_times + 1  # Snakemake then does not try again either
+        entry.info.external_jobid = entry.external or None
+        self.report_job_error(entry.info, msg=f"{verdict.value}. ", aux_logs=[entry.task.log])
+        return True
+
+    def _forget(self, entry: Entry) -> None:
+        with self._lock:
+            self.entries.pop(id(entry.info), None)
+
+    def _tell(self, text: str) -> None:
+        """Say something once."""
+        if text not in self._told:
+            self._told.add(text)
+            self.logger.warning(f"submitit: {text}")

@@ -1,0 +1,143 @@
+"""The same jobs without SLURM: as processes of this machine, or one after the other in this process."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.local.local import LocalExecutor
+
+from .clusters import States
+from .request import Request
+from .task import Task
+
+_YEAR_MIN = 365 * 24 * 60
+
+
+class Local:
+    """This machine; never more jobs at once than its CPUs and GPUs allow, which submitit alone does not see to."""
+
+    poll_limit = 1.0
+
+    def __init__(self, folder: Path, *, parallel: int, signal_delay: int, setup: Sequence[str]) -> None:
+        """Count CPUs and GPUs.
+
+        Args:
+            folder: Where submitit's files go.
+            parallel: Most jobs at once; 0 leaves it to CPUs and GPUs.
+            signal_delay: Seconds before the time limit at which the signal comes.
+            setup: Shell lines before each job.
+        """
+        self.folder, self.signal_delay, self.setup = folder, signal_delay, list(setup)
+        self.cpus = len(os.sched_getaffinity(0))
+        self.parallel = parallel
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self.gpus = range(len(shown.split(",")) if shown else 0 if shown == "" else len(glob.glob("/dev/nvidia[0-9]*")))
+        self._running: dict[str, tuple[submitit.Job[Any], int, list[int]]] = {}
+        self._cancelled: set[str] = set()
+
+    def check(self, requests: Iterable[tuple[str, Request]]) -> None:
+        """Every rule must fit on this machine."""
+        for rule, request in requests:
+            if request.gpus > len(self.gpus):
+                raise ValueError(
+                    f"rule {rule} asks for {request.gpus} GPU(s), this machine has {len(self.gpus)}: "
+                    f"--set-resources {rule}:gpus={len(self.gpus)}"
+                )
+
+    def room(self, request: Request) -> int:
+        """What still fits; a job that wants more CPUs than there are runs alone."""
+        self._reap()
+        if not self._running:
+            return 1
+        if self.parallel and len(self._running) >= self.parallel:
+            return 0
+        used = sum(cpus for _, cpus, _ in self._running.values())
+        return int(used + request.cpus <= self.cpus and request.gpus <= len(self._free_gpus()))
+
+    def submit(self, name: str, request: Request, tasks: Sequence[Task]) -> list[str]:
+        """Start the tasks."""
+        del name
+        ids = []
+        for task in tasks:
+            gpus = self._free_gpus()[: request.gpus]
+            executor = LocalExecutor(self.folder)
+            executor.update_parameters(
+                timeout_min=request.minutes or _YEAR_MIN,
+                gpus_per_node=len(gpus),
+                visible_gpus=gpus,
+                signal_delay_s=self.signal_delay,
+                stderr_to_stdout=True,
+                setup=self.setup,
+            )
+            job = executor.submit(task)
+            self._running[job.job_id] = (job, request.cpus, gpus)
+            ids.append(job.job_id)
+        return ids
+
+    def states(self, ids: Iterable[str]) -> States | None:
+        """From the processes."""
+        self._reap()
+        return {
+            external: (
+                "RUNNING" if external in self._running else "CANCELLED" if external in self._cancelled else "FAILED",
+                "",
+            )
+            for external in ids
+        }
+
+    def cancel(self, ids: Iterable[str]) -> None:
+        """Interrupt the processes."""
+        for external in ids:
+            if external in self._running:
+                self._cancelled.add(external)
+                self._running[external][0].cancel()
+
+    def _reap(self) -> None:
+        self._running = {key: value for key, value in self._running.items() if not value[0].done()}
+
+    def _free_gpus(self) -> list[int]:
+        taken = {gpu for _, _, gpus in self._running.values() for gpu in gpus}
+        return [gpu for gpu in self.gpus if gpu not in taken]
+
+
+class Debug:
+    """This process: a job has ended when it is submitted."""
+
+    poll_limit = 1.0
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # submitit makes ids from memory addresses, which are unique only among the living
+        self._jobs: list[submitit.Job[Any]] = []
+
+    def check(self, requests: Iterable[tuple[str, Request]]) -> None:
+        """Nothing is refused."""
+
+    def room(self, request: Request) -> int:
+        """One after the other."""
+        del request
+        return 1
+
+    def submit(self, name: str, request: Request, tasks: Sequence[Task]) -> list[str]:
+        """Run the tasks, and write their results where the others' are."""
+        del name, request
+        ids = []
+        for task in tasks:
+            job = submitit.DebugExecutor(self.folder).submit(task)
+            value = job.result()
+            submitit.core.utils.cloudpickle_dump(("success", value), job.paths.result_pickle)
+            self._jobs.append(job)
+            ids.append(job.job_id)
+        return ids
+
+    def states(self, ids: Iterable[str]) -> States | None:
+        """All have ended."""
+        return dict.fromkeys(ids, ("COMPLETED", ""))
+
+    def cancel(self, ids: Iterable[str]) -> None:
+        """Nothing is running."""

@@ -1,0 +1,107 @@
+"""The folder of a run: logs that people read, and beside them submitit's files and the ids of what was submitted."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_NAME_BYTES = 180
+
+
+class RunFolder:
+    """``<logdir>/<time>-<pid>``: a log a job, ``jobs.tsv`` says which is which, ``submitit/`` is for the machinery."""
+
+    def __init__(self, logdir: Path) -> None:
+        """Make the folder.
+
+        Raises:
+            OSError: It cannot be made or written.
+        """
+        self.logdir = logdir.expanduser().absolute()
+        now = datetime.datetime.now().astimezone()
+        self.path = self.logdir / f"{now:%Y-%m-%d_%H-%M-%S}-{os.getpid()}"
+        self.submitit = self.path / "submitit"
+        self.submitit.mkdir(parents=True)
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        (self.path / "owner.json").write_text(json.dumps(owner), "utf-8")
+        self._names: dict[str, str] = {}
+
+    def log(self, job: Any) -> Path:
+        """The log of a job: rule and wildcards; a retried job goes on in the same file."""
+        name = label(job)
+        if self._names.setdefault(name, str(job.jobid)) != str(job.jobid):
+            name = f"{name}.{job.jobid}"
+        return self.path / f"{name}.log"
+
+    def record(self, ids: Sequence[str], jobs: Sequence[Any], logs: Sequence[str]) -> None:
+        """Write down what was submitted, before anything else can go wrong."""
+        with (self.path / "jobs.tsv").open("a", encoding="utf-8") as file:
+            for external, job, log in zip(ids, jobs, logs, strict=True):
+                members = job.jobs if job.is_group() else [job]
+                names = sorted(_single(member) for member in members)
+                file.write(f"{external}\t{Path(log).name}\t{' '.join(names)}\n")
+
+    def close(self) -> None:
+        """Say that nothing of this run is left in the queue."""
+        (self.path / "ended").touch()
+
+    def left_behind(self) -> list[tuple[Path, list[str]]]:
+        """Earlier runs of this machine that died without ending their jobs, with the ids of these."""
+        found = []
+        for folder in self._others():
+            jobs, owner = folder / "jobs.tsv", folder / "owner.json"
+            if (folder / "ended").exists() or not jobs.exists() or not owner.exists() or _owner_lives(owner):
+                continue
+            ids = [line.split("\t")[0] for line in jobs.read_text("utf-8").splitlines()]
+            found.append((folder, ids))
+        return found
+
+    def prune(self, keep: int) -> None:
+        """Delete the oldest ended runs until ``keep`` are left."""
+        ended = [folder for folder in self._others() if (folder / "ended").exists()]
+        for folder in ended[: max(0, len(ended) - keep + 1)]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _others(self) -> list[Path]:
+        return sorted(path for path in self.logdir.glob("????-??-??_??-??-??-*") if path != self.path)
+
+
+def _owner_lives(path: Path) -> bool:
+    """Whether the process that made a run's folder may still be there; nobody can tell from another machine."""
+    owner = json.loads(path.read_text("utf-8"))
+    if owner["host"] != socket.gethostname():
+        return True
+    try:
+        started: float = psutil.Process(owner["pid"]).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return abs(started - float(owner["started"])) < 1  # else the number belongs to another process by now
+
+
+def _single(job: Any) -> str:
+    parts = [job.rule.name, *(f"{key}={value}" for key, value in sorted(job.wildcards_dict.items()))]
+    return re.sub(r"[^\w.,=+-]+", "-", ".".join(parts))
+
+
+def label(job: Any) -> str:
+    """A name for a job that is a good file name: ``rule.wildcard=value…``, a group after its first job."""
+    if job.is_group():
+        names = sorted(_single(member) for member in job.jobs)
+        more = f".and-{len(names) - 1}-more" if len(names) > 1 else ""
+        name = f"{re.sub(r'[^0-9A-Za-z_.-]+', '-', str(job.groupid))}.{names[0]}"
+    else:
+        name, more = _single(job), ""
+    if len(os.fsencode(name)) > _NAME_BYTES:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        name = os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore") + f"~{digest}"
+    return name + more

@@ -1,0 +1,63 @@
+"""What a user can set, on the command line (``--submitit-…``) or in a profile (``submitit-…:``)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
+
+CLUSTERS = ("slurm", "local", "debug")
+
+
+def _option(default: Any, text: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+# No `from __future__ import annotations` here: Snakemake reads the types of these fields when it runs.
+@dataclass
+class ExecutorSettings(ExecutorSettingsBase):
+    """Settings of the executor; each field becomes ``--submitit-<name>``."""
+
+    cluster: str = _option(
+        "slurm",
+        "Where jobs run: slurm; local (processes of this machine, as many as its CPUs and GPUs allow); "
+        "debug (one after the other, in the foreground).",
+        choices=list(CLUSTERS),
+    )
+    logdir: str = _option(
+        ".snakemake/submitit",
+        "Folder for logs, a subfolder a run, a file a job. The compute nodes must see it under the same path.",
+    )
+    keep_runs: int = _option(0, "Delete the logs of all but this many latest runs when a run starts; 0 keeps all.")
+    array_size: int = _option(0, "Most jobs in one array; 0 takes the site's MaxArraySize.")
+    parallel: int = _option(0, "Most jobs of one array (local: of all) that run at once; 0 sets no limit.")
+    poll_seconds: int = _option(5, "Seconds between two looks at the jobs while things change.")
+    poll_max_seconds: int = _option(60, "Seconds between two looks at the jobs when nothing has changed for long.")
+    grace_seconds: int = _option(
+        60, "Seconds that a job's result may need to become visible here (slow shared file systems)."
+    )
+    requeues: int = _option(
+        0,
+        "How often a job that reaches its time limit goes back to the queue to continue from its own checkpoint; "
+        "the resource `requeues` of a rule overrides it. Preempted jobs always go back.",
+    )
+    signal_delay: int = _option(
+        90, "Seconds before the time limit at which a job is told to write its checkpoint (SLURM may be 60 s early)."
+    )
+    sbatch: str = _option("", "Further flags for every submission, such as '--exclude=node1 --mail-type=FAIL'.")
+    setup: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Shell lines that run on the node before each job, such as 'module load cuda'.",
+            "nargs": "+",
+        },
+    )
+    on_end: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What follows an ending, as ENDING=RULE. Endings: code-error, timed-out, out-of-memory, preempted, "
+            "node-failure, cancelled, lost, submission-failed. Rules: retry:N (up to N times, whatever the workflow "
+            "says), workflow (as the workflow's retries say), fail. Default: preempted=retry:20 node-failure=retry:3 "
+            "lost=retry:1 cancelled=fail submission-failed=fail, and workflow for the others.",
+            "nargs": "+",
+        },
+    )

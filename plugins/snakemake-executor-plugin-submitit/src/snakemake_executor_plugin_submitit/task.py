@@ -1,0 +1,274 @@
+"""What runs on the node: one Snakemake job, its log, and the signals that come before a job is taken away."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+import submitit
+from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
+
+from .verdict import Verdict
+
+# SLURM may send the signal before the time limit by this much.
+_SIGNAL_SLACK = 60.0
+
+
+@dataclass
+class Task:
+    """One Snakemake job as submitit runs it.
+
+    A training loop under this task sees one signal, SIGTERM: it should write its checkpoint and end. The task then puts
+    the job back into the queue, where the same command starts again.
+
+    Attributes:
+        command: Shell command of the job.
+        folder: Working directory.
+        log: File that takes the output.
+        minutes: Time limit; 0 means unknown.
+        requeues: How often the job goes back to the queue after reaching its time limit.
+        signal_delay: Seconds before the time limit at which the signal comes.
+        history: File that remembers earlier starts of the job.
+    """
+
+    command: str
+    folder: str
+    log: str
+    minutes: int
+    requeues: int
+    signal_delay: int
+    history: str
+
+    def __call__(self) -> dict[str, Any]:
+        """Run the job.
+
+        Returns:
+            ``ending`` (value of a :class:`Verdict`), ``status`` (exit status, None where there is none), ``timeouts``
+            and ``preemptions`` (how often the job went back to the queue).
+
+        Raises:
+            SystemExit: The job is in the queue again, or was stopped; then the scheduler knows the ending.
+        """
+        environment = submitit.JobEnvironment()
+        history = History(Path(self.history))
+        with open(self.log, "ab", buffering=0) as log:
+            run = _Run(self, environment, history, log)
+            ending, status = run.foreground() if environment.cluster == "debug" else run.watched()
+            run.note(f"{ending.value}" + (f", exit status {status}" if status else ""))
+        return {
+            "ending": ending.value,
+            "status": status,
+            "timeouts": history.count(Verdict.TIMED_OUT),
+            "preemptions": history.count(Verdict.PREEMPTED),
+        }
+
+
+class History:
+    """The times a job was put back into the queue, in a file beside submitit's, one JSON line each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def count(self, verdict: Verdict) -> int:
+        """How often the job was put back for this cause."""
+        return sum(event["ending"] == verdict.value for event in self.events())
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events, oldest first."""
+        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def add(self, verdict: Verdict) -> None:
+        """Write down that the job is put back."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"ending": verdict.value, "time": time.time()}) + "\n")
+
+
+class _Run:
+    """One start of a task."""
+
+    def __init__(self, task: Task, environment: Any, history: History, log: IO[bytes]) -> None:
+        self.task, self.environment, self.history, self.log = task, environment, history, log
+        self.started = time.monotonic()
+        self.killed_before = oom_kills()
+        start = len(history.events()) + 1
+        self.note(f"job {environment.job_id} on {environment.hostname}" + (f", start {start}" if start > 1 else ""))
+
+    def note(self, text: str) -> None:
+        """A line of our own in the job's log."""
+        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        self.log.write(f"=== {now} {text} ===\n".encode())
+
+    def foreground(self) -> tuple[Verdict, int | None]:
+        """Run in the Snakemake process, which keeps its signals; the output goes to the terminal and the log."""
+        process = subprocess.Popen(
+            ["bash", "-c", self.task.command], cwd=self.task.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert process.stdout is not None
+        with process:
+            for line in process.stdout:
+                self.log.write(line)
+                sys.stderr.write(line.decode(errors="replace"))
+        return (Verdict.CODE_ERROR if process.returncode else Verdict.COMPLETED), process.returncode
+
+    def watched(self) -> tuple[Verdict, int | None]:
+        """Run the command and stop it in good time when a signal comes."""
+        received: list[int] = []
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            # the handler only takes note: work in a handler meets the wait below in an unknown state
+            signal.signal(number, lambda number, _: received.append(number))
+        child = subprocess.Popen(
+            ["bash", "-c", self.task.command],
+            cwd=self.task.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # some SLURM set-ups send the signal to every process of the step, which would kill the command
+            preexec_fn=_ignore_user_signal,
+        )
+        while child.poll() is None and not received:
+            try:
+                child.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                continue
+        # a signal that reaches the whole step may end the command before we pass it on
+        if received and child.returncode != 0:
+            return self._stopped(child, received[0])
+        if child.returncode and oom_kills() > self.killed_before:
+            return Verdict.OUT_OF_MEMORY, child.returncode
+        return (Verdict.CODE_ERROR if child.returncode else Verdict.COMPLETED), child.returncode
+
+    def _stopped(self, child: subprocess.Popen[bytes], number: int) -> tuple[Verdict, int | None]:
+        """End the command, find out why that was asked, and go back to the queue where that makes sense."""
+        _signal_group(child.pid, signal.SIGTERM)
+        cause = self._cause(number)
+        why = cause.value if cause else "stopped"
+        self.note(f"{signal.Signals(number).name}: {why}; told the job to write its checkpoint")
+        # a local run is killed a second after it is told to stop; nothing of it may stay behind
+        patience = 0.7 if number == signal.SIGINT else max(5.0, self.task.signal_delay - 10.0)
+        if not _wait_for_group(child, patience):
+            self.note(f"the job did not end within {patience:.0f} s: killed")
+            _signal_group(child.pid, signal.SIGKILL)
+            child.wait()
+        if child.returncode == 0:  # it was done just then
+            return Verdict.COMPLETED, 0
+        if cause is None:
+            raise SystemExit(128 + number)
+        if cause is Verdict.TIMED_OUT and self.history.count(cause) >= self.task.requeues:
+            return cause, child.returncode
+        self.history.add(cause)
+        if not self._requeue():
+            return cause, child.returncode
+        raise SystemExit(128 + number)
+
+    def _cause(self, number: int) -> Verdict | None:
+        """Why the signal came; None where the job was stopped from outside and nobody wants it to go on.
+
+        The signal before a time limit and the one before a preemption are the same; only SLURM can tell them apart.
+        Where it cannot be asked, the clock has to do.
+        """
+        warned = number == signal.SIGUSR2
+        if self.environment.cluster == "slurm":
+            shown = _scontrol("show", "job", self.environment.raw_job_id)
+            if shown is not None:
+                preempted = "PreemptTime=" in shown and "PreemptTime=None" not in shown
+                return Verdict.PREEMPTED if preempted else Verdict.TIMED_OUT if warned else None
+        if not warned:
+            return None
+        left = self.task.minutes * 60 - (time.monotonic() - self.started)
+        late = not self.task.minutes or left <= self.task.signal_delay + _SIGNAL_SLACK
+        return Verdict.TIMED_OUT if late else Verdict.PREEMPTED
+
+    def _requeue(self) -> bool:
+        """Put the job back into the queue; False where the site does not allow that."""
+        if self.environment.cluster == "local":
+            self.note("starts again")
+            sys.exit(LOCAL_REQUEUE_RETURN_CODE)
+        if _scontrol("requeue", self.environment.job_id) is None:
+            self.note("could not be put back into the queue")
+            return False
+        self.note("back in the queue")
+        return True
+
+
+def _ignore_user_signal() -> None:
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def _scontrol(*arguments: str) -> str | None:
+    """Output of ``scontrol``, None where it fails."""
+    try:
+        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else done.stdout
+
+
+def _signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _wait_for_group(child: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait until no process of the child's group is left.
+
+    The shell that started a training dies of the same signal at once, while the training still writes its checkpoint.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if child.poll() is not None and not any(map(_alive, _members(child.pid))):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _members(group: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group:
+                found.append(process)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def oom_kills() -> int:
+    """How many processes of this job's control group the kernel has killed for memory; 0 where nobody counts."""
+    count = 0
+    try:
+        groups = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
+    except OSError:
+        return 0
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            file = Path("/sys/fs/cgroup") / path.lstrip("/") / "memory.events"
+        elif "memory" in controllers.split(","):
+            file = Path("/sys/fs/cgroup/memory") / path.lstrip("/") / "memory.oom_control"
+        else:
+            continue
+        try:
+            fields = dict(entry.split() for entry in file.read_text("utf-8").splitlines())
+        except OSError:
+            continue
+        count += int(fields.get("oom_kill", 0))
+    return count

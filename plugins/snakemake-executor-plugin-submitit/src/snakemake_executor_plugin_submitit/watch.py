@@ -1,0 +1,141 @@
+"""What is known of the jobs, brought up to date by one look at the result files and one query."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .clusters import Cluster, read_result, results
+from .request import Request
+from .task import Task
+from .verdict import STUCK_REASONS, Evidence, Rule, Verdict, hint
+
+# How fast polls become rarer while nothing changes.
+_BACK_OFF = 1.3
+
+
+@dataclass
+class Entry:
+    """A job of Snakemake's in our hands.
+
+    Attributes:
+        info: Snakemake's handle (``SubmittedJobInfo``).
+        request: Its resources.
+        task: What runs on the node.
+        external: Its id on the cluster, empty while it waits here.
+        refused: Why it will never be submitted.
+        retries: How often it was sent again, by cause.
+        seen: What was last known of it.
+        since: When that became known (monotonic seconds).
+        details: What the task returned.
+    """
+
+    info: Any
+    request: Request
+    task: Task
+    external: str = ""
+    refused: str = ""
+    retries: Counter[Verdict] = field(default_factory=Counter)
+    seen: Evidence = field(default_factory=Evidence)
+    since: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What a person calls the job."""
+        return Path(self.task.log).name.removesuffix(".log")
+
+    def reset(self, external: str = "") -> None:
+        """Forget what was known: the job was sent, or will be sent again."""
+        self.external, self.refused, self.seen, self.details = external, "", Evidence(), {}
+        self.since = time.monotonic()
+
+    def explain(self, verdict: Verdict, rule: Rule, *, again: bool) -> str:
+        """One line on how the job ended, why, and what follows."""
+        workflow = rule.kind == "workflow" and self.info.job.restart_times >= self.info.job.attempt
+        logless = self.seen.state == "FAILED" and not Path(self.task.log).exists()
+        facts = [
+            self.refused,
+            f"exit status {self.details['status']}" if self.details.get("status") else "",
+            self.details.get("error", ""),
+            f"{self.details['timeouts']} times put back before" if self.details.get("timeouts") else "",
+            f"SLURM says {self.seen.state}" if self.seen.state and not self.details else "",
+            "no log was written: can the nodes see the log folder?" if logless else "",
+        ]
+        why = ", ".join(fact for fact in facts if fact)
+        follows = "retried as the workflow says" if workflow else "given up"
+        if again:
+            follows = f"retry {self.retries[verdict] + 1} of {rule.times}"
+        where = f" [job {self.external}, {self.task.log}]" if self.external else ""
+        return f"{self.name}: {verdict.value}" + (f" ({why})" if why else "") + f"; {follows}{where}"
+
+
+class Watch:
+    """Keeps the entries up to date, and the pace of the looks."""
+
+    def __init__(
+        self, cluster: Cluster, folder: Path, *, fast: float, slow: float, tell: Callable[[str], None]
+    ) -> None:
+        """Set the pace.
+
+        Args:
+            cluster: What is asked.
+            folder: Where results appear.
+            fast: Seconds between two looks while things change.
+            slow: Seconds between two looks when nothing has changed for long.
+            tell: Says something to the user once.
+        """
+        self.cluster, self.folder, self.tell = cluster, folder, tell
+        self.fast, self.slow = fast, max(fast, slow)
+        self._interval = fast
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next look."""
+        return min(self._interval, self.cluster.poll_limit)
+
+    def hurry(self) -> None:
+        """Things change."""
+        self._interval = self.fast
+
+    def look(self, entries: Sequence[Entry]) -> None:
+        """Bring submitted entries up to date."""
+        changed = self._read_results(entries)
+        waiting = [entry for entry in entries if entry.seen.result is not Verdict.COMPLETED]
+        states = self.cluster.states([entry.external for entry in waiting])
+        if states is None:
+            self.tell("SLURM does not answer; waiting")
+            return
+        now = time.monotonic()
+        for entry in waiting:
+            state, reason = states.get(entry.external, (None, ""))
+            old = entry.seen
+            if (state, reason) != (old.state, old.reason):
+                entry.since, changed = now, True
+            log = self.folder / f"{entry.external}_0_log.out"
+            said = hint(_tail(log)) if state in ("FAILED", "COMPLETED") else None
+            entry.seen = Evidence(state, reason, old.result, said, now - entry.since)
+            if reason in STUCK_REASONS:
+                self.tell(f"{entry.name} (job {entry.external}) may wait for ever: {reason}")
+        self._interval = self.fast if changed else min(self.slow, self._interval * _BACK_OFF)
+
+    def _read_results(self, entries: Sequence[Entry]) -> bool:
+        done = results(self.folder, {entry.external for entry in entries if entry.seen.result is None})
+        for entry in entries:
+            if entry.external in done:
+                entry.details = read_result(self.folder, entry.external)
+                ending = entry.details["ending"]
+                entry.seen = Evidence(result=Verdict(ending) if ending else Verdict.CODE_ERROR)
+                entry.since = time.monotonic()
+        return bool(done)
+
+
+def _tail(log: Path) -> str:
+    try:
+        return log.read_text("utf-8", errors="replace")[-4000:]
+    except OSError:
+        return ""

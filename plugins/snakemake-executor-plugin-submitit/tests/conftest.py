@@ -1,0 +1,105 @@
+"""Fixtures: one real SLURM for all tests of a session, and workflows to run on it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from slurm_node import SlurmNode, missing
+
+FAST = ["--submitit-poll-seconds", "1", "--submitit-poll-max-seconds", "2", "--submitit-grace-seconds", "4"]
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmNode]:
+    """A real one-node SLURM, the same for all tests."""
+    reason = missing()
+    if reason:
+        pytest.skip(f"no SLURM here: {reason}")
+    # pytest's own folders can be too long for the path of a socket
+    with tempfile.TemporaryDirectory(prefix="slurm") as folder:
+        Path(folder).chmod(0o755)
+        with SlurmNode(Path(folder)) as node:
+            yield node
+
+
+class Project:
+    """A folder with a Snakefile."""
+
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        self.folder, self.env = folder, env
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, snakefile: str, *arguments: str, jobs: int = 100) -> subprocess.Popen[str]:
+        """Start Snakemake; its output goes to ``out.txt``."""
+        (self.folder / "Snakefile").write_text(snakefile)
+        command = [sys.executable, "-m", "snakemake", "--executor", "submitit", "--jobs", str(jobs), "--nocolor"]
+        command += ["--scheduler", "greedy", "--latency-wait", "5", "--keep-going", *FAST, *arguments]
+        with (self.folder / "out.txt").open("w") as out:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=self.env, stdout=out, stderr=subprocess.STDOUT, text=True
+            )
+        return self.process
+
+    def stop(self) -> None:
+        """End Snakemake if a failed test left it running."""
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def run(self, snakefile: str, *arguments: str, status: int = 0) -> str:
+        """Run Snakemake and return what it printed."""
+        process = self.start(snakefile, *arguments)
+        code = process.wait(timeout=120)
+        assert code == status, self.output
+        return self.output
+
+    @property
+    def output(self) -> str:
+        """What Snakemake has printed so far."""
+        return (self.folder / "out.txt").read_text()
+
+    def wait_for(self, pattern: str, seconds: float = 30) -> re.Match[str]:
+        """Wait until Snakemake prints something."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := re.search(pattern, self.output):
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"{pattern!r} not in:\n{self.output}")
+
+    def wait_for_file(self, name: str, seconds: float = 30) -> None:
+        """Wait until a job has made a file."""
+        end = time.monotonic() + seconds
+        while not (self.folder / name).exists():
+            assert time.monotonic() < end, self.output + self.logs()
+            time.sleep(0.1)
+
+    def logs(self, pattern: str = "*") -> str:
+        """The job logs of all runs."""
+        files = sorted((self.folder / ".snakemake/submitit").glob(f"*/{pattern}.log"))
+        return "".join(file.read_text() for file in files)
+
+
+@pytest.fixture
+def project(slurm: SlurmNode, tmp_path: Path) -> Iterator[Project]:
+    """A project whose jobs go to SLURM."""
+    made = Project(tmp_path, slurm.env)
+    yield made
+    made.stop()
+    slurm.clear()
+
+
+@pytest.fixture
+def local_project(tmp_path: Path) -> Iterator[Project]:
+    """A project that knows no SLURM."""
+    made = Project(tmp_path, dict(os.environ))
+    yield made
+    made.stop()

@@ -1,0 +1,138 @@
+"""What can be said without a cluster: verdicts, rules, requests, names."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from snakemake_executor_plugin_submitit import request, slurm
+from snakemake_executor_plugin_submitit.runs import label
+from snakemake_executor_plugin_submitit.verdict import DEFAULT_RULES, Evidence, Rule, Verdict, hint, judge, parse_rules
+
+V = Verdict
+GRACE = 30.0
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "result", "said", "seconds", "verdict"),
+    [
+        # the job says that it succeeded: nothing else counts
+        ("RUNNING", "None", V.COMPLETED, None, 0, V.COMPLETED),
+        (None, "", V.COMPLETED, None, 0, V.COMPLETED),
+        ("COMPLETED", "None", V.COMPLETED, V.OUT_OF_MEMORY, 0, V.COMPLETED),
+        # the job says that it failed: the scheduler may know why, a little later
+        ("RUNNING", "None", V.CODE_ERROR, None, 0, None),
+        ("COMPLETING", "None", V.CODE_ERROR, None, 0, None),
+        ("COMPLETED", "None", V.CODE_ERROR, None, 0, V.CODE_ERROR),
+        ("RUNNING", "None", V.CODE_ERROR, None, GRACE, V.CODE_ERROR),
+        (None, "", V.CODE_ERROR, None, GRACE, V.CODE_ERROR),
+        ("OUT_OF_MEMORY", "OutOfMemory", V.CODE_ERROR, None, 0, V.OUT_OF_MEMORY),
+        ("FAILED", "NonZeroExitCode", V.CODE_ERROR, V.OUT_OF_MEMORY, 0, V.OUT_OF_MEMORY),
+        ("NODE_FAIL", "NodeDown", V.CODE_ERROR, None, 0, V.NODE_FAILURE),
+        ("PREEMPTED", "None", V.CODE_ERROR, None, 0, V.PREEMPTED),
+        ("CANCELLED", "None", V.CODE_ERROR, None, 0, V.CANCELLED),
+        ("TIMEOUT", "TimeLimit", V.CODE_ERROR, None, 0, V.TIMED_OUT),
+        # the job itself knows
+        ("RUNNING", "None", V.OUT_OF_MEMORY, None, 0, V.OUT_OF_MEMORY),
+        ("COMPLETED", "None", V.TIMED_OUT, None, 0, V.TIMED_OUT),
+        ("RUNNING", "None", V.PREEMPTED, None, 0, V.PREEMPTED),
+        # only the scheduler knows: final once it has been so for a while, as a requeue passes through these
+        ("PENDING", "Resources", None, None, 1e6, None),
+        ("PENDING", "BeginTime", None, None, 1e6, None),
+        ("SIGNALING", "None", None, None, 1e6, None),
+        ("A_STATE_OF_NEXT_YEAR", "None", None, None, 1e6, None),
+        ("PREEMPTED", "None", None, None, 0, None),
+        ("PREEMPTED", "None", None, None, GRACE, V.PREEMPTED),
+        ("NODE_FAIL", "NodeDown", None, None, 0, None),
+        ("NODE_FAIL", "NodeDown", None, None, GRACE, V.NODE_FAILURE),
+        ("BOOT_FAIL", "None", None, None, GRACE, V.NODE_FAILURE),
+        ("PENDING", "launch failed requeued held", None, None, 0, V.NODE_FAILURE),
+        ("CANCELLED", "None", None, None, GRACE, V.CANCELLED),
+        ("TIMEOUT", "TimeLimit", None, None, GRACE, V.TIMED_OUT),
+        ("DEADLINE", "None", None, None, GRACE, V.TIMED_OUT),
+        ("OUT_OF_MEMORY", "OutOfMemory", None, None, GRACE, V.OUT_OF_MEMORY),
+        ("FAILED", "NonZeroExitCode", None, None, GRACE, V.CODE_ERROR),
+        ("FAILED", "NonZeroExitCode", None, V.OUT_OF_MEMORY, GRACE, V.OUT_OF_MEMORY),
+        ("FAILED", "NonZeroExitCode", None, V.TIMED_OUT, GRACE, V.TIMED_OUT),
+        ("FAILED", "BadConstraints", None, None, 0, V.NOT_SUBMITTED),
+        # success that nobody saw is no success
+        ("COMPLETED", "None", None, None, 0, None),
+        ("COMPLETED", "None", None, None, GRACE, V.LOST),
+        (None, "", None, None, 0, None),
+        (None, "", None, None, GRACE, V.LOST),
+    ],
+)
+def test_verdict(
+    state: str | None, reason: str, result: V | None, said: V | None, seconds: float, verdict: V | None
+) -> None:
+    assert judge(Evidence(state, reason, result, said, seconds), GRACE) is verdict
+
+
+def test_hints_in_the_output_of_slurm() -> None:
+    assert hint("slurmstepd-n1: error: Detected 1 oom-kill event(s) in StepId=3.0.") is V.OUT_OF_MEMORY
+    assert hint("slurmstepd: error: Detected 1 oom_kill event in StepId=3.0.") is V.OUT_OF_MEMORY
+    assert hint("srun: error: vm: task 0: User defined signal 2") is V.TIMED_OUT
+    assert hint("srun: error: Node failure on n1") is V.NODE_FAILURE
+    assert hint("srun: error: vm: task 0: Exited with exit code 1") is None
+    assert hint("Out Of Memory\nStarting with JobEnvironment()\nfine") is None
+
+
+def test_rules_override_defaults_one_by_one() -> None:
+    rules = parse_rules(["preempted=retry:3", "code-error=fail", "lost=workflow"])
+    assert rules[V.PREEMPTED] == Rule("retry", 3)
+    assert rules[V.CODE_ERROR] == Rule("fail")
+    assert rules[V.LOST] == Rule("workflow")
+    assert rules[V.NODE_FAILURE] == DEFAULT_RULES[V.NODE_FAILURE]
+
+
+@pytest.mark.parametrize("text", ["preemted=fail", "preempted", "preempted=retry", "preempted=retry:x", "=fail"])
+def test_rules_refuse_what_they_do_not_know(text: str) -> None:
+    with pytest.raises(ValueError, match="allowed"):
+        parse_rules([text])
+
+
+def test_request_understands_both_families_of_names() -> None:
+    ours = request.read({"partition": "gpu", "gpus": 2, "gpu_type": "a100", "runtime": 90, "mem_mb": 1500}, 4)
+    theirs = request.read(
+        {"slurm_partition": "gpu", "gpu": 2, "gpu_model": "a100", "runtime": 90, "mem_mb": 1500}, 1 + 3
+    )
+    assert (
+        ours == theirs == request.read({"slurm_partition": "gpu", "gpus": "a100:2", "runtime": 90, "mem_mb": 1500}, 4)
+    )
+    found = ours.parameters()
+    assert (found["gpus_per_node"], found["time"], found["mem"], found["cpus_per_task"]) == ("a100:2", 90, "1500M", 4)
+    assert request.Request().parameters()["time"] is None
+
+
+def test_flags_of_a_rule_override_those_of_all() -> None:
+    found = request.read({"sbatch": "--exclude=n2 --exclusive"}, 1, flags="--exclude=n1 --comment='a b'")
+    assert dict(found.extra) == {"exclude": "n2", "exclusive": True, "comment": "a b"}
+    with pytest.raises(ValueError, match=r"sbatch flag '-x'"):
+        request.parse_flags("-x n1")
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("infinite", float("inf")), ("1-00:00:00", 1440), ("2:30:00", 150), ("30:00", 30), ("7-12:00:00", 10800)],
+)
+def test_time_limits_of_sinfo(text: str, minutes: float) -> None:
+    assert slurm._minutes(text) == minutes
+
+
+@pytest.mark.parametrize(("wanted", "minutes", "delay"), [(90, 0, 90), (90, 60, 90), (90, 2, 30), (90, 1, 1)])
+def test_the_signal_does_not_come_when_the_job_starts(wanted: int, minutes: int, delay: int) -> None:
+    assert slurm._delay(wanted, minutes) == delay
+
+
+def _job(rule: str, **wildcards: str) -> SimpleNamespace:
+    return SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards_dict=wildcards, is_group=lambda: False)
+
+
+def test_log_names_say_rule_and_wildcards() -> None:
+    assert label(_job("transfer", student="resnet18", chunk="3")) == "transfer.chunk=3.student=resnet18"
+    assert label(_job("get", path="a/b c/../d")) == "get.path=a-b-c-..-d"
+    group = SimpleNamespace(is_group=lambda: True, groupid="g", jobs=[_job("b", i="2"), _job("a", i="1")])
+    assert label(group) == "g.a.i=1.and-1-more"
+    long = [label(_job("r", w="ä" * 300 + end)) for end in "xy"]
+    assert long[0] != long[1]
+    assert all(len(name.encode()) < 250 for name in long)
