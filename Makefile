@@ -17,7 +17,8 @@ help: ## say what can be made
 run: $(READY) ## the study in config.yaml, from images to results/report.html
 	$(BIN)/snakemake --cores $(CORES)
 
-test: $(READY) ## the whole test suite, with coverage
+test: $(READY) ## all tests that need no cluster, with coverage
+	$(BIN)/python -m pytest $(PLUGIN)/tests --ignore $(PLUGIN)/tests/test_slurm.py
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=kt --cov-report=term --cov-fail-under=90
 
 test-cluster: $(READY) ## the executor plugin on a real one-node SLURM (Debian: slurmctld slurmd slurm-client munge)

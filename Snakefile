@@ -11,8 +11,14 @@ include: "workflow/rules/transfer.smk"
 include: "workflow/rules/report.smk"
 
 
+# Shorter than a cluster job takes to start.
 localrules:
     all,
+    pairs,
+    zoo,
+    tables,
+    figures,
+    report,
 
 
 rule all:
