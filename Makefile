@@ -18,10 +18,10 @@ run: $(READY) ## the study in config.yaml, from images to results/report.html
 	$(BIN)/snakemake --cores $(CORES)
 
 test: $(READY) ## all tests that need no cluster, with coverage
-	$(BIN)/python -m pytest $(PLUGIN)/tests --ignore $(PLUGIN)/tests/test_slurm.py
+	$(BIN)/python -m pytest $(PLUGIN)/tests/test_units.py
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=kt --cov-report=term --cov-fail-under=90
 
-test-cluster: $(READY) ## the executor plugin on a real one-node SLURM (Debian: slurmctld slurmd slurm-client munge)
+test-cluster: $(READY) ## the executor plugin on real processes and a real one-node SLURM (Debian: slurmctld slurmd slurm-client munge)
 	$(BIN)/python -m pytest $(PLUGIN)/tests
 
 lint: $(READY) ## format, style, types, workflow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,14 @@ class Project:
         command += ["--scheduler", "greedy", "--latency-wait", "5", "--keep-going", *FAST, *arguments]
         with (self.folder / "out.txt").open("w") as out:
             self.process = subprocess.Popen(
-                command, cwd=self.folder, env=self.env, stdout=out, stderr=subprocess.STDOUT, text=True
+                command,
+                cwd=self.folder,
+                env=self.env,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
+                # a test run in the background of a shell inherits SIGINT as ignored
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         return self.process
 
