@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PREDICTED = ("transfer", "validation", "test")
-"""The splits that every model runs on; the zoo split only trains."""
+PREDICTED = ("transfer", "validation", "test")  # every model runs on these; the zoo split only trains
 
 
 def _metadata(study: Study) -> dict[str, str]:
@@ -221,11 +220,9 @@ def transfer(
     right = {name: predictions.correct(p.logits, labels) for name, p in found.items()}
     before = right.pop(student)
     done = [
-        row
-        for key, task in tasks.items()
-        for row in rows(task, key, outcomes[key], student, right, before, labels, plan.training.epochs)
+        rows(task, k, outcomes[k], student, right, before, labels, plan.training.epochs) for k, task in tasks.items()
     ]
-    schema.write(out, "transfers", schema.build("transfers", done), _metadata(study))
+    schema.write(out, "transfers", schema.build("transfers", sum(done, [])), _metadata(study))
     failed = sum(outcome["status"] != "ok" for outcome in outcomes.values())
     if failed:
         log.warning("transfer to %s: %d of %d trainings failed; `kt retry` tries again", student, failed, len(tasks))
@@ -240,13 +237,15 @@ def _compute(
     ledger: Ledger,
     threads: int,
 ) -> dict[str, Record]:
-    """Train the missing units; each goes into the ledger as soon as it is finished."""
+    """Train the missing units, on verified predictions; each goes into the ledger as soon as it is finished."""
     from kt.transfer.job import Workbench
     from kt.zoo import models
 
     device, stop = _device(study.device, threads), Event()
     for number in (signal.SIGTERM, signal.SIGUSR2):  # what schedulers send before they take a machine away
         signal.signal(number, lambda *_: stop.set())
+    for name in {student} | {task.unit.teacher for task in missing.values() if task.unit.teacher}:
+        predictions.verify(layout.predictions(name))
     bench = Workbench.set_up(
         models.load_weights(_build(study, student, dataset), layout.weights(student)),
         predictions.read(layout.predictions(student), "transfer").logits,

@@ -150,6 +150,23 @@ def test_the_rule_top_needs_a_table_of_pairs(
     assert "the rule 'top' needs the complementarity table" in capsys.readouterr().err
 
 
+def test_damaged_predictions_never_reach_a_training(
+    by_hand: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(by_hand)
+    (by_hand / "other.yaml").write_text(yaml.safe_dump(STUDY).replace("0.001", "0.003"))
+    path = Path("results/predictions/teacher.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        arguments = ["--pairs", "results/tables/pairs.parquet", "--out", "never.parquet"]
+        assert main(["transfer", "--config", "other.yaml", "--student", "student", *arguments]) == 1
+    finally:
+        path.write_bytes(whole)
+    assert "teacher.safetensors: its content is not what was written" in capsys.readouterr().err
+    assert not Path("never.parquet").exists()
+
+
 def test_failed_trainings_are_rows_with_a_reason_and_can_be_retried(
     by_hand: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

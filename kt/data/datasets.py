@@ -17,8 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kt import schema, store
-from kt.data.spec import DataSpec, SplitSizes
-from kt.data.splits import SPLITS, assign
+from kt.data.spec import DataSpec
+from kt.data.splits import assign
 from kt.errors import KtError, unknown
 
 
@@ -166,6 +166,3 @@ class Dataset:
     def ids(self, split: str) -> NDArray[np.int64]:
         """Image ids of a split, int64 [n], in the same order as ``rows``."""
         return self.splits.loc[self.splits["split"] == split, "image_id"].to_numpy()
-
-
-__all__ = ["BUILTIN", "SPLITS", "Builtin", "Dataset", "Images", "SplitSizes", "check_source", "count", "load", "write"]
