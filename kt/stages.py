@@ -220,9 +220,11 @@ def transfer(
     right = {name: predictions.correct(p.logits, labels) for name, p in found.items()}
     before = right.pop(student)
     done = [
-        rows(task, k, outcomes[k], student, right, before, labels, plan.training.epochs) for k, task in tasks.items()
+        row
+        for key, task in tasks.items()
+        for row in rows(task, key, outcomes[key], student, right, before, labels, plan.training.epochs)
     ]
-    schema.write(out, "transfers", schema.build("transfers", sum(done, [])), _metadata(study))
+    schema.write(out, "transfers", schema.build("transfers", done), _metadata(study))
     failed = sum(outcome["status"] != "ok" for outcome in outcomes.values())
     if failed:
         log.warning("transfer to %s: %d of %d trainings failed; `kt retry` tries again", student, failed, len(tasks))
