@@ -208,11 +208,9 @@ def transfer(
     ledger = Ledger(layout.ledger)
     outcomes = {key: outcome for key in tasks if (outcome := ledger.get(key))}
     missing = {key: task for key, task in tasks.items() if key not in outcomes}
-    new_pairs = len({task.unit.teacher for task in missing.values()} - {None})
-    log.info(
-        "transfer to %s: %d trainings, %d in the ledger, %d to do for %d pairs",
-        student, len(tasks), len(outcomes), len(missing), new_pairs,
-    )  # fmt: skip
+    teaching = {task.unit.teacher for task in missing.values()} - {None}
+    counts = len(tasks), len(outcomes), len(missing), len(teaching)
+    log.info("transfer to %s: %d trainings, %d in the ledger, %d to do for %d pairs", student, *counts)
     if missing:
         outcomes |= _compute(study, layout, dataset, student, missing, ledger, threads)
     labels = dataset.labels[dataset.rows("test")]
