@@ -21,6 +21,9 @@ from kt.errors import KtError
 
 Logits = NDArray[np.float16]
 
+SPLITS = ("transfer", "validation", "test")
+"""Every model runs on these; the zoo split only trains."""
+
 
 @dataclass(frozen=True)
 class Prediction:

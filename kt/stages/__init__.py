@@ -1,0 +1,12 @@
+"""The stages: each reads its part of the configuration and its files, calls pure functions, and writes its files.
+
+What a stage needs beyond tables (torch, timm, matplotlib) is imported when it runs, so that the table stages, and a
+transfer job with nothing left to do, never wait for torch.
+"""
+
+from kt.stages.members import data, predict, weights, zoo
+from kt.stages.results import gather, report
+from kt.stages.scores import complementarity, pairs
+from kt.stages.transfer import transfer
+
+__all__ = ["complementarity", "data", "gather", "pairs", "predict", "report", "transfer", "weights", "zoo"]

@@ -1,0 +1,46 @@
+"""The last stages: final tables and the report."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from kt import pairs as pairing
+from kt import schema, store, tables
+from kt.config import Study
+from kt.layout import Layout
+from kt.stages.common import metadata
+
+log = logging.getLogger(__name__)
+
+
+def gather(study: Study, layout: Layout, out: Path) -> None:
+    """Make the final tables: transfers and methods, and every table as CSV too."""
+    from kt.analysis import describe
+
+    jobs = pairing.jobs(study.names, study.pairs, study.transfer.pairs_per_job)
+    files = [layout.transfer(student, chunk) for student, count in jobs.items() for chunk in range(count)]
+    transfers = tables.transfers(files)
+    scores = schema.read(layout.complementarity("test"), "complementarity")
+    summary = describe.summarise(tables.frame(transfers), tables.frame(scores), study.analysis.equal_within)
+    made = {
+        "transfers": transfers,
+        "complementarity": scores,
+        "methods": schema.build("methods", summary.to_dict("list")),
+    }
+    for name, table in made.items():
+        schema.write(out / f"{name}.parquet", name, table, metadata(study))
+    for name in ("zoo", "pairs"):
+        made[name] = schema.read(out / f"{name}.parquet", name)
+    for name, table in made.items():
+        schema.write_csv(out / f"{name}.csv", table)
+    log.info("tables: %d rows of transfers in %s", transfers.num_rows, out)
+
+
+def report(study: Study, config: Path, source: Path, drawn: Path, out: Path) -> None:
+    """Write the HTML report from tables and figures."""
+    from kt.report import render
+
+    page = render(source, drawn, config.read_text("utf-8"), tables.versions(), study.title, study.analysis.equal_within)
+    store.write_text(out, page)
+    log.info("report: %s", out)

@@ -1,0 +1,37 @@
+"""Stages on cached predictions alone: complementary knowledge of all pairs, and the choice of pairs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from kt import complementarity as scoring
+from kt import pairs as pairing
+from kt import predictions, schema
+from kt.config import Study
+from kt.data.datasets import Dataset
+from kt.errors import KtError, unknown
+from kt.layout import Layout
+from kt.stages.common import metadata
+
+log = logging.getLogger(__name__)
+
+
+def complementarity(study: Study, layout: Layout, split: str, out: Path) -> None:
+    """Score every ordered pair on a split."""
+    if split not in predictions.SPLITS:
+        raise KtError(unknown("split", split, predictions.SPLITS))
+    dataset = Dataset.open(layout.data)
+    found = predictions.read_all({name: layout.predictions(name) for name in study.names}, split)
+    labels = dataset.labels[dataset.rows(split)]
+    scores = scoring.score(study.names, predictions.stack(list(found.values())), labels, dataset.classes, split)
+    schema.write(out, "complementarity", schema.build("complementarity", scores.to_dict("list")), metadata(study))
+    log.info("complementarity: %d ordered pairs scored on %d %s images", len(scores), len(labels), split)
+
+
+def pairs(study: Study, layout: Layout, scores: Path | None, out: Path) -> None:
+    """Choose the pairs that get a transfer."""
+    table = schema.read_frame(scores, "complementarity") if scores else None
+    chosen = pairing.select(study.names, study.pairs, study.transfer.pairs_per_job, table)
+    schema.write(out, "pairs", schema.build("pairs", chosen.to_dict("list")), metadata(study))
+    log.info("pairs: %d chosen by the rule %r", len(chosen), study.pairs.select)
