@@ -65,7 +65,7 @@ class Project:
     def run(self, snakefile: str, *arguments: str, status: int = 0) -> str:
         """Run Snakemake and return what it printed."""
         process = self.start(snakefile, *arguments)
-        code = process.wait(timeout=120)
+        code = process.wait(timeout=300)
         assert code == status, self.output
         return self.output
 
@@ -74,7 +74,7 @@ class Project:
         """What Snakemake has printed so far."""
         return (self.folder / "out.txt").read_text()
 
-    def wait_for(self, pattern: str, seconds: float = 30) -> re.Match[str]:
+    def wait_for(self, pattern: str, seconds: float = 120) -> re.Match[str]:
         """Wait until Snakemake prints something."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -83,7 +83,7 @@ class Project:
             time.sleep(0.1)
         raise AssertionError(f"{pattern!r} not in:\n{self.output}")
 
-    def wait_for_file(self, name: str, seconds: float = 30) -> None:
+    def wait_for_file(self, name: str, seconds: float = 120) -> None:
         """Wait until a job has made a file."""
         end = time.monotonic() + seconds
         while not (self.folder / name).exists():

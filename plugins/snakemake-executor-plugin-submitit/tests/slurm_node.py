@@ -31,6 +31,8 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/run/munge.sock
 CredType=cred/munge
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+# the control groups of jobs bear their ids, so those of two clusters on one machine must not meet
+FirstJobId={ctld_port}000
 SlurmctldPort={ctld_port}
 SlurmdPort={slurmd_port}
 StateSaveLocation={folder}/state

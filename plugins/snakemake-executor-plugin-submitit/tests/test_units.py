@@ -73,6 +73,7 @@ def test_hints_in_the_output_of_slurm() -> None:
     assert hint("slurmstepd: error: Detected 1 oom_kill event in StepId=3.0.") is V.OUT_OF_MEMORY
     assert hint("srun: error: vm: task 0: User defined signal 2") is V.TIMED_OUT
     assert hint("srun: error: Node failure on n1") is V.NODE_FAILURE
+    assert hint("srun: error: Task launch for StepId=3.0 failed on node n1: Connection reset by peer") is V.NODE_FAILURE
     assert hint("srun: error: vm: task 0: Exited with exit code 1") is None
     assert hint("Out Of Memory\nStarting with JobEnvironment()\nfine") is None
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from .request import Request
-from .task import Task
+from .task import JobFailed, Task
 
 # state and reason, in the scheduler's words
 States = dict[str, tuple[str, str]]
@@ -72,4 +73,8 @@ def read_result(folder: Path, external: str) -> dict[str, Any]:
         outcome, value = pickle.load(file)  # noqa: S301  # our own task wrote it
     # ids of local jobs are process ids: a later job with the same one must not find this result
     path.unlink()
-    return value if outcome == "success" else {"ending": None, "error": str(value).strip().splitlines()[-1]}
+    if outcome == "success":
+        return value
+    last = str(value).strip().splitlines()[-1]  # of a traceback
+    name, _, text = last.partition(": ")
+    return json.loads(text) if name.endswith(JobFailed.__name__) else {"ending": None, "error": last}

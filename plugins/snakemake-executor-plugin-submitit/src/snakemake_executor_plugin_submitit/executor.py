@@ -65,6 +65,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         self._lock = threading.RLock()
         self._retry_at, self._retry_after = 0.0, _RESUBMIT_SECONDS[0]
         self._batch = 0  # most jobs in the next submission; 0 leaves it to the cluster
+        self._sent: list[str] = []
         self._told: set[str] = set()
         try:
             self.cluster = self._make_cluster()
@@ -156,6 +157,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         """End; after an error in Snakemake itself jobs may still be there, and nobody would wait for them."""
         if self._ready:
             self.cancel_jobs([])
+            self._end_requeued()
             self.run_folder.close()
         super().shutdown()
 
@@ -195,6 +197,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         names = {job.name for job in jobs}
         ids = self.cluster.submit(names.pop() if len(names) == 1 else "snakemake", request, [e.task for e in batch])
         self.run_folder.record(ids, jobs, [entry.task.log for entry in batch])
+        self._sent += ids
         for entry, external in zip(batch, ids, strict=True):
             entry.reset(external)
         first, last = ids[0], ids[-1]
@@ -209,6 +212,13 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
                 self.logger.info(f"submitit: cancelling {len(running)} jobs that {folder.name} left behind")
                 self.cluster.cancel(running)
             (folder / "ended").touch()
+
+    def _end_requeued(self) -> None:
+        """A job whose node was given up just after it had written its result went back to the queue."""
+        states = self.cluster.states(self._sent) or {}
+        waiting = [key for key, (state, _) in states.items() if state == "PENDING"]
+        if waiting:
+            self.cluster.cancel(waiting)
 
     # --- polling --------------------------------------------------------------------------------------------------
 
@@ -242,8 +252,10 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         rule = self.rules[verdict]
         again = rule.kind == "retry" and entry.retries[verdict] < rule.times
         (self.logger.warning if again else self.logger.error)(f"submitit: {entry.explain(verdict, rule, again=again)}")
-        if entry.external and entry.seen.state not in FINAL_STATES:
-            self.cluster.cancel([entry.external])  # a job that was given up must not start after all
+        state = entry.seen.state
+        if entry.external and state not in FINAL_STATES and (state == "PENDING" or not entry.seen.result):
+            # a job that was given up must not start after all; one that has written its result ends by itself
+            self.cluster.cancel([entry.external])
         if again:
             entry.retries[verdict] += 1
             with self._lock:

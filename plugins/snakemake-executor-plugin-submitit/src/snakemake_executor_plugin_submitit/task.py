@@ -24,6 +24,10 @@ from .verdict import Verdict
 _SIGNAL_SLACK = 60.0
 
 
+class JobFailed(Exception):
+    """Brings home how a job failed, as JSON; an exception, so that SLURM and its mails call the job FAILED too."""
+
+
 @dataclass
 class Task:
     """One Snakemake job as submitit runs it.
@@ -57,30 +61,41 @@ class Task:
             and ``preemptions`` (how often the job went back to the queue).
 
         Raises:
+            JobFailed: The same, of a job that did not complete.
             SystemExit: The job is in the queue again, or was stopped; then the scheduler knows the ending.
         """
         environment = submitit.JobEnvironment()
         history = History(Path(self.history))
+        debug = environment.cluster == "debug"
         with open(self.log, "ab", buffering=0) as log:
             run = _Run(self, environment, history, log)
-            ending, status = run.foreground() if environment.cluster == "debug" else run.watched()
+            if history.count(Verdict.COMPLETED):
+                # its node was given up just after that, and others may be reading the outputs by now
+                ending, status = Verdict.COMPLETED, 0
+            else:
+                ending, status = run.foreground() if debug else run.watched()
             run.note(f"{ending.value}" + (f", exit status {status}" if status else ""))
-        return {
+        if ending is Verdict.COMPLETED:
+            history.add(ending)
+        result = {
             "ending": ending.value,
             "status": status,
             "timeouts": history.count(Verdict.TIMED_OUT),
             "preemptions": history.count(Verdict.PREEMPTED),
         }
+        if ending is Verdict.COMPLETED or debug:
+            return result
+        raise JobFailed(json.dumps(result))
 
 
 class History:
-    """The times a job was put back into the queue, in a file beside submitit's, one JSON line each."""
+    """The times a job was put back into the queue, and its completion, one JSON line each, in a file beside submitit's."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def count(self, verdict: Verdict) -> int:
-        """How often the job was put back for this cause."""
+        """How often the job ended so."""
         return sum(event["ending"] == verdict.value for event in self.events())
 
     def events(self) -> list[dict[str, Any]]:
@@ -89,7 +104,7 @@ class History:
         return [json.loads(line) for line in lines]
 
     def add(self, verdict: Verdict) -> None:
-        """Write down that the job is put back."""
+        """Write down how the job ended."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"ending": verdict.value, "time": time.time()}) + "\n")
 

@@ -114,7 +114,8 @@ def hint(output: str) -> Verdict | None:
     """
     output = output.rpartition("Starting with JobEnvironment")[2]
     # the remains of a job whose node was given up end after it went back to the queue, and make it FAILED
-    if re.search(r"DUE TO NODE FAILURE|error: Node failure on", output):
+    # a job that begins while its node is going finds nobody to start its step
+    if re.search(r"DUE TO NODE FAILURE|error: Node failure on|error: Task launch for .* failed on node", output):
         return Verdict.NODE_FAILURE
     if re.search(r"oom[-_]kill|Out Of Memory", output):
         return Verdict.OUT_OF_MEMORY

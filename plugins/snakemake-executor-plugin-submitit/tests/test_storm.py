@@ -1,0 +1,103 @@
+"""Everything that can happen to jobs, at once: what follows from each must not touch the others."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+
+from conftest import Project
+from slurm_node import SlurmNode
+from test_slurm import in_queue, job_of
+
+FIFTY = """
+rule all:
+    input: expand("out/{i}", i=range(46)), "memory", "code", "cancelled", "preempted"
+
+rule one:
+    output: "out/{i}"
+    resources: sbatch="--nice=100"  # the others first
+    shell: "sleep 2; echo {wildcards.i} > {output}"
+
+rule memory:
+    output: "memory"
+    resources: mem_mb=200
+    shell: "test -e mended || python3 -c 'x = bytearray(500 << 20)'; touch {output}"
+
+rule code:
+    output: "code"
+    shell: "test -e mended || exit 3; touch {output}"
+
+rule cancelled:
+    output: "cancelled"
+    shell: "test -e mended || {{ touch started; sleep 600; }}; touch {output}"
+
+# SLURM may not put it back into the queue
+rule preempted:
+    output: "preempted"
+    resources: partition="cancel", gpus=4, sbatch="--no-requeue"
+    shell: "test -e again || {{ touch again; sleep 600; }}; touch {output}"
+"""
+
+
+
+def lose_node(slurm: SlurmNode) -> None:
+    """Kill the node's daemon, and start it again once the controller has given the node up."""
+    slurm.stop("slurmd", signal.SIGKILL)
+    end = time.monotonic() + 60
+    while not slurm.run("sinfo", "--noheader", "--format=%t").startswith("down"):
+        assert time.monotonic() < end, slurm.run("sinfo")
+        time.sleep(0.3)
+    slurm.start_slurmd()
+
+
+def release_until_end(slurm: SlurmNode, process: subprocess.Popen[str], seconds: float) -> None:
+    """Wait for Snakemake, and start what SLURM would hold back for two minutes after it was requeued."""
+    end = time.monotonic() + seconds
+    while process.poll() is None:
+        assert time.monotonic() < end, slurm.run("squeue", "--array") + slurm.run("sinfo", "--list-reasons")
+        for row in slurm.run("squeue", "--noheader", "--array", "--format=%i %r").splitlines():
+            job, reason = row.split(maxsplit=1)
+            if reason == "BeginTime":
+                slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+        time.sleep(0.5)
+
+
+def test_of_fifty_jobs_each_ends_as_it_should_and_a_second_call_does_the_rest(
+    project: Project, slurm: SlurmNode
+) -> None:
+    process = project.start(FIFTY, "--retries", "0")
+    project.wait_for_file("started")
+    project.wait_for_file("again")
+    jobs = {label: job_of(project, label) for label in ("code", "cancelled", "preempted")}
+    slurm.run("scancel", jobs["cancelled"])
+    slurm.run("sbatch", "--partition=high", "--gpus-per-node=4", "--output=/dev/null", "--wrap=sleep 1")
+    project.wait_for("submitit: preempted: ")
+    assert slurm.run("squeue", "--noheader", "--states=running")
+    lose_node(slurm)
+    release_until_end(slurm, process, 500)
+
+    failed = {"code": "code error (exit status 1)", "cancelled": "cancelled (SLURM says CANCELLED)"}
+    if slurm.limits_memory:
+        failed["memory"] = "out of memory (exit status 1)"
+    assert process.returncode == 1
+    endings = re.findall(r"^submitit: (\S+): (.*); (.*) \[job", project.output, re.MULTILINE)
+    assert {name: why for name, why, follows in endings if follows == "given up"} == failed
+    others = {(name, why.partition(" (")[0]) for name, why, follows in endings if follows != "given up"}
+    assert ("preempted", "preempted") in others
+    assert {why for name, why in others if name != "preempted"} <= {"node failure"}
+    requeued = re.search(r" Restarts=[1-9]", slurm.run("scontrol", "show", "job", "--oneliner"))
+    assert requeued or "node failure" in project.output, "the node's end hit nothing"
+    done = {path.name for path in project.folder.glob("*") if path.name in ("preempted", "memory", "code", "cancelled")}
+    assert done == {"preempted", "memory", "code", "cancelled"} - failed.keys()
+    assert sorted(int(path.read_text()) for path in (project.folder / "out").iterdir()) == list(range(46))
+    rows = slurm.run("squeue", "--noheader", "--array", "--states=all", "--format=%i %T").splitlines()
+    states = dict(row.split() for row in rows)
+    assert [states[job] for job in jobs.values()] == ["FAILED", "CANCELLED", "PREEMPTED"]
+    assert not in_queue(slurm)
+
+    (project.folder / "mended").touch()
+    project.run(FIFTY)
+    assert sum(map(int, re.findall(r"submitit: (\d+) jobs submitted", project.output))) == len(failed)
+    assert not in_queue(slurm)
