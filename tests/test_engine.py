@@ -208,13 +208,13 @@ run("xekl", Saving(Path(sys.argv[1])), at_loss)
 
 def test_no_checkpoint_is_written_before_the_time_has_come(tmp_path, undisturbed):
     assert same_end(run("kl", Checkpoint(tmp_path / "c.pt", "key", every=3600)), undisturbed["kl"])
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "c.pt").exists()
     run("kl", Checkpoint(tmp_path / "c.pt", "key", every=0))
     assert (tmp_path / "c.pt").exists()
 
 
 @pytest.mark.parametrize("step", [1, 4, 7, STEPS])
-def test_a_training_told_to_stop_ends_after_its_step_and_goes_on_bit_identical(tmp_path, undisturbed, step):
+def test_a_training_told_to_stop_ends_after_its_step_and_goes_on_bit_identical(tmp_path, caplog, undisturbed, step):
     stop, done = Event(), []
 
     def at_loss(now: int) -> None:
@@ -222,12 +222,42 @@ def test_a_training_told_to_stop_ends_after_its_step_and_goes_on_bit_identical(t
         if len(done) == step:
             stop.set()
 
-    with pytest.raises(Interrupted, match=r"stopped by a signal; .*c\.pt holds the progress"):
+    with pytest.raises(Interrupted, match=rf"stopped by a signal after step {step}; .*c\.pt holds the progress"):
         run("kl", Checkpoint(tmp_path / "c.pt", "key", 3600, stop), at_loss)
     assert len(done) == step
     stop.clear()
+    caplog.set_level("INFO")
     assert same_end(run("kl", Checkpoint(tmp_path / "c.pt", "key", 3600, stop), at_loss), undisturbed["kl"])
     assert len(done) == STEPS
+    assert f"goes on from its checkpoint after step {step}: 0 steps are done twice" in caplog.text
+
+
+class SavingAfter(Checkpoint):
+    """Counts steps, but is written after one chosen step only."""
+
+    def __init__(self, path: Path, saved: int) -> None:
+        super().__init__(path, "key", 3600)
+        self.saved, self.step = saved, 0
+
+    def due(self) -> bool:
+        self.step += 1
+        return super().due() or self.step == self.saved
+
+
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        (3, "goes on from its checkpoint after step 3: 4 steps are done twice"),
+        (0, "begins again after step 0: 7 steps are done twice"),
+    ],
+)
+def test_steps_that_a_killed_training_had_done_are_counted_when_they_are_done_twice(tmp_path, caplog, saved, said):
+    caplog.set_level("INFO")
+    with pytest.raises(Torn):
+        run("kl", SavingAfter(tmp_path / "c.pt", saved), at(8, interrupt))
+    assert "done twice" not in caplog.text, "nothing had been done before"
+    run("kl", SavingAfter(tmp_path / "c.pt", 0))
+    assert said in caplog.text
 
 
 # checkpoints

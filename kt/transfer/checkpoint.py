@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import zipfile
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """The checkpoint file of one unit, written atomically at most every ``every`` seconds.
 
+    Beside it, a few bytes say how many steps the training has taken. They outlive a killed process, so that the next
+    one can say how many steps are done twice.
+
     Args:
         path: the file.
         key: the unit's key; a file with another key is not read.
@@ -31,9 +35,22 @@ class Checkpoint:
         self.path, self.key, self.every = path, key, every
         self._stop = stop or Event()
         self._last = time.monotonic()
+        self._done = 0
+        self._steps = path.with_suffix(".steps")
+        self._counter: IO[bytes] | None = None
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The saved state on ``device``, or None where there is none, or none that can be trusted."""
+        state = self._read(device)
+        before = int.from_bytes(self._steps.read_bytes(), "little") if self._steps.exists() else 0
+        self._done = state.pop("steps", 0) if state else 0
+        if state or before:
+            how = "goes on from its checkpoint" if state else "begins again"
+            twice = max(0, before - self._done)
+            log.info("unit %s %s after step %d: %d steps are done twice", self.key[:12], how, self._done, twice)
+        return state
+
+    def _read(self, device: torch.device) -> dict[str, Any] | None:
         try:
             with zipfile.ZipFile(self.path) as archive:  # torch does not compare the sums that it writes
                 if damaged := archive.testzip():
@@ -45,13 +62,15 @@ class Checkpoint:
         except Exception as error:  # a damaged file can fail in many ways; the unit then starts afresh
             log.warning("checkpoint %s cannot be read and is ignored (%s)", self.path, type(error).__name__)
             return None
-        if not ours:
-            return None
-        log.info("unit %s goes on from its checkpoint", self.key[:12])
-        return state
+        return state if ours else None
 
     def due(self) -> bool:
-        """Whether ``every`` seconds have passed since the last write, or the training shall stop."""
+        """Count a step; whether ``every`` seconds have passed since the last write, or the training shall stop."""
+        self._done += 1
+        if self._counter is None:
+            self._steps.parent.mkdir(parents=True, exist_ok=True)
+            self._counter = self._steps.open("wb", buffering=0)
+        os.pwrite(self._counter.fileno(), self._done.to_bytes(8, "little"), 0)
         return self._stop.is_set() or time.monotonic() - self._last >= self.every
 
     def save(self, state: dict[str, Any]) -> None:
@@ -61,11 +80,12 @@ class Checkpoint:
             Interrupted: the training shall stop; the state is written.
         """
         with store.atomic(self.path) as temporary:
-            torch.save({**state, "key": self.key}, temporary)
+            torch.save({**state, "key": self.key, "steps": self._done}, temporary)
         self._last = time.monotonic()
         if self._stop.is_set():
-            raise Interrupted(f"stopped by a signal; {self.path} holds the progress")
+            raise Interrupted(f"stopped by a signal after step {self._done}; {self.path} holds the progress")
 
     def remove(self) -> None:
         """Forget the state: the unit is finished."""
         self.path.unlink(missing_ok=True)
+        self._steps.unlink(missing_ok=True)

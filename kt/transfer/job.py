@@ -102,7 +102,7 @@ class Workbench:
         except Interrupted:
             raise
         except engine.Diverged as error:
-            (self.checkpoints / f"{key}.pt").unlink(missing_ok=True)
+            self._checkpoint(key).remove()
             return {"status": "failed", "cause": "diverged", "reason": f"diverged: {error}"}
         except torch.OutOfMemoryError as error:
             return {"status": "failed", "cause": "out_of_memory", "reason": f"out_of_memory: {_first_line(error)}"}
@@ -117,7 +117,7 @@ class Workbench:
         labels = torch.from_numpy(self.labels["transfer"]).to(self.device)
         source = self.frozen if teacher is None else torch.from_numpy(teacher).to(self.device, torch.float32)
         targets, taught = unit.method.targets(source, self.frozen, labels)
-        checkpoint = Checkpoint(self.checkpoints / f"{key}.pt", key, self.every, self.stop)
+        checkpoint = self._checkpoint(key)
         history = engine.train(
             self.student, self.inputs["transfer"], targets, labels, unit.method.loss,
             self._validation_accuracy, self.training, unit.seed, checkpoint,
@@ -140,6 +140,9 @@ class Workbench:
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "torch": torch.__version__,
         }
+
+    def _checkpoint(self, key: str) -> Checkpoint:
+        return Checkpoint(self.checkpoints / f"{key}.pt", key, self.every, self.stop)
 
     def _classes(self, split: str) -> NDArray[np.int64]:
         classes: NDArray[np.int64] = logits(self.student, self.inputs[split]).argmax(1)
