@@ -170,19 +170,6 @@ rule short:
     assert "given up" not in project.output
 
 
-def test_jobs_survive_a_node(project: Project, slurm: SlurmNode) -> None:
-    process = project.start(
-        "rule one:\n    output: 'one'\n    shell: 'test -e again || {{ touch again; sleep 600; }}; touch {output}'\n"
-    )
-    project.wait_for_file("again")
-    job = job_of(project, "one")
-    slurm.stop("slurmd", signal.SIGKILL)
-    slurm.wait_for_state(job, "PENDING", seconds=60)
-    slurm.start_slurmd()
-    slurm.release(job)
-    assert process.wait(timeout=60) == 0, project.output
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_goes_on_without_snakemake(project: Project, slurm: SlurmNode, number: int) -> None:
     process = project.start(SLEEP)
