@@ -33,11 +33,11 @@ rule all:
 
 rule one:
     output: "out/{{i}}"
-    resources: mem_mb=200, runtime=10
+    resources: mem_mb=1000, runtime=10
     shell: "echo {{wildcards.i}} > {{output}}"
 """
 COMMON = ["--scheduler", "greedy", "--latency-wait", "5", "--max-jobs-per-timespan", "10000/1s"]
-CLUSTER = [*COMMON, "--jobs", "1000", "--default-resources", "mem_mb=200"]
+CLUSTER = [*COMMON, "--jobs", "1000", "--default-resources", "mem_mb=1000"]
 OURS = [*CLUSTER, "--executor", "submitit", "--submitit-poll-seconds", "2"]
 # without accounting its default, sacct, waits for ever
 THEIRS = [*CLUSTER, "--executor", "slurm", "--slurm-status-command", "squeue"]
@@ -47,9 +47,11 @@ WAYS = {
     "official": THEIRS,
     # its default limit mixes tasks up; 50 is the largest that gave right results
     "official_arrays": [*THEIRS, "--slurm-array-jobs", "all", "--slurm-array-limit", "50"],
+    "official_arrays_unlimited": [*THEIRS, "--slurm-array-jobs", "all"],
+    "official_groups": [*THEIRS, "--groups", "one=pack", "--group-components", "pack=20", "--cores", "2"],
     "local": [*COMMON, "--cores", "2"],
 }
-COUNTED = ("sbatch", "squeue", "sacct")
+COUNTED = ("sbatch", "squeue", "sacct", "srun")
 
 
 def count_calls(folder: Path, env: dict[str, str]) -> dict[str, str]:
@@ -59,7 +61,8 @@ def count_calls(folder: Path, env: dict[str, str]) -> dict[str, str]:
     for command in COUNTED:
         shim = shims / command
         real = shutil.which(command, path=env["PATH"])
-        shim.write_text(f'#!/bin/sh\necho {command} >> {folder}/calls\nexec {real} "$@"\n')
+        conf = env["SLURM_CONF"]
+        shim.write_text(f'#!/bin/sh\necho {command} >> {folder}/calls\nSLURM_CONF={conf} exec {real} "$@"\n')
         shim.chmod(0o755)
     return {**env, "PATH": f"{shims}{os.pathsep}{env['PATH']}"}
 

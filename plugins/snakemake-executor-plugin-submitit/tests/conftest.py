@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,16 +20,32 @@ FAST = ["--submitit-poll-seconds", "1", "--submitit-poll-max-seconds", "2", "--s
 
 
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[SlurmNode]:
-    """A real one-node SLURM, the same for all tests."""
-    reason = missing()
-    if reason:
-        pytest.skip(f"no SLURM here: {reason}")
-    # pytest's own folders can be too long for the path of a socket
-    with tempfile.TemporaryDirectory(prefix="slurm") as folder:
-        Path(folder).chmod(0o755)
-        with SlurmNode(Path(folder)) as node:
-            yield node
+def clusters() -> Iterator[Callable[[bool], SlurmNode]]:
+    """Real one-node SLURMs, one without and one with accounting, each started when a test first wants it."""
+    running: dict[bool, SlurmNode] = {}
+    with contextlib.ExitStack() as stack:
+
+        def get(accounting: bool) -> SlurmNode:
+            if accounting not in running:
+                if reason := missing(accounting=accounting):
+                    pytest.skip(f"no SLURM{' with accounting' if accounting else ''} here: {reason}")
+                # pytest's own folders can be too long for the path of a socket
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm")))
+                folder.chmod(0o755)
+                running[accounting] = stack.enter_context(SlurmNode(folder, accounting=accounting))
+            return running[accounting]
+
+        yield get
+
+
+@pytest.fixture
+def slurm(clusters: Callable[[bool], SlurmNode], request: pytest.FixtureRequest) -> SlurmNode:
+    """A real one-node SLURM, the same for all tests; without accounting unless the test says ``ACCOUNTING``."""
+    return clusters(getattr(request, "param", False))
+
+
+ACCOUNTING = pytest.mark.parametrize("slurm", [True], ids=["accounting"], indirect=True)
+WITH_AND_WITHOUT_ACCOUNTING = pytest.mark.parametrize("slurm", [False, True], ids=["", "accounting"], indirect=True)
 
 
 class Project:

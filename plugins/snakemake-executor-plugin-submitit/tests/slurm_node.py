@@ -1,25 +1,30 @@
-"""A real SLURM of one node, started by hand in a folder: munged, slurmctld, slurmd, made-up GPUs.
+"""A real SLURM of one node, started by hand in a folder: munged, slurmctld, slurmd, made-up GPUs, accounting if wanted.
 
-    with SlurmNode(folder) as node:
+    with SlurmNode(folder, accounting=True) as node:
         subprocess.run(["sbatch", "job.sh"], env=node.env)
 
 It listens on loopback only, on free ports, and needs root (as in a container) and Debian's packages ``slurmctld``,
-``slurmd``, ``slurm-client`` and ``munge``.
+``slurmd``, ``slurm-client`` and ``munge``, and for accounting ``slurmdbd`` and ``mariadb-server``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
+ACCOUNTING_DAEMONS = ("mariadbd", "slurmdbd")
 GPUS = 4
 
 _SLURM_CONF = """
@@ -47,7 +52,7 @@ SwitchType=switch/none
 MpiDefault=none
 MailProg=/bin/true
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounting}
 JobCompType=jobcomp/none
 ReturnToService=2
 SlurmdTimeout=5
@@ -60,6 +65,7 @@ DefMemPerCPU=500
 GresTypes=gpu
 SlurmdParameters=config_overrides
 KillWait=5
+MessageTimeout=10
 MinJobAge=300
 MaxArraySize=1001
 MaxJobCount=20000
@@ -72,6 +78,31 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE PriorityTier=1 Grac
 PartitionName=cancel Nodes={host} MaxTime=INFINITE PriorityTier=1 PreemptMode=CANCEL State=UP
 PartitionName=high Nodes={host} MaxTime=60 PriorityTier=10 PreemptMode=OFF State=UP
 """
+_NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
+# jobs need a known account and quality of service, and keep to the limits of both
+_ACCOUNTING = """
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={dbd_port}
+AccountingStoragePass={folder}/run/munge.sock
+AccountingStorageTRES=gres/gpu
+AccountingStorageEnforce=associations,limits,qos
+"""
+_SLURMDBD_CONF = """
+AuthType=auth/munge
+AuthInfo=socket={folder}/run/munge.sock
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={dbd_port}
+SlurmUser=root
+LogFile={folder}/log/slurmdbd.log
+PidFile={folder}/run/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm
+CommunicationParameters=NoInAddrAny
+"""
 _CGROUP_CONF = """
 CgroupPlugin=cgroup/v1
 CgroupAutomount=no
@@ -81,11 +112,14 @@ ConstrainDevices=no
 """
 
 
-def missing() -> str:
+def missing(*, accounting: bool = False) -> str:
     """Why no node can be started here; empty if it can."""
-    absent = [name for name in (*DAEMONS, "sbatch") if shutil.which(name, path=_path()) is None]
+    wanted = dict.fromkeys((*DAEMONS, "sbatch"), "slurmctld slurmd slurm-client munge")
+    if accounting:
+        wanted |= dict.fromkeys((*ACCOUNTING_DAEMONS, "mariadb-install-db"), "slurmdbd mariadb-server")
+    absent = {name: package for name, package in wanted.items() if shutil.which(name, path=_path()) is None}
     if absent:
-        return f"{', '.join(absent)} not installed (Debian: slurmctld slurmd slurm-client munge)"
+        return f"{', '.join(absent)} not installed (Debian: {' '.join(dict.fromkeys(absent.values()))})"
     return "" if os.geteuid() == 0 else "starting the SLURM daemons by hand needs root"
 
 
@@ -95,22 +129,29 @@ class SlurmNode:
     Attributes:
         env: Environment in which SLURM's commands talk to it.
         limits_memory: Jobs above their memory are killed by the kernel.
+        accounting: It keeps accounts, and takes only jobs of known accounts.
+        may_mount: Jobs don't see what is in the folder ``unseen``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, accounting: bool = False) -> None:
         """Write the configuration."""
-        self.folder, self.host = folder, socket.gethostname()
+        self.folder, self.accounting, self.host = folder, accounting, socket.gethostname()
         self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
+        # where the database's client looks for the server
+        self.env["MYSQL_UNIX_PORT"] = str(folder / "run/mariadbd.sock")
         self.limits_memory = Path("/sys/fs/cgroup/memory").is_dir()
-        for name in ("run", "log", "state", "spool"):
+        for name in ("run", "log", "state", "spool", "db", "unseen"):
             (folder / name).mkdir(parents=True, mode=0o755)
+        self.may_mount = True
+        mount = subprocess.run(self._with_own_folder("unseen", "true"), capture_output=True, check=False)
+        self.may_mount = mount.returncode == 0
         key = folder / "munge.key"
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o600)
         for index in range(GPUS):
             # SLURM takes only device nodes for GPUs; these are /dev/null
             os.mknod(folder / f"gpu{index}", 0o20666, os.makedev(1, 3))
-        ctld_port, slurmd_port = _free_ports(2)
+        ctld_port, slurmd_port, dbd_port = _free_ports(3)
         (folder / "slurm.conf").write_text(
             _SLURM_CONF.format(
                 host=self.host,
@@ -119,31 +160,86 @@ class SlurmNode:
                 slurmd_port=slurmd_port,
                 gpus=GPUS,
                 task_plugin="task/cgroup" if self.limits_memory else "task/none",
+                accounting=_ACCOUNTING.format(folder=folder, dbd_port=dbd_port) if accounting else _NO_ACCOUNTING,
             )
         )
         (folder / "gres.conf").write_text(f"NodeName={self.host} Name=gpu Type=fake File={folder}/gpu[0-{GPUS - 1}]\n")
         (folder / "cgroup.conf").write_text(_CGROUP_CONF.format(memory="yes" if self.limits_memory else "no"))
+        dbd = folder / "slurmdbd.conf"
+        dbd.touch(mode=0o600)
+        dbd.write_text(_SLURMDBD_CONF.format(folder=folder, dbd_port=dbd_port))
 
     def __enter__(self) -> SlurmNode:
         """Start the daemons and wait until the node takes jobs."""
         munge = [f"--{name}-file={self.folder}/{path}" for name, path in _MUNGE_FILES.items()]
         self._start("munged", "--force", f"--socket={self.folder}/run/munge.sock", *munge)
+        if self.accounting:
+            self._start_accounting()
         self._start("slurmctld", "-f", self.env["SLURM_CONF"])
         self.start_slurmd()
-        end = time.monotonic() + 30
-        while "idle" not in self.run("sinfo", "--noheader", "--format=%t", check=False):
-            if time.monotonic() > end:
-                self.__exit__()
-                log = (self.folder / "log/slurmctld.log").read_text()
-                raise RuntimeError(f"the SLURM node did not come up:\n{log[-2000:]}")
-            time.sleep(0.2)
+        self._wait_until_idle()
         return self
+
+    def _wait_until_idle(self) -> None:
+        try:
+            _wait(lambda: "idle" in self.run("sinfo", "--noheader", "--format=%t", check=False), "the SLURM node")
+        except TimeoutError as error:
+            self.__exit__()
+            log = (self.folder / "log/slurmctld.log").read_text()
+            raise RuntimeError(f"the SLURM node did not come up:\n{log[-2000:]}") from error
+
+    def _start_accounting(self) -> None:
+        """A database on a socket in the folder, slurmdbd before it, and the cluster's name in it."""
+        run, null = self.folder / "run", subprocess.DEVNULL
+        storage = f"--no-defaults --user=root --datadir={self.folder}/db"
+        storage += " --innodb-buffer-pool-size=16M --innodb-log-file-size=4M --innodb-flush-log-at-trx-commit=0"
+        listen = f"--skip-networking --socket={run}/mariadbd.sock --pid-file={run}/mariadbd.pid"
+        log = f"--log-error={self.folder}/log/mariadbd.log"
+        command = f"mariadb-install-db {storage} --skip-test-db && exec mariadbd {storage} {listen} {log}"
+        subprocess.Popen(
+            self._with_own_folder("db", command),  # in memory, as a slow disk would take ten seconds
+            env=self.env,
+            stdin=null,
+            stdout=null,
+            stderr=null,
+            start_new_session=True,
+        )
+        _wait(lambda: (run / "mariadbd.sock").exists(), "mariadbd")
+        self._start("slurmdbd")
+        _wait(lambda: "test" in self.run("sacctmgr", "-i", "add", "cluster", "test", check=False), "slurmdbd")
+
+    def _with_own_folder(self, name: str, command: str) -> list[str]:
+        """A shell command for which a folder of ours is a file system in memory that nobody else sees."""
+        if not self.may_mount:
+            return ["sh", "-c", command]
+        return ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {self.folder}/{name} && {command}"]
+
+    @contextlib.contextmanager
+    def configured(self, **values: object) -> Iterator[None]:
+        """Other values in slurm.conf for a while."""
+        file = self.folder / "slurm.conf"
+        text = changed = file.read_text()
+        for key, value in values.items():
+            changed, count = re.subn(rf"^{key}=.*$", f"{key}={value}", changed, flags=re.MULTILINE)
+            assert count == 1, key
+        try:
+            self._reconfigure(changed)
+            yield
+        finally:
+            self.clear()
+            self._reconfigure(text)
+
+    def _reconfigure(self, text: str) -> None:
+        (self.folder / "slurm.conf").write_text(text)
+        self.stop("slurmctld")
+        self._start("slurmctld", "-f", self.env["SLURM_CONF"])
+        self._wait_until_idle()
 
     def __exit__(self, *_: object) -> None:
         """End all jobs, then stop the daemons."""
         self.clear()
-        for name in reversed(DAEMONS):
-            self.stop(name)
+        for name in ("slurmd", "slurmctld", *reversed(ACCOUNTING_DAEMONS), "munged"):
+            self.stop(name, signal.SIGKILL)  # nobody needs what they would write at their end
 
     def clear(self) -> None:
         """End all jobs."""
@@ -153,22 +249,22 @@ class SlurmNode:
             time.sleep(0.3)
 
     def start_slurmd(self) -> None:
-        """Start the node's daemon."""
-        self._start("slurmd", "-N", self.host, "-f", self.env["SLURM_CONF"])
+        """Start the node's daemon; on the node ``unseen`` is an empty folder of its own."""
+        command = f"exec slurmd -N {self.host} -f {self.env['SLURM_CONF']}"
+        self._start(*self._with_own_folder("unseen", command))
 
     def stop(self, name: str, number: int = signal.SIGTERM) -> None:
         """Stop a daemon by its pid file and wait until it has gone."""
         file = self.folder / f"run/{name}.pid"
         if not file.exists():
             return
-        pid = int(file.read_text())
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-            end = time.monotonic() + 10
-            while time.monotonic() < end:
-                os.kill(pid, 0)
-                time.sleep(0.05)
-            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            daemon = psutil.Process(int(file.read_text()))
+            daemon.send_signal(number)
+            with contextlib.suppress(TimeoutError):
+                # it may stay a zombie until somebody collects it
+                _wait(lambda: daemon.status() == psutil.STATUS_ZOMBIE, name, 10)
+            daemon.kill()
         file.unlink(missing_ok=True)
 
     def run(self, *command: str, check: bool = True) -> str:
@@ -178,21 +274,21 @@ class SlurmNode:
 
     def wait_for_state(self, job: str, state: str, seconds: float = 20) -> None:
         """Wait until a job is in a state."""
-        end = time.monotonic() + seconds
-        while (found := self.run("squeue", "-r", "-h", "-t", "all", "-j", job, "--format=%T", check=False)) != state:
-            if time.monotonic() > end:
-                raise TimeoutError(f"job {job} is {found}, not {state}")
-            time.sleep(0.3)
+        _wait(lambda: self.state(job) == state, f"{state} of job {job}", seconds)
+
+    def state(self, job: str) -> str:
+        """What squeue says of a job; empty if it does not know it."""
+        return self.run("squeue", "-r", "-h", "-t", "all", "-j", job, "--format=%T", check=False)
 
     def release(self, job: str) -> None:
         """Start a requeued job now; SLURM holds it back for two minutes, and refuses this for the first seconds."""
         self.wait_for_state(job, "PENDING")
-        end = time.monotonic() + 40
-        while self.run("squeue", "-r", "-h", "-j", job, "--format=%T", check=False) == "PENDING":
-            if time.monotonic() > end:
-                raise TimeoutError(f"job {job} does not start again")
+
+        def started() -> bool:
             self.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
-            time.sleep(0.5)
+            return self.state(job) != "PENDING"
+
+        _wait(started, f"a new start of job {job}", 40)
 
     def _start(self, *command: str) -> None:
         subprocess.run(command, env=self.env, check=True, capture_output=True, timeout=30)
@@ -204,6 +300,14 @@ _MUNGE_FILES = {"key": "munge.key", "pid": "run/munged.pid", "log": "log/munged.
 def _path() -> str:
     """Debian keeps daemons where a user's PATH does not look."""
     return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+def _wait(until: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.1)
 
 
 def _free_ports(count: int) -> list[int]:

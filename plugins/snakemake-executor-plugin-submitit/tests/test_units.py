@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from snakemake_executor_plugin_submitit import request, slurm
+from snakemake_executor_plugin_submitit import checks, request, slurm
 from snakemake_executor_plugin_submitit.runs import label
 from snakemake_executor_plugin_submitit.verdict import DEFAULT_RULES, Evidence, Rule, Verdict, hint, judge, parse_rules
 
@@ -117,7 +117,7 @@ def test_flags_of_a_rule_override_those_of_all() -> None:
     [("infinite", float("inf")), ("1-00:00:00", 1440), ("2:30:00", 150), ("30:00", 30), ("7-12:00:00", 10800)],
 )
 def test_time_limits_of_sinfo(text: str, minutes: float) -> None:
-    assert slurm._minutes(text) == minutes
+    assert checks.minutes(text) == minutes
 
 
 @pytest.mark.parametrize(("wanted", "minutes", "delay"), [(90, 0, 90), (90, 60, 90), (90, 2, 30), (90, 1, 1)])

@@ -185,10 +185,10 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
                     self._batch = max(1, len(batch) // 2)
                     self._retry_at = time.monotonic() + self._retry_after
                     self._retry_after = min(_RESUBMIT_SECONDS[1], self._retry_after * 2)
-                    self._tell(f"{len(self.backlog)} jobs wait, the cluster takes no more for now: {error}")
+                    self._tell(f"the cluster takes no more jobs for now, the others wait here: {error}")
                     return
             else:
-                self._batch, self._retry_after = 0, _RESUBMIT_SECONDS[0]
+                self._batch, self._retry_after = self._batch * 2, _RESUBMIT_SECONDS[0]
             sent = set(map(id, batch))
             self.backlog = [entry for entry in self.backlog if id(entry) not in sent]
 
@@ -273,6 +273,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
     def _forget(self, entry: Entry) -> None:
         with self._lock:
             self.entries.pop(id(entry.info), None)
+            self._retry_at = 0.0  # there may be room now
 
     def _tell(self, text: str) -> None:
         """Say something once."""

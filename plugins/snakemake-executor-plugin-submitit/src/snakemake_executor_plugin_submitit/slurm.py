@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import getpass
+import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
@@ -17,17 +16,22 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from . import checks
 from .clusters import States, SubmissionError
+from .commands import patience, run, said
 from .request import Request
 from .task import Task
+from .verdict import FINAL_STATES
 
 _COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 # sbatch may succeed later, or with fewer jobs at once
 _TEMPORARY = re.compile(
-    r"temporarily|timed out|contact slurm controller|connection refused|submit limit|MaxSubmit|job limit"
-    r"|job count|resource limit|try again|policy",
+    r"temporarily|timed out|contact slurm controller|connection refused|submit limit|job limit|job count|resource limit"
+    r"|try again|policy",
     re.IGNORECASE,
 )
+# newer versions name the limit; those on the number of jobs pass, those on the size of a job don't
+_LIMIT = re.compile(r"error: ((?:Assoc|QOS)\w+)")
 # more ids than this on a command line, and the whole queue of the user is asked for instead
 _MANY = 1000
 
@@ -58,51 +62,30 @@ class Slurm:
             )
         _forget_surrounding_job()
         self.folder, self.parallel, self.signal_delay, self.setup = folder, parallel, signal_delay, list(setup)
-        config = _run("scontrol", "show", "config")
+        config = run("scontrol", "show", "config")
         if config.returncode:
-            raise ValueError(f"the SLURM controller does not answer: {_first_line(config.stderr)}")
+            raise ValueError(f"the SLURM controller does not answer: {said(config.stderr)}")
         values = dict(re.findall(r"^(\w+)\s*=\s*(\S*)", config.stdout, re.MULTILINE))
         limit = int(values.get("MaxArraySize", 1001))
         if array_size > limit:
             raise ValueError(f"--submitit-array-size {array_size} is above this site's MaxArraySize={limit}")
-        self.array_size = array_size or max(1, limit)
-        # a job that ended is known for this long; a slower poll would miss how it ended
-        self.poll_limit = max(1.0, int(values.get("MinJobAge", 300)) / 3)
+        self.array_size = max(1, min(array_size or limit, int(values.get("MaxJobCount", 10000)) - 1))
+        # a job that ended is known for this long, with 0 for ever; a slower poll would miss how it ended
+        self.poll_limit = max(1.0, int(values.get("MinJobAge", 300)) / 3 or math.inf)
+        self.patience = 3.0 * int(values.get("MessageTimeout", 10))
         self.accounting = values.get("AccountingStorageType", "none").rpartition("/")[2] not in ("none", "")
         self.user = getpass.getuser()
 
     def check(self, requests: Iterable[tuple[str, Request]]) -> None:
-        """Compare partitions, time limits and GPU types with what the site has."""
-        shown = _run("sinfo", "--noheader", "--all", "--format=%R|%G|%l")
-        if shown.returncode:
-            raise ValueError(f"sinfo fails: {_first_line(shown.stderr)}")
-        partitions: dict[str, set[str]] = {}
-        limits: dict[str, float] = {}
-        for line in shown.stdout.splitlines():
-            name, gres, limit = line.split("|", 2)
-            partitions.setdefault(name, set()).update(re.findall(r"gpu(?::([A-Za-z][\w.-]*))?(?=[:,(]|$)", gres))
-            limits[name] = max(limits.get(name, 0), _minutes(limit))
+        """Compare with what the site has, and let SLURM say about the rest."""
+        site = checks.partitions()
+        asked: set[tuple[str, ...]] = {()}
         for rule, request in requests:
-            named = request.partition.split(",") if request.partition else list(partitions)
-            for name in named:
-                if name not in partitions:
-                    raise ValueError(
-                        f"rule {rule}: this cluster has no partition {name!r}{_near(name, partitions)}; "
-                        f"it has {', '.join(sorted(partitions))}"
-                    )
-            kinds = set().union(*(partitions[name] for name in named))
-            if request.gpu_type and request.gpu_type not in kinds:
-                known = ", ".join(sorted(kinds - {""})) or "none with a type"
-                raise ValueError(
-                    f"rule {rule}: no GPU of type {request.gpu_type!r}{_near(request.gpu_type, kinds)} "
-                    f"in partition {' or '.join(named)}; known: {known}"
-                )
-            longest = max(limits[name] for name in named)
-            if request.minutes > longest:
-                raise ValueError(
-                    f"rule {rule}: runtime={request.minutes} min is above the limit of {longest:.0f} min "
-                    f"of partition {' or '.join(named)}"
-                )
+            checks.compare(rule, request, site)
+            flags = checks.flags(request)
+            if flags not in asked:
+                asked.add(flags)
+                checks.ask(rule, flags, self.user, accounting=self.accounting)
 
     def room(self, request: Request) -> int:
         """As many as one array can hold."""
@@ -123,12 +106,12 @@ class Slurm:
             **request.parameters(),
         )
         try:
-            jobs: list[submitit.Job[Any]] = executor.submit_array(list(tasks))
+            with patience("sbatch", self.patience) as ended:
+                jobs: list[submitit.Job[Any]] = executor.submit_array(list(tasks))
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            _run("scancel", f"--user={self.user}", f"--name={unique}")
+            run("scancel", f"--user={self.user}", f"--name={unique}")
             self._sweep()
-            text = _first_line(str(error))
-            raise SubmissionError(text, temporary=_TEMPORARY.search(text) is not None) from error
+            raise SubmissionError(said(str(error)), temporary=ended.is_set() or _may_pass(str(error))) from error
         return [job.job_id for job in jobs]
 
     def states(self, ids: Iterable[str]) -> States | None:
@@ -138,7 +121,7 @@ class Slurm:
             return {}
         bases = sorted({external.split("_")[0] for external in wanted})
         which = f"--jobs={','.join(bases)}" if len(bases) <= _MANY else f"--user={self.user}"
-        shown = _run("squeue", which, "--array", "--states=all", "--noheader", "--format=%i|%T|%r")
+        shown = run("squeue", which, "--array", "--states=all", "--noheader", "--format=%i|%T|%r")
         if shown.returncode and "Invalid job id" not in shown.stderr:
             return None
         states = {}
@@ -152,17 +135,24 @@ class Slurm:
         return states
 
     def _accounts(self, ids: set[str]) -> States:
+        """How jobs ended; one that still runs by the books alone is as unknown as before."""
         bases = sorted({external.split("_")[0] for external in ids})
-        shown = _run("sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State", "-j", ",".join(bases[:_MANY]))
-        rows = (line.split("|", 1) for line in shown.stdout.splitlines() if "|" in line)
-        # "CANCELLED by 1000"
-        return {external: (state.split(" ")[0], "") for external, state in rows if external in ids}
+        states: States = {}
+        for start in range(0, len(bases), _MANY):
+            listed = ",".join(bases[start : start + _MANY])
+            shown = run("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", listed)
+            for line in shown.stdout.splitlines():
+                job, _, state = line.partition("|")
+                word = state.partition(" ")[0]  # "CANCELLED by 1000"
+                if word in FINAL_STATES:
+                    states |= dict.fromkeys(ids.intersection(_tasks(job)), (word, ""))
+        return states
 
     def cancel(self, ids: Iterable[str]) -> None:
         """``scancel``, as few calls as the length of a command line allows."""
         listed = sorted(set(ids))
         for start in range(0, len(listed), _MANY):
-            _run("scancel", "--quiet", *listed[start : start + _MANY])
+            run("scancel", "--quiet", *listed[start : start + _MANY])
 
     def _sweep(self) -> None:
         """Remove what submitit prepared for a submission that failed."""
@@ -172,36 +162,20 @@ class Slurm:
                     path.unlink(missing_ok=True)
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a SLURM command, without the user's own filters and formats (``SQUEUE_PARTITION`` and the like)."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SINFO_", "SCANCEL_"))}
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", f"{command[0]} timed out")
+def _may_pass(refusal: str) -> bool:
+    limit = _LIMIT.search(refusal)
+    return "SubmitJob" in limit[1] if limit else _TEMPORARY.search(refusal) is not None
 
 
-def _first_line(text: str) -> str:
-    """The line that says most: the last ``error:`` line, else the first one."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
-    errors = [line for line in lines if "error:" in line]
-    return (errors or lines[:1])[-1].removeprefix("sbatch: ").removeprefix("error: ")
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, [entry for entry in known if entry], 1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _minutes(text: str) -> float:
-    """SLURM's ``days-hours:minutes:seconds`` in minutes."""
-    days, _, clock = text.rpartition("-")
-    try:
-        parts = [int(part) for part in clock.split(":")]
-    except ValueError:  # infinite, n/a
-        return float("inf")
-    hours, minutes, seconds = [0] * (3 - len(parts)) + parts
-    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
+def _tasks(job: str) -> list[str]:
+    """Ids of single jobs; ``7_[0,2-6:2%4]`` stands for tasks that never started."""
+    base, bracket, listed = job.partition("_[")
+    if not bracket:
+        return [job]
+    found = []
+    for first, last, step in re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", listed.partition("%")[0]):
+        found += [f"{base}_{index}" for index in range(int(first), int(last or first) + 1, int(step or 1))]
+    return found
 
 
 def _delay(wanted: int, minutes: int) -> int:

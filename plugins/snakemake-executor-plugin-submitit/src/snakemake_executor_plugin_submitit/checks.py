@@ -1,0 +1,123 @@
+"""What SLURM would never run, found before anything is submitted."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .commands import run, said
+from .request import Request
+
+# a refusal for good; all else may pass
+_WRONG = re.compile(r"invalid|unrecognized|ambiguous|requires an argument", re.IGNORECASE)
+
+
+@dataclass
+class Partition:
+    """What jobs can have in a partition.
+
+    Attributes:
+        gpus: Names of the types of GPU; an empty one stands for GPUs without a type.
+        minutes: Longest time limit.
+    """
+
+    gpus: set[str] = field(default_factory=set)
+    minutes: float = 0.0
+
+
+def partitions() -> dict[str, Partition]:
+    """The site's partitions by name.
+
+    Raises:
+        ValueError: SLURM does not tell.
+    """
+    shown = run("sinfo", "--noheader", "--all", "--format=%R|%G|%l")
+    if shown.returncode:
+        raise ValueError(f"sinfo fails: {said(shown.stderr)}")
+    found: dict[str, Partition] = {}
+    for line in shown.stdout.splitlines():
+        name, gres, limit = line.split("|", 2)
+        partition = found.setdefault(name, Partition())
+        partition.gpus.update(re.findall(r"gpu(?::([A-Za-z][\w.-]*))?(?=[:,(]|$)", gres))
+        partition.minutes = max(partition.minutes, minutes(limit))
+    return found
+
+
+def compare(rule: str, request: Request, site: dict[str, Partition]) -> None:
+    """Compare partition, time limit and type of GPU with what the site has.
+
+    Raises:
+        ValueError: What is wrong and what the site has instead, in one line.
+    """
+    named = request.partition.split(",") if request.partition else list(site)
+    for name in named:
+        if name not in site:
+            raise ValueError(
+                f"rule {rule}: this cluster has no partition {name!r}{_near(name, site)}; "
+                f"it has {', '.join(sorted(site))}"
+            )
+    kinds = set().union(*(site[name].gpus for name in named))
+    if request.gpu_type and request.gpu_type not in kinds:
+        known = ", ".join(sorted(kinds - {""})) or "none with a type"
+        raise ValueError(
+            f"rule {rule}: no GPU of type {request.gpu_type!r}{_near(request.gpu_type, kinds)} "
+            f"in partition {' or '.join(named)}; known: {known}"
+        )
+    longest = max(site[name].minutes for name in named)
+    if request.minutes > longest:
+        raise ValueError(
+            f"rule {rule}: runtime={request.minutes} min is above the limit of {longest:.0f} min "
+            f"of partition {' or '.join(named)}"
+        )
+
+
+def ask(rule: str, flags: tuple[str, ...], user: str, *, accounting: bool) -> None:
+    """Let SLURM say whether an account, a quality of service, a constraint and further flags are allowed.
+
+    Raises:
+        ValueError: SLURM's own words and, where the site keeps accounts, what the user may ask for, in one line.
+    """
+    tried = run("sbatch", "--test-only", *flags, "--wrap=true")
+    if tried.returncode and _WRONG.search(tried.stderr):
+        text = said(tried.stderr).removeprefix("allocation failure: ")
+        known = _associations(user) if accounting and shutil.which("sacctmgr") else ""
+        raise ValueError(f"rule {rule}: SLURM does not take {' '.join(flags)}: {text}{known}")
+
+
+def flags(request: Request) -> tuple[str, ...]:
+    """Flags of ``sbatch`` for what :func:`ask` should ask; empty if that is nothing."""
+    values = {name: getattr(request, name) for name in ("account", "qos", "constraint")}
+    named = [f"--{name}={value}" for name, value in values.items() if value]
+    named += [f"--{name}" if value is True else f"--{name}={value}" for name, value in request.extra]
+    # an account may be allowed in some partitions only
+    return (*([f"--partition={request.partition}"] if request.partition and named else []), *named)
+
+
+def _associations(user: str) -> str:
+    shown = run("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=account,qos")
+    rows = [line.split("|") for line in shown.stdout.splitlines() if line.count("|") == 1]
+    accounts, qos = ({name for row in rows for name in row[column].split(",") if name} for column in (0, 1))
+    return f"; {user} has account {_or(accounts)} and qos {_or(qos)}" if rows else ""
+
+
+def minutes(text: str) -> float:
+    """SLURM's ``days-hours:minutes:seconds`` in minutes."""
+    days, _, clock = text.rpartition("-")
+    try:
+        parts = [int(part) for part in clock.split(":")]
+    except ValueError:  # infinite, n/a
+        return float("inf")
+    hours, whole, seconds = [0] * (3 - len(parts)) + parts
+    return int(days or 0) * 1440 + hours * 60 + whole + seconds / 60
+
+
+def _or(names: Iterable[str]) -> str:
+    return " or ".join(sorted(names)) or "none"
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, [entry for entry in known if entry], 1)
+    return f" (did you mean {near[0]}?)" if near else ""

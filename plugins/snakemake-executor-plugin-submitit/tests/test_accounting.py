@@ -1,0 +1,149 @@
+"""What depends on a site's accounting and on its limits, on a real one-node SLURM that keeps accounts."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from conftest import ACCOUNTING, WITH_AND_WITHOUT_ACCOUNTING, Project
+from slurm_node import SlurmNode
+from test_slurm import calls, count_calls, in_queue, job_of
+
+MANY = """
+rule all:
+    input: expand("out/{{i}}", i=range({count}))
+
+rule one:
+    output: "out/{{i}}"
+    shell: "echo {{wildcards.i}} > {{output}}"
+"""
+ENDINGS = """
+rule all:
+    input: "good", "bad", "cancelled", "time", "memory", expand("never/{i}", i=range(3))
+
+rule good:
+    output: "good"
+    shell: "touch {output}"
+
+rule bad:
+    output: "bad"
+    shell: "exit 3"
+
+rule cancelled:
+    output: "cancelled"
+    shell: "touch started.{output}; sleep 600"
+
+rule time:
+    output: "time"
+    resources: runtime=10
+    shell: "touch started.{output}; sleep 600"
+
+rule memory:
+    output: "memory"
+    resources: mem_mb=200
+    shell: "python3 -c 'x = bytearray(500 << 20)'"
+
+# never starts
+rule never:
+    output: "never/{i}"
+    resources: sbatch="--hold"
+    shell: "touch {output}"
+"""
+
+
+@contextlib.contextmanager
+def limit(slurm: SlurmNode, **values: int) -> Iterator[None]:
+    """Limits of the user's association for a while."""
+    for setting in ({key: str(value) for key, value in values.items()}, dict.fromkeys(values, "-1")):
+        command = [f"{key}={value}" for key, value in setting.items()]
+        slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", *command)
+        if setting != dict.fromkeys(values, "-1"):
+            yield
+
+
+@ACCOUNTING
+def test_jobs_that_squeue_has_forgotten_are_judged_from_the_accounts(project: Project, slurm: SlurmNode) -> None:
+    count_calls(project, slurm)
+    with slurm.configured(MinJobAge=2):
+        process = project.start(ENDINGS, "--retries", "0")
+        project.wait_for(r"jobs submitted(.*\n)+.*jobs submitted(.*\n)+.*jobs submitted")
+        for name in ("cancelled", "time"):
+            project.wait_for_file(f"started.{name}")
+        process.send_signal(signal.SIGSTOP)  # looks away until all is over and forgotten
+        assert calls(project, "sacct") == {"sacct": 0}
+        slurm.run("scontrol", "update", f"JobId={job_of(project, 'time')}", "EndTime=now")
+        slurm.run("scancel", job_of(project, "cancelled"), job_of(project, "never.i=0").split("_")[0])
+        end = time.monotonic() + 90
+        while slurm.run("squeue", "--noheader", "--states=all"):
+            assert time.monotonic() < end, slurm.run("squeue", "--states=all")
+            time.sleep(0.5)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(timeout=60) == 1
+    output = project.output
+    assert (project.folder / "good").exists()
+    assert re.search(r"submitit: bad: code error \(exit status 1\); given up", output)
+    assert re.search(r"submitit: cancelled: cancelled \(SLURM says CANCELLED\); given up", output)
+    assert re.search(r"submitit: time: timed out \(SLURM says TIMEOUT\); given up", output)
+    assert len(re.findall(r"submitit: never.i=\d: cancelled \(SLURM says CANCELLED\); given up", output)) == 3
+    if slurm.limits_memory:
+        assert re.search(r"submitit: memory: out of memory .*; given up", output)
+    assert "lost" not in output
+    assert 0 < calls(project, "sacct")["sacct"] <= calls(project, "squeue")["squeue"]
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ('account="nix"', "SLURM does not take --account=nix: Invalid account or account/partition combination"),
+        ('qos="nix"', "SLURM does not take --qos=nix: Invalid qos specification"),
+    ],
+)
+@ACCOUNTING
+def test_an_unknown_account_or_qos_is_named_beside_what_there_is(
+    project: Project, slurm: SlurmNode, resources: str, message: str
+) -> None:
+    snakefile = f"rule one:\n    output: 'one'\n    resources: {resources}\n    shell: 'touch {{output}}'\n"
+    output = project.run(snakefile, status=1)
+    assert re.search(rf"submitit: rule one: {message}.*; root has account root and qos normal", output)
+    assert "jobs submitted" not in output
+    assert "Traceback" not in output
+
+
+@ACCOUNTING
+def test_a_known_account_is_charged(project: Project, slurm: SlurmNode) -> None:
+    resources = "resources: account='root', qos='normal'"
+    snakefile = f"rule one:\n    output: 'one'\n    {resources}\n    shell: 'touch {{output}}'\n"
+    project.run(snakefile)
+    assert slurm.run("sacct", "-X", "-n", "-P", "-o", "Account,QOS", "-j", job_of(project, "one")) == "root|normal"
+
+
+@ACCOUNTING
+def test_a_limit_on_submitted_jobs_is_waited_for(project: Project, slurm: SlurmNode) -> None:
+    with limit(slurm, MaxSubmitJobs=5):
+        output = project.run(MANY.format(count=12))
+    assert output.count("the cluster takes no more jobs for now") == 1
+    assert "AssocMaxSubmitJobLimit" in output
+    assert len(list((project.folder / "out").iterdir())) == 12
+
+
+def test_a_limit_on_all_jobs_of_the_site_is_waited_for(project: Project, slurm: SlurmNode) -> None:
+    count_calls(project, slurm)
+    with slurm.configured(MaxJobCount=6, MinJobAge=2, MessageTimeout=2):
+        output = project.run(MANY.format(count=8))
+    assert output.count("the cluster takes no more jobs for now") == 1
+    assert len(list((project.folder / "out").iterdir())) == 8
+    assert calls(project, "sacct") == {"sacct": 0}
+
+
+@WITH_AND_WITHOUT_ACCOUNTING
+def test_more_jobs_than_an_array_may_hold_leave_as_several(project: Project, slurm: SlurmNode) -> None:
+    count_calls(project, slurm)
+    with slurm.configured(MaxArraySize=11):
+        project.run(MANY.format(count=25))
+    assert len(list((project.folder / "out").iterdir())) == 25
+    assert calls(project, "sbatch", "sacct") == {"sbatch": 3, "sacct": 0}
+    assert not in_queue(slurm)
