@@ -3,10 +3,21 @@
 Starts its own one-node SLURM in a temporary folder (needs root and Debian's slurmctld, slurmd, slurm-client, munge),
 runs every way on it one after the other, and counts the calls of SLURM's commands with scripts in front of them.
 
-    python benchmarks/slurm.py                  # 200 jobs; the existing executor takes minutes
+    pip install -e .[benchmark]                 # the existing executor, snakemake-executor-plugin-slurm
+    python benchmarks/slurm.py                  # 200 jobs; the existing executor takes up to ten minutes a way
     python benchmarks/slurm.py --jobs 20 --ways submitit local
 
-The last line is JSON: seconds and calls of each way, null for a way whose plugin is not installed.
+The existing executor may also lie in a folder of its own: ``pip install --no-deps --target FOLDER
+snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep throttler``, then ``PYTHONPATH=FOLDER``.
+It is told to ask squeue, because this SLURM keeps no accounts; all else of both executors is as they come, except for
+packing and arrays. Jobs have room for two Snakemakes and a step, which the existing executor starts on the node.
+
+Ways: ``submitit`` and ``official_groups`` pack 20 jobs into one with Snakemake's groups; ``submitit_arrays`` and
+``official`` do not; ``official_arrays`` has arrays of 50 tasks, ``official_arrays_default`` as many as it likes, which
+is too long for a command line here, and then every task runs the first job.
+
+The last line is JSON: seconds, calls, and how many outputs are missing or wrong for each way; null for a way whose
+plugin is not installed.
 """
 
 from __future__ import annotations
@@ -38,20 +49,22 @@ rule one:
 """
 COMMON = ["--scheduler", "greedy", "--latency-wait", "5", "--max-jobs-per-timespan", "10000/1s"]
 CLUSTER = [*COMMON, "--jobs", "1000", "--default-resources", "mem_mb=1000"]
-OURS = [*CLUSTER, "--executor", "submitit", "--submitit-poll-seconds", "2"]
-# without accounting its default, sacct, waits for ever
+OURS = [*CLUSTER, "--executor", "submitit"]
 THEIRS = [*CLUSTER, "--executor", "slurm", "--slurm-status-command", "squeue"]
+PACKED = ["--groups", "one=pack", "--group-components", "pack=20", "--cores", "2"]
 WAYS = {
-    "submitit": [*OURS, "--groups", "one=pack", "--group-components", "pack=20", "--cores", "2"],
+    "submitit": [*OURS, *PACKED],
     "submitit_arrays": OURS,
     "official": THEIRS,
-    # its default limit mixes tasks up; 50 is the largest that gave right results
+    "official_groups": [*THEIRS, *PACKED],
     "official_arrays": [*THEIRS, "--slurm-array-jobs", "all", "--slurm-array-limit", "50"],
-    "official_arrays_unlimited": [*THEIRS, "--slurm-array-jobs", "all"],
-    "official_groups": [*THEIRS, "--groups", "one=pack", "--group-components", "pack=20", "--cores", "2"],
+    "official_arrays_default": [*THEIRS, "--slurm-array-jobs", "all"],
     "local": [*COMMON, "--cores", "2"],
 }
+USUAL = ["submitit", "official", "official_groups", "official_arrays", "local"]
 COUNTED = ("sbatch", "squeue", "sacct", "srun")
+
+Result = dict[str, float]
 
 
 def count_calls(folder: Path, env: dict[str, str]) -> dict[str, str]:
@@ -61,46 +74,57 @@ def count_calls(folder: Path, env: dict[str, str]) -> dict[str, str]:
     for command in COUNTED:
         shim = shims / command
         real = shutil.which(command, path=env["PATH"])
-        conf = env["SLURM_CONF"]
-        shim.write_text(f'#!/bin/sh\necho {command} >> {folder}/calls\nSLURM_CONF={conf} exec {real} "$@"\n')
+        # the existing executor hides SLURM_CONF from the srun on the node, which then finds no cluster
+        set_conf = f"SLURM_CONF={env['SLURM_CONF']}"
+        shim.write_text(f'#!/bin/sh\necho {command} >> {folder}/calls\n{set_conf} exec {real} "$@"\n')
         shim.chmod(0o755)
     return {**env, "PATH": f"{shims}{os.pathsep}{env['PATH']}"}
 
 
-def measure(way: str, jobs: int, env: dict[str, str]) -> dict[str, float]:
-    """Run all jobs one way, check their files, and return seconds and calls."""
+def measure(way: str, jobs: int, env: dict[str, str]) -> Result:
+    """Run all jobs one way, check their files, and return seconds, calls, and the number of wrong outputs."""
     with tempfile.TemporaryDirectory(prefix="bench") as name:
         folder = Path(name)
         (folder / "Snakefile").write_text(SNAKEFILE.format(jobs=jobs), "utf-8")
-        started = time.monotonic()
         command = [sys.executable, "-m", "snakemake", *WAYS[way]]
-        done = subprocess.run(
-            command, cwd=folder, env=count_calls(folder, env), capture_output=True, text=True, check=False
-        )
+        counting = count_calls(folder, env)
+        started = time.monotonic()
+        done = subprocess.run(command, cwd=folder, env=counting, capture_output=True, text=True, check=False)
         seconds = time.monotonic() - started
-        wrong = [i for i in range(jobs) if _content(folder / f"out/{i}") != str(i)]
-        calls = (folder / "calls").read_text("utf-8").split() if (folder / "calls").exists() else []
-        result = {"seconds": round(seconds, 1), **{command: calls.count(command) for command in COUNTED}}
+        wrong = sum(_content(folder / f"out/{i}") != str(i) for i in range(jobs))
+        calls = _content(folder / "calls").split()
         if done.returncode or wrong:
-            logs = sorted(folder.glob(".snakemake/*/**/*.log"), key=lambda path: path.stat().st_mtime)
+            logs = sorted(folder.glob(".snakemake/s*/**/*.log"), key=lambda path: path.stat().st_mtime)
             print(done.stderr[-2000:], *(path.read_text("utf-8")[-1000:] for path in logs[-1:]), file=sys.stderr)
-            result["wrong"] = len(wrong)
-        return result
+        return {"seconds": round(seconds, 1), **{name: calls.count(name) for name in COUNTED}, "wrong": wrong}
 
 
 def _content(path: Path) -> str:
     return path.read_text("utf-8").strip() if path.exists() else ""
 
 
+def claims(jobs: int, results: dict[str, Result | None]) -> list[str]:
+    """What the results say of the way that is ours, in words."""
+    ours = results.get("submitit")
+    if not ours:
+        return []
+    lines = [f"submitit: {ours['sbatch']:.0f} sbatch for {jobs} jobs"]
+    for way, other in results.items():
+        if other and way.startswith("official"):
+            wrong = f", which got {other['wrong']:.0f} of {jobs} wrong" if other["wrong"] else ""
+            lines.append(f"submitit: {other['seconds'] / ours['seconds']:.1f} times as fast as {way}{wrong}")
+    return lines
+
+
 def main() -> None:
     """Measure the chosen ways."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=USUAL)
     arguments = parser.parse_args()
     if reason := missing():
         sys.exit(f"cannot start a SLURM here: {reason}")
-    results: dict[str, dict[str, float] | None] = {}
+    results: dict[str, Result | None] = {}
     with tempfile.TemporaryDirectory(prefix="slurm") as folder:
         Path(folder).chmod(0o755)
         with SlurmNode(Path(folder)) as node:
@@ -111,6 +135,8 @@ def main() -> None:
                     continue
                 results[way] = measure(way, arguments.jobs, node.env)
                 print(f"{way}: {results[way]}", flush=True)
+                node.clear()
+    print(*claims(arguments.jobs, results), sep="\n")
     print(json.dumps(results))
 
 

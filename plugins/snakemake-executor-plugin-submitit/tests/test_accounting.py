@@ -123,11 +123,11 @@ def test_a_known_account_is_charged(project: Project, slurm: SlurmNode) -> None:
 
 @ACCOUNTING
 def test_a_limit_on_submitted_jobs_is_waited_for(project: Project, slurm: SlurmNode) -> None:
-    with limit(slurm, MaxSubmitJobs=5):
-        output = project.run(MANY.format(count=12))
+    with limit(slurm, MaxSubmitJobs=3):
+        output = project.run(MANY.format(count=7))
     assert output.count("the cluster takes no more jobs for now") == 1
     assert "AssocMaxSubmitJobLimit" in output
-    assert len(list((project.folder / "out").iterdir())) == 12
+    assert len(list((project.folder / "out").iterdir())) == 7
 
 
 def test_a_limit_on_all_jobs_of_the_site_is_waited_for(project: Project, slurm: SlurmNode) -> None:
@@ -142,8 +142,8 @@ def test_a_limit_on_all_jobs_of_the_site_is_waited_for(project: Project, slurm: 
 @WITH_AND_WITHOUT_ACCOUNTING
 def test_more_jobs_than_an_array_may_hold_leave_as_several(project: Project, slurm: SlurmNode) -> None:
     count_calls(project, slurm)
-    with slurm.configured(MaxArraySize=11):
-        project.run(MANY.format(count=25))
-    assert len(list((project.folder / "out").iterdir())) == 25
+    with slurm.configured(MaxArraySize=4):
+        project.run(MANY.format(count=9))
+    assert len(list((project.folder / "out").iterdir())) == 9
     assert calls(project, "sbatch", "sacct") == {"sbatch": 3, "sacct": 0}
     assert not in_queue(slurm)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from conftest import WITH_AND_WITHOUT_ACCOUNTING, Project
 from slurm_node import SlurmNode
 
 TWENTY = """
@@ -78,6 +78,7 @@ def job_of(project: Project, label: str) -> str:
     return next(row[0] for row in reversed(rows) if row[1] == f"{label}.log")
 
 
+@WITH_AND_WITHOUT_ACCOUNTING
 def test_ready_jobs_leave_as_one_array_and_a_failing_one_is_named(project: Project, slurm: SlurmNode) -> None:
     count_calls(project, slurm)
     output = project.run(TWENTY, "--retries", "0", status=1)
@@ -211,6 +212,8 @@ def test_a_submission_that_fails_half_way_leaves_no_orphan(project: Project, slu
         ('partition="high", runtime=120', [], "rule one: runtime=120 min is above the limit of 60 min"),
         ('mem_mb=100, gpus="a lot"', [], "resource gpus='a lot' must be a whole number"),
         ("mem_mb=100", ["--submitit-array-size", "5000"], "is above this site's MaxArraySize=1001"),
+        ('constraint="tape"', [], "rule one: SLURM does not take --constraint=tape: Invalid feature specification"),
+        ('sbatch="--nodelits=a"', [], "rule one: SLURM does not take --nodelits=a: unrecognized option '--nodelits=a'"),
         ("mem_mb=100", ["--submitit-logdir", "/proc/x"], "cannot make a log folder in '/proc/x'"),
         ("mem_mb=100", ["--submitit-on-end", "preemted=fail"], "unknown ending 'preemted' (did you mean preempted?)"),
     ],
@@ -223,6 +226,24 @@ def test_a_bad_set_up_ends_at_once_with_one_line(
     assert message in output
     assert "jobs submitted" not in output
     assert "Traceback" not in output
+
+
+def test_a_log_folder_that_the_nodes_do_not_see_is_suspected(project: Project, slurm: SlurmNode) -> None:
+    if not slurm.may_mount:
+        pytest.skip("may not mount a folder that jobs don't see")
+    snakefile = "rule one:\n    output: 'one'\n    shell: 'touch {output}'\n"
+    output = project.run(snakefile, "--submitit-logdir", f"{slurm.folder}/unseen/logs", "--retries", "0", status=1)
+    assert re.search(
+        r"submitit: one: .*no log was written: do the nodes see the folder of --submitit-logdir\?.*given up", output
+    )
+
+
+def test_a_setting_that_does_not_exist_is_named(project: Project) -> None:
+    (project.folder / "profile").mkdir()
+    (project.folder / "profile/config.yaml").write_text("submitit-requeus: 3\n")
+    snakefile = "rule one:\n    output: 'one'\n    shell: 'touch {output}'\n"
+    output = project.run(snakefile, "--profile", "profile", status=2)
+    assert output.endswith("error: unrecognized arguments: --submitit-requeus=3\n")
 
 
 def test_gpus_are_given(project: Project) -> None:

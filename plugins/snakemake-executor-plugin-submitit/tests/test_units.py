@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from snakemake_executor_plugin_submitit import checks, request, slurm
+from snakemake_executor_plugin_submitit import checks, commands, request, slurm
 from snakemake_executor_plugin_submitit.runs import label
 from snakemake_executor_plugin_submitit.verdict import DEFAULT_RULES, Evidence, Rule, Verdict, hint, judge, parse_rules
 
@@ -123,6 +123,40 @@ def test_time_limits_of_sinfo(text: str, minutes: float) -> None:
 @pytest.mark.parametrize(("wanted", "minutes", "delay"), [(90, 0, 90), (90, 60, 90), (90, 2, 30), (90, 1, 1)])
 def test_the_signal_does_not_come_when_the_job_starts(wanted: int, minutes: int, delay: int) -> None:
     assert slurm._delay(wanted, minutes) == delay
+
+
+@pytest.mark.parametrize(
+    ("job", "tasks"),
+    [
+        ("7", ["7"]),
+        ("7_3", ["7_3"]),
+        ("7_[0,2-4%5]", ["7_0", "7_2", "7_3", "7_4"]),
+        ("7_[1-7:3]", ["7_1", "7_4", "7_7"]),
+    ],
+)
+def test_array_tasks_in_the_books_are_told_apart(job: str, tasks: list[str]) -> None:
+    assert slurm._tasks(job) == tasks
+
+
+@pytest.mark.parametrize(
+    ("refusal", "passes"),
+    [
+        ("sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates …", True),
+        ("sbatch: error: QOSMaxCpuPerJobLimit\nsbatch: error: Batch job submission failed: Job violates …", False),
+        ("sbatch: error: … Job violates accounting/QOS policy (job submit limit, user's size and/or time …)", True),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying.", True),
+        ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination", False),
+    ],
+)
+def test_a_refusal_for_now_is_not_one_for_good(refusal: str, passes: bool) -> None:
+    assert slurm._may_pass(refusal) is passes
+
+
+def test_messages_become_one_line() -> None:
+    both = commands.said("sbatch: note\nsbatch: error: One\nsbatch: error: Two: three\n")
+    assert both == "One; Two: three"
+    assert commands.said("sbatch: unrecognized option '--x'\nTry help\n") == "unrecognized option '--x'"
+    assert commands.said("") == "no message"
 
 
 def _job(rule: str, **wildcards: str) -> SimpleNamespace:

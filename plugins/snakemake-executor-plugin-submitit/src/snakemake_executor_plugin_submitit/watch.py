@@ -64,7 +64,7 @@ class Entry:
             self.details.get("error", ""),
             f"{self.details['timeouts']} times put back before" if self.details.get("timeouts") else "",
             f"SLURM says {self.seen.state}" if self.seen.state and not self.details else "",
-            "no log was written: can the nodes see the log folder?" if logless else "",
+            "no log was written: do the nodes see the folder of --submitit-logdir?" if logless else "",
         ]
         why = ", ".join(fact for fact in facts if fact)
         follows = "retried as the workflow says" if workflow else "given up"
