@@ -8,17 +8,21 @@ pairs is known before, which pairs they are is not.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from hashlib import sha256
 from itertools import product
 from typing import Annotated, Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import Field, PositiveInt
 
 from kt.errors import KtError, nearest
 from kt.spec import Spec
-from kt.store import digest
+from kt.store import canonical
 
 Score = Literal["pos_flips", "neg_flips", "acc_difference", "agreement", "kappa", "class_entropy"]
 Pair = tuple[str, str]
@@ -79,32 +83,63 @@ def candidates(names: Sequence[str], rule: PairRule) -> list[Pair]:
     Raises:
         KtError: there is none, or a pattern fits no pair.
     """
-    pairs = [(t, s) for s, t in product(names, names) if t != s]
-    for pattern in (*rule.exclude, *(rule.pairs if isinstance(rule, Explicit) else ())):
-        _check(pattern, pairs, names)
+    return list(_candidates(tuple(names), rule))
+
+
+@lru_cache(maxsize=1)  # a thousand models have a million pairs, and the same ones are asked for several times
+def _candidates(names: tuple[str, ...], rule: PairRule) -> tuple[Pair, ...]:
+    excluded = _matching(rule.exclude, names)
+    every = ((t, s) for s, t in product(names, names) if t != s)
     if isinstance(rule, Explicit):
-        pairs = [pair for pair in pairs if any(pattern.matches(*pair) for pattern in rule.pairs)]
-    pairs = [pair for pair in pairs if not any(pattern.matches(*pair) for pattern in rule.exclude)]
+        included = _matching(rule.pairs, names)
+        every = (pair for pair in every if pair in included)
+    pairs = [pair for pair in every if pair not in excluded] if excluded else list(every)
     if isinstance(rule, Random):
-        chosen = set(sorted(pairs, key=lambda pair: digest([rule.seed, *pair]))[: rule.n])
-        pairs = [pair for pair in pairs if pair in chosen]
+        pairs = _draw(pairs, rule)
     if not pairs:
         raise KtError(f"pairs: the rule {rule.select!r} selects no pair of the {len(names)} models")
-    return pairs
+    return tuple(pairs)
 
 
-def _check(pattern: Pattern, pairs: Sequence[Pair], names: Sequence[str]) -> None:
-    if not any(pattern.matches(*pair) for pair in pairs):
-        hints = {nearest(p, names) for p in (pattern.teacher, pattern.student) if p not in names}
-        text = f"{{teacher: {pattern.teacher}, student: {pattern.student}}}"
-        raise KtError(f"pairs: {text} matches no pair of distinct models{''.join(sorted(hints))}")
+def _matching(patterns: Sequence[Pattern], names: Sequence[str]) -> set[Pair]:
+    """The pairs of distinct models that fit one of the patterns; each pattern must fit one."""
+    texts = {text for pattern in patterns for text in (pattern.teacher, pattern.student)}
+    known = set(names)
+    fitting = {text: [text] if text in known else [n for n in names if fnmatchcase(n, text)] for text in texts}
+    found: set[Pair] = set()
+    for pattern in patterns:
+        pairs = {(t, s) for t in fitting[pattern.teacher] for s in fitting[pattern.student] if t != s}
+        if not pairs:
+            hints = {nearest(text, names) for text in (pattern.teacher, pattern.student) if text not in known}
+            text = f"{{teacher: {pattern.teacher}, student: {pattern.student}}}"
+            raise KtError(f"pairs: {text} matches no pair of distinct models{''.join(sorted(hints))}")
+        found |= pairs
+    return found
+
+
+def _draw(pairs: list[Pair], rule: Random) -> list[Pair]:
+    """The ``n`` pairs whose digests of [seed, teacher, student] come first, in the given order."""
+    if rule.n >= len(pairs):
+        return pairs
+    # the bytes that `store.digest` hashes, the common part only once: six times as fast for a million pairs
+    begun = {t: sha256(canonical([rule.seed, t])[:-1] + b",") for t in {t for t, _ in pairs}}
+    ends = {s: canonical(s) + b"]" for s in {s for _, s in pairs}}
+
+    def rank(pair: Pair) -> bytes:
+        state = begun[pair[0]].copy()
+        state.update(ends[pair[1]])
+        return state.digest()
+
+    # the first eight bytes of a digest decide nearly everything, and fit a number
+    heads = np.fromiter((int.from_bytes(rank(pair)[:8], "big") for pair in pairs), np.uint64, len(pairs))
+    last = np.partition(heads, rule.n - 1)[rule.n - 1]
+    first = sorted(np.flatnonzero(heads <= last).tolist(), key=lambda i: rank(pairs[i]))[: rule.n]
+    return [pairs[i] for i in sorted(first)]
 
 
 def jobs(names: Sequence[str], rule: PairRule, pairs_per_job: int) -> dict[str, int]:
     """Number of transfer jobs of every student that may have one, known before anything runs."""
-    teachers: dict[str, int] = {}
-    for _, student in candidates(names, rule):
-        teachers[student] = teachers.get(student, 0) + 1
+    teachers = Counter(student for _, student in candidates(names, rule))
     most = rule.k if isinstance(rule, Top) else len(names)
     return {student: math.ceil(min(count, most) / pairs_per_job) for student, count in teachers.items()}
 
