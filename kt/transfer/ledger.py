@@ -59,7 +59,7 @@ class Ledger:
     def get(self, key: str) -> Record | None:
         """The outcome under a key, or None where there is none; a damaged record is set aside and counts as none."""
         try:
-            return self._read(self.path(key))
+            return self.read(key)[1]
         except FileNotFoundError:
             return None
         except ValueError:
@@ -82,18 +82,22 @@ class Ledger:
         """Every key in the ledger with its outcome, or with None where the record is damaged."""
         for path in sorted(self.folder.glob("[0-9a-f][0-9a-f]/*.json")):
             try:
-                yield path.stem, self._read(path)
+                yield path.stem, self.read(path.stem)[1]
             except ValueError:
                 yield path.stem, None
 
-    @staticmethod
-    def _read(path: Path) -> Record:
-        record = json.loads(path.read_bytes())
+    def read(self, key: str) -> tuple[Record, Record]:
+        """A record's unit and outcome.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged.
+        """
+        record = json.loads(self.path(key).read_bytes())
         try:
             unit, outcome, content = record["unit"], record["outcome"], record["hash"]
         except (KeyError, TypeError) as error:
             raise ValueError("not a record") from error
-        if content != store.digest([unit, outcome]) or key(unit) != path.stem:
+        if content != store.digest([unit, outcome]) or store.digest(unit) != key:
             raise ValueError("content and hash differ")
-        result: Record = outcome
-        return result
+        return unit, outcome

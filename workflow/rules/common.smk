@@ -73,10 +73,12 @@ def teachers(wildcards):
     )
 
 
+# As texts: a thousand models have a hundred thousand pairs, and making a path takes longer than looking it up.
+LOGITS = {name: str(LAYOUT.predictions(name)) for name in STUDY.names}
+
+
 def cached_logits(wildcards):
-    return [
-        LAYOUT.predictions(name) for name in [wildcards.student, *teachers(wildcards)]
-    ]
+    return [LOGITS[name] for name in [wildcards.student, *teachers(wildcards)]]
 
 
 if workflow.is_main_process:

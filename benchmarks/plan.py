@@ -1,0 +1,145 @@
+"""A large plan: how long `snakemake -n` takes for it, and `kt status` with its trainings done, and how much memory.
+
+Writes a study of many timm architectures with training recipes into a temporary folder, what the table of models would
+say of each (made-up sizes), and asks for a random choice of pairs, five methods and two controls.
+
+    python benchmarks/plan.py                      # 1,000 models, 100,000 pairs
+    python benchmarks/plan.py --done 100000        # and `kt status` with so many made-up finished trainings
+
+The last line is JSON: seconds and peak memory of the dry run, its jobs, pairs and trainings, and what it says will be
+spent; for `kt status`, seconds of the first call, which reads every record, and of the second one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import resource
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from kt import config, pairs, store
+from kt.layout import Layout
+from kt.transfer.ledger import Ledger
+from kt.transfer.units import describe, enumerate_units
+from kt.zoo.registry import architectures
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def study(models: int, chosen: int, per_job: int) -> dict[str, Any]:
+    """The configuration as plain values."""
+    known = sorted(architectures())
+    members = {
+        f"{known[i % len(known)]}.{i}": {"arch": known[i % len(known)], "train": {"epochs": 100, "seed": i}}
+        for i in range(models)
+    }
+    return {
+        "title": "A large plan",
+        "data": {"source": "digits", "splits": {"zoo": 400, "transfer": 500, "validation": 150, "test": 747}},
+        "zoo": {"input": {"size": 224, "mean": [0.5], "std": [0.25]}, "models": members},
+        "pairs": {"select": "random", "n": chosen},
+        "transfer": {
+            "methods": {name: {} for name in ("kl", "xekl", "kl_dp", "kl_dp_unsup", "self", "finetune")},
+            "seeds": [0],
+            "training": {"epochs": 20, "batch_size": 125, "lr": 1e-4},
+            "pairs_per_job": per_job,
+        },
+    }
+
+
+def write_members(layout: Layout, names: list[str]) -> None:
+    """What is known of every model, with made-up sizes."""
+    rng = random.Random(0)
+    for name in names:
+        macs = int(10 ** rng.uniform(8, 10.5))
+        facts = {"name": name, "params": macs // 200, "macs": macs, "fingerprint": store.digest(name)}
+        store.write_json(layout.member(name), facts)
+        layout.weights(name).touch()
+    store.write_json(layout.data / "meta.json", {"classes": 10, "hash": "made-up", "source": "digits"})
+
+
+def write_records(folder: Path, count: int) -> None:
+    """Finished trainings, the first ``count`` of the study."""
+    plan = config.load(folder / "config.yaml")
+    layout, methods = Layout(folder / "results"), list(plan.transfer.methods.chosen().values())
+    ledger = Ledger(layout.ledger)
+    prints = {name: store.digest(name) for name in plan.names}
+    units = (
+        (unit, student)
+        for teacher, student in pairs.candidates(plan.names, plan.pairs)
+        for unit in enumerate_units(methods, [teacher], plan.transfer.seeds, False)
+    )
+    outcome = {"status": "ok", "last": "A" * 600, "best": "A" * 600, "seconds": 90.0, "device": "made-up GPU"}
+    for unit, student in islice(units, count):
+        description = describe(unit, student, prints, "made-up", plan.transfer.training)
+        path = ledger.path(store.digest(description))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"unit": description, "outcome": outcome, "hash": store.digest([description, outcome])}
+        path.write_text(json.dumps(record, sort_keys=True), "utf-8")  # the ledger's own writes wait for the disk
+
+
+def measure(folder: Path, *command: str) -> tuple[float, float, str]:
+    """Seconds, peak memory in MB, and output of a command."""
+    start = time.perf_counter()
+    with (folder / "out.txt").open("w") as out:
+        process = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, stdout=out, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    text = (folder / "out.txt").read_text("utf-8")
+    if status:
+        sys.exit(text[-3000:])
+    return time.perf_counter() - start, _megabytes(usage), text
+
+
+def _megabytes(usage: resource.struct_rusage) -> float:
+    return usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Measure, and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=1000)
+    parser.add_argument("--pairs", type=int, default=100_000)
+    parser.add_argument("--pairs-per-job", type=int, default=100)
+    parser.add_argument("--done", type=int, default=0, help="made-up finished trainings for `kt status`")
+    arguments = parser.parse_args()
+    with TemporaryDirectory(prefix="plan") as name:
+        folder, result = Path(name), {}
+        plain = study(arguments.models, arguments.pairs, arguments.pairs_per_job)
+        (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), "utf-8")
+        write_members(Layout(folder / "results"), list(plain["zoo"]["models"]))
+        profile = ["--snakefile", f"{ROOT}/Snakefile", "--workflow-profile", f"{ROOT}/profiles/default"]
+        seconds, peak, text = measure(folder, "snakemake", *profile, "-n")
+        said = next(line for line in text.splitlines() if line.startswith("kt: "))
+        print(said, flush=True)
+        result |= {"seconds": round(seconds, 1), "peak_mb": round(peak)}
+        result["jobs"] = int(re.findall(r"^total\s+(\d+)$", text, re.MULTILINE)[-1])
+        result["pairs"] = int(re.findall(r"(\d+) pairs", said)[0])
+        result["units"] = int(re.findall(r"(\d+) trainings", said)[0])
+        result["left"] = said.rpartition("; ")[2]
+        if arguments.done:
+            write_records(folder, arguments.done)
+            first = measure(folder, "kt", "status")
+            print(first[2], flush=True)
+            second = measure(folder, "kt", "status")
+            result["status"] = {
+                "done": arguments.done,
+                "first_seconds": round(first[0], 1),
+                "seconds": round(second[0], 2),
+                "peak_mb": round(second[1]),
+            }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

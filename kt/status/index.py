@@ -1,0 +1,129 @@
+"""What the ledger holds, in one small file beside it, so that nobody reads a hundred thousand records twice.
+
+``<ledger>/index.parquet`` is a cache: each of its rows is good as long as the record has the size and the time of change
+that it had when its hash was checked. Without the file, or with a damaged one, all records are read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kt import store
+from kt.errors import KtError
+from kt.transfer.ledger import Ledger, Record
+
+VERSION = "1"
+
+
+class Entry(NamedTuple):
+    """One record of the ledger in short.
+
+    Attributes:
+        key: the unit's key.
+        size: bytes of the file.
+        changed: when it was written, nanoseconds since 1970.
+        status: ``ok``, ``failed``, or ``damaged``, and then the rest is empty.
+        cause: of a failure.
+        reason: of a failure, one line.
+        student: fingerprint.
+        teacher: fingerprint; empty for a control.
+        plan: hash of all else that determines the result.
+        seconds: wall time of the training.
+        images: images that it trained on, each as often as it was seen.
+        device: where.
+    """
+
+    key: str
+    size: int
+    changed: int
+    status: str
+    cause: str = ""
+    reason: str = ""
+    student: str = ""
+    teacher: str = ""
+    plan: str = ""
+    seconds: float = 0.0
+    images: int = 0
+    device: str = ""
+
+
+_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+_SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Entry).items()], {"version": VERSION})
+
+
+def plan_hash(unit: Record) -> str:
+    """Hash of what determines a unit's result beside its models."""
+    return store.digest({name: value for name, value in unit.items() if name not in ("student", "teacher")})
+
+
+def read(folder: Path) -> list[Entry]:
+    """All records of a ledger; only what is new or changed is read from its own file."""
+    cache = folder / "index.parquet"
+    known = _load(cache)
+    entries, fresh = [], False
+    for key, size, changed in _listing(folder):
+        entry = known.get(key)
+        if entry is None or (entry.size, entry.changed) != (size, changed):
+            entry, fresh = _read(Ledger(folder), key, size, changed), True
+        entries.append(entry)
+    if fresh or len(entries) < len(known):
+        _save(cache, entries)
+    return entries
+
+
+def _listing(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Key, size and time of change of every record."""
+    for group in sorted(folder.glob("[0-9a-f][0-9a-f]")):
+        with os.scandir(group) as files:
+            for file in files:
+                if file.name.endswith(".json") and not file.name.startswith("."):
+                    with contextlib.suppress(FileNotFoundError):  # a retry may take it away just now
+                        facts = file.stat()
+                        yield file.name[:-5], facts.st_size, facts.st_mtime_ns
+
+
+def _read(ledger: Ledger, key: str, size: int, changed: int) -> Entry:
+    try:
+        unit, outcome = ledger.read(key)
+    except (ValueError, FileNotFoundError):
+        return Entry(key, size, changed, "damaged")
+    return Entry(
+        key,
+        size,
+        changed,
+        status=str(outcome.get("status")),
+        cause=str(outcome.get("cause") or ""),
+        reason=str(outcome.get("reason") or ""),
+        student=str(unit.get("student") or ""),
+        teacher=str(unit.get("teacher") or ""),
+        plan=plan_hash(unit),
+        seconds=float(outcome.get("seconds") or 0),
+        images=int(outcome.get("steps") or 0) * int(unit.get("training", {}).get("batch_size", 0)),
+        device=str(outcome.get("device") or ""),
+    )
+
+
+def _load(path: Path) -> dict[str, Entry]:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException):
+        return {}
+    if table.schema.metadata is None or table.schema.metadata.get(b"version") != VERSION.encode():
+        return {}
+    columns: list[list[Any]] = [table[name].to_pylist() for name in Entry._fields]
+    return {entry.key: entry for entry in map(Entry._make, zip(*columns, strict=True))}
+
+
+def _save(path: Path, entries: list[Entry]) -> None:
+    columns = zip(*entries, strict=True) if entries else ([] for _ in Entry._fields)
+    table = pa.table([pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
+    # a folder that this user may only read is read anew each time
+    with contextlib.suppress(OSError, KtError), store.atomic(path) as temporary:
+        pq.write_table(table, temporary)

@@ -1,0 +1,239 @@
+"""How far a study is: which units are done, failed or to do, read from the ledger; torch is not imported."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+
+from kt import pairs, schema, store
+from kt.config import Study
+from kt.errors import KtError
+from kt.layout import Layout
+from kt.pace import Pace
+from kt.status import index
+from kt.status.index import Entry
+from kt.transfer.ledger import Ledger, Record
+from kt.transfer.method import Method
+from kt.transfer.units import FINAL_CAUSES, Unit, describe
+
+
+@dataclass
+class Survey:
+    """The state of a study's units.
+
+    Attributes:
+        models: what is known of the members whose files are there, by name.
+        pairs: chosen ordered pairs.
+        pairs_done: those of which every unit is finished or failed.
+        units: units in all.
+        done: finished units.
+        failed: failed units by cause.
+        failures: failed units as texts with what they did and why, and their students; the latest first.
+        seconds: time spent on the study's finished units so far, by device.
+        waiting: units to do, by student.
+        seconds_left: estimate of what the missing units will take; None where nothing is known.
+        basis: how many of the missing units rest on what, see ``kt.pace.BASES``.
+        pace: what the estimate rests on.
+        damaged: keys of damaged records in the ledger.
+        retriable: keys of failed units that another try may mend.
+    """
+
+    models: Mapping[str, Record] = field(default_factory=dict)
+    pairs: int = 0
+    pairs_done: int = 0
+    units: int = 0
+    done: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    waiting: Counter[str] = field(default_factory=Counter)
+    seconds_left: float | None = None
+    basis: Counter[str] = field(default_factory=Counter)
+    pace: Pace = Pace()
+    damaged: list[str] = field(default_factory=list)
+    retriable: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Units that are neither finished nor failed."""
+        return self.units - self.done - self.failed.total()
+
+    def line(self) -> str:
+        """The state in one line."""
+        failed = "".join(f", {n} failed ({cause})" for cause, n in sorted(self.failed.items()))
+        damaged = f", {len(self.damaged)} damaged ledger records to recompute" if self.damaged else ""
+        done = f"{self.pairs} pairs ({self.pairs_done} done)"
+        text = f"{done}, {self.units} trainings: {self.done} done{failed}, {self.left} to do"
+        return f"{text}{damaged}" + (f"; {self.estimate()}" if self.left else "")
+
+    def estimate(self) -> str:
+        """What is left, in device time, and how sure that is."""
+        if self.seconds_left is None:
+            return "time unknown until the first is done"
+        shares = [f"{100 * n / self.left:.0f} % {basis}" for basis, n in self.basis.most_common() if n]
+        return f"about {duration(self.seconds_left)} of {self.device} time left ({', '.join(shares)})"
+
+    @property
+    def device(self) -> str:
+        """The device that most of the time was spent on."""
+        return max(self.seconds, key=self.seconds.__getitem__, default="device")
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as a person says it."""
+    if seconds < 60:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+
+
+def members(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
+    """What is known of the models whose files are there."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = store.read_json(layout.member(name))
+        except KtError:
+            continue
+    return found
+
+
+def fingerprints(layout: Layout, names: list[str]) -> dict[str, str]:
+    """Fingerprints of the members whose weights are there."""
+    known = members(layout, names)
+    return {name: str(facts["fingerprint"]) for name, facts in known.items() if layout.weights(name).exists()}
+
+
+def survey(study: Study, layout: Layout) -> Survey:
+    """Compare the units that a study asks for with its ledger."""
+    chosen = {student: set(teachers) for student, teachers in _pairs(study, layout).items()}
+    methods, seeds = list(study.transfer.methods.chosen().values()), study.transfer.seeds
+    controls = sum(method.control for method in methods) * len(seeds)
+    per_pair = len(methods) * len(seeds) - controls
+    state = Survey(models=members(layout, study.names), pairs=sum(map(len, chosen.values())))
+    state.waiting = Counter({student: len(of) * per_pair + controls for student, of in chosen.items()})
+    state.units = state.waiting.total()
+    known = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
+    try:
+        data = str(store.read_json(layout.data / "meta.json")["hash"])
+    except KtError:
+        data, known = "", {}
+    entries = index.read(layout.ledger)
+    _count(state, entries, chosen, _plans(study, methods, data), known, per_pair)
+    state.pace = _pace(study, state.models, entries, known)
+    _estimate(state, study)
+    return state
+
+
+def _plans(study: Study, methods: list[Method], data: str) -> dict[str, Unit]:
+    """What the study trains with every pair or student, by the hash of it."""
+    units = [Unit(method, None, seed) for method, seed in product(methods, study.transfer.seeds)]
+    return {index.plan_hash(describe(u, "", {"": ""}, data, study.transfer.training)): u for u in units}
+
+
+def _count(
+    state: Survey,
+    entries: list[Entry],
+    chosen: Mapping[str, set[str]],
+    plans: Mapping[str, Unit],
+    known: Mapping[str, str],
+    per_pair: int,
+) -> None:
+    """Go through the ledger, not through the study: there are never more records than units that were once wanted."""
+    names: dict[str, list[str]] = {}
+    for name, fingerprint in known.items():
+        names.setdefault(fingerprint, []).append(name)
+    of_pair: Counter[tuple[str, str]] = Counter()
+    failures = []
+    for entry in entries:
+        if entry.status == "damaged":
+            state.damaged.append(entry.key)
+        elif entry.status == "failed" and entry.cause not in FINAL_CAUSES:
+            state.retriable.append(entry.key)
+        unit = plans.get(entry.plan)
+        if unit is None or unit.method.control == bool(entry.teacher):
+            continue
+        for student, teacher in product(names.get(entry.student, ()), names.get(entry.teacher, ()) or [""]):
+            of_student = chosen.get(student)
+            if of_student is None or (entry.teacher and teacher not in of_student):
+                continue
+            state.waiting[student] -= 1
+            if teacher:
+                of_pair[teacher, student] += 1
+            if entry.status == "ok":
+                state.done += 1
+                state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
+            else:
+                state.failed[entry.cause] += 1
+                what = f"{unit.method.name} to {student}" + (f" from {teacher}" if teacher else "")
+                failures.append((entry.changed, f"{what}, seed {unit.seed}: {entry.reason}", student))
+    state.failures = [(text, student) for _, text, student in sorted(failures, reverse=True)]
+    state.pairs_done = sum(of_pair[t, s] == per_pair for s, teachers in chosen.items() for t in teachers)
+
+
+def _pace(study: Study, models: Mapping[str, Record], entries: list[Entry], known: Mapping[str, str]) -> Pace:
+    names = {fingerprint: name for name, fingerprint in known.items()}
+    trainings = [
+        (names[e.student], e.seconds, e.images) for e in entries if e.status == "ok" and e.student in names and e.images
+    ]
+    macs = {name: int(facts["macs"]) for name, facts in models.items() if facts.get("macs")}
+    recipes = {name: study.zoo.models[name].train for name in models}
+    zoo = [
+        (name, float(facts["train_seconds"]), int(facts["train_images"]) * recipe.epochs)
+        for name, facts in models.items()
+        if (recipe := recipes[name]) and facts.get("train_seconds") and facts.get("train_images")
+    ]
+    return Pace.measured(trainings, macs, zoo, study.device)
+
+
+def _estimate(state: Survey, study: Study) -> None:
+    training = study.transfer.training
+    images = training.epochs * (study.data.splits.transfer // training.batch_size) * training.batch_size
+    known, found = 0.0, [(units, state.pace.of(student)) for student, units in state.waiting.items() if units > 0]
+    for units, pace in found:
+        if pace:
+            known += units * images * pace[0]
+            state.basis[pace[1]] += units
+    rest = sum(units for units, pace in found if not pace)
+    if rest and state.basis:  # of these models nothing is known yet; take them to be like the others
+        known *= 1 + rest / state.basis.total()
+        state.basis["a guess"] += rest
+    state.seconds_left = known if state.basis else None
+
+
+def _pairs(study: Study, layout: Layout) -> dict[str, list[str]]:
+    """Teachers of every student: the table of pairs where it is made, else what the rule may choose."""
+    by_student: dict[str, list[str]] = {}
+    if isinstance(study.pairs, pairs.Top) and layout.table("pairs").exists():
+        table = schema.read(layout.table("pairs"), "pairs").to_pylist()
+        chosen = [(row["teacher"], row["student"]) for row in table]
+    else:
+        chosen = pairs.candidates(study.names, study.pairs)
+    for teacher, student in chosen:
+        by_student.setdefault(student, []).append(teacher)
+    if isinstance(study.pairs, pairs.Top):
+        by_student = {student: teachers[: study.pairs.k] for student, teachers in by_student.items()}
+    return by_student
+
+
+def forget(layout: Layout, keys: list[str], damaged: bool) -> list[str]:
+    """Take records out of the ledger and delete the job tables that hold their rows, so that they are made again.
+
+    Args:
+        layout: of the results folder.
+        keys: the records.
+        damaged: true to set them aside, false to delete them.
+
+    Returns:
+        The deleted tables' paths.
+    """
+    ledger, wanted = Ledger(layout.ledger), set(keys)
+    tables = []
+    for path in sorted((layout.root / "transfer").glob("*/*.parquet")):
+        if wanted & set(schema.read(path, "transfers")["key"].to_pylist()):
+            path.unlink()
+            tables.append(str(path))
+    for k in keys:
+        ledger.set_aside(k) if damaged else ledger.remove(k)
+    return tables
