@@ -73,9 +73,18 @@ def _figures(args: argparse.Namespace) -> None:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from kt import status
+    from datetime import datetime
 
-    print(status.survey(*_study(args)).line())
+    from kt.status import jobs, screen
+
+    (study, layout), logs = _study(args), args.logs or jobs.log_folder()
+
+    def report() -> list[str]:
+        return screen.lines(study, layout, logs, args.config, datetime.now().astimezone())
+
+    if args.watch is not None:
+        screen.watch(report, args.watch)
+    print("\n".join(report()))
 
 
 def _retry(args: argparse.Namespace) -> None:
@@ -94,6 +103,17 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 def _threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+
+
+def _seconds(text: str) -> float:
+    """A pause between two looks."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r}: seconds from 0.1 to 86400 are allowed")
+    return value
 
 
 def _out(parser: argparse.ArgumentParser, what: str) -> None:
@@ -160,7 +180,13 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_tools(add: Callable[..., argparse.ArgumentParser]) -> None:
-    add("status", _status, "say what is done, failed and left, and how long it will take", "kt status")
+    about = "say what is done, running, queued, failed and left, and how long it will take"
+    sub = add("status", _status, about, "kt status --watch")
+    sub.add_argument(
+        "--watch", type=_seconds, nargs="?", const=10.0, metavar="SECONDS", help="again and again until Ctrl-C (10)"
+    )
+    about = "folder that the cluster's jobs log to (default: `submitit-logdir` in slurm/config.yaml, else slurm_logs)"
+    sub.add_argument("--logs", type=Path, help=about)
 
     add("retry", _retry, "let the next run try failed trainings again", "kt retry && snakemake")
 

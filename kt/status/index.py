@@ -1,7 +1,7 @@
 """What the ledger holds, in one small file beside it, so that nobody reads a hundred thousand records twice.
 
-``<ledger>/index.parquet`` is a cache: each of its rows is good as long as the record has the size and the time of change
-that it had when its hash was checked. Without the file, or with a damaged one, all records are read again.
+``<ledger>/index.parquet`` is a cache: each of its rows is good as long as the record has the size and the time of
+change that it had when its hash was checked. Without the file, or with a damaged one, all records are read again.
 """
 
 from __future__ import annotations

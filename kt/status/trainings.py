@@ -51,7 +51,7 @@ class Survey:
     waiting: Counter[str] = field(default_factory=Counter)
     seconds_left: float | None = None
     basis: Counter[str] = field(default_factory=Counter)
-    pace: Pace = Pace()
+    pace: Pace = field(default_factory=Pace)
     damaged: list[str] = field(default_factory=list)
     retriable: list[str] = field(default_factory=list)
 

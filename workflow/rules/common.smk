@@ -1,3 +1,4 @@
+import gc
 import re
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 from kt import config as kt_config
 from kt import pairs as kt_pairs
+from kt import resources as guess
 from kt import status, store
 from kt.errors import KtError
 from kt.layout import Layout
@@ -81,16 +83,68 @@ def cached_logits(wildcards):
     return [LOGITS[name] for name in [wildcards.student, *teachers(wildcards)]]
 
 
+# Jobs only: they have their resources from the process that started them.
+SURVEY = status.Survey()
+
 if workflow.is_main_process:
-    survey = status.survey(STUDY, LAYOUT)
-    print(f"kt: {len(STUDY.names)} models, {survey.line()}", file=sys.stderr)
+    # The graph of a large study only grows; by default the collector looks through all of it again and again.
+    gc.set_threshold(100_000, 50, 100)
+    SURVEY = status.survey(STUDY, LAYOUT)
+    print(f"kt: {len(STUDY.names)} models, {SURVEY.line()}", file=sys.stderr)
     # Snakemake does not yet know here whether this is a dry run, and a dry run changes nothing.
     dry = any(
         re.fullmatch("--dry-?run|-[a-zA-Z]*n[a-zA-Z]*", argument)
         for argument in sys.argv[1:]
     )
-    if survey.damaged and not dry:
-        status.forget(LAYOUT, survey.damaged, damaged=True)
+    if SURVEY.damaged and not dry:
+        status.forget(LAYOUT, SURVEY.damaged, damaged=True)
+
+
+def site(name, otherwise):
+    """A whole number among the profile's `default-resources`."""
+    given = workflow.resource_settings.default_resources
+    value = given.get(name).value if given and name in given else None
+    return value if isinstance(value, int) else otherwise
+
+
+def on_gpu(rule):
+    """Whether a rule's jobs will find a GPU, as far as that is known before they run."""
+    asked = workflow.resource_settings.overwrite_resources.get(rule, {})
+    return (
+        STUDY.device.startswith("cuda") or "gpus" in asked or site("gpus", 0) > 0
+    ) and STUDY.device != "cpu"
+
+
+# What jobs may ask for where nothing is known of their model, and the longest time that they ask for.
+PLAIN_MB, LONGEST = site("mem_mb", 2000), site("runtime", 1440)
+READ = ("transfer", "validation", "test")
+
+
+def memory(rule, model, splits, batch_size, attempt):
+    """Memory of a job for one model, from the model's size where it is known; more at every further attempt."""
+    facts = SURVEY.models.get(model, {})
+    if not (facts.get("params") and facts.get("macs")):
+        return PLAIN_MB * 2 ** (attempt - 1)
+    spec, sizes = STUDY.zoo.input_of(model), STUDY.data.splits
+    prepared = sum(
+        guess.prepared_mb(getattr(sizes, split), len(spec.mean), spec.size)
+        for split in splits
+    )
+    return guess.memory_mb(
+        facts["params"],
+        facts["macs"],
+        batch_size,
+        prepared,
+        train=rule != "predictions",
+        gpu=on_gpu(rule),
+        attempt=attempt,
+    )
+
+
+def minutes(model, images):
+    """Time limit of a job that trains a model on so many images."""
+    pace = SURVEY.pace.of(model)
+    return guess.minutes(images * pace[0], LONGEST) if pace else LONGEST
 
 
 onstart:

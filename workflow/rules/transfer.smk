@@ -1,3 +1,14 @@
+def training_images(wildcards):
+    """Images that a job's missing trainings see, each as often as it is seen."""
+    plan, methods = STUDY.transfer, STUDY.transfer.methods.chosen().values()
+    controls = sum(method.control for method in methods)
+    mine = min(len(teachers(wildcards)), plan.pairs_per_job)
+    own = controls if wildcards.chunk == "0" else 0
+    units = (mine * (len(methods) - controls) + own) * len(plan.seeds)
+    waiting = SURVEY.waiting.get(wildcards.student, units)
+    return min(units, waiting) * plan.training.epochs * STUDY.data.splits.transfer
+
+
 rule transfer:
     input:
         # Where names alone decide the pairs, the job knows its own; a longer table must not run it again.
@@ -12,7 +23,15 @@ rule transfer:
         "../../envs/kt.yaml"
     threads: 1
     resources:
-        mem_mb=1500,
+        cpus_per_task=lambda wildcards, threads: threads,
+        mem_mb=lambda wildcards, attempt: memory(
+            "transfer",
+            wildcards.student,
+            READ,
+            STUDY.transfer.training.batch_size,
+            attempt,
+        ),
+        runtime=lambda wildcards: minutes(wildcards.student, training_images(wildcards)),
     params:
         methods={
             name: method.plain()
@@ -26,7 +45,7 @@ rule transfer:
         "transfer to {wildcards.student}, part {wildcards.chunk}"
     shell:
         "kt transfer --student {wildcards.student} --chunk {wildcards.chunk}"
-        " {params.pairs} --out {output} --threads {threads} --log {log}"
+        " {params.pairs} --out {output} --threads {resources.cpus_per_task} --log {log}"
 
 
 rule tables:

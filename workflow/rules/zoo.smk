@@ -1,3 +1,14 @@
+def recipe_batch(wildcards):
+    train = member(wildcards).train
+    return train.batch_size if train else 1
+
+
+def recipe_images(wildcards):
+    """Images that a member's own training sees; none where its weights are given."""
+    train = member(wildcards).train
+    return train.epochs * (train.images or STUDY.data.splits.zoo) if train else 0
+
+
 rule weights:
     input:
         LAYOUT.data / "meta.json",
@@ -11,13 +22,17 @@ rule weights:
         "../../envs/kt.yaml"
     threads: 1
     resources:
-        mem_mb=1500,
+        cpus_per_task=lambda wildcards, threads: threads,
+        mem_mb=lambda wildcards, attempt: memory(
+            "weights", wildcards.model, ["zoo"], recipe_batch(wildcards), attempt
+        ),
+        runtime=lambda wildcards: minutes(wildcards.model, recipe_images(wildcards)),
     params:
         recipe=recipe,
     message:
         "weights of {wildcards.model}"
     shell:
-        "kt weights --model {wildcards.model} --threads {threads} --log {log}"
+        "kt weights --model {wildcards.model} --threads {resources.cpus_per_task} --log {log}"
 
 
 rule predictions:
@@ -33,11 +48,19 @@ rule predictions:
         "../../envs/kt.yaml"
     threads: 1
     resources:
-        mem_mb=1500,
+        cpus_per_task=lambda wildcards, threads: threads,
+        mem_mb=lambda wildcards, attempt: memory(
+            "predictions", wildcards.model, READ, 256, attempt
+        ),
+        # a forward pass is a third of a step of training
+        runtime=lambda wildcards: minutes(
+            wildcards.model,
+            sum(getattr(STUDY.data.splits, split) for split in READ) / 3,
+        ),
     message:
         "predictions of {wildcards.model}"
     shell:
-        "kt predictions --model {wildcards.model} --threads {threads} --log {log}"
+        "kt predictions --model {wildcards.model} --threads {resources.cpus_per_task} --log {log}"
 
 
 rule zoo:

@@ -17,6 +17,7 @@ from snakemake_interface_executor_plugins.settings import CommonSettings
 
 from . import request as requests
 from .clusters import Cluster, SubmissionError
+from .events import Events
 from .request import Request
 from .runs import RunFolder
 from .task import Task
@@ -53,13 +54,15 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         except ValueError as error:
             raise WorkflowError(f"submitit: {error}") from error
         try:
-            self.run_folder = RunFolder(Path(settings.logdir))
+            configs = [str(path) for path in self.workflow.config_settings.configfiles]
+            self.run_folder = RunFolder(Path(settings.logdir), settings.cluster, configs)
         except OSError as error:
             raise WorkflowError(
                 f"submitit: cannot make a log folder in {settings.logdir!r} ({error.strerror}): set --submitit-logdir "
                 "to a folder that you can write and that the compute nodes see"
             ) from error
         self.settings = settings
+        self.events = Events(self.run_folder.path / "events.tsv")
         self.entries: dict[int, Entry] = {}
         self.backlog: list[Entry] = []
         self._lock = threading.RLock()
@@ -200,6 +203,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         self._sent += ids
         for entry, external in zip(batch, ids, strict=True):
             entry.reset(external)
+        self.events.submitted(batch, request)
         first, last = ids[0], ids[-1]
         self.logger.info(f"submitit: {len(ids)} jobs submitted as {first}" + (f" … {last}" if last != first else ""))
 
@@ -236,6 +240,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             self._submit_backlog()
             entries = [self.entries[id(info)] for info in active_jobs if id(info) in self.entries]
         self.watch.look([entry for entry in entries if entry.external])
+        self.events.seen(entries)
         for entry in entries:
             verdict = Verdict.NOT_SUBMITTED if entry.refused else None
             if entry.external:
@@ -246,12 +251,14 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
     def _ended(self, entry: Entry, verdict: Verdict) -> bool:
         """Act on an ending; False where the job was sent again."""
         if verdict is Verdict.COMPLETED:
+            self.events.ended(entry, verdict)
             self._forget(entry)
             self.report_job_success(entry.info)
             return True
         rule = self.rules[verdict]
         again = rule.kind == "retry" and entry.retries[verdict] < rule.times
         (self.logger.warning if again else self.logger.error)(f"submitit: {entry.explain(verdict, rule, again=again)}")
+        self.events.ended(entry, verdict, again=again)
         state = entry.seen.state
         if entry.external and state not in FINAL_STATES and (state == "PENDING" or not entry.seen.result):
             # a job that was given up must not start after all; one that has written its result ends by itself

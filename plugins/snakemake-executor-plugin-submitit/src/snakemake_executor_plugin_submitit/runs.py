@@ -19,10 +19,21 @@ _NAME_BYTES = 180
 
 
 class RunFolder:
-    """``<logdir>/<time>-<pid>``: a log a job, ``jobs.tsv`` says which is which, ``submitit/`` is for the machinery."""
+    """``<logdir>/<time>-<pid>``: a log a job, and what others may want to know of the run.
 
-    def __init__(self, logdir: Path) -> None:
+    ``jobs.tsv`` says which job is which: the cluster's id, the log, and the members of a group, as
+    ``rule.wildcard=value`` with spaces between. ``events.tsv`` says what became of them. ``owner.json`` holds host,
+    process and cluster, the working directory, and the configuration files given; ``ended`` is there once nothing of
+    the run is in the queue. ``submitit/`` is for the machinery.
+    """
+
+    def __init__(self, logdir: Path, cluster: str = "slurm", configs: Sequence[str] = ()) -> None:
         """Make the folder.
+
+        Args:
+            logdir: Where the folders of all runs are.
+            cluster: What the ids of jobs belong to.
+            configs: The workflow's configuration files.
 
         Raises:
             OSError: It cannot be made or written.
@@ -32,7 +43,14 @@ class RunFolder:
         self.path = self.logdir / f"{now:%Y-%m-%d_%H-%M-%S}-{os.getpid()}"
         self.submitit = self.path / "submitit"
         self.submitit.mkdir(parents=True)
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "cluster": cluster,
+            "folder": str(Path.cwd()),
+            "configs": [str(Path(config).absolute()) for config in configs],
+        }
         (self.path / "owner.json").write_text(json.dumps(owner), "utf-8")
         self._names: dict[str, str] = {}
 

@@ -1,0 +1,165 @@
+"""What ``kt status`` shows: a few aligned lines, once or again and again."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from kt import pairs
+from kt.config import Study
+from kt.layout import Layout
+from kt.status import jobs as cluster
+from kt.status.jobs import Job, Record
+from kt.status.trainings import Survey, duration, survey
+
+STATES = ("done", "running", "queued", "requeued", "failed", "waiting")
+_LATEST = 5  # failures that are shown
+
+
+def expected(study: Study, layout: Layout) -> dict[str, dict[str, bool]]:
+    """The workflow's larger jobs by rule and name, `rule.wildcard=value`, and whether each one's output is there."""
+    weights, logits = _stems(layout.weights("x").parent), _stems(layout.predictions("x").parent)
+    splits = ("validation", "test") if isinstance(study.pairs, pairs.Top) else ("test",)
+    count = pairs.jobs(study.names, study.pairs, study.transfer.pairs_per_job)
+    tables = {student: _stems(layout.transfer(student, 0).parent, ".parquet") for student in count}
+    return {
+        "weights": {f"weights.model={name}": name in weights for name in study.names},
+        "predictions": {f"predictions.model={name}": name in logits for name in study.names},
+        "complementarity": {f"complementarity.split={s}": layout.complementarity(s).exists() for s in splits},
+        "transfer": {
+            f"transfer.chunk={chunk}.student={student}": str(chunk) in tables[student]
+            for student, chunks in count.items()
+            for chunk in range(chunks)
+        },
+    }
+
+
+def _stems(folder: Path, ending: str = ".safetensors") -> set[str]:
+    return {path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")}
+
+
+def counts(wanted: Mapping[str, Mapping[str, bool]], known: Mapping[str, Job]) -> dict[str, Counter[str]]:
+    """How many jobs of every rule are in each of ``STATES``.
+
+    A job that the cluster has now counts as such, even where an older output lies there; for all others the output
+    decides. Rules that only the cluster's record knows come last.
+    """
+    found: dict[str, Counter[str]] = {}
+    for rule, names in wanted.items():
+        found[rule] = Counter(_state(known.get(name), there) for name, there in names.items())
+    others = {name: job for name, job in known.items() if name.split(".")[0] not in wanted}
+    for name, job in others.items():
+        found.setdefault(name.split(".")[0], Counter())[_state(job, job.state == "done")] += 1
+    return found
+
+
+def _state(job: Job | None, there: bool) -> str:
+    if job and job.state in cluster.ACTIVE:
+        return job.state
+    if there:
+        return "done"
+    return "failed" if job and job.state == "failed" else "waiting"
+
+
+def lines(study: Study, layout: Layout, logs: Path, config: Path, now: datetime) -> list[str]:
+    """The whole report."""
+    state, record = survey(study, layout), cluster.read(logs, config, now)
+    wanted = expected(study, layout)
+    there = {name for names in wanted.values() for name, exists in names.items() if exists}
+    table = _table(counts(wanted, record.jobs), wanted)
+    facts = [
+        ("pairs", f"{state.pairs_done:,} of {state.pairs:,} done"),
+        ("trainings", _trainings(state)),
+        ("spent", _spent(state, record)),
+        ("left", state.estimate() if state.left else "nothing"),
+        ("requeued", _causes(record, "requeued", set())),
+        ("failed", _causes(record, "failed", there)),
+        ("run", _run(record, now)),
+    ]
+    width = max(len(name) for name, _ in facts) + 2
+    told = [f"{name:<{width}}{text}" for name, text in facts if text]
+    return [f"{study.title}  ({now:%Y-%m-%d %H:%M:%S})", *table, "", *told, *_failures(state, record, there, layout)]
+
+
+def _table(found: Mapping[str, Counter[str]], wanted: Mapping[str, Mapping[str, bool]]) -> list[str]:
+    shown = [s for s in STATES if s in ("done", "waiting") or any(of[s] for of in found.values())]
+    rows = [["jobs", *shown, "of"]]
+    rows += [[rule, *(f"{of[s]:,}" for s in shown), f"{len(wanted.get(rule, ())) or of.total():,}"]
+             for rule, of in found.items()]  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
+def _trainings(state: Survey) -> str:
+    failed = ", ".join(f"{n:,} {cause}" for cause, n in sorted(state.failed.items()))
+    text = f"{state.done:,} of {state.units:,} done, {state.left:,} to do"
+    text += f", {state.failed.total():,} failed ({failed})" if failed else ""
+    return text + (f", {len(state.damaged)} damaged records to recompute" if state.damaged else "")
+
+
+def _spent(state: Survey, record: Record) -> str:
+    parts = [f"{duration(seconds)} on {device} in trainings" for device, seconds in sorted(state.seconds.items())]
+    zoo = sum(float(facts.get("train_seconds") or 0) for facts in state.models.values())
+    parts += [f"{duration(zoo)} to train the zoo"] if zoo else []
+    given = [(record.gpu_seconds, "GPU"), (record.cpu_seconds, "CPU")]
+    hours = [f"{seconds / 3600:,.2f} {kind}-hours" for seconds, kind in given if seconds]
+    return "; ".join([*parts, *([f"{' and '.join(hours)} of the cluster"] if hours else [])])
+
+
+def _causes(record: Record, state: str, there: set[str]) -> str:
+    """Jobs in a state by cause; those whose output was made after all are left out."""
+    causes = Counter(job.cause for name, job in record.jobs.items() if job.state == state and name not in there)
+    return "jobs: " + ", ".join(f"{n} {cause}" for cause, n in causes.most_common()) if causes else ""
+
+
+def _run(record: Record, now: datetime) -> str:
+    """Whether a run goes on, and how far the cluster's part of the report can be trusted."""
+    parts = [f"{record.alive} goes on" if record.alive else ""]
+    active = sum(job.state in cluster.ACTIVE for job in record.jobs.values())
+    gone = sum(job.state == "gone" for job in record.jobs.values())
+    if record.asked is False and record.seen:
+        minutes = (now - record.seen).total_seconds() / 60
+        parts.append(f"squeue does not answer here: jobs as last seen {minutes:.0f} minutes ago")
+    if active and not record.alive:
+        parts.append("jobs are in the queue, but their Snakemake is not on this machine or was killed")
+    if gone:
+        parts.append(f"{gone} jobs left the queue and nobody saw how they ended; the next run finds out")
+    return "; ".join(filter(None, parts))
+
+
+def _failures(state: Survey, record: Record, there: set[str], layout: Layout) -> list[str]:
+    failed = {id(j): j for name, j in record.jobs.items() if j.state == "failed" and name not in there}
+    latest = sorted(failed.values(), key=lambda job: job.at, reverse=True)[:_LATEST]
+    found = [f"  {job.name}: {job.cause} at {job.at:%m-%d %H:%M}, {_short(job.log)}" for job in latest]
+    logs = layout.root / "logs/transfer"
+    found += [f"  {text} [{_short(logs)}/{student}.*.log]" for text, student in state.failures[:_LATEST]]
+    return ["", "latest failures", *found] if found else []
+
+
+def _short(path: Path) -> Path:
+    """Relative to the working directory where it lies below it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def watch(report: Callable[[], list[str]], seconds: float) -> None:
+    """Show a report again and again until Ctrl-C: in place on a terminal, else one block after the other."""
+    shown = 0
+    while True:
+        text = report()
+        if sys.stdout.isatty():
+            size = shutil.get_terminal_size()
+            text = [line[: size.columns - 1] for line in text[: size.lines - 1]]
+            # written over the last one, so that nothing flickers
+            up = f"\x1b[{shown}F" if shown else ""
+            sys.stdout.write(up + "".join(f"{line}\x1b[K\n" for line in text) + "\x1b[J")
+            shown = len(text)
+        else:
+            sys.stdout.write("\n".join(text) + "\n\n")
+        sys.stdout.flush()
+        time.sleep(seconds)

@@ -1,0 +1,71 @@
+"""What became of a run's jobs, in a file that other programs may read while the run goes on and after it.
+
+``events.tsv`` in the run's folder only grows. A line is: time (ISO 8601 with the zone), the cluster's id of the job
+(empty where there is none), its name (that of its log without ``.log``), event, and detail, with tabs between:
+
+- ``submitted``: the resources, as ``cpus=4 gpus=1 minutes=60``;
+- ``running``;
+- ``requeued``: it is in the cluster's queue again and will go on; why, or ``unknown``;
+- ``retried``: it ended, and is submitted anew, under a new id; how it ended;
+- ``ended``: how it ended, one of the values of :class:`Verdict`.
+
+The latest line of a name counts. A Snakemake that was killed writes nothing more: what its jobs do then, only the
+cluster knows.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .request import Request
+from .task import History
+from .verdict import FINAL_STATES, Verdict
+from .watch import Entry
+
+# The scheduler's words for a job that waits; it was put back where it has run before.
+_WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+
+
+class Events:
+    """The file ``events.tsv`` of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._running: set[str] = set()
+
+    def submitted(self, entries: Iterable[Entry], request: Request) -> None:
+        """Jobs were submitted; their ids are known."""
+        facts = {"cpus": request.cpus, "gpus": request.gpus, "gpu_type": request.gpu_type, "minutes": request.minutes}
+        detail = " ".join(f"{name}={value}" for name, value in facts.items() if value)
+        self._write([(entry, "submitted", detail) for entry in entries])
+
+    def seen(self, entries: Iterable[Entry]) -> None:
+        """The jobs were looked at: write down which of them started, or went back to the queue."""
+        news = []
+        for entry in entries:
+            state, was = entry.seen.state, entry.external in self._running
+            if state is None or state in FINAL_STATES or was != (state in _WAITING):
+                continue
+            if was:
+                events = History(Path(entry.task.history)).events()
+                news.append((entry, "requeued", events[-1]["ending"] if events else "unknown"))
+                self._running.discard(entry.external)
+            else:
+                news.append((entry, "running", ""))
+                self._running.add(entry.external)
+        self._write(news)
+
+    def ended(self, entry: Entry, verdict: Verdict, *, again: bool = False) -> None:
+        """A job ended, or will be submitted anew."""
+        self._running.discard(entry.external)
+        self._write([(entry, "retried" if again else "ended", verdict.value)])
+
+    def _write(self, news: Sequence[tuple[Entry, str, str]]) -> None:
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        if news:
+            # one write for all, so that a reader sees whole lines
+            lines = [f"{now}\t{entry.external}\t{entry.name}\t{event}\t{detail}\n" for entry, event, detail in news]
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(lines))
