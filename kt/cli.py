@@ -121,7 +121,8 @@ def _out(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
-    add("data", _stage(lambda s, study, lay, a: s.data(study, lay)), "decode and split the data set", "kt data")
+    run = _stage(lambda s, study, lay, a: s.data(study, lay, a.threads))
+    _threads(add("data", run, "split and decode the data set", "kt data --threads 8"))
 
     run = _stage(lambda s, study, lay, a: s.weights(study, lay, a.model, a.threads))
     _model(add("weights", run, "train a zoo member or import its checkpoint", "kt weights --model resnet"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from pydantic import Field, PositiveFloat, ValidationError
 from pydantic_core import ErrorDetails
 
 from kt import pairs, store
-from kt.data.datasets import check_source, count
-from kt.data.spec import DataSpec
+from kt.data.labels import class_map
+from kt.data.sources import check_source, known_count
+from kt.data.spec import SPLITS, DataSpec
 from kt.errors import KtError, nearest, unknown
 from kt.pairs import PairRule
 from kt.spec import Spec
@@ -59,6 +60,27 @@ class Study(Spec):
     def hash(self) -> str:
         """Hash of the configuration, for the tables' metadata."""
         return store.digest(self.plain())
+
+    def check_splits(self, counts: Mapping[str, int]) -> None:
+        """Fail where splits have fewer images than the stages need.
+
+        Args:
+            counts: images of each split whose number is known.
+
+        Raises:
+            KtError: a recipe or a batch asks for more images than its split has.
+        """
+        for name, member in self.zoo.models.items():
+            asked = (member.train.images or 1) if member.train else 0
+            if asked > counts.get("zoo", asked):
+                raise KtError(
+                    f"zoo.models.{name}.train.images: {asked} asked for, but data.splits.zoo is {counts['zoo']}"
+                )
+        batch = self.transfer.training.batch_size
+        if batch > counts.get("transfer", batch):
+            raise KtError(
+                f"transfer.training.batch_size: {batch} is larger than data.splits.transfer ({counts['transfer']})"
+            )
 
 
 class _Loader(yaml.SafeLoader):
@@ -164,23 +186,27 @@ def check(study: Study) -> None:
             )
         if member.checkpoint and not (member.checkpoint.endswith(".safetensors") and Path(member.checkpoint).is_file()):
             raise KtError(f"{at}.checkpoint: {member.checkpoint!r} is not an existing .safetensors file")
-        if member.train and (member.train.images or 0) > study.data.splits.zoo:
-            raise KtError(
-                f"{at}.train.images: {member.train.images} asked for, but data.splits.zoo is {study.data.splits.zoo}"
-            )
         if len((member.input or study.zoo.input).mean) != len((member.input or study.zoo.input).std):
             raise KtError(f"{at}: input.mean and input.std need the same number of channels")
-    check_source(study.data.source)
-    images, asked = count(study.data.source), study.data.splits.total
-    if asked > images:
-        raise KtError(f"data.splits: {asked} images asked for, but {study.data.source!r} has {images}")
-    if study.transfer.training.batch_size > study.data.splits.transfer:
-        raise KtError(
-            f"transfer.training.batch_size: {study.transfer.training.batch_size} is larger than "
-            f"data.splits.transfer ({study.data.splits.transfer})"
-        )
+    check_data(study.data)
+    sizes = study.data.splits
+    study.check_splits({split: images for split in SPLITS if (images := sizes.known(split)) is not None})
     pairs.candidates(study.names, study.pairs)
     store.check_writable(study.results)
+
+
+def check_data(data: DataSpec) -> None:
+    """Everything that can be known to be wrong with the data set without listing its images.
+
+    Raises:
+        KtError: the source, a class file or a file of images does not exist, or the splits ask for too many images.
+    """
+    check_source(data)
+    class_map(data)
+    known = [images for split in SPLITS if (images := data.splits.known(split))]
+    images = known_count(data)
+    if images is not None and sum(known) > images:
+        raise KtError(f"data.splits: {sum(known)} images asked for, but {data.source!r} has {images}")
 
 
 def load(path: str | Path) -> Study:

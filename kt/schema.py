@@ -44,8 +44,9 @@ PAIR = (
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "splits": (
-        Column("image_id", COUNT, "id", "the image's id in the data set"),
+        Column("image_id", COUNT, "id", "the image's position in the data set"),
         Column("row", COUNT, "index", "where the image lies in `images.npy` and `labels.npy`"),
+        Column("name", TEXT, "name", "its path or number in the source"),
         Column("label", COUNT, "class", "its class"),
         Column("split", TEXT, "name", "`zoo`, `transfer`, `validation` or `test`"),
     ),

@@ -1,14 +1,15 @@
 """Data sets: decoded once into a memory-mapped uint8 store that every later stage shares.
 
 The store is a folder: ``images.npy`` uint8 [N, H, W, C], ``labels.npy`` int64 [N], ``splits.parquet`` (table
-``splits``) and, written last, ``meta.json`` with the class count and the content hash of all three.
+``splits``) and, written last, ``meta.json`` with the classes' names and a hash of all three. It holds the images of
+the splits alone, in the order of the source.
 """
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Callable
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,103 +18,73 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kt import schema, store
-from kt.data.spec import DataSpec
+from kt.data import sources
+from kt.data.decode import decode, name_of
+from kt.data.labels import relabel
+from kt.data.spec import SPLITS, DataSpec
 from kt.data.splits import assign
-from kt.errors import KtError, unknown
+from kt.errors import KtError, listed
+
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Images:
-    """A decoded data set: images uint8 [N, H, W, C], labels int64 [N], one distinct int64 id an image."""
+def write(
+    folder: Path,
+    spec: DataSpec,
+    threads: int = 1,
+    check: Callable[[Mapping[str, int]], None] = lambda counts: None,
+) -> None:
+    """Split, decode and store a data set in ``folder``; ``meta.json`` is written last and makes it whole.
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    ids: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Builtin:
-    """A data set that needs no download; its size is known before it is loaded."""
-
-    count: int
-    load: Callable[[], Images]
-
-
-def _digits() -> Images:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    return Images(images, digits.target.astype(np.int64), np.arange(len(images)))
-
-
-BUILTIN: dict[str, Builtin] = {"digits": Builtin(1797, _digits)}
-
-
-def _array(path: Path, name: str) -> NDArray[np.generic]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if name not in archive:
-                raise KtError(f"data.source: {path}: no array {name!r}; it holds: {', '.join(archive)}")
-            array: NDArray[np.generic] = archive[name]
-            return array
-    except FileNotFoundError as error:
-        raise KtError(f"data.source: {path}: no such file; built-in data sets: {', '.join(BUILTIN)}") from error
-    except (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise KtError(f"data.source: {path}: not a readable .npz file ({error})") from error
-
-
-def _from_npz(path: Path) -> Images:
-    images, labels = _array(path, "images"), _array(path, "labels")
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise KtError(
-            f"data.source: {path}: images are {images.dtype} {list(images.shape)}; need uint8 [N, H, W] or [N, H, W, C]"
-        )
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
-        raise KtError(
-            f"data.source: {path}: labels are {labels.dtype} {list(labels.shape)}; need integers ≥ 0, one an image"
-        )
-    images = images if images.ndim == 4 else images[..., None]
-    return Images(images.astype(np.uint8, copy=False), labels.astype(np.int64), np.arange(len(images)))
-
-
-def check_source(source: str) -> None:
-    """Fail where ``source`` is neither a built-in data set nor an existing .npz file.
+    Args:
+        folder: where the store is to be.
+        spec: the source, and how it is split and kept.
+        threads: images decoded at once.
+        check: called with the number of images of each split before anything is decoded.
 
     Raises:
-        KtError: naming the source, what is allowed and the nearest name.
+        KtError: the source is not what it should be, the splits do not fit it, or images are damaged.
     """
-    if source not in BUILTIN and not (source.endswith(".npz") and Path(source).is_file()):
-        hint = "no such .npz file" if source.endswith(".npz") else unknown("data set", source, BUILTIN)
-        raise KtError(f"data.source: {source}: {hint}")
+    listing = sources.read(spec)
+    labels, classes = relabel(listing, spec)
+    splits = assign(labels, spec.splits, spec.seed, listing.parts, listing.names)
+    check(_counts(splits))
+    rows = np.sort(splits["row"].to_numpy())
+    content, damaged = decode(listing, rows, spec, folder / "images.npy", threads)
+    lost = rows[np.array(list(damaged), np.int64)]
+    splits = splits[~splits["row"].isin(lost)]
+    check(_counts(splits))
+    splits = splits.assign(row=np.searchsorted(rows, splits["row"].to_numpy()))
+    with store.atomic(folder / "labels.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, labels[rows])
+    schema.write(folder / "splits.parquet", "splits", schema.build("splits", splits.to_dict("series")))
+    why = {name_of(listing, row): reason for row, reason in zip(lost.tolist(), damaged.values(), strict=True)}
+    if why:
+        log.warning("data: %d damaged images are left out: %s", len(why), listed(f"{n} ({r})" for n, r in why.items()))
+    facts = {"classes": classes, "hash": _hash(content, labels[rows], splits), "source": spec.source, "damaged": why}
+    store.write_json(folder / "meta.json", facts)
 
 
-def count(source: str) -> int:
-    """Number of images in a data set, without decoding them; raises as ``check_source`` does."""
-    check_source(source)
-    return BUILTIN[source].count if source in BUILTIN else len(_array(Path(source), "labels"))
+def _counts(splits: pd.DataFrame) -> dict[str, int]:
+    """Images of each split.
+
+    Raises:
+        KtError: a split that needs images has none.
+    """
+    counts = {split: int((splits["split"] == split).sum()) for split in SPLITS}
+    for split in SPLITS[1:]:
+        if not counts[split]:
+            raise KtError(f"data.splits.{split}: no image is left for it")
+    return counts
 
 
-def load(source: str) -> Images:
-    """Decode a data set; raises as ``check_source`` does, or where the file's arrays have wrong shapes."""
-    check_source(source)
-    return BUILTIN[source].load() if source in BUILTIN else _from_npz(Path(source))
-
-
-def write(folder: Path, spec: DataSpec) -> None:
-    """Decode, split and store a data set in ``folder``; ``meta.json`` is written last and makes it whole."""
-    data = load(spec.source)
-    splits = assign(data.ids, data.labels, spec.splits, spec.seed)
-    for name, array in (("images", data.images), ("labels", data.labels)):
-        with store.atomic(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, array)
-    schema.write(folder / "splits.parquet", "splits", schema.build("splits", splits.to_dict("list")))
-    content = store.digest(
-        [store.digest_file(folder / f"{name}.npy") for name in ("images", "labels")] + [splits.to_dict("list")]
-    )
-    store.write_json(
-        folder / "meta.json", {"classes": int(data.labels.max()) + 1, "hash": content, "source": spec.source}
-    )
+def _hash(images: str, labels: NDArray[np.int64], splits: pd.DataFrame) -> str:
+    content = hashlib.sha256(images.encode())
+    content.update(labels.tobytes())
+    for column in ("image_id", "row", "label"):
+        content.update(splits[column].to_numpy(np.int64).tobytes())
+    content.update(store.canonical(_counts(splits)))
+    return content.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -124,14 +95,14 @@ class Dataset:
         images: uint8 [N, H, W, C], memory-mapped.
         labels: int64 [N].
         splits: the table ``splits`` as a data frame.
-        classes: number of classes C.
-        hash: content hash of images, labels and splits.
+        class_names: the classes' names in the source, by label.
+        hash: hash of images, labels and splits.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     splits: pd.DataFrame
-    classes: int
+    class_names: tuple[str, ...]
     hash: str
 
     @classmethod
@@ -150,9 +121,14 @@ class Dataset:
             images,
             labels,
             schema.read_frame(folder / "splits.parquet", "splits"),
-            int(meta["classes"]),
+            tuple(meta["classes"]),
             str(meta["hash"]),
         )
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_names)
 
     @property
     def channels(self) -> int:

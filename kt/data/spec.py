@@ -1,34 +1,155 @@
-"""The ``data`` section of the configuration."""
+"""The ``data`` section of the configuration, and what a model expects of its input image."""
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import PydanticCustomError
 
 from kt.spec import Spec
 
+SPLITS = ("zoo", "transfer", "validation", "test")
 
-class SplitSizes(Spec):
-    """How many images each split gets; no image is in two splits."""
+TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+"""Kinds of data sets that ``timm.data.create_dataset`` reads by the first part of their name."""
 
-    zoo: PositiveInt = Field(description="images that train zoo members without weights")
-    transfer: PositiveInt = Field(description="images that knowledge is transferred on")
-    validation: PositiveInt = Field(description="images that choose epochs and pairs")
-    test: PositiveInt = Field(description="images that every reported number is measured on")
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _short_forms(schema: JsonSchemaValue) -> None:
+    """A whole number or a share may stand for the object."""
+    whole = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [
+        {"type": "integer", "minimum": 0},
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        whole,
+    ]
+
+
+def _list_or_mapping(schema: JsonSchemaValue) -> None:
+    """A list of classes may stand for a mapping."""
+    schema["anyOf"].insert(0, {"type": "array", "items": {"type": ["string", "integer"]}})
+
+
+class Take(Spec, json_schema_extra=_short_forms):
+    """The images of one split: `500` images, the share `0.1`, an official part, or the images that a file lists."""
+
+    images: NonNegativeInt | None = Field(None, description="number of images")
+    share: Share | None = Field(None, description="share of the images to draw from, e.g. 0.1")
+    part: str | None = Field(
+        None,
+        description="official part to draw from, e.g. `val`; alone it means all that is left of it; default: `train`",
+    )
+    file: str | None = Field(None, description="text file with the name of one image a line")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, float):
+            return {"share": value}
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"images": value}
+        if isinstance(value, dict | Take):
+            return value
+        text = f"input should be a number of images, a share, or a mapping of keys to values, not {value!r}"
+        raise PydanticCustomError("value_error", "{text}", {"text": text})
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Take:
+        ways = [name for name in ("images", "share", "file") if getattr(self, name) is not None]
+        if len(ways) > 1 or not (ways or self.part):
+            raise PydanticCustomError("value_error", "give one of images, share or file, or a part of the data set")
+        return self
 
     @property
-    def total(self) -> int:
-        """Images asked for in all."""
-        return self.zoo + self.transfer + self.validation + self.test
+    def rest(self) -> bool:
+        """Whether the split takes all that the others leave of its part."""
+        return self.images is None and self.share is None and self.file is None
+
+
+class SplitSizes(Spec):
+    """Which images each split gets; no image is in two splits."""
+
+    zoo: Take = Field(Take(images=0), description="images that train zoo members without weights")
+    transfer: Take = Field(description="images that knowledge is transferred on")
+    validation: Take = Field(description="images that choose epochs and pairs")
+    test: Take = Field(description="images that every reported number is measured on")
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> SplitSizes:
+        for name in SPLITS[1:]:
+            if getattr(self, name).images == 0:
+                raise PydanticCustomError("value_error", "{name}: needs at least one image", {"name": name})
+        return self
+
+    def takes(self) -> dict[str, Take]:
+        """What each split takes, by the split's name."""
+        return {name: getattr(self, name) for name in SPLITS}
+
+    def known(self, split: str) -> int | None:
+        """Number of images of a split where the configuration says it; None for shares, parts and files."""
+        images: int | None = self.takes()[split].images
+        return images
 
 
 class DataSpec(Spec):
-    """Where the images come from and how they are split."""
+    """Where the images come from, how they are split, and how they are kept."""
 
     source: str = Field(
-        description="`digits` (ships with scikit-learn), or the path of an .npz file with `images` and `labels`"
+        description="`digits` (ships with scikit-learn); an .npz file with `images` and `labels`; a folder of class "
+        "folders, or of official parts (`train`, `val`, …) that hold class folders; or a name that "
+        "`timm.data.create_dataset` reads: `torch/cifar10`, `hfds/…`, `hfids/…`, `tfds/…`, `wds/…`, a .tar file"
     )
+    root: str | None = Field(None, description="folder where timm finds the data set, or keeps it")
+    download: bool = Field(False, description="let timm download the data set into `root`")
+    size: PositiveInt | None = Field(
+        None,
+        description="side of the stored square images, pixels: the shorter side is resized to it (bicubic) and the "
+        "centre kept; needed where images have different sizes; default: as they are",
+    )
+    channels: Literal[1, 3] = Field(3, description="1 stores images of folders and timm data sets in grey")
+    classes: dict[str, NonNegativeInt] | None = Field(
+        None,
+        description="classes to take: a list in the order of their labels, or a mapping from class to label; "
+        "default: all classes of the source, in natural order",
+        json_schema_extra=_list_or_mapping,
+    )
+    class_file: str | None = Field(
+        None, description="the same as a file: .txt with one class a line, or a list or mapping in .yaml or .json"
+    )
+    num_classes: PositiveInt | None = Field(
+        None, description="number of classes, where the images do not have the last ones; default: largest label + 1"
+    )
+    damaged: Literal["fail", "skip"] = Field(
+        "fail", description="what happens to images that cannot be decoded: an error, or left out and named in the log"
+    )
+    max_damaged: float = Field(0.01, ge=0, le=1, description="share of damaged images beyond which `skip` fails, too")
     seed: int = Field(0, ge=0, description="seed of the shuffle before the split")
     splits: SplitSizes
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _numbered(cls, value: Any) -> Any:
+        """A list as the mapping that it stands for; labels in the source may be numbers."""
+        if isinstance(value, tuple | list):
+            if len(set(map(str, value))) < len(value):
+                raise PydanticCustomError("value_error", "a class is listed twice")
+            return {str(name): label for label, name in enumerate(value)}
+        return {str(name): label for name, label in value.items()} if isinstance(value, dict) else value
+
+    @property
+    def by_timm(self) -> bool:
+        """Whether timm reads the source."""
+        return self.source.partition("/")[0].lower() in TIMM_PREFIXES or self.source.endswith(".tar")
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the source is a folder of images."""
+        return not self.by_timm and Path(self.source).is_dir()
 
 
 class InputSpec(Spec):
@@ -39,3 +160,10 @@ class InputSpec(Spec):
     std: tuple[PositiveFloat, ...] = Field(
         min_length=1, description="standard deviation of every channel, images in [0, 1]"
     )
+    crop_pct: float = Field(
+        1.0, gt=0, le=2, description="share of the resized image's side that the input keeps; beyond 1 it is padded"
+    )
+    crop_mode: Literal["center", "squash", "border"] = Field(
+        "center", description="`center` resizes the shorter side, `border` the longer one, `squash` both"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="how images are resized")

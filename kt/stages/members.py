@@ -19,10 +19,11 @@ from kt.zoo import registry
 log = logging.getLogger(__name__)
 
 
-def data(study: Study, layout: Layout) -> None:
-    """Decode and split the data set."""
-    datasets.write(layout.data, study.data)
-    log.info("data: %s decoded, %d images in four splits", study.data.source, study.data.splits.total)
+def data(study: Study, layout: Layout, threads: int) -> None:
+    """Split and decode the data set."""
+    datasets.write(layout.data, study.data, threads, study.check_splits)
+    counts = Dataset.open(layout.data).splits["split"].value_counts(sort=False)
+    log.info("data: %s decoded, %s images", study.data.source, ", ".join(f"{n} {split}" for split, n in counts.items()))
 
 
 def weights(study: Study, layout: Layout, name: str, threads: int) -> None:

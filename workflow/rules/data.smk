@@ -8,9 +8,10 @@ rule data:
         LOGS / "data.log",
     conda:
         "../../envs/kt.yaml"
+    threads: 8
     params:
         spec=STUDY.data.plain(),
     message:
         "decode and split the images"
     shell:
-        "kt data --log {log}"
+        "kt data --threads {threads} --log {log}"
