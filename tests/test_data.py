@@ -666,9 +666,13 @@ def test_the_sizes_of_the_splits_are_checked_before_anything_is_decoded(tmp_path
 # what a model sees
 
 
+def input_of(size: int, **keys: object) -> InputSpec:
+    return InputSpec.model_validate({"size": size, "mean": (0.1, 0.2, 0.3), "std": (0.5, 1.0, 2.0)} | keys)
+
+
 def test_to_unit_scales_to_zero_and_one_without_resizing():
     images = images_of()
-    found = views.to_unit(images, 6, CPU)
+    found = views.to_unit(images, input_of(6), CPU)
     np.testing.assert_allclose(found.numpy(), images.transpose(0, 3, 1, 2) / 255, rtol=1e-6)
     assert found.dtype == torch.float32
 
@@ -691,7 +695,7 @@ def plain_bilinear(image: np.ndarray, size: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [8, 13, 16])
 def test_enlarging_is_bilinear(size):
     images = images_of(2, 8, 1)
-    found = views.to_unit(images, size, CPU)
+    found = views.to_unit(images, input_of(size), CPU)
     for image, result in zip(images[..., 0] / 255, found[:, 0].numpy(), strict=True):
         np.testing.assert_allclose(result, plain_bilinear(image, size), atol=1e-6)
 
@@ -699,28 +703,72 @@ def test_enlarging_is_bilinear(size):
 def test_shrinking_looks_at_every_pixel():
     image = np.zeros((1, 16, 16, 1), np.uint8)
     image[0, 0, 0] = 255  # between the points that plain bilinear shrinking by 4 would read
-    found = views.to_unit(image, 4, CPU)
+    found = views.to_unit(image, input_of(4), CPU)
     assert found[0, 0, 0, 0] > 0
-    grey = views.to_unit(np.full((1, 16, 16, 1), 51, np.uint8), 4, CPU)
+    grey = views.to_unit(np.full((1, 16, 16, 1), 51, np.uint8), input_of(4), CPU)
     torch.testing.assert_close(grey, torch.full((1, 1, 4, 4), 0.2))
 
 
 def test_normalise_subtracts_the_mean_and_divides_by_the_deviation_of_each_channel():
     images, spec = images_of(), InputSpec(size=6, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
-    x = views.to_unit(images, 6, CPU)
+    x = views.to_unit(images, spec, CPU)
     found = views.normalise(x, spec)
     expected = (images / 255 - np.array([0.1, 0.2, 0.3])) / np.array([0.5, 1.0, 2.0])
     np.testing.assert_allclose(found.permute(0, 2, 3, 1).numpy(), expected, rtol=1e-5, atol=1e-6)
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("in_memory", [1 << 29, 0])
-def test_inputs_are_the_prepared_images_at_the_given_rows(monkeypatch, in_memory):
+def pictures(height: int, width: int, n: int = 2) -> np.ndarray:
+    """Smooth images with edges and noise, uint8 [n, H, W, 3]."""
+    rng = np.random.default_rng(height * width)
+    coarse = rng.integers(0, 256, (n, 7, 9, 3), dtype=np.uint8)
+    large = np.stack([np.asarray(Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC)) for c in coarse])
+    large[:, height // 3 : height // 2, width // 4 : width // 2] = [[[250, 20, 90]]]
+    return np.clip(large + rng.normal(0, 8, large.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize(
+    ("height", "width", "size", "crop_pct"),
+    [(256, 256, 224, 0.875), (256, 256, 224, 1.0), (97, 160, 64, 0.9), (40, 64, 96, 0.95), (80, 60, 48, 1.15)],
+)
+def test_a_models_view_is_timms_up_to_pils_rounding_to_bytes(height, width, size, crop_pct, crop_mode, interpolation):
+    from timm.data.transforms_factory import create_transform
+
+    images = pictures(height, width)
+    spec = input_of(size, crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation)
+    geometry = {"crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation}
+    transform = create_transform((3, size, size), mean=spec.mean, std=spec.std, **geometry)
+    theirs = torch.stack([transform(Image.fromarray(image)) for image in images])
+    ours = views.normalise(views.to_unit(images, spec, CPU), spec)
+    levels = 255 * (ours - theirs).abs() * torch.tensor(spec.std).view(3, 1, 1)
+    assert levels.mean() < 0.4
+    # Pillow may take the columns first where the sides shrink unequally, and cuts overshoots off in between
+    assert levels.max() < (6 if (crop_mode, interpolation) == ("squash", "bicubic") else 1.5)
+    if (height, width) == (256, 256) and crop_pct == 0.875:
+        torch.testing.assert_close(ours, theirs)  # the store has the resized image's size: nothing is resized
+
+
+def test_the_border_of_a_small_image_is_the_mean_and_otherwise_black():
+    image = np.full((1, 8, 4, 3), 255, np.uint8)
+    for crop_mode, value in [
+        ("border", torch.zeros(3)),
+        ("center", -torch.tensor([0.1, 0.2, 0.3]) / torch.tensor([0.5, 1, 2])),
+    ]:
+        spec = input_of(8, crop_mode=crop_mode, crop_pct=1.0 if crop_mode == "border" else 2.0)
+        seen = views.normalise(views.to_unit(image, spec, CPU), spec)[0]
+        torch.testing.assert_close(seen[:, 4, 0], value)
+        torch.testing.assert_close(seen[:, 4, 4], (1 - torch.tensor(spec.mean)) / torch.tensor(spec.std))
+
+
+@pytest.mark.parametrize(("in_memory", "keep"), [(1 << 29, True), (0, True), (1 << 29, False)])
+def test_inputs_are_the_prepared_images_at_the_given_rows(monkeypatch, in_memory, keep):
     monkeypatch.setattr(views, "IN_MEMORY", in_memory)
     images, rows = images_of(9), np.array([7, 2, 2, 0, 5])
     spec = InputSpec(size=9, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
-    inputs = views.Inputs(images, rows, spec, CPU)
-    expected = views.normalise(views.to_unit(images[rows], 9, CPU), spec)
+    inputs = views.Inputs(images, rows, spec, CPU, keep)
+    expected = views.normalise(views.to_unit(images[rows], spec, CPU), spec)
     assert len(inputs) == 5
     assert torch.equal(inputs[np.array([4, 0, 1])], expected[[4, 0, 1]])
     assert torch.equal(inputs[slice(1, 9)], expected[1:])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,16 +18,54 @@ IN_MEMORY = 1 << 29
 """Bytes of prepared images kept for the whole of a job; larger splits are prepared batch by batch."""
 
 
-def to_unit(images: NDArray[np.uint8], size: int, device: torch.device) -> Tensor:
-    """Images uint8 [B, H, W, C] as float32 [B, C, size, size] in [0, 1].
+def to_unit(images: NDArray[np.uint8], spec: InputSpec, device: torch.device) -> Tensor:
+    """Images uint8 [B, H, W, C] resized and cropped to a model's input, float32 [B, C, size, size] in [0, 1].
 
-    The resize is bilinear, antialiased when it shrinks.
+    The geometry is that of timm's ``transforms_imagenet_eval``, rounding included; it is computed on the device, in
+    floating point instead of PIL's bytes, always antialiased when it shrinks.
     """
     x = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True)
     x = x.permute(0, 3, 1, 2).to(torch.float32).div_(255)
-    if x.shape[-2:] != (size, size):
-        x = F.interpolate(x, (size, size), mode="bilinear", antialias=max(x.shape[-2:]) > size)
+    x = resize(x, resized(x.shape[-2], x.shape[-1], spec), spec.interpolation)
+    return crop(x, spec.size, spec.mean if spec.crop_mode == "border" else (0.0,))
+
+
+def resized(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
+    """Height and width of an image before its centre is cropped."""
+    scale = math.floor(spec.size / spec.crop_pct)
+    if spec.crop_mode == "squash":
+        return scale, scale
+    if spec.crop_mode == "border":
+        ratio = max(height, width) / scale
+        return round(height / ratio), round(width / ratio)
+    short = min(height, width)
+    height, width = (scale if side == short else int(scale * side / short) for side in (height, width))
+    return height, width
+
+
+def resize(x: Tensor, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> Tensor:
+    """Float images [B, C, H, W] in [0, 1] at another size; bicubic's overshoots are cut off after rows and columns."""
+    if x.shape[-2:] == size:
+        return x
+    if interpolation == "bilinear":
+        shrinks = max(x.shape[-2:]) > max(size)
+        return F.interpolate(x, size, mode="bilinear", antialias=shrinks)
+    for step in ((x.shape[-2], size[1]), size):  # antialiased, torch's kernel is PIL's, also where it enlarges
+        x = F.interpolate(x, step, mode="bicubic", antialias=True).clamp_(0, 1)
     return x
+
+
+def crop(x: Tensor, size: int, fill: tuple[float, ...]) -> Tensor:
+    """The centre [B, C, size, size] of images [B, C, H, W]; beyond their edges is ``fill``, a value a channel."""
+    height, width = x.shape[-2:]
+    if min(height, width) < size:
+        canvas = torch.tensor(fill, device=x.device).view(1, -1, 1, 1)
+        canvas = canvas.expand(len(x), x.shape[1], max(height, size), max(width, size)).clone()
+        top, left = max(size - height, 0) // 2, max(size - width, 0) // 2
+        canvas[..., top : top + height, left : left + width] = x
+        x = canvas
+    top, left = round((x.shape[-2] - size) / 2), round((x.shape[-1] - size) / 2)
+    return x[..., top : top + size, left : left + size]
 
 
 def normalise(x: Tensor, spec: InputSpec) -> Tensor:
@@ -42,15 +82,21 @@ class Inputs:
         rows: which of them, int64 [n]; position i is the image at ``rows[i]``.
         spec: the model's input.
         device: where the prepared images are wanted.
+        keep: false for a single pass over the images, which are then never all in memory.
     """
 
     def __init__(
-        self, images: NDArray[np.uint8], rows: NDArray[np.int64], spec: InputSpec, device: torch.device
+        self,
+        images: NDArray[np.uint8],
+        rows: NDArray[np.int64],
+        spec: InputSpec,
+        device: torch.device,
+        keep: bool = True,
     ) -> None:
         self.spec, self.device = spec, device
         self._images, self._rows = images, rows
         size = 4 * len(rows) * images.shape[-1] * spec.size**2
-        self._prepared = self._prepare(np.arange(len(rows))) if size <= IN_MEMORY else None
+        self._prepared = self._prepare(np.arange(len(rows))) if keep and size <= IN_MEMORY else None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -62,7 +108,7 @@ class Inputs:
         return self._prepare(positions)
 
     def _prepare(self, positions: NDArray[np.int64] | slice) -> Tensor:
-        return normalise(to_unit(self._images[self._rows[positions]], self.spec.size, self.device), self.spec)
+        return normalise(to_unit(self._images[self._rows[positions]], self.spec, self.device), self.spec)
 
 
 def _shift(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -90,7 +90,7 @@ def train(
         total = torch.zeros((), device=device)
         batches = torch.randperm(len(labels), generator=order)[: steps * recipe.batch_size].view(steps, -1)
         for batch in batches:
-            x = normalise(augment(to_unit(images[batch.numpy()], spec.size, device), augmenting), spec)
+            x = normalise(augment(to_unit(images[batch.numpy()], spec, device), augmenting), spec)
             loss = F.cross_entropy(model(x).float(), y[batch.to(device)])
             torch.autograd.backward(loss)
             optimiser.step()
