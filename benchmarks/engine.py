@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kt.checkpoint import Checkpoint
 from kt.config import load
 from kt.data.datasets import load as load_data
 from kt.data.views import Inputs
 from kt.transfer import engine
-from kt.transfer.checkpoint import Checkpoint
 from kt.transfer.losses import distillation
 from kt.transfer.methods.kl_dp import KLDP
 from kt.transfer.partition import by_label

@@ -19,11 +19,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from kt.checkpoint import Checkpoint
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import Interrupted
 from kt.transfer import losses
-from kt.transfer.checkpoint import Checkpoint
 from kt.transfer.engine import Diverged, History, epoch_order, learning_rate, train
 from kt.transfer.method import registry
 from kt.transfer.spec import Training

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kt.checkpoint import Checkpoint
 from kt.data.views import Inputs
-from kt.transfer.checkpoint import Checkpoint
 from kt.transfer.spec import Training
 from kt.zoo.inference import autocast
 

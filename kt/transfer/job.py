@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from kt.checkpoint import Checkpoint
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import Interrupted
 from kt.predictions import Logits
 from kt.transfer import engine
-from kt.transfer.checkpoint import Checkpoint
 from kt.transfer.ledger import Record, pack
 from kt.transfer.spec import Training
 from kt.transfer.units import Unit
