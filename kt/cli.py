@@ -130,8 +130,18 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     run = _stage(lambda s, study, lay, a: s.predict(study, lay, a.model, a.threads))
     _model(add("predictions", run, "run a model once over every split", "kt predictions --model resnet"))
 
-    run = _stage(lambda s, study, lay, a: s.zoo(study, lay, a.out or lay.table("zoo")))
-    _out(add("zoo", run, "make the table of models", "kt zoo"), "table")
+    run = _stage(
+        lambda s, study, lay, a: (
+            print(s.preview(study, a.tera_macs)) if a.preview else s.zoo(study, lay, a.out or lay.table("zoo"))
+        )
+    )
+    sub = add("zoo", run, "make the table of models, or preview what they will cost", "kt zoo --preview")
+    sub.add_argument(
+        "--preview", action="store_true", help="list models, sizes, download and GPU time; needs no weights"
+    )
+    speed = "trillions of multiply-adds a second that a GPU is taken to do in the preview (default: %(default)s)"
+    sub.add_argument("--tera-macs", type=float, default=10.0, help=speed)
+    _out(sub, "table")
 
     run = _stage(lambda s, study, lay, a: s.complementarity(study, lay, a.split, a.out or lay.complementarity(a.split)))
     sub = add("complementarity", run, "score all ordered pairs", "kt complementarity --split test")

@@ -20,11 +20,12 @@ from kt import pairs, store
 from kt.data.labels import class_map
 from kt.data.sources import check_source, known_count
 from kt.data.spec import SPLITS, DataSpec
-from kt.errors import KtError, nearest, unknown
+from kt.errors import KtError, unknown
 from kt.pairs import PairRule
 from kt.spec import Spec
 from kt.transfer.spec import TransferSpec
-from kt.zoo.registry import architectures
+from kt.zoo import registry, selection
+from kt.zoo.check import check as check_zoo
 from kt.zoo.spec import ZooSpec
 
 
@@ -164,35 +165,26 @@ def _causes(error: ValidationError) -> list[ErrorDetails]:
     ]
 
 
-def check(study: Study) -> None:
+def check(study: Study) -> Study:
     """Everything that can be known to be wrong before anything runs.
+
+    Returns:
+        The study with its zoo complete: a member for every selected model, each with its input.
 
     Raises:
         KtError: an unknown architecture, a missing checkpoint, splits larger than the data set, a pair rule that
             selects nothing, a results folder that cannot be written, …
     """
-    known = architectures(study.zoo.modules)
-    for name, member in study.zoo.models.items():
-        at = f"zoo.models.{name}"
-        if member.arch not in known:
-            near = nearest(member.arch, known)
-            raise KtError(
-                f"{at}.arch: unknown model {member.arch!r}; "
-                f"allowed: the {len(known)} names of timm and zoo.modules{near}"
-            )
-        if (member.train is None) == (member.checkpoint is None):
-            raise KtError(
-                f"{at}: give either `train` or `checkpoint`, {'not both' if member.train else 'one is needed'}"
-            )
-        if member.checkpoint and not (member.checkpoint.endswith(".safetensors") and Path(member.checkpoint).is_file()):
-            raise KtError(f"{at}.checkpoint: {member.checkpoint!r} is not an existing .safetensors file")
-        if len((member.input or study.zoo.input).mean) != len((member.input or study.zoo.input).std):
-            raise KtError(f"{at}: input.mean and input.std need the same number of channels")
+    known = registry.load(study.zoo.modules)
+    zoo = selection.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
+    check_zoo(zoo, known)
+    study = study.model_copy(update={"zoo": zoo})
     check_data(study.data)
     sizes = study.data.splits
     study.check_splits({split: images for split in SPLITS if (images := sizes.known(split)) is not None})
     pairs.candidates(study.names, study.pairs)
     store.check_writable(study.results)
+    return study
 
 
 def check_data(data: DataSpec) -> None:
@@ -217,8 +209,7 @@ def load(path: str | Path) -> Study:
     """
     try:
         raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 (derives from SafeLoader)
-        study = parse(raw, str(path))
-        check(study)
+        study = check(parse(raw, str(path)))
     except OSError as error:
         raise KtError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

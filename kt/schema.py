@@ -53,14 +53,17 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "zoo": (
         Column("name", TEXT, "name", "the model's name in `config.yaml`"),
         Column("arch", TEXT, "name", "the timm architecture"),
+        Column("tag", TEXT, "name", "timm's tag of the published weights", True),
         Column("family", TEXT, "name", "the architecture's family: the timm module it comes from", True),
         Column("kind", TEXT, "name", "`cnn`, `transformer`, `mlp` or `hybrid`", True),
         Column("params", COUNT, "count", "number of parameters"),
         Column("macs", COUNT, "count", "multiply-accumulate operations of one forward pass of one image"),
         Column("input_size", COUNT, "pixels", "side of the square input image"),
         Column("feature_width", COUNT, "count", "width of the features before the classifier"),
-        Column("pretraining", TEXT, "name", "what the weights were trained on"),
+        Column("pretraining", TEXT, "name", "what the weights were trained on first", True),
+        Column("finetuning", TEXT, "name", "what they were trained on then, in order, joined by `+`", True),
         Column("recipe", TAGS, "tags", "how the weights were trained, e.g. `augment=shift`"),
+        Column("year", COUNT, "year", "first paper on the architecture", True),
         Column("licence", TEXT, "SPDX", "licence of the weights", True),
         Column(
             "train_images", COUNT, "count", "images this pipeline trained the model on; given weights have none", True
@@ -178,13 +181,19 @@ def arrow_schema(table: str) -> pa.Schema:
     return pa.schema([pa.field(c.name, c.dtype, c.nullable) for c in TABLES[table]])
 
 
-def build(table: str, rows: Sequence[Mapping[str, Any]] | Mapping[Any, Any]) -> pa.Table:
-    """Rows (or columns) as a checked Arrow table.
+def build(
+    table: str,
+    rows: Sequence[Mapping[str, Any]] | Mapping[Any, Any],
+    extra: Mapping[str, pa.DataType] | None = None,
+) -> pa.Table:
+    """Rows (or columns) as a checked Arrow table; ``extra`` declares further, nullable columns of the user's.
 
     Raises:
         KtError: a column is missing, unknown, of the wrong type, or null where it may not be.
     """
     schema = arrow_schema(table)
+    for name, dtype in (extra or {}).items():
+        schema = schema.append(pa.field(name, dtype))
     columns = rows if isinstance(rows, Mapping) else {n: [row.get(n) for row in rows] for n in schema.names}
     given = columns.keys() if isinstance(rows, Mapping) else {key for row in rows for key in row}
     for name in given:
@@ -217,8 +226,10 @@ def write(path: str | os.PathLike[str], table: str, data: pa.Table, metadata: Ma
         pq.write_table(data.replace_schema_metadata(facts), temporary)
 
 
-def read(path: str | os.PathLike[str], table: str) -> pa.Table:
+def read(path: str | os.PathLike[str], table: str, extra: bool = False) -> pa.Table:
     """Read a table; columns beyond the schema are dropped, so that somebody else's table can be fed in.
+
+    ``extra`` keeps them.
 
     Raises:
         KtError: the file is missing or damaged, a column is missing, or one has the wrong type.
@@ -234,6 +245,8 @@ def read(path: str | os.PathLike[str], table: str) -> pa.Table:
         if name not in data.column_names:
             raise KtError(f"{path}: column {name!r} is missing; docs/tables.md describes the table {table!r}")
     try:
+        further = [field for field in data.schema if extra and field.name not in schema.names]
+        schema = pa.schema([*schema, *further])
         data = data.select(schema.names).cast(schema)
     except (pa.ArrowException, ValueError) as error:
         raise KtError(f"{path}: {error}; docs/tables.md describes the table {table!r}") from error

@@ -25,7 +25,11 @@ def versions() -> dict[str, str]:
 
 
 def zoo(
-    members: Sequence[Mapping[str, Any]], files: Mapping[str, Path], labels: Mapping[str, NDArray[np.int64]]
+    members: Sequence[Mapping[str, Any]],
+    files: Mapping[str, Path],
+    labels: Mapping[str, NDArray[np.int64]],
+    overrides: Mapping[str, Mapping[str, Any]],
+    extra: Mapping[str, pa.DataType],
 ) -> pa.Table:
     """The table ``zoo``.
 
@@ -33,6 +37,8 @@ def zoo(
         members: what is known of each member, as its JSON file holds it.
         files: each member's predictions.
         labels: classes of the splits ``validation`` and ``test``, int64 [n].
+        overrides: the user's own values, by model and column.
+        extra: types of the columns that only ``overrides`` has.
 
     Raises:
         KtError: predictions are missing, or are those of other weights.
@@ -54,9 +60,10 @@ def zoo(
                 "acc_se": 100 * float(np.sqrt(test * (1 - test) / len(labels["test"]))),
                 "acc_validation": 100 * accuracy["validation"],
                 "ece": predictions.calibration_error(found["test"].logits, labels["test"]),
+                **overrides.get(name, {}),
             }
         )
-    return schema.build("zoo", rows)
+    return schema.build("zoo", rows, extra)
 
 
 def transfers(files: Sequence[Path]) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import numpy as np
 import pytest
@@ -12,12 +12,13 @@ from timm.models import register_model
 from torch import nn
 
 from kt import store
+from kt.checkpoint import Checkpoint
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import KtError
-from kt.zoo import inference, models, registry
-from kt.zoo.spec import Member, Recipe, Thin, ZooSpec
-from kt.zoo.train import choose, train
+from kt.zoo import finetune, inference, models, weights
+from kt.zoo.spec import FineTune, Recipe, Thin
+from kt.zoo.train import batches, choose, train
 
 CPU = torch.device("cpu")
 SPEC = InputSpec(size=8, mean=(0.3,), std=(0.33,))
@@ -44,119 +45,12 @@ def kt_tests_broken(pretrained: bool = False, **kwargs: object) -> nn.Module:
     raise AssertionError
 
 
-# the registry
-
-
-def test_architectures_are_exactly_those_that_timm_lists():
-    theirs = {name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("timm.")}
-    assert len(theirs) > 1000
-    assert set(registry.architectures()) == theirs
-
-
-def test_the_family_is_the_module_that_timm_names():
-    for name, family in registry.architectures().items():
-        assert timm.model_entrypoint(name).__module__ == f"timm.models.{family}"
-
-
-def test_a_family_has_one_kind_and_a_family_that_nobody_knows_has_none():
-    listed = [family for families in registry._KINDS.values() for family in families.split()]
-    assert len(listed) == len(set(listed))
-    kinds = {"resnet": "cnn", "vision_transformer": "transformer", "mlp_mixer": "mlp", "coat": "hybrid", "mine": None}
-    assert {family: registry.kind_of(family) for family in kinds} == kinds
-
-
-def test_entry_points_of_tricky_text():
-    text = '''
-"""A docstring that mentions @register_model
-def not_me(pretrained): the decorator is not at the start of its line.
-"""
-from timm.models import register_model
-import timm
-
-# @register_model
-def commented_out(pretrained=False): ...
-
-@register_model
-def plain(pretrained=False, **kwargs): ...
-
-@register_model  # with a comment
-@other(1, 2)
-def two_decorators(pretrained=False): ...
-
-@other
-@register_model
-def second_place(pretrained=False): ...
-
-@timm.models.register_model
-def dotted(pretrained: bool = False) -> nn.Module: ...
-
-@register_models
-def other_decorator(): ...
-
-@not_register_model
-def other_decorator_too(): ...
-
-def undecorated(pretrained=False): ...
-
-    @register_model
-    def indented(pretrained=False): ...
-
-@register_model
-class NotAFunction: ...
-'''
-    assert registry.entry_points(text) == ["plain", "two_decorators", "second_place", "dotted"]
-    assert registry.entry_points("") == []
-    assert registry.entry_points("@register_model\ndef first_line(): ...") == ["first_line"]
-
-
-@pytest.fixture
-def user_module(tmp_path, monkeypatch):
-    """Write a module with a name of its own and put it on the path."""
-    monkeypatch.syspath_prepend(tmp_path)
-    written = []
-
-    def write(text: str) -> str:
-        written.append(f"kt_tests_user_{len(written)}")
-        (tmp_path / f"{written[-1]}.py").write_text(text, "utf-8")
-        return written[-1]
-
-    yield write
-    for name in written:
-        sys.modules.pop(name, None)
-
-
-def test_models_of_a_users_module_are_known_without_running_it(user_module):
-    name = user_module("raise SystemExit\n@register_model\ndef mine(pretrained=False): ...\n")
-    known = registry.architectures([name])
-    assert known["mine"] == name
-    assert known.keys() - {"mine"} == registry.architectures().keys()
-    assert name not in sys.modules
-
-
-def test_modules_that_cannot_be_used_give_one_line(user_module):
-    broken = user_module("x = 1\ndef f(:\n")
-    with pytest.raises(KtError, match=f"zoo.modules: {broken}: line 2: invalid syntax"):
-        registry.architectures([broken])
-    for name in ("kt_no_such_module", "kt.no_such_module", "sys", "math"):
-        with pytest.raises(KtError, match=f"zoo.modules: {name}: no such Python module on this machine"):
-            registry.architectures([name])
-    for name in ("kt_no_such.module", f"{broken}.below", ".relative"):
-        with pytest.raises(KtError, match=f"zoo.modules: {name}: cannot be found"):
-            registry.architectures([name])
-    failing = user_module("1 / 0")
-    with pytest.raises(KtError, match=f"zoo.modules: {failing}: fails to import .ZeroDivisionError: division by zero"):
-        models.import_modules([failing])
-
-
 # building
 
 
-@pytest.mark.parametrize(
-    ("name", "family"), [("tiny_poolformer", "digits"), ("tiny_mixer", "digits"), ("test_efficientnet", "efficientnet")]
-)
-def test_models_of_the_default_study_build_through_timm(name, family):
+@pytest.mark.parametrize("name", ["tiny_poolformer", "tiny_mixer", "test_efficientnet"])
+def test_models_of_the_default_study_build_through_timm(name):
     models.import_modules(["kt.zoo.digits"])
-    assert registry.architectures(["kt.zoo.digits"])[name] == family
     assert name in timm.list_models()
     model = models.build(name, {}, classes=10, channels=1).eval()
     assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
@@ -186,13 +80,13 @@ def test_weights_survive_saving_and_loading(tmp_path):
     torch.manual_seed(0)
     model = Tiny().to(memory_format=torch.channels_last)
     model(torch.rand(4, 1, 8, 8))  # moves the running statistics
-    models.save_weights(model, tmp_path / "w.safetensors")
+    weights.save(model, tmp_path / "w.safetensors")
     torch.manual_seed(1)
-    loaded = models.load_weights(Tiny(), tmp_path / "w.safetensors")
+    loaded = weights.load(Tiny(), tmp_path / "w.safetensors")
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     first = store.digest_file(tmp_path / "w.safetensors")
-    models.save_weights(loaded, tmp_path / "again.safetensors")
+    weights.save(loaded, tmp_path / "again.safetensors")
     assert store.digest_file(tmp_path / "again.safetensors") == first
 
 
@@ -201,29 +95,29 @@ def test_files_that_are_no_weights_give_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(KtError, match=r"w\.safetensors: weights cannot be read") as caught:
-        models.load_weights(Tiny(), tmp_path / "w.safetensors")
+        weights.load(Tiny(), tmp_path / "w.safetensors")
     assert "\n" not in str(caught.value)
 
 
 def test_truncated_weights_give_one_line(tmp_path):
-    models.save_weights(Tiny(), tmp_path / "w.safetensors")
+    weights.save(Tiny(), tmp_path / "w.safetensors")
     whole = (tmp_path / "w.safetensors").read_bytes()
     (tmp_path / "w.safetensors").write_bytes(whole[:-1])
     with pytest.raises(KtError, match="weights cannot be read"):
-        models.load_weights(Tiny(), tmp_path / "w.safetensors")
+        weights.load(Tiny(), tmp_path / "w.safetensors")
 
 
 def test_weights_of_another_model_give_one_line_and_change_nothing(tmp_path):
-    models.save_weights(nn.Sequential(nn.Linear(2, 2)), tmp_path / "other.safetensors")
-    models.save_weights(Tiny(num_classes=4), tmp_path / "classes.safetensors")
+    weights.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "other.safetensors")
+    weights.save(Tiny(num_classes=4), tmp_path / "classes.safetensors")
     model = Tiny()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(
         KtError, match=r"not this model's weights: missing head\.bias, .*; unexpected 0\.bias, 0\.weight"
     ):
-        models.load_weights(model, tmp_path / "other.safetensors")
+        weights.load(model, tmp_path / "other.safetensors")
     with pytest.raises(KtError, match=r"2 tensors have another shape than the model's: head\.\w+ is \[4.*\], not \[3"):
-        models.load_weights(model, tmp_path / "classes.safetensors")
+        weights.load(model, tmp_path / "classes.safetensors")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -234,23 +128,154 @@ def test_the_fingerprint_depends_on_everything_that_makes_the_member():
     assert models.fingerprint(*base) == models.fingerprint(*base)
 
 
+def scripted(path, content):
+    """What a training script leaves: other things beside the tensors."""
+    torch.save(content, path)
+    return path
+
+
+def test_checkpoints_of_the_usual_forms_are_understood(tmp_path):
+    torch.manual_seed(0)
+    model = Tiny()
+    plain = model.state_dict()
+    forms = {
+        "plain.pth": plain,
+        "wrapped.pth.tar": {"state_dict": plain, "epoch": 3, "optimizer": {"state": {}}},
+        "parallel.pt": {"model": {f"module.{name}": tensor for name, tensor in plain.items()}},
+        "compiled.th": {"model": {f"_orig_mod.module.{name}": tensor for name, tensor in plain.items()}},
+        "lightning.bin": {"state_dict": {f"model.{name}": tensor for name, tensor in plain.items()}},
+        "settings.pth": {"model": plain, "args": argparse.Namespace(lr=0.1)},
+    }
+    for name, content in forms.items():
+        loaded = weights.load(Tiny(), scripted(tmp_path / name, content))
+        assert all(torch.equal(tensor, plain[key]) for key, tensor in loaded.state_dict().items()), name
+    torch.save(plain, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(weights.load(Tiny(), tmp_path / "old.pth").head.bias, model.head.bias)
+
+
+def test_averaged_weights_go_before_the_last_ones(tmp_path):
+    last, averaged = Tiny(), Tiny()
+    path = scripted(tmp_path / "w.pth", {"model": last.state_dict(), "model_ema": averaged.state_dict()})
+    assert torch.equal(weights.load(Tiny(), path).head.weight, averaged.head.weight)
+
+
+def test_a_prefix_that_the_model_has_too_stays(tmp_path):
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Tiny()
+
+    wrapped = Wrapped()
+    path = scripted(tmp_path / "w.pth", {f"module.{name}": t for name, t in wrapped.state_dict().items()})
+    assert torch.equal(weights.load(Wrapped(), path).model.head.weight, wrapped.model.head.weight)
+
+
+class Unpickled:
+    """Whoever reads this from a file runs code."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return exec, ("raise AssertionError('a pickle was run')",)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ({"model": Tiny(), "epoch": 1}, r"weights cannot be read"),
+        (Tiny(), r"weights cannot be read"),
+        ({"x": Unpickled()}, r"weights cannot be read"),
+        ({"epoch": 1, "lr": 0.1}, r"not weights: it holds the keys epoch, lr, not tensors by name"),
+        ({}, r"not weights: it holds nothing"),
+        (torch.zeros(3), r"not weights: it holds a Tensor"),
+        ({"model": {"a": 1}}, r"not weights: it holds the keys a"),
+    ],
+)
+def test_files_with_other_things_than_weights_are_never_run(tmp_path, content, line):
+    with pytest.raises(KtError, match=rf"w\.pth: {line}") as caught:
+        weights.load(Tiny(), scripted(tmp_path / "w.pth", content))
+    assert "\n" not in str(caught.value)
+
+
+def small(classes: int, arch: str = "test_resnet") -> nn.Module:
+    return models.build(arch, {}, classes, 3)
+
+
+def test_a_head_of_another_class_count_is_an_error_or_new(tmp_path):
+    torch.manual_seed(0)
+    seven = small(7)
+    weights.save(seven, tmp_path / "w.safetensors")
+    path = str(tmp_path / "w.safetensors")
+    with pytest.raises(KtError, match=r"its head has 7 classes, the data 3; give `finetune` for a new head"):
+        weights.given(small, path, 3, new_head=False)
+    fresh = weights.given(small, path, 3, new_head=True)
+    assert fresh.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    assert torch.equal(fresh.conv1[0].weight, seven.conv1[0].weight)
+    same = weights.given(small, path, 7, new_head=True)
+    assert torch.equal(same.fc.weight, seven.fc.weight)
+
+
+# published weights
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hugging Face cache, as a download leaves it, with fresh weights in the place of timm's; there is no network."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def publish(tag: str) -> nn.Module:
+        model = timm.create_model(tag)
+        repository = tmp_path / "hub" / f"models--timm--{tag}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("0" * 40)
+        weights.save(model, repository / "snapshots" / ("0" * 40) / "model.safetensors")
+        return model
+
+    return publish
+
+
+def test_published_weights_come_from_the_hub_or_its_cache(hub):
+    tag = "test_resnet.r160_in1k"
+    published = hub(tag)
+    loaded = weights.pretrained(tag, {}, 3, 1000)
+    assert all(torch.equal(t, published.state_dict()[name]) for name, t in loaded.state_dict().items())
+
+
+def test_published_weights_that_cannot_be_had_give_one_line(hub):
+    with pytest.raises(KtError) as caught:
+        weights.pretrained("test_vit.r160_in1k", {}, 3, 1000)
+    text = str(caught.value)
+    assert text.startswith("test_vit.r160_in1k: its weights are not in ")
+    assert text.endswith("where there is a network: hf download timm/test_vit.r160_in1k")
+    assert "\n" not in text
+
+
 # properties
 
 
 def test_macs_and_parameters_by_hand():
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    assert models.macs(linear, 1, 8) == 640
+    assert models.macs(linear, (1, 8, 8)) == 640
     conv = nn.Conv2d(3, 5, 3, padding=1)
-    assert models.macs(conv, 3, 8) == 8 * 8 * 5 * 3 * 9
+    assert models.macs(conv, (3, 8, 8)) == 8 * 8 * 5 * 3 * 9
     grouped = nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4)
-    assert models.macs(grouped, 4, 8) == 4 * 4 * 4 * 9
+    assert models.macs(grouped, (4, 8, 8)) == 4 * 4 * 4 * 9
     tiny = Tiny().train()
     # stem 4·4·6·9 and head 6·3
-    expected = {"params": 6 * 9 + 6 + 12 + 18 + 3, "macs": 864 + 18, "feature_width": 6}
-    assert models.properties(tiny, 1, 8) == expected
+    assert models.macs(tiny, (1, 8, 8)) == 864 + 18
+    assert models.macs(Tiny().to("meta"), (1, 8, 8)) == 864 + 18
+    assert models.sizes(tiny) == {"params": 6 * 9 + 6 + 12 + 18 + 3, "feature_width": 6}
     assert tiny.training
     assert int(tiny.norm.num_batches_tracked) == 0
-    assert models.properties(linear, 1, 8)["feature_width"] == 0
+    assert models.sizes(linear)["feature_width"] == 0
+
+
+def test_an_image_that_the_model_does_not_take_gives_one_line():
+    with pytest.raises(KtError, match=r"the model does not take an image of \[3, 8, 8\]: RuntimeError: .*channels"):
+        models.macs(Tiny(), (3, 8, 8))
+    vit = models.build("vit_tiny_patch16_224", {"depth": 1}, 3, 3)
+    with pytest.raises(KtError, match=r"does not take an image of \[3, 64, 64\]: AssertionError: Input height"):
+        models.macs(vit, (3, 64, 64))
 
 
 # inference
@@ -320,8 +345,41 @@ def data(n: int = 30) -> tuple[np.ndarray, np.ndarray]:
 def trained(plan: Recipe) -> tuple[dict[str, torch.Tensor], list[tuple[int, float]], nn.Module]:
     torch.manual_seed(plan.seed)
     reports: list[tuple[int, float]] = []
-    model = train(Tiny(), *data(), plan, SPEC, CPU, lambda epoch, loss: reports.append((epoch, loss)))
+    images, labels = data()
+    seen = batches(images, np.arange(len(labels)), plan.augment, SPEC, CPU)
+    model = train(Tiny(), seen, labels, plan, CPU, lambda epoch, loss: reports.append((epoch, loss)))
     return model.state_dict(), reports, model
+
+
+class Killed(Exception):
+    """Stands for a process that ends."""
+
+
+@pytest.mark.parametrize("augment", ["none", "noise"])
+@pytest.mark.parametrize("stop", [1, 7, 8, 20])
+def test_a_training_killed_at_any_step_ends_with_the_same_weights(tmp_path, augment, stop):
+    plan = recipe(augment=augment)
+    images, labels = data()
+    whole, _, _ = trained(plan)
+    seen = batches(images, np.arange(len(labels)), augment, SPEC, CPU)
+    calls = 0
+
+    def dying(positions, generator):
+        nonlocal calls
+        calls += 1
+        if calls == stop + 1:
+            raise Killed
+        return seen(positions, generator)
+
+    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=0)
+    torch.manual_seed(plan.seed)
+    with pytest.raises(Killed):
+        train(Tiny(), dying, labels, plan, CPU, lambda *_: None, checkpoint)
+    torch.manual_seed(99)  # the process that goes on drew other numbers before
+    epochs: list[int] = []
+    model = train(Tiny(), seen, labels, plan, CPU, lambda epoch, _: epochs.append(epoch), checkpoint)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in model.state_dict().items())
+    assert epochs == [*range(1 + stop // 7 if stop % 7 else stop // 7, 4)]
 
 
 @pytest.mark.parametrize("augment", ["none", "shift", "noise", "erase"])
@@ -343,18 +401,49 @@ def test_training_learns():
     assert reports[-1][1] < reports[0][1] / 2
 
 
+def probe(augment: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A probed model, and its weights before."""
+    torch.manual_seed(0)
+    model = models.build("test_resnet", {}, 3, 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images, labels = data()
+    plan = FineTune(mode="linear", epochs=30, batch_size=10, lr=0.05, augment=augment)
+    spec = InputSpec(size=32, mean=(0.3,), std=(0.33,))
+    seen = batches(images, np.arange(30), augment, spec, CPU)
+    finetune.linear(model, seen, labels, plan, CPU, lambda *_: None)
+    return model, before
+
+
+@pytest.mark.parametrize("augment", ["none", "shift"])
+def test_linear_probing_learns_and_changes_nothing_but_the_classifier(augment):
+    model, before = probe(augment)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    images, labels = data()
+    spec = InputSpec(size=32, mean=(0.3,), std=(0.33,))
+    assert (inference.logits(model, Inputs(images, np.arange(30), spec, CPU)).argmax(1) == labels).mean() > 0.8
+
+
+def test_probing_on_kept_features_is_probing_the_whole_model(monkeypatch):
+    kept, _ = probe("none")
+    monkeypatch.setattr(finetune, "_is_last", lambda *_: False)
+    whole, _ = probe("none")
+    torch.testing.assert_close(kept.fc.weight, whole.fc.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_without_a_named_classifier_cannot_be_probed():
+    images, labels = data()
+    seen = batches(images, np.arange(30), "none", SPEC, CPU)
+    with pytest.raises(KtError, match=r"Tiny has no get_classifier\(\) with weights"):
+        finetune.linear(Tiny(), seen, labels, FineTune(mode="linear", epochs=1), CPU, lambda *_: None)
+    with pytest.raises(KtError, match=r"Tiny has no method reset_classifier"):
+        weights.with_new_head(Tiny(), 4)
+
+
 def test_a_training_that_diverges_says_so():
     with pytest.raises(KtError, match=r"training diverged in epoch \d+: the loss is not finite; lower train.lr"):
         trained(recipe(lr=1e38))
-
-
-# the configuration of a member
-
-
-def test_a_members_own_input_goes_before_the_zoos():
-    own = InputSpec(size=4, mean=(0.0,), std=(1.0,))
-    spec = ZooSpec(input=SPEC, models={"a": Member(arch="x"), "b": Member(arch="x", input=own)})
-    assert (spec.input_of("a"), spec.input_of("b")) == (SPEC, own)
 
 
 def test_the_tags_of_a_recipe_say_how_it_trains():

@@ -4,9 +4,10 @@ What a stage needs beyond tables (torch, timm, matplotlib) is imported when it r
 transfer job with nothing left to do, never wait for torch.
 """
 
-from kt.stages.members import data, predict, weights, zoo
+from kt.stages.members import data, predict, preview, zoo
 from kt.stages.results import gather, report
 from kt.stages.scores import complementarity, pairs
 from kt.stages.transfer import transfer
+from kt.stages.weights import weights
 
-__all__ = ["complementarity", "data", "gather", "pairs", "predict", "report", "transfer", "weights", "zoo"]
+__all__ = ["complementarity", "data", "gather", "pairs", "predict", "preview", "report", "transfer", "weights", "zoo"]

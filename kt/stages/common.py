@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from threading import Event
 from typing import TYPE_CHECKING
 
 from kt import tables
@@ -38,12 +40,26 @@ def pick_device(name: str, threads: int) -> torch.device:
     return torch.device(name)
 
 
+def channels(study: Study, name: str, data: Dataset) -> int:
+    """Colour channels that a member sees: grey images go to a model for colour images as three equal channels."""
+    mean = len(study.zoo.input_of(name).mean)
+    if mean not in (1, data.channels) and data.channels != 1:
+        raise KtError(f"zoo.models.{name}: input has {mean} channels, the images have {data.channels}")
+    return max(mean, data.channels)
+
+
 def build(study: Study, name: str, data: Dataset) -> nn.Module:
     """A member's architecture with fresh weights."""
     from kt.zoo import models
 
     models.import_modules(study.zoo.modules)
-    member, spec = study.zoo.models[name], study.zoo.input_of(name)
-    if len(spec.mean) not in (1, data.channels):
-        raise KtError(f"zoo.models.{name}: input has {len(spec.mean)} channels, the images have {data.channels}")
-    return models.build(member.arch, member.args, data.classes, data.channels)
+    member = study.zoo.models[name]
+    return models.build(member.arch, member.args, data.classes, channels(study, name, data))
+
+
+def stop_on_signal() -> Event:
+    """An event that is set when the scheduler is about to take the machine away."""
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

@@ -31,7 +31,7 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     for name, table in made.items():
         schema.write(out / f"{name}.parquet", name, table, metadata(study))
     for name in ("zoo", "pairs"):
-        made[name] = schema.read(out / f"{name}.parquet", name)
+        made[name] = schema.read(out / f"{name}.parquet", name, extra=True)
     for name, table in made.items():
         schema.write_csv(out / f"{name}.csv", table)
     log.info("tables: %d rows of transfers in %s", transfers.num_rows, out)

@@ -82,7 +82,7 @@ def _compute(
 ) -> dict[str, Record]:
     """Train the missing units, on verified predictions; each goes into the ledger as soon as it is finished."""
     from kt.transfer.job import Workbench
-    from kt.zoo import models
+    from kt.zoo import weights
 
     device, stop = pick_device(study.device, threads), Event()
     for number in (signal.SIGTERM, signal.SIGUSR2):  # what schedulers send before they take a machine away
@@ -90,7 +90,7 @@ def _compute(
     for name in {student} | {task.unit.teacher for task in missing.values() if task.unit.teacher}:
         predictions.verify(layout.predictions(name))
     bench = Workbench.set_up(
-        models.load_weights(build(study, student, dataset), layout.weights(student)),
+        weights.load(build(study, student, dataset), layout.weights(student)),
         predictions.read(layout.predictions(student), "transfer").logits,
         dataset,
         study.zoo.input_of(student),

@@ -1,36 +1,95 @@
-"""Which architectures exist, and what is known of them, read from source files: torch and timm are not imported."""
+"""Which architectures and pretrained tags exist, and what timm says of them, without importing torch or timm.
+
+timm is asked once, in a process of its own (``kt.zoo.listing``), and its answer is kept in the user's cache folder
+(``$XDG_CACHE_HOME/kt``, else ``~/.cache/kt``) under a hash of timm's version, its sources and those of the user's
+modules: later runs read it in milliseconds. Reading timm's sources instead would be as quick the first time, but its
+configurations are made by code, not by literals.
+"""
 
 from __future__ import annotations
 
-import ast
+import csv
+import hashlib
 import importlib.util
-import re
-from collections.abc import Sequence
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from kt import store
 from kt.errors import KtError
 
-_ENTRY_POINT = re.compile(r"^@(?:[\w.]+\.)?register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
-
-_KINDS = {
-    "cnn": "byobnet convmixer convnext cspnet cspnext densenet dla dpn efficientnet fasternet focalnet ghostnet "
-    "hardcorenas hgnet hrnet inception_next inception_resnet_v2 inception_v3 inception_v4 lcnetv2 mambaout mobilenetv3 "
-    "nasnet nfnet pnasnet rdnet regnet repghost repvit res2net resnest resnet resnetv2 rexnet selecsls senet sknet "
-    "starnet tresnet vgg vovnet xception xception_aligned",
-    "transformer": "beit cait crossvit davit deepseek_vit deit eva gcvit gemma4_vit hiera hieradet_sam2 mvitv2 "
-    "naflexvit pvt_v2 qwen3_vit swin_transformer swin_transformer_v2 swin_transformer_v2_cr tnt twins "
-    "vision_transformer vision_transformer_relpos vision_transformer_sam volo xcit",
-    "mlp": "mlp_mixer",
-    "hybrid": "byoanet coat convit edgenext efficientformer efficientformer_v2 efficientvit_mit efficientvit_msra "
-    "fastvit levit maxxvit metaformer mobilenetv5 mobilevit nest nextvit pit shvit swiftformer tiny_vit "
-    "vision_transformer_hybrid visformer vitamin",
-}
-_KIND = {module: kind for kind, modules in _KINDS.items() for module in modules.split()}
+SHIPPED = Path(__file__).with_name("sizes.csv")
+"""Sizes of all tags of one timm version, whose number is in the first line."""
 
 
-def _source(module: str) -> Path:
-    """The source file of a module, found without running it (its parent packages are imported)."""
+@dataclass(frozen=True)
+class Pretrained:
+    """What timm's configuration says of one pretrained tag.
+
+    Attributes:
+        arch: the architecture's name, without the tag.
+        input_size: channels, height and width.
+        mean: of every channel, images in [0, 1].
+        std: of every channel, images in [0, 1].
+        crop_pct: the share of the resized image's side that the crop keeps.
+        crop_mode: `center`, `squash` or `border`.
+        interpolation: `bicubic`, `bilinear`, …
+        num_classes: outputs of the head; 0 where there is none.
+        license: of the weights, or None.
+        hf_hub_id: repository on the Hugging Face hub, or None.
+        default: whether the architecture's name alone means this tag.
+    """
+
+    arch: str
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    crop_mode: str
+    interpolation: str
+    num_classes: int
+    license: str | None
+    hf_hub_id: str | None
+    default: bool
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters, multiply-accumulate operations of one image, and the width of the features before the classifier."""
+
+    params: int
+    macs: int | None
+    feature_width: int
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Every architecture with the module that defines it, and every pretrained tag."""
+
+    models: dict[str, str]
+    tags: dict[str, Pretrained]
+
+    def tag(self, name: str) -> str | None:
+        """The pretrained tag that a name means: itself, the default of an architecture, or None."""
+        if name in self.tags:
+            return name
+        return next((tag for tag, known in self.tags.items() if known.arch == name and known.default), None)
+
+
+def source(module: str) -> Path:
+    """The source file of a module, found without running it (its parent packages are imported).
+
+    Raises:
+        KtError: there is no such Python module.
+    """
     try:
         spec = importlib.util.find_spec(module)
     except Exception as error:  # a parent package runs, and may raise anything
@@ -40,38 +99,98 @@ def _source(module: str) -> Path:
     return Path(spec.origin)
 
 
-def entry_points(text: str) -> list[str]:
-    """Names of the functions that a module's source text registers with ``@register_model``."""
-    return _ENTRY_POINT.findall(text)
+def load(modules: Sequence[str] = ()) -> Registry:
+    """All that ``timm.create_model`` knows, with the models that the user's modules register.
+
+    Raises:
+        KtError: a module cannot be found, or fails to import.
+    """
+    return _read(tuple(modules), _key(modules))
+
+
+def sizes(names: Iterable[str], modules: Sequence[str] = ()) -> dict[str, Size | None]:
+    """Sizes of pretrained tags, without their weights; None where timm cannot build one without them.
+
+    Those that neither the shipped table nor the cache holds are built on torch's meta device: about a quarter of a
+    second each.
+    """
+    names = list(names)
+    found: dict[str, Any] = {name: known for name, known in _shipped().items() if name in set(names)}
+    if all(name in found for name in names):
+        return {name: found[name] for name in names}
+    path = cache_folder() / f"sizes-{_key(modules)}.json"
+    kept: dict[str, Any] = store.read_json(path) if path.is_file() else {}
+    if missing := [name for name in names if name not in found and name not in kept]:
+        kept |= _ask("sizes", modules, json.dumps(missing))
+        _keep(path, kept)
+    found |= {name: Size(**known) if known else None for name, known in kept.items()}
+    return {name: found[name] for name in names}
+
+
+def cache_folder() -> Path:
+    """Where answers of timm are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kt"
+
+
+def _key(modules: Sequence[str]) -> str:
+    """A hash of timm's version and of the sources that determine its answer."""
+    content = hashlib.sha256(version("timm").encode())
+    here = Path(__file__).parent
+    for path in (*sorted((source("timm").parent / "models").glob("*.py")), here / "listing.py", here / "models.py"):
+        content.update(path.read_bytes())
+    for module in modules:
+        path = source(module)
+        for part in sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]:
+            content.update(f"{module}\n".encode() + part.read_bytes())
+    return content.hexdigest()[:24]
+
+
+@lru_cache(maxsize=8)
+def _read(modules: tuple[str, ...], key: str) -> Registry:
+    path = cache_folder() / f"models-{key}.json"
+    raw = store.read_json(path) if path.is_file() else _ask("models", modules, "")
+    if not path.is_file():
+        _keep(path, raw)
+    tags = {name: _pretrained(known) for name, known in raw["tags"].items()}
+    return Registry(raw["models"], tags)
+
+
+def _pretrained(known: dict[str, Any]) -> Pretrained:
+    tuples = {key: tuple(known[key]) for key in ("input_size", "mean", "std")}
+    licence = None if known["license"] == "unknown" else known["license"]
+    return Pretrained(**{**known, **tuples, "license": licence})
 
 
 @lru_cache(maxsize=1)
-def _timm() -> dict[str, str]:
-    folder = _source("timm").parent / "models"
-    return {name: path.stem for path in sorted(folder.glob("*.py")) for name in entry_points(path.read_text("utf-8"))}
+def _shipped() -> dict[str, Size]:
+    with SHIPPED.open(encoding="utf-8") as file:
+        if file.readline().strip() != f"# timm {version('timm')}":
+            return {}
+        return {
+            row["name"]: Size(int(row["params"]), int(row["macs"]) if row["macs"] else None, int(row["feature_width"]))
+            for row in csv.DictReader(file)
+        }
 
 
-def architectures(modules: Sequence[str] = ()) -> dict[str, str]:
-    """Every architecture that ``timm.create_model`` knows, with the module that defines it.
-
-    Args:
-        modules: further Python modules that register models.
-
-    Raises:
-        KtError: a module cannot be found, or is not valid Python.
-    """
-    known = dict(_timm())
-    for module in modules:
-        path = _source(module)
-        text = path.read_text("utf-8")
-        try:
-            ast.parse(text)
-        except SyntaxError as error:
-            raise KtError(f"zoo.modules: {module}: line {error.lineno}: {error.msg}") from error
-        known |= dict.fromkeys(entry_points(text), path.stem)
-    return known
+def _ask(what: str, modules: Sequence[str], names: str) -> Any:
+    """Run the listing in a process of its own, which sees the same modules as this one."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "listing.json"
+        command = [sys.executable, "-m", "kt.zoo.listing", what, str(out), *modules]
+        path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(command, input=names, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+            ours = lines[-1] if lines[-1].startswith("zoo.modules: ") else f"timm cannot be asked: {lines[-1]}"
+            raise KtError(ours)
+        return store.read_json(out)
 
 
-def kind_of(family: str) -> str | None:
-    """`cnn`, `transformer`, `mlp` or `hybrid` for a timm module's name; None where this is not known."""
-    return _KIND.get(family)
+def _keep(path: Path, value: Any) -> None:
+    """Write to the cache; where that is not allowed, the next run asks again."""
+    try:
+        with store.atomic(path) as temporary:
+            temporary.write_text(json.dumps(value), encoding="utf-8")
+    except (KtError, OSError):
+        return

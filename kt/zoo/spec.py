@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, StringConstraints
 
 from kt.data.spec import InputSpec
 from kt.spec import Spec
 
 Kind = Literal["cnn", "transformer", "mlp", "hybrid"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str | int) else value
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_several, json_schema_input_type=str | tuple[str, ...])]
+Numbers = Annotated[
+    tuple[PositiveInt, ...], BeforeValidator(_several, json_schema_input_type=PositiveInt | tuple[PositiveInt, ...])
+]
+Count = Annotated[PositiveInt, BeforeValidator(_whole, json_schema_input_type=PositiveFloat)]
+"""A whole number that may be written as 100e6."""
 
 
 class Thin(Spec):
@@ -38,27 +54,72 @@ class Recipe(Spec):
         return ["supervised", f"augment={self.augment}", f"epochs={self.epochs}", *thinned]
 
 
-class Member(Spec):
-    """One model: a timm architecture and either a training recipe or a checkpoint of weights."""
+class FineTune(Recipe):
+    """How given weights are fitted to the study's images: a new head alone, or all weights."""
 
-    arch: str = Field(description="a timm model name, or one registered by a module in `zoo.modules`")
+    mode: Literal["linear", "full"] = Field(description="`linear` trains the classifier alone, `full` all weights")
+    lr: PositiveFloat = Field(1e-3, description="peak learning rate")
+
+    def tags(self) -> list[str]:
+        """The recipe in a few words, for the zoo table."""
+        return [f"finetune={self.mode}", *super().tags()[1:]]
+
+
+class Member(Spec):
+    """One model: a timm architecture and its weights: trained here, from a checkpoint, or published with timm."""
+
+    arch: str = Field(
+        description="a timm model name, with its pretrained tag or without, or one registered by `zoo.modules`"
+    )
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for `timm.create_model`")
-    input: InputSpec | None = Field(None, description="input size, mean and std; default: `zoo.input`")
-    train: Recipe | None = None
-    checkpoint: str | None = Field(None, description="path of a .safetensors file with the model's weights")
-    pretraining: str | None = Field(None, description="what the checkpoint was trained on, for the zoo table")
+    input: InputSpec | None = Field(
+        None, description="what the model sees; default: that of its pretrained tag, else `zoo.input`"
+    )
+    train: Recipe | None = Field(None, description="train it from random weights on the zoo split")
+    checkpoint: str | None = Field(
+        None, description="file with the model's weights: .safetensors, or .pth, .pt, .th, .bin, .pth.tar"
+    )
+    pretrained: bool = Field(False, description="take the weights that timm publishes, from cache or hub")
+    finetune: FineTune | None = Field(None, description="fit `checkpoint` or `pretrained` weights to the zoo split")
+    pretraining: str | None = Field(None, description="what the weights were trained on, for the zoo table")
     kind: Kind | None = Field(None, description="overrides what is known of the architecture")
     family: str | None = Field(None, description="overrides what is known of the architecture")
     licence: str | None = Field(None, description="licence of the weights (SPDX)")
 
 
+class Select(Spec):
+    """Members by filter: every pretrained tag that passes all of the given filters, named by its tag."""
+
+    match: Texts = Field(("*",), description="globs over pretrained tags, e.g. `vit_*` or `*.in21k_ft_in1k`")
+    exclude: Texts = Field((), description="globs of tags to leave out")
+    pretrain: Texts = Field((), description="first data set that the tag names, e.g. in1k, in21k, laion2b")
+    input_size: Numbers = Field((), description="side of the input, pixels")
+    max_input_size: PositiveInt | None = Field(None, description="largest side of the input, pixels")
+    classes: Numbers = Field((), description="outputs of the head, e.g. 1000")
+    kind: Annotated[tuple[Kind, ...], BeforeValidator(_several, json_schema_input_type=Kind | tuple[Kind, ...])] = (
+        Field((), description="kinds of architecture")
+    )
+    family: Texts = Field((), description="families, which are timm's modules, e.g. resnet")
+    licence: Texts = Field((), description="licences of the weights, e.g. apache-2.0")
+    min_params: Count | None = Field(None, description="fewest parameters; 10e6 is ten million")
+    max_params: Count | None = Field(None, description="most parameters")
+    max_macs: Count | None = Field(None, description="most multiply-accumulate operations of one image")
+    finetune: FineTune | None = Field(None, description="fit all of these models to the zoo split")
+
+
 class ZooSpec(Spec):
-    """The zoo: its members by name, and what they share."""
+    """The zoo: its members by name or by filter, and what they share."""
 
     modules: tuple[str, ...] = Field((), description="Python modules that register models with timm's `register_model`")
-    input: InputSpec = Field(description="input of members that do not give their own")
-    models: dict[Name, Member] = Field(min_length=2, json_schema_extra={"additionalProperties": False})
+    input: InputSpec | None = Field(None, description="input of members that have none of their own")
+    models: dict[Name, Member] = Field(default_factory=dict, json_schema_extra={"additionalProperties": False})
+    select: tuple[Select, ...] = Field((), description="members by filter, beside `models`")
+    overrides: str | None = Field(
+        None, description="CSV file with a column `name` that corrects properties of models or adds columns"
+    )
 
     def input_of(self, name: str) -> InputSpec:
-        """The input that a member expects."""
-        return self.models[name].input or self.input
+        """The input that a member expects; every member has one once the study is loaded."""
+        spec = self.models[name].input or self.input
+        assert spec is not None, "kt.zoo.members.expand fills this in"
+        return spec

@@ -1,22 +1,33 @@
-"""Train a zoo member without weights on the zoo split: AdamW, one-cycle schedule, cross-entropy."""
+"""Train zoo members on the zoo split: from random weights, or fitting given ones; resumable.
+
+AdamW with decoupled weight decay, a one-cycle schedule and cross-entropy. The loop knows nothing of files or images:
+it asks for batches. Killed at any step and resumed from its checkpoint, it gives bit-identical weights on the CPU.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from kt.checkpoint import Checkpoint
 from kt.data.spec import InputSpec
 from kt.data.views import AUGMENTATIONS, normalise, to_unit
 from kt.errors import KtError
+from kt.zoo.inference import autocast
 from kt.zoo.spec import Recipe
 
 WARM_UP = 0.2
 """Share of the steps in which the one-cycle learning rate rises."""
+
+Batches = Callable[[NDArray[np.int64], torch.Generator], Tensor]
+"""What a model sees of the training examples at some positions; anything random comes from the generator."""
 
 
 def choose(labels: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:
@@ -53,51 +64,132 @@ def choose(labels: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:
     return chosen
 
 
+def batches(
+    images: NDArray[np.uint8], rows: NDArray[np.int64], augment: str, spec: InputSpec, device: torch.device
+) -> Batches:
+    """Batches of augmented images as a model sees them, float32 [b, C, size, size]; read when they are asked for.
+
+    Args:
+        images: uint8 [N, H, W, C], memory-mapped or in memory.
+        rows: the training images, int64 [n].
+        augment: a name in ``AUGMENTATIONS``.
+        spec: the model's input.
+        device: where they are wanted.
+    """
+
+    def batch(positions: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+        plain = to_unit(images[rows[positions]], spec, device)
+        return normalise(AUGMENTATIONS[augment](plain, generator), spec)
+
+    return batch
+
+
+@dataclass
+class _Run:
+    """All that changes while a model trains, but for torch's own random state."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    order: torch.Generator
+    augmenting: torch.Generator
+    total: Tensor
+    epoch: int = 1
+    step: int = 0
+    epoch_order: Tensor | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed training needs, as tensors and plain values."""
+        device = self.total.device
+        return {
+            **{name: getattr(self, name).state_dict() for name in ("model", "optimiser", "schedule")},
+            **{name: getattr(self, name).get_state() for name in ("order", "augmenting")},
+            **{name: getattr(self, name) for name in ("total", "epoch", "step", "epoch_order")},
+            "random": torch.get_rng_state(),
+            "random_device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a saved state."""
+        for name in ("model", "optimiser", "schedule"):
+            getattr(self, name).load_state_dict(state[name])
+        for name in ("order", "augmenting"):
+            getattr(self, name).set_state(state[name].cpu())
+        for name in ("total", "epoch", "step", "epoch_order"):
+            setattr(self, name, state[name])
+        torch.set_rng_state(state["random"].cpu())
+        if state["random_device"] is not None:
+            torch.cuda.set_rng_state(state["random_device"].cpu(), self.total.device)
+
+
 def train(
     model: nn.Module,
-    images: NDArray[np.uint8],
+    batch: Batches,
     labels: NDArray[np.int64],
     recipe: Recipe,
-    spec: InputSpec,
     device: torch.device,
     report: Callable[[int, float], None],
+    checkpoint: Checkpoint | None = None,
+    only: Sequence[nn.Module] = (),
 ) -> nn.Module:
     """Train ``model`` in place and return it in eval mode.
 
     Args:
-        model: a freshly built classifier with one output a class.
-        images: uint8 [N, H, W, C].
-        labels: int64 [N].
-        recipe: epochs, learning rate, augmentation, seed.
-        spec: the model's input.
+        model: a classifier with one output a class.
+        batch: examples by their position among ``labels``.
+        labels: int64 [n].
+        recipe: epochs, learning rate, seed.
         device: where to train.
         report: called after each epoch with the epoch, counted from 1, and its mean loss.
+        checkpoint: where progress is kept; its state, if any, is where training starts.
+        only: parts of the model that learn, while all others stay in eval mode; the whole model when empty.
 
     Raises:
         KtError: the loss is not finite.
+        Interrupted: the training was asked to stop; its state is saved.
     """
-    order = torch.Generator().manual_seed(recipe.seed)
-    augmenting = torch.Generator(device).manual_seed(recipe.seed)
-    augment = AUGMENTATIONS[recipe.augment]
-    steps = len(labels) // recipe.batch_size
-    model = model.to(device).to(memory_format=torch.channels_last).train()
-    optimiser = torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.lr, total_steps=recipe.epochs * steps, pct_start=WARM_UP
+    size, steps = recipe.batch_size, len(labels) // recipe.batch_size
+    model = model.to(device).to(memory_format=torch.channels_last).train(not only)
+    if only:
+        model.requires_grad_(False)
+    for part in only:
+        part.requires_grad_(True)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(learning, recipe.lr, weight_decay=recipe.weight_decay)
+    run = _Run(
+        model,
+        optimiser,
+        torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=recipe.epochs * steps, pct_start=WARM_UP),
+        torch.Generator().manual_seed(recipe.seed),
+        torch.Generator(device).manual_seed(recipe.seed),
+        torch.zeros((), device=device),
     )
+    if checkpoint and (state := checkpoint.load(device)):
+        run.restore(state)
     y = torch.from_numpy(labels).to(device)
-    for epoch in range(1, recipe.epochs + 1):
-        total = torch.zeros((), device=device)
-        batches = torch.randperm(len(labels), generator=order)[: steps * recipe.batch_size].view(steps, -1)
-        for batch in batches:
-            x = normalise(augment(to_unit(images[batch.numpy()], spec, device), augmenting), spec)
-            loss = F.cross_entropy(model(x).float(), y[batch.to(device)])
+    while run.epoch <= recipe.epochs:
+        if run.epoch_order is None:
+            run.epoch_order = torch.randperm(len(labels), generator=run.order)
+        while run.step < steps:
+            chosen = run.epoch_order[run.step * size : (run.step + 1) * size].cpu()
+            with autocast(device):
+                logits = model(batch(chosen.numpy(), run.augmenting))
+            loss = F.cross_entropy(logits.float(), y[chosen.to(device)])
             torch.autograd.backward(loss)
             optimiser.step()
-            schedule.step()
+            run.schedule.step()
             optimiser.zero_grad()
-            total += loss.detach()
-        if not torch.isfinite(total):
-            raise KtError(f"training diverged in epoch {epoch}: the loss is not finite; lower train.lr ({recipe.lr})")
-        report(epoch, float(total) / steps)
-    return model.eval()
+            run.total += loss.detach()
+            run.step += 1
+            if checkpoint and checkpoint.due():
+                checkpoint.save(run.state())
+        _end_epoch(run, steps, recipe, report)
+    return model.requires_grad_(True).eval()
+
+
+def _end_epoch(run: _Run, steps: int, recipe: Recipe, report: Callable[[int, float], None]) -> None:
+    if not torch.isfinite(run.total):
+        raise KtError(f"training diverged in epoch {run.epoch}: the loss is not finite; lower train.lr ({recipe.lr})")
+    report(run.epoch, float(run.total) / steps)
+    run.total.zero_()
+    run.epoch, run.step, run.epoch_order = run.epoch + 1, 0, None

@@ -1,0 +1,139 @@
+"""The stage ``weights``: a member's weights, trained here, given or published, and what is known of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from kt import store
+from kt.config import Study
+from kt.data.datasets import Dataset
+from kt.errors import KtError
+from kt.layout import Layout
+from kt.progress import Progress
+from kt.stages.common import build, channels, known_model, pick_device, stop_on_signal
+from kt.zoo import knowledge, registry
+from kt.zoo.spec import FineTune, Member
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger(__name__)
+
+
+def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
+    """Train a zoo member, or load and fine-tune its weights; write them and what is known of them."""
+    import torch
+
+    from kt.zoo import models
+    from kt.zoo import weights as files
+
+    member, spec = study.zoo.models[known_model(study, name)], study.zoo.input_of(name)
+    dataset, start = Dataset.open(layout.data), time.perf_counter()
+    recipe = member.train or member.finetune
+    torch.manual_seed(recipe.seed if recipe else 0)
+    pick_device(study.device, threads)
+    try:
+        model = _start(study, name, dataset)
+        sizes = {
+            **models.sizes(model),
+            "macs": models.macs(model, (channels(study, name, dataset), spec.size, spec.size)),
+        }
+        images = _fit(study, layout, name, dataset, model, threads) if recipe else None
+    except KtError as error:
+        raise KtError(str(error) if str(error).startswith("zoo.") else f"zoo.models.{name}: {error}") from error
+    files.save(model, layout.weights(name))
+    facts = {
+        "name": name,
+        **sizes,
+        **_known(study, member),
+        "input_size": spec.size,
+        "train_images": images,
+        "train_seconds": time.perf_counter() - start if recipe else None,
+        "fingerprint": models.fingerprint(
+            member.arch, member.plain()["args"], spec.plain(), store.digest_file(layout.weights(name))
+        ),
+    }
+    store.write_json(layout.member(name), facts)
+
+
+def _start(study: Study, name: str, dataset: Dataset) -> nn.Module:
+    """The model with the weights that it begins with, and one output a class of the data."""
+    from kt.zoo import models
+    from kt.zoo import weights as files
+
+    member, classes, colours = study.zoo.models[name], dataset.classes, channels(study, name, dataset)
+    if member.checkpoint:
+        models.import_modules(study.zoo.modules)
+        return files.given(
+            lambda n: models.build(member.arch, member.args, n, colours),
+            member.checkpoint,
+            classes,
+            new_head=member.finetune is not None,
+        )
+    if not member.pretrained:
+        return build(study, name, dataset)
+    models.import_modules(study.zoo.modules)
+    has = registry.load(study.zoo.modules).tags[member.arch].num_classes
+    if has != classes and not member.finetune:
+        raise KtError(files.other_head(has, classes))
+    model = files.pretrained(member.arch, member.args, colours, has)
+    return model if has == classes else files.with_new_head(model, classes)
+
+
+def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Module, threads: int) -> int:
+    """Train or fine-tune the model in place, from where an interrupted run stopped; returns the number of images."""
+    from kt.checkpoint import Checkpoint
+    from kt.zoo import finetune, train
+
+    member, spec, device = study.zoo.models[name], study.zoo.input_of(name), pick_device(study.device, threads)
+    recipe = member.train or member.finetune
+    assert recipe is not None
+    zoo_rows = dataset.rows("zoo")
+    try:
+        rows = zoo_rows[train.choose(dataset.labels[zoo_rows], recipe)]
+    except KtError as error:
+        key = "train" if member.train else "finetune"
+        raise KtError(f"zoo.models.{name}.{key}{str(error).removeprefix('train')}") from error
+    given = store.digest_file(member.checkpoint) if member.checkpoint else ""
+    key = store.digest([member.plain(), spec.plain(), dataset.hash, study.zoo.modules, given])
+    every = study.transfer.checkpoint_seconds
+    progress, checkpoint = (
+        Progress(f"train {name}", recipe.epochs),
+        Checkpoint(layout.checkpoints / f"weights-{name}.pt", key, every, stop_on_signal()),
+    )
+
+    def report(epoch: int, loss: float) -> None:
+        progress.done = epoch - 1
+        progress.step(f"loss {loss:.3f}")
+
+    batch, labels = train.batches(dataset.images, rows, recipe.augment, spec, device), dataset.labels[rows]
+    if isinstance(recipe, FineTune) and recipe.mode == "linear":
+        finetune.linear(model, batch, labels, recipe, device, report, checkpoint)
+    else:
+        train.train(model, batch, labels, recipe, device, report, checkpoint)
+    checkpoint.remove()
+    return len(rows)
+
+
+def _known(study: Study, member: Member) -> dict[str, Any]:
+    """Properties of a member that need no measurement; None where they are not known."""
+    known = registry.load(study.zoo.modules)
+    arch, _, tag = member.arch.partition(".")
+    family = known.models[arch]
+    source = study.data.source
+    history = knowledge.training(member.arch) if member.pretrained else knowledge.Training(None, None, ())
+    recipes = [recipe for recipe in (member.train, member.finetune) if recipe]
+    later = [history.finetuning, source if member.finetune else None]
+    return {
+        "arch": arch,
+        "tag": tag if member.pretrained and tag else None,
+        "family": member.family or family,
+        "kind": member.kind or knowledge.kind_of(arch, family),
+        "pretraining": member.pretraining or (source if member.train else history.pretraining),
+        "finetuning": "+".join(name for name in later if name) or None,
+        "recipe": [*history.recipe, *(word for recipe in recipes for word in recipe.tags())],
+        "year": knowledge.year_of(arch, family),
+        "licence": member.licence or (known.tags[member.arch].license if member.pretrained else None),
+    }

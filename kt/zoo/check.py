@@ -1,0 +1,129 @@
+"""What can be known to be wrong with a zoo before anything runs, and without torch."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from kt.errors import KtError, listed, nearest
+from kt.zoo import overrides
+from kt.zoo.registry import Registry
+from kt.zoo.spec import Member, ZooSpec
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".pth.tar")
+
+HARMLESS = ("torch", "collections", "argparse", "numpy", "_codecs", "builtins", "__builtin__")
+"""Packages whose objects a file of weights may name; torch itself has the last word when it loads."""
+
+
+def check(zoo: ZooSpec, registry: Registry) -> None:
+    """Check members, checkpoint files and overrides.
+
+    Args:
+        zoo: with every member complete, as ``kt.zoo.selection.expand`` leaves it.
+        registry: what timm and the user's modules register.
+
+    Raises:
+        KtError: an unknown architecture, no weights or two sources of them, a checkpoint that is not weights, …
+    """
+    for name, member in zoo.models.items():
+        at = f"zoo.models.{name}"
+        arch = member.arch.partition(".")[0]
+        if arch not in registry.models:
+            near = nearest(member.arch, registry.models)
+            allowed = f"allowed: the {len(registry.models)} names of timm and zoo.modules{near}"
+            raise KtError(f"{at}.arch: unknown model {member.arch!r}; {allowed}")
+        _check_source(at, member)
+        spec = zoo.input_of(name)
+        if len(spec.mean) != len(spec.std):
+            raise KtError(f"{at}: input.mean and input.std need the same number of channels")
+    if zoo.overrides:
+        overrides.read(zoo.overrides, list(zoo.models))
+
+
+def _check_source(at: str, member: Member) -> None:
+    sources = [key for key in ("train", "checkpoint", "pretrained") if getattr(member, key)]
+    if len(sources) != 1:
+        said = f"not {' and '.join(sources)}" if sources else "one is needed"
+        raise KtError(f"{at}: give one of `train`, `checkpoint` and `pretrained`, {said}")
+    if member.train and member.finetune:
+        raise KtError(f"{at}.finetune: fits given weights; a member that is trained here has none")
+    if member.checkpoint:
+        check_checkpoint(f"{at}.checkpoint", Path(member.checkpoint))
+
+
+def check_heads(zoo: ZooSpec, registry: Registry, classes: int) -> None:
+    """Fail where a published head has another class count than the data, and no new one is trained.
+
+    Raises:
+        KtError: naming the models and what helps.
+    """
+    heads = {
+        name: registry.tags[member.arch].num_classes
+        for name, member in zoo.models.items()
+        if member.pretrained and not member.finetune
+    }
+    if wrong := {name: has for name, has in heads.items() if has != classes}:
+        name, has = next(iter(wrong.items()))
+        more = f" (and {len(wrong) - 1} models more)" if len(wrong) > 1 else ""
+        raise KtError(
+            f"zoo.models.{name}: its head has {has} classes, the data {classes}{more}; give `finetune` for a new head, "
+            f"or select models by `classes: {classes}`"
+        )
+
+
+def check_checkpoint(at: str, path: Path) -> None:
+    """Fail where a file cannot hold weights; its tensors are not read, and nothing in it is run.
+
+    Raises:
+        KtError: it is missing, of another kind, damaged, or holds other objects than tensors.
+    """
+    if not path.name.endswith(SUFFIXES):
+        raise KtError(f"{at}: {str(path)!r} is no file of weights; allowed: {listed(SUFFIXES)}")
+    if not path.is_file():
+        raise KtError(f"{at}: {str(path)!r}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="numpy"):
+                return
+        strange = sorted(
+            name for stream in _pickles(path) for name in _names(stream) if name.split(".")[0] not in HARMLESS
+        )
+    except Exception as error:  # a damaged file can fail in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise KtError(f"{at}: {str(path)!r} is not weights ({reason})") from error
+    if strange:
+        raise KtError(
+            f"{at}: {str(path)!r} is not weights alone: it holds {listed(dict.fromkeys(strange))}, which would run as "
+            "code; save its state_dict() instead"
+        )
+
+
+def _pickles(path: Path) -> Iterator[IO[bytes]]:
+    """The parts of a file of ``torch.save`` that name objects."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            inner = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            if not inner:
+                raise pickle.UnpicklingError("an archive without tensors")
+            with archive.open(inner[0]) as stream:
+                yield stream
+        return
+    with path.open("rb") as file:  # before torch 1.6: magic number, version, system, then the objects
+        for _ in range(4):
+            yield file
+
+
+def _names(stream: IO[bytes]) -> list[str]:
+    """Names of the objects that a pickle would make; what later protocols name in another way is left to torch."""
+    found = []
+    for operation, argument, _ in pickletools.genops(stream):
+        if operation.name == "GLOBAL":
+            found.append(str(argument).replace(" ", "."))
+    return found

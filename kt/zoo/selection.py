@@ -1,0 +1,159 @@
+"""Members by name, glob and filter: a configuration's zoo becomes one complete member a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from kt.data.spec import InputSpec
+from kt.errors import KtError, listed, nearest
+from kt.zoo import knowledge
+from kt.zoo.registry import Pretrained, Registry, Size
+from kt.zoo.spec import Member, Select, ZooSpec
+
+Sizes = Callable[[list[str]], Mapping[str, Size | None]]
+
+
+def input_of(known: Pretrained) -> InputSpec | None:
+    """The input that a pretrained tag's configuration asks for; None where the image is not square."""
+    _, height, width = known.input_size
+    if height != width:
+        return None
+    return InputSpec(
+        size=height,
+        mean=known.mean,
+        std=known.std,
+        crop_pct=known.crop_pct,
+        crop_mode=known.crop_mode,  # type: ignore[arg-type]  # pydantic refuses others
+        interpolation=known.interpolation,  # type: ignore[arg-type]
+    )
+
+
+def expand(zoo: ZooSpec, registry: Registry, sizes: Sizes) -> ZooSpec:
+    """The zoo with every selected tag as a member, every pretrained name as a full tag, and every input filled in.
+
+    Args:
+        zoo: as the configuration has it.
+        registry: what timm and the user's modules register.
+        sizes: parameters and operations of tags, asked for only where a filter needs them.
+
+    Raises:
+        KtError: a filter selects nothing, a pretrained name is not known, two models have one name, or a model has no
+            input.
+    """
+    models = {name: _complete(f"zoo.models.{name}", member, zoo, registry) for name, member in zoo.models.items()}
+    given = set(models)
+    for i, select in enumerate(zoo.select):
+        at = f"zoo.select.{i}"
+        for tag in select_tags(select, registry, sizes, at):
+            member = _complete(at, Member(arch=tag, pretrained=True, finetune=select.finetune), zoo, registry)
+            if tag in given and models[tag].arch != tag:
+                raise KtError(f"{at}: selects {tag!r}, but zoo.models has another model of this name")
+            if tag in models and tag not in given and models[tag] != member:
+                raise KtError(f"{at}: {tag!r} is selected twice, with different settings")
+            models.setdefault(tag, member)
+    if len(models) < 2:
+        raise KtError(f"zoo: at least 2 models needed, not {len(models)}; give `models`, `select` or both")
+    return zoo.model_copy(update={"models": models})
+
+
+def _complete(at: str, member: Member, zoo: ZooSpec, registry: Registry) -> Member:
+    tag = registry.tag(member.arch) if member.pretrained or "." in member.arch else None
+    if member.pretrained and tag is None:
+        known = member.arch.partition(".")[0]
+        have = [name for name in registry.tags if name.startswith(f"{known}.")]
+        hint = f"its tags: {listed(have)}" if have else "timm publishes no weights for it; give `checkpoint` or `train`"
+        raise KtError(f"{at}.arch: no pretrained weights {member.arch!r}; {hint}{nearest(member.arch, registry.tags)}")
+    spec = member.input or (input_of(registry.tags[tag]) if tag else None) or zoo.input
+    if spec is None:
+        raise KtError(f"{at}.input: this key is missing; the model has no input of its own, and zoo.input is not given")
+    arch = tag if member.pretrained and tag else member.arch
+    return member.model_copy(update={"input": spec, "arch": arch})
+
+
+def select_tags(select: Select, registry: Registry, sizes: Sizes, at: str) -> list[str]:
+    """The pretrained tags that pass all filters, sorted by name.
+
+    Tags for images that are not square never pass, and those without a classifier only where a new one is trained.
+
+    Raises:
+        KtError: a glob matches no tag, or a filter lets none pass.
+    """
+    tags = registry.tags
+    for key, globs in (("match", select.match), ("exclude", select.exclude)):
+        for glob in globs:
+            if not any(fnmatchcase(tag, glob) for tag in tags):
+                near = nearest(glob.strip("*"), {*tags, *(known.arch for known in tags.values())})
+                raise KtError(f"{at}.{key}: {glob!r} matches none of {len(tags)} pretrained tags{near}")
+    found = [tag for tag in sorted(tags) if _any(tag, select.match) and not _any(tag, select.exclude)]
+    for key, passes in _filters(select, registry):
+        found = _passing(at, key, found, passes)
+    if select.min_params or select.max_params or select.max_macs:
+        known = sizes(found)
+        for key, passes in _size_filters(select, known):
+            found = _passing(at, key, found, passes)
+    return found
+
+
+def _any(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _passing(at: str, key: str, tags: list[str], passes: Callable[[str], bool]) -> list[str]:
+    found = [tag for tag in tags if passes(tag)]
+    if not found:
+        raise KtError(f"{at}.{key}: none of the {len(tags)} models before this filter passes it, e.g. {tags[0]}")
+    return found
+
+
+def _filters(select: Select, registry: Registry) -> list[tuple[str, Callable[[str], bool]]]:
+    tags = registry.tags
+
+    def family(tag: str) -> str:
+        return registry.models[tags[tag].arch]
+
+    found: list[tuple[str, Callable[[str], bool]]] = [
+        ("match", lambda tag: tags[tag].input_size[1] == tags[tag].input_size[2]),
+        ("match", lambda tag: tags[tag].num_classes > 0 or select.finetune is not None),
+    ]
+    if select.pretrain:
+        found.append(("pretrain", lambda tag: first_data(tag) in select.pretrain))
+    if select.input_size:
+        found.append(("input_size", lambda tag: tags[tag].input_size[1] in select.input_size))
+    if select.max_input_size is not None:
+        most = select.max_input_size
+        found.append(("max_input_size", lambda tag: tags[tag].input_size[1] <= most))
+    if select.classes:
+        found.append(("classes", lambda tag: tags[tag].num_classes in select.classes))
+    if select.family:
+        found.append(("family", lambda tag: family(tag) in select.family))
+    if select.kind:
+        found.append(("kind", lambda tag: knowledge.kind_of(tags[tag].arch, family(tag)) in select.kind))
+    if select.licence:
+        found.append(("licence", lambda tag: tags[tag].license in select.licence))
+    return found
+
+
+def first_data(tag: str) -> str | None:
+    """The first data set that a tag names before any fine-tuning."""
+    return (knowledge.training(tag).pretraining or "").split("+")[0] or None
+
+
+def _size_filters(select: Select, sizes: Mapping[str, Size | None]) -> list[tuple[str, Callable[[str], bool]]]:
+    """Filters by size; a model whose size is not known does not pass."""
+
+    def between(least: int | None, value: int | None, most: int | None) -> bool:
+        return value is not None and (least or 0) <= value and (most is None or value <= most)
+
+    def of(tag: str, key: str) -> int | None:
+        known = sizes[tag]
+        return getattr(known, key) if known else None
+
+    found: list[tuple[str, Callable[[str], bool]]] = []
+    if select.min_params:
+        found.append(("min_params", lambda tag: between(select.min_params, of(tag, "params"), None)))
+    if select.max_params:
+        found.append(("max_params", lambda tag: between(None, of(tag, "params"), select.max_params)))
+    if select.max_macs:
+        found.append(("max_macs", lambda tag: between(None, of(tag, "macs"), select.max_macs)))
+    return found
