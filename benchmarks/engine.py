@@ -101,7 +101,7 @@ def main() -> None:
     study, device = load(args.config), torch.device(args.device)
     models.import_modules(study.zoo.modules)
     data, training = load_data(study.data.source), study.transfer.training
-    rows = np.arange(study.data.splits.transfer)
+    rows = np.arange(study.data.splits.known("transfer"))
     inputs = Inputs(data.images, rows, study.zoo.input_of(args.student), device)
     labels = torch.from_numpy(data.labels[rows]).to(device)
 

@@ -132,7 +132,7 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     run = _stage(
         lambda s, study, lay, a: (
-            print(s.preview(study, a.tera_macs)) if a.preview else s.zoo(study, lay, a.out or lay.table("zoo"))
+            print(s.preview(study, lay, a.tera_macs)) if a.preview else s.zoo(study, lay, a.out or lay.table("zoo"))
         )
     )
     sub = add("zoo", run, "make the table of models, or preview what they will cost", "kt zoo --preview")

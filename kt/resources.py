@@ -50,7 +50,7 @@ def memory_mb(
     return 100 * math.ceil(total / 100) << (attempt - 1)
 
 
-def prepared_mb(images: int, channels: int, size: int) -> float:
+def prepared_mb(images: float, channels: int, size: int) -> float:
     """Memory of a split's images, float32 [N, C, S, S] in MB, at most ``PREPARED_MB``."""
     return min(float(PREPARED_MB), 4 * images * channels * size**2 / 1e6)
 

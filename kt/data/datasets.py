@@ -61,8 +61,23 @@ def write(
     why = {name_of(listing, row): reason for row, reason in zip(lost.tolist(), damaged.values(), strict=True)}
     if why:
         log.warning("data: %d damaged images are left out: %s", len(why), listed(f"{n} ({r})" for n, r in why.items()))
-    facts = {"classes": classes, "hash": _hash(content, labels[rows], splits), "source": spec.source, "damaged": why}
+    facts = {
+        "classes": classes,
+        "hash": _hash(content, labels[rows], splits),
+        "source": spec.source,
+        "images": _counts(splits),
+        "damaged": why,
+    }
     store.write_json(folder / "meta.json", facts)
+
+
+def split_sizes(folder: Path, spec: DataSpec) -> dict[str, int]:
+    """Images of each split: as stored in ``folder``, before that as far as the configuration says it."""
+    try:
+        stored: dict[str, int] = store.read_json(folder / "meta.json")["images"]
+    except (KtError, KeyError):
+        return {split: images for split in SPLITS if (images := spec.splits.known(split)) is not None}
+    return stored
 
 
 def _counts(splits: pd.DataFrame) -> dict[str, int]:

@@ -62,15 +62,16 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
     log.info("zoo: %d models, test accuracy %.1f to %.1f %%", len(accuracy), min(accuracy), max(accuracy))
 
 
-def preview(study: Study, tera_macs: float) -> str:
+def preview(study: Study, layout: Layout, tera_macs: float) -> str:
     """The zoo's models with their sizes, what is to be downloaded, and about how long a GPU will take."""
-    rate, splits, modules = tera_macs * 1e12, study.data.splits, study.zoo.modules
+    rate, modules = tera_macs * 1e12, study.zoo.modules
+    images = datasets.split_sizes(layout.data, study.data)
     found = previewing.lines(
         study.zoo,
         registry.load(modules),
         lambda tags: registry.sizes(tags, modules),
-        splits.transfer + splits.validation + splits.test,
-        splits.zoo,
+        sum(images.get(split, 0) for split in predictions.SPLITS),
+        images.get("zoo", 0),
         rate,
     )
     return previewing.render(found, rate)

@@ -9,6 +9,7 @@ from itertools import product
 
 from kt import pairs, schema, store
 from kt.config import Study
+from kt.data.datasets import split_sizes
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.pace import Pace
@@ -24,6 +25,7 @@ class Survey:
     """The state of a study's units.
 
     Attributes:
+        images: images of each split, as far as they are known.
         models: what is known of the members whose files are there, by name.
         pairs: chosen ordered pairs.
         pairs_done: those of which every unit is finished or failed.
@@ -40,6 +42,7 @@ class Survey:
         retriable: keys of failed units that another try may mend.
     """
 
+    images: Mapping[str, int] = field(default_factory=dict)
     models: Mapping[str, Record] = field(default_factory=dict)
     pairs: int = 0
     pairs_done: int = 0
@@ -122,6 +125,7 @@ def survey(study: Study, layout: Layout) -> Survey:
     entries = index.read(layout.ledger)
     _count(state, entries, chosen, _plans(study, methods, data), known, per_pair)
     state.pace = _pace(study, state.models, entries, known)
+    state.images = split_sizes(layout.data, study.data)
     _estimate(state, study)
     return state
 
@@ -189,7 +193,9 @@ def _pace(study: Study, models: Mapping[str, Record], entries: list[Entry], know
 
 def _estimate(state: Survey, study: Study) -> None:
     training = study.transfer.training
-    images = training.epochs * (study.data.splits.transfer // training.batch_size) * training.batch_size
+    images = training.epochs * (state.images.get("transfer", 0) // training.batch_size) * training.batch_size
+    if not images:
+        return
     known, found = 0.0, [(units, state.pace.of(student)) for student, units in state.waiting.items() if units > 0]
     for units, pace in found:
         if pace:

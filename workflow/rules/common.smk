@@ -1,4 +1,5 @@
 import gc
+import math
 import re
 import sys
 from pathlib import Path
@@ -120,14 +121,19 @@ PLAIN_MB, LONGEST = site("mem_mb", 2000), site("runtime", 1440)
 READ = ("transfer", "validation", "test")
 
 
+def images_of(split):
+    """Images of a split; infinitely many where only decoding the data set will tell."""
+    return SURVEY.images.get(split, math.inf)
+
+
 def memory(rule, model, splits, batch_size, attempt):
     """Memory of a job for one model, from the model's size where it is known; more at every further attempt."""
     facts = SURVEY.models.get(model, {})
     if not (facts.get("params") and facts.get("macs")):
         return PLAIN_MB * 2 ** (attempt - 1)
-    spec, sizes = STUDY.zoo.input_of(model), STUDY.data.splits
+    spec = STUDY.zoo.input_of(model)
     prepared = sum(
-        guess.prepared_mb(getattr(sizes, split), len(spec.mean), spec.size)
+        guess.prepared_mb(images_of(split), len(spec.mean), spec.size)
         for split in splits
     )
     return guess.memory_mb(
@@ -144,7 +150,11 @@ def memory(rule, model, splits, batch_size, attempt):
 def minutes(model, images):
     """Time limit of a job that trains a model on so many images."""
     pace = SURVEY.pace.of(model)
-    return guess.minutes(images * pace[0], LONGEST) if pace else LONGEST
+    return (
+        guess.minutes(images * pace[0], LONGEST)
+        if pace and images < math.inf
+        else LONGEST
+    )
 
 
 onstart:

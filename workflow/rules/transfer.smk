@@ -6,7 +6,8 @@ def training_images(wildcards):
     own = controls if wildcards.chunk == "0" else 0
     units = (mine * (len(methods) - controls) + own) * len(plan.seeds)
     waiting = SURVEY.waiting.get(wildcards.student, units)
-    return min(units, waiting) * plan.training.epochs * STUDY.data.splits.transfer
+    seen = plan.training.epochs * images_of("transfer")
+    return min(units, waiting) * seen
 
 
 rule transfer:

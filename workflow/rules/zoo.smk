@@ -6,7 +6,8 @@ def recipe_batch(wildcards):
 def recipe_images(wildcards):
     """Images that a member's own training sees; none where its weights are given."""
     train = member(wildcards).train
-    return train.epochs * (train.images or STUDY.data.splits.zoo) if train else 0
+    images = images_of("zoo")
+    return train.epochs * (train.images or images) if train else 0
 
 
 rule weights:
@@ -55,7 +56,7 @@ rule predictions:
         # a forward pass is a third of a step of training
         runtime=lambda wildcards: minutes(
             wildcards.model,
-            sum(getattr(STUDY.data.splits, split) for split in READ) / 3,
+            sum(images_of(split) for split in READ) / 3,
         ),
     message:
         "predictions of {wildcards.model}"

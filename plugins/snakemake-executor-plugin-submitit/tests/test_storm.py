@@ -45,7 +45,6 @@ rule preempted:
 """
 
 
-
 def lose_node(slurm: SlurmNode) -> None:
     """Kill the node's daemon, and start it again once the controller has given the node up."""
     slurm.stop("slurmd", signal.SIGKILL)
