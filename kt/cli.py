@@ -143,9 +143,14 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--tera-macs", type=float, default=10.0, help=speed)
     _out(sub, "table")
 
-    run = _stage(lambda s, study, lay, a: s.complementarity(study, lay, a.split, a.out or lay.complementarity(a.split)))
+    run = _stage(
+        lambda s, study, lay, a: s.complementarity(
+            study, lay, a.split, a.out or lay.complementarity(a.split), a.threads
+        )
+    )
     sub = add("complementarity", run, "score all ordered pairs", "kt complementarity --split test")
     sub.add_argument("--split", default="test", help="transfer, validation or test (default: %(default)s)")
+    _threads(sub)
     _out(sub, "table")
 
     run = _stage(lambda s, study, lay, a: s.pairs(study, lay, a.scores, a.out or lay.table("pairs")))

@@ -17,6 +17,7 @@ from pydantic import Field, PositiveFloat, ValidationError
 from pydantic_core import ErrorDetails
 
 from kt import pairs, store
+from kt.complementarity.spec import ComplementaritySpec
 from kt.data.labels import class_map
 from kt.data.sources import check_source, known_count
 from kt.data.spec import SPLITS, DataSpec
@@ -48,6 +49,7 @@ class Study(Spec):
     )
     data: DataSpec
     zoo: ZooSpec
+    complementarity: ComplementaritySpec = ComplementaritySpec()
     pairs: PairRule
     transfer: TransferSpec
     analysis: AnalysisSpec = AnalysisSpec()
@@ -182,6 +184,7 @@ def check(study: Study) -> Study:
     check_data(study.data)
     sizes = study.data.splits
     study.check_splits({split: images for split in SPLITS if (images := sizes.known(split)) is not None})
+    _check_complementarity(study)
     pairs.candidates(study.names, study.pairs)
     store.check_writable(study.results)
     return study
@@ -199,6 +202,12 @@ def check_data(data: DataSpec) -> None:
     images = known_count(data)
     if images is not None and sum(known) > images:
         raise KtError(f"data.splits: {sum(known)} images asked for, but {data.source!r} has {images}")
+
+
+def _check_complementarity(study: Study) -> None:
+    vectors = study.complementarity.class_embeddings
+    if vectors and not (vectors.endswith((".npz", ".parquet")) and Path(vectors).is_file()):
+        raise KtError(f"complementarity.class_embeddings: {vectors!r} is not an existing .npz or .parquet file")
 
 
 def load(path: str | Path) -> Study:

@@ -1,14 +1,15 @@
 """Logits of every model on every split, computed once and shared by scoring and transfer.
 
-One safetensors file a model: ``<split>.logits`` float16 [N, C] and ``<split>.ids`` int64 [N], memory-mappable,
-with the model's fingerprint, the data set's hash and a content hash in the header.
+One safetensors file a model: ``<split>.logits`` float16 [N, C], ``<split>.predicted`` [N] (their classes, so that
+scoring reads two bytes an image) and ``<split>.ids`` int64 [N], memory-mappable, with the model's fingerprint, the data
+set's hash and a content hash in the header.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +67,7 @@ def write(
     """
     tensors: dict[str, NDArray[np.generic]] = {}
     for split, (logits, ids) in splits.items():
-        tensors |= {f"{split}.logits": logits, f"{split}.ids": ids}
+        tensors |= {f"{split}.logits": logits, f"{split}.predicted": classes(logits), f"{split}.ids": ids}
     with store.atomic(path) as temporary:
         header = {"fingerprint": fingerprint, "data": data, "content": _content(tensors, fingerprint, data)}
         save_file(tensors, temporary, header)
@@ -125,6 +126,12 @@ def read_all(paths: Mapping[str, str | os.PathLike[str]], split: str) -> dict[st
     return found
 
 
+def classes(logits: NDArray[np.floating]) -> NDArray[np.unsignedinteger]:
+    """Predicted classes [N], in the smallest integers that hold all classes, from logits [N, C]."""
+    smallest: NDArray[np.unsignedinteger] = logits.argmax(1).astype(np.min_scalar_type(logits.shape[1] - 1))
+    return smallest
+
+
 def correct(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which images a model gets right: bool [N] from logits [N, C] and labels int64 [N]."""
     right: NDArray[np.bool_] = logits.argmax(1) == labels
@@ -147,8 +154,3 @@ def calibration_error(logits: Logits, labels: NDArray[np.int64], bins: int = 15)
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     gap = np.bincount(which, confidence - correct(logits, labels), minlength=bins)
     return float(100 * np.abs(gap).sum() / len(labels))
-
-
-def stack(found: Sequence[Prediction]) -> NDArray[np.int64]:
-    """Predicted classes of several models on the same images, int64 [M, N]."""
-    return np.stack([prediction.logits.argmax(1) for prediction in found])

@@ -7,7 +7,7 @@ Tables are Parquet files. Their metadata holds the schema version, the code vers
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import kt
 from kt.errors import KtError, nearest
 from kt.store import atomic
 
-VERSION = "1"
+VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Column:
 
 
 TEXT, COUNT, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+SHARES = (2, 5, 20, 50)
+"""Percent of the positive flips that an area of expertise holds at least."""
+
 CLASSES, TAGS = pa.list_(pa.int32()), pa.list_(pa.string())
 
 PAIR = (
@@ -85,19 +88,45 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("pos_flips", REAL, "percent of images", "the student is wrong and the teacher is right"),
         Column("pos_flips_se", REAL, "percentage points", "binomial standard error of `pos_flips`"),
         Column("neg_flips", REAL, "percent of images", "the teacher is wrong and the student is right"),
-        Column("agreement", REAL, "percent of images", "both predict the same class"),
-        Column("kappa", REAL, "−1 to 1", "error consistency: agreement on right/wrong beyond chance", True),
         Column("class_entropy", REAL, "nats", "entropy of the positive flips over the classes; ln C if uniform", True),
-        Column("flips_by_class", CLASSES, "images", "positive flips of every class, class 0 first"),
         *(
             Column(
                 f"expertise_{share}",
-                CLASSES,
+                COUNT,
                 "classes",
-                f"fewest classes that hold at least {share} % of the positive flips, most flips first",
+                f"fewest classes that hold at least {share} % of the positive flips",
             )
-            for share in (2, 5, 20, 50)
+            for share in SHARES
         ),
+        Column(
+            "expertise",
+            CLASSES,
+            "classes",
+            "the classes of `expertise_50`, most flips first; its first `expertise_20` classes are those of that area, "
+            "and so on; null where the table is too large to list classes",
+            True,
+        ),
+        Column(
+            "flips_by_class", CLASSES, "images", "positive flips of every class, class 0 first; null likewise", True
+        ),
+        Column("agreement", REAL, "percent of images", "both predict the same class", True),
+        Column("kappa", REAL, "−1 to 1", "error consistency: agreement on right/wrong beyond chance", True),
+        Column("double_fault", REAL, "percent of images", "both are wrong", True),
+        Column("q_statistic", REAL, "−1 to 1", "Yule's Q: 1 if both fail on the same images, 0 if independent", True),
+        *(
+            Column(
+                f"expertise_similarity_{share}",
+                REAL,
+                "−1 to 1",
+                f"mean cosine of the class vectors in the area of `expertise_{share}`; null below two classes",
+                True,
+            )
+            for share in SHARES
+        ),
+        Column("class_similarity", REAL, "−1 to 1", "mean cosine of all class vectors, to compare with", True),
+        Column("js_divergence", REAL, "nats", "mean Jensen-Shannon divergence of the predicted probabilities", True),
+        Column("leep", REAL, "nats", "mean log-likelihood of the teacher's classes under the student's outputs", True),
+        Column("cka", REAL, "0 to 1", "linear CKA of the penultimate features, unbiased", True),
     ),
     "pairs": (
         *PAIR,
@@ -224,6 +253,23 @@ def write(path: str | os.PathLike[str], table: str, data: pa.Table, metadata: Ma
     facts = {"table": table, "schema_version": VERSION, "code_version": kt.__version__, **(metadata or {})}
     with atomic(path) as temporary:
         pq.write_table(data.replace_schema_metadata(facts), temporary)
+
+
+def write_pieces(
+    path: str | os.PathLike[str], table: str, pieces: Iterable[pa.Table], metadata: Mapping[str, str] | None = None
+) -> int:
+    """Write a table that comes in pieces, as ``write`` does, and hold one piece at a time; returns its rows.
+
+    Raises:
+        KtError: a piece does not fit the schema.
+    """
+    facts = {"table": table, "schema_version": VERSION, "code_version": kt.__version__, **(metadata or {})}
+    rows = 0
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, arrow_schema(table).with_metadata(facts)) as file:
+        for piece in pieces:
+            file.write_table(_without_forbidden_nulls(table, piece).replace_schema_metadata(facts))
+            rows += len(piece)
+    return rows
 
 
 def read(path: str | os.PathLike[str], table: str, extra: bool = False) -> pa.Table:

@@ -1,6 +1,9 @@
 """Synthetic tables that fit the schema, with effects planted in them."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,8 @@ import pandas as pd
 
 from kt import schema
 from kt.analysis.describe import summarise
-from kt.complementarity import score
+from kt.complementarity import table
+from kt.complementarity.spec import ComplementaritySpec
 
 Effect = Callable[[float], float]
 """Transfer delta in percentage points, given how many points better the teacher is than the student."""
@@ -23,6 +27,49 @@ EFFECTS: dict[str, Effect] = {
     "finetune": lambda gap: 3.5,
 }
 EQUAL_WITHIN = 2.0
+
+
+@dataclass
+class InMemory:
+    """Predictions in memory: logits [N, C], and features [N, D] where there are any, of every model by name."""
+
+    of: Mapping[str, np.ndarray]
+    features_of: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def saying(cls, names: Sequence[str], predicted: np.ndarray, classes: int) -> "InMemory":
+        """Models that predict these classes, [M, N]."""
+        return cls({name: np.eye(classes, dtype=np.float16)[row] for name, row in zip(names, predicted, strict=True)})
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.of)
+
+    @property
+    def images(self) -> int:
+        return len(next(iter(self.of.values())))
+
+    def predicted(self, model: int, rows: slice) -> np.ndarray:
+        return self.logits(model, rows).argmax(1).astype(np.uint16)
+
+    def logits(self, model: int, rows: slice) -> np.ndarray:
+        return self.of[self.names[model]][rows]
+
+    def features(self, model: int, rows: slice) -> np.ndarray:
+        return self.features_of[self.names[model]][rows]
+
+    def content(self, model: int) -> str:
+        everything = [of[self.names[model]].tobytes() for of in (self.of, self.features_of) if of]
+        return hashlib.sha256(b"".join(everything)).hexdigest()
+
+
+def score(
+    source: InMemory, labels: np.ndarray, classes: int, spec: ComplementaritySpec | None = None, split: str = "test"
+) -> pd.DataFrame:
+    """The table ``complementarity``, as the pipeline makes it."""
+    with ThreadPoolExecutor(2) as pool:
+        made = table.make(source, labels, classes, split, spec or ComplementaritySpec(), None, pool)
+        return pd.concat([piece.to_pandas() for piece in made.pieces], ignore_index=True)
 
 
 def study(
@@ -40,7 +87,7 @@ def study(
     labels = rng.integers(classes, size=images)
     right = rng.random((models, images)) < np.linspace(*accuracy, models)[:, None]
     predicted = np.where(right, labels, (labels + 1 + rng.integers(classes - 1, size=(models, images))) % classes)
-    scores = score(names, predicted, labels, classes, "test")
+    scores = score(InMemory.saying(names, predicted, classes), labels, classes)
     pairs = scores[["teacher", "student"]].assign(reason="all", chunk=0)
     transfers = _transfers(scores, effects, seeds, images, noise, rng)
     return {

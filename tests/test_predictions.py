@@ -100,9 +100,14 @@ def test_read_all_keeps_the_order_of_models(tmp_path):
         predictions.write(paths[name], splits, name, "data")
     found = predictions.read_all(paths, "test")
     assert list(found) == ["zeta", "alpha"]
-    stacked = predictions.stack(list(found.values()))
-    assert (stacked.shape, stacked.dtype) == ((2, 8), np.int64)
-    assert np.array_equal(stacked[1], splits_of(1)["test"][0].argmax(1))
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(2, np.uint8), (256, np.uint8), (257, np.uint16), (70_000, np.uint32)])
+def test_predicted_classes_are_the_smallest_integers_that_hold_them_all(classes, dtype):
+    logits = np.zeros((3, classes), np.float16)
+    logits[1, -1] = logits[2, classes // 2] = 1
+    found = predictions.classes(logits)
+    assert (found.tolist(), found.dtype) == ([0, classes - 1, classes // 2], dtype)
 
 
 @pytest.mark.parametrize("other", ["ids", "order", "data"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kt import complementarity as scoring
 from kt import pairs as pairing
 from kt import predictions, schema
+from kt.complementarity import table
+from kt.complementarity.sources import Files
 from kt.config import Study
 from kt.data.datasets import Dataset
 from kt.errors import KtError, unknown
@@ -17,16 +19,17 @@ from kt.stages.common import metadata
 log = logging.getLogger(__name__)
 
 
-def complementarity(study: Study, layout: Layout, split: str, out: Path) -> None:
-    """Score every ordered pair on a split."""
+def complementarity(study: Study, layout: Layout, split: str, out: Path, threads: int) -> None:
+    """Score every ordered pair on a split; rows of the table that ``out`` is now are kept where they still hold."""
     if split not in predictions.SPLITS:
         raise KtError(unknown("split", split, predictions.SPLITS))
     dataset = Dataset.open(layout.data)
-    found = predictions.read_all({name: layout.predictions(name) for name in study.names}, split)
+    source = Files({name: layout.predictions(name) for name in study.names}, split)
     labels = dataset.labels[dataset.rows(split)]
-    scores = scoring.score(study.names, predictions.stack(list(found.values())), labels, dataset.classes, split)
-    schema.write(out, "complementarity", schema.build("complementarity", scores.to_dict("list")), metadata(study))
-    log.info("complementarity: %d ordered pairs scored on %d %s images", len(scores), len(labels), split)
+    with ThreadPoolExecutor(threads) as pool:
+        made = table.make(source, labels, dataset.classes, split, study.complementarity, out, pool)
+        rows = schema.write_pieces(out, "complementarity", made.pieces, metadata(study) | made.facts.metadata())
+    log.info("complementarity: %d of %d ordered pairs scored on %d %s images", made.measured, rows, len(labels), split)
 
 
 def pairs(study: Study, layout: Layout, scores: Path | None, out: Path) -> None:

@@ -1,18 +1,24 @@
 rule complementarity:
     input:
         [LAYOUT.predictions(name) for name in STUDY.names],
+        STUDY.complementarity.class_embeddings or [],
     output:
-        LAYOUT.complementarity("{split}"),
+        # Rows of the table before that still hold are kept, so it must still be there when the job starts.
+        update(LAYOUT.complementarity("{split}")),
     log:
         LOGS / "complementarity/{split}.log",
     conda:
         "../../envs/kt.yaml"
+    threads: 4
+    resources:
+        mem_mb=4000,
     params:
         names=STUDY.names,
+        measures=STUDY.complementarity.plain(),
     message:
         "complementary knowledge of all pairs on the {wildcards.split} images"
     shell:
-        "kt complementarity --split {wildcards.split} --out {output} --log {log}"
+        "kt complementarity --split {wildcards.split} --out {output} --threads {threads} --log {log}"
 
 
 rule pairs:

@@ -1,0 +1,1 @@
+"""Complementary knowledge of every ordered pair of models, all pairs at once."""

@@ -1,0 +1,128 @@
+"""Rows of the table ``complementarity`` from what models get right. Source of the measures: FG section 3."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from kt import schema
+from kt.complementarity import counts
+from kt.complementarity.areas import Areas, class_entropy
+from kt.complementarity.bits import Right
+from kt.complementarity.embeddings import ClassVectors
+from kt.schema import SHARES
+
+TILE = 64
+"""Pairs at a time: what is worked on stays in a core's own cache."""
+
+Indices = NDArray[np.int64]
+Columns = dict[str, NDArray[np.generic] | pa.Array]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """All that rows are made of.
+
+    Attributes:
+        names: of the M models.
+        split: name of the split.
+        right: what the models get right.
+        measures: the optional columns asked for.
+        matrices: measures of all pairs at once, each float64 [M, M] by teacher and student.
+        vectors: class vectors, for the measure ``expertise_similarity``.
+        listed: whether rows list classes.
+    """
+
+    names: Sequence[str]
+    split: str
+    right: Right
+    measures: Collection[str]
+    matrices: Mapping[str, NDArray[np.float64]]
+    vectors: ClassVectors | None
+    listed: bool
+
+    def rows(self, teachers: Indices, students: Indices) -> pa.Table:
+        """Rows of P pairs, in the given order, from the indices of their models, int64 [P]."""
+        tiles = [slice(i, i + TILE) for i in range(0, len(students), TILE)]
+        parts = [self._spread(self.right.flips(teachers[tile], students[tile])) for tile in tiles]
+        spread = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        columns = self._counted(teachers, students, spread.pop("positive")) | self._measured(teachers, students)
+        if self.vectors:
+            columns["class_similarity"] = np.full(len(students), self.vectors.mean())
+        if self.listed:
+            columns["expertise"] = _lists(spread.pop("expertise"), spread["expertise_50"])
+            classes = np.full(len(students), self.right.by_class.shape[1])
+            columns["flips_by_class"] = _lists(spread.pop("flips_by_class"), classes)
+        return self._table(teachers, students, {**columns, **spread})
+
+    def renewed(self, rows: pa.Table, teachers: Indices, students: Indices) -> pa.Table:
+        """Rows of an earlier table with the measures of all pairs as they are now."""
+        for name, values in self._measured(teachers, students).items():
+            place = rows.column_names.index(name)
+            rows = rows.set_column(place, rows.schema.field(place), pa.array(values, from_pandas=True))
+        return rows.replace_schema_metadata(None)
+
+    def _measured(self, teachers: Indices, students: Indices) -> Columns:
+        """The columns that come from measures of all pairs at once."""
+        return {name: matrix[teachers, students] for name, matrix in self.matrices.items()}
+
+    def _spread(self, flips: NDArray[np.unsignedinteger]) -> dict[str, NDArray[np.generic]]:
+        """What is made of flips by class, [P, C], one pair a row."""
+        areas = Areas.of(flips)
+        found: dict[str, NDArray[np.generic]] = {
+            "positive": flips.sum(1, dtype=np.int64),
+            "class_entropy": class_entropy(flips),
+            **{f"expertise_{share}": areas.sizes[:, i] for i, share in enumerate(SHARES)},
+        }
+        if self.vectors:
+            for i, share in enumerate(SHARES):
+                found[f"expertise_similarity_{share}"] = self.vectors.similarity(areas.members(i))
+        if self.listed:
+            found |= {"expertise": areas.classes(), "flips_by_class": flips.astype(np.int32).ravel()}
+        return found
+
+    def _counted(self, teachers: Indices, students: Indices, positive: NDArray[np.int64]) -> Columns:
+        """What follows from the numbers of images that both, one or neither gets right."""
+        n, total = self.right.images, self.right.total
+        t, s = total[teachers], total[students]
+        rate = positive / n
+        columns: Columns = {
+            "n": np.full(len(students), n),
+            "acc_teacher": 100 * t / n,
+            "acc_student": 100 * s / n,
+            "acc_difference": 100 * (t - s) / n,
+            "pos_flips": 100 * positive / n,
+            "pos_flips_se": 100 * np.sqrt(rate * (1 - rate) / n),
+            "neg_flips": 100 * (positive - (t - s)) / n,
+        }
+        optional = {
+            "kappa": counts.kappa(n, t, s, positive),
+            "double_fault": counts.double_fault(n, s, positive),
+            "q_statistic": counts.q_statistic(n, t, s, positive),
+        }
+        return columns | {name: values for name, values in optional.items() if name in self.measures}
+
+    def _table(self, teachers: Indices, students: Indices, columns: Columns) -> pa.Table:
+        """Columns in the order and the types of the schema; those not asked for are null."""
+        names = pa.array(list(self.names), pa.string())
+        rows = len(students)
+        given: dict[str, pa.Array] = {
+            "teacher": names.take(pa.array(teachers)),
+            "student": names.take(pa.array(students)),
+            "split": pa.repeat(pa.scalar(self.split), rows),
+        }
+        arrow = schema.arrow_schema("complementarity")
+        for field in arrow:
+            if field.name in columns:
+                given[field.name] = pa.array(columns[field.name], field.type, from_pandas=True)  # NaN becomes null
+        return pa.table({name: given.get(name, pa.nulls(rows, arrow.field(name).type)) for name in arrow.names}, arrow)
+
+
+def _lists(values: NDArray[np.generic], lengths: NDArray[np.generic]) -> pa.Array:
+    """A list for every row, from all rows' values behind one another and the lists' lengths."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(values))

@@ -1,0 +1,152 @@
+"""The table ``complementarity``, made in pieces: what an earlier table has is taken from it, the rest is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from kt import store
+from kt.complementarity import embeddings, reuse
+from kt.complementarity.agreement import agreement
+from kt.complementarity.bits import Places, Right
+from kt.complementarity.parallel import in_order
+from kt.complementarity.reuse import Earlier, Facts
+from kt.complementarity.scores import Scoring
+from kt.complementarity.sources import Source, key_of, labels_key
+from kt.complementarity.spec import ComplementaritySpec
+
+VERSION = 1
+"""Raise it when a measure changes: rows of earlier tables are then not taken over."""
+
+ROWS = 1 << 14
+"""Rows of a piece; a few pieces are all that is held of the table at a time."""
+
+LISTED = 20_000_000
+"""Pairs × classes up to which the table lists classes by default."""
+
+Fill = Callable[[Source, NDArray[np.float64], Sequence[int], Executor], None]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A measure of all pairs at once: how it is made, and whether it needs more than predicted classes."""
+
+    fill: Fill
+    whole_content: bool
+
+
+MATRICES = {"agreement": Matrix(agreement, False)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is made while its pieces are taken.
+
+    Attributes:
+        facts: what it rests on, for the file's metadata.
+        measured: number of pairs whose rows are measured anew.
+        pieces: its rows, by teacher and then by student.
+    """
+
+    facts: Facts
+    measured: int
+    pieces: Iterator[pa.Table]
+
+
+def make(
+    source: Source,
+    labels: NDArray[np.int64],
+    classes: int,
+    split: str,
+    spec: ComplementaritySpec,
+    earlier: Path | None,
+    pool: Executor,
+) -> Table:
+    """The table of all ordered pairs of distinct models.
+
+    Args:
+        source: predictions of M models.
+        labels: int64 [N].
+        classes: number of classes C.
+        split: name of the split, for the table.
+        spec: what to measure.
+        earlier: a table to take rows from that still hold, if there is one.
+        pool: threads.
+
+    Memory: a bit an image and model, an [M, M] matrix for each measure of all pairs at once, and chunks.
+
+    Raises:
+        KtError: predictions or class vectors cannot be read.
+    """
+    names, models = source.names, len(source.names)
+    right, predicted = _right(source, labels, classes)
+    vectors = None
+    if "expertise_similarity" in spec.measures:
+        best = int(np.argmax(right.total))
+        vectors = (
+            embeddings.load(spec.class_embeddings, classes)
+            if spec.class_embeddings
+            else embeddings.mean_logits(source, best, labels, classes)
+        )
+    listed = models * (models - 1) * classes <= LISTED if spec.class_lists is None else spec.class_lists
+    truth = labels_key(labels, classes, split)
+    in_rows = [name for name in sorted(spec.measures) if name not in MATRICES]
+    facts = Facts(
+        rows=store.digest([VERSION, truth, in_rows, listed, vectors.digest if vectors else None]),
+        measures={name: store.digest([VERSION, truth, name]) for name in spec.measures if name in MATRICES},
+        predicted=dict(zip(names, predicted, strict=True)),
+        content={name: source.content(model) for model, name in enumerate(names)},
+    )
+    before = reuse.earlier(earlier, facts)
+    matrices = {}
+    for name in facts.measures:
+        measure = MATRICES[name]
+        into, changed = before.measure(name, measure.whole_content) if before else reuse.nothing(models)
+        measure.fill(source, into, changed, pool)
+        matrices[name] = into
+    numbers = before.numbers() if before else np.full((models, models), -1)
+    scoring = Scoring(names, split, right, spec.measures, matrices, vectors, listed)
+    measured = int((numbers[reuse.off_diagonal(models)] < 0).sum())
+    return Table(facts, measured, _pieces(scoring, before, numbers, pool))
+
+
+def _right(source: Source, labels: NDArray[np.int64], classes: int) -> tuple[Right, list[str]]:
+    """What every model gets right, and a hash of its predicted classes; one model's are held at a time."""
+    places = Places.of(labels, classes)
+    words, keys = [], []
+    for model in range(len(source.names)):
+        predicted = source.predicted(model, slice(0, source.images))
+        words.append(places.pack(predicted == labels))
+        keys.append(key_of(predicted))
+    return Right.of(places, np.stack(words)), keys
+
+
+def _pieces(scoring: Scoring, before: Earlier | None, numbers: NDArray[np.int64], pool: Executor) -> Iterator[pa.Table]:
+    models = len(numbers)
+    teachers_each = max(1, ROWS // models)
+    starts = range(0, models, teachers_each)
+
+    def piece(start: int) -> pa.Table:
+        block = np.arange(start, min(start + teachers_each, models))
+        teachers, students = np.repeat(block, models), np.tile(np.arange(models), len(block))
+        distinct = teachers != students
+        teachers, students = teachers[distinct], students[distinct]
+        old = numbers[teachers, students]
+        new = old < 0
+        if before is None or new.all():
+            return scoring.rows(teachers, students)
+        kept = scoring.renewed(before.rows(old[~new]), teachers[~new], students[~new])
+        if not new.any():
+            return kept
+        both = pa.concat_tables([kept, scoring.rows(teachers[new], students[new])])
+        place = np.empty(len(old), np.int64)
+        place[np.concatenate([np.flatnonzero(~new), np.flatnonzero(new)])] = np.arange(len(old))
+        return both.take(pa.array(place))
+
+    return in_order(pool, piece, starts, 2)
