@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tables import InMemory, score
 
 from kt import predictions, schema
-from kt.complementarity import counts, table
+from kt.complementarity import agreement, counts, table
 from kt.complementarity.areas import Areas, class_entropy
 from kt.complementarity.bits import Places, Right
 from kt.complementarity.sources import Files
@@ -305,3 +309,132 @@ def test_files_that_are_missing_or_have_no_such_split_are_named(tmp_path):
     predictions.write(tmp_path / "a", {"test": (np.zeros((1, 2), np.float16), np.arange(1))}, "a", "data")
     with pytest.raises(KtError, match="no predictions for the split 'validation'; it has: test"):
         Files({"a": tmp_path / "a"}, "validation")
+
+
+def made(path, source: InMemory, labels: np.ndarray, classes: int, measures=("agreement", "kappa")) -> int:
+    """Write or renew a table; returns how many pairs were measured."""
+    spec = ComplementaritySpec(measures=tuple(measures))
+    with ThreadPoolExecutor(2) as pool:
+        found = table.make(source, labels, classes, "test", spec, path, pool)
+        schema.write_pieces(path, "complementarity", found.pieces, found.facts.metadata())
+    return found.measured
+
+
+def renewed_as_from_nothing(tmp_path, source: InMemory, labels: np.ndarray, classes: int, **options) -> int:
+    """Renew the table, compare it with one from nothing, and return how many pairs were measured."""
+    measured = made(tmp_path / "t.parquet", source, labels, classes, **options)
+    (tmp_path / "new.parquet").unlink(missing_ok=True)
+    made(tmp_path / "new.parquet", source, labels, classes, **options)
+    assert pq.read_table(tmp_path / "t.parquet").equals(pq.read_table(tmp_path / "new.parquet"), check_metadata=True)
+    return measured
+
+
+def zoo_of(models: int, seed: int = 0, classes: int = 4, n: int = 90) -> tuple[InMemory, np.ndarray, int]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    predicted = np.where(rng.random((models, n)) < 0.6, labels, rng.integers(0, classes, (models, n)))
+    return InMemory.saying([f"m{i}" for i in range(models)], predicted, classes), labels, classes
+
+
+def without(source: InMemory, *names: str) -> InMemory:
+    return InMemory({name: logits for name, logits in source.of.items() if name not in names})
+
+
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+def test_adding_a_model_measures_its_own_row_and_column_and_nothing_else(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(table, "ROWS", rows)
+    source, labels, classes = zoo_of(6)
+    for last in ("m5", "m0", "m3"):  # at the end, at the beginning and in the middle
+        (tmp_path / "t.parquet").unlink(missing_ok=True)
+        assert made(tmp_path / "t.parquet", without(source, last), labels, classes) == 5 * 4
+        assert renewed_as_from_nothing(tmp_path, source, labels, classes) == 2 * 5
+        assert renewed_as_from_nothing(tmp_path, source, labels, classes) == 0
+
+
+def test_agreement_of_unchanged_models_is_not_counted_again(tmp_path, monkeypatch):
+    source, labels, classes = zoo_of(6)
+    made(tmp_path / "t.parquet", without(source, "m2"), labels, classes)
+    compared = []
+    equal = agreement._equal
+    monkeypatch.setattr(agreement, "_equal", lambda one, others: compared.append(len(others)) or equal(one, others))
+    made(tmp_path / "t.parquet", source, labels, classes)
+    assert sum(compared) == 5
+
+
+def test_removing_and_reordering_models_measures_nothing(tmp_path):
+    source, labels, classes = zoo_of(6)
+    made(tmp_path / "t.parquet", source, labels, classes)
+    assert renewed_as_from_nothing(tmp_path, without(source, "m2", "m5"), labels, classes) == 0
+    turned = InMemory(dict(reversed(without(source, "m2", "m5").of.items())))
+    assert renewed_as_from_nothing(tmp_path, turned, labels, classes) == 0
+
+
+def test_new_weights_under_an_old_name_measure_that_model_again(tmp_path):
+    source, labels, classes = zoo_of(6)
+    made(tmp_path / "t.parquet", source, labels, classes)
+    source.of["m3"] = zoo_of(6, seed=1)[0].of["m3"]
+    assert renewed_as_from_nothing(tmp_path, source, labels, classes) == 2 * 5
+
+
+def test_two_models_that_change_names_are_found_out(tmp_path):
+    source, labels, classes = zoo_of(4)
+    made(tmp_path / "t.parquet", source, labels, classes)
+    source.of["m0"], source.of["m1"] = source.of["m1"], source.of["m0"]
+    assert renewed_as_from_nothing(tmp_path, source, labels, classes) == 4 * 3 - 2
+
+
+@pytest.mark.parametrize("change", ["labels", "classes", "measures", "version", "lists"])
+def test_other_images_or_other_measures_measure_everything_again(tmp_path, monkeypatch, change):
+    source, labels, classes = zoo_of(4)
+    made(tmp_path / "t.parquet", source, labels, classes)
+    options = {}
+    if change == "labels":
+        labels = (labels + 1) % classes
+    elif change == "classes":
+        classes += 1
+        source = InMemory({name: np.pad(logits, ((0, 0), (0, 1))) for name, logits in source.of.items()})
+    elif change == "measures":
+        options = {"measures": ("kappa", "q_statistic")}
+    elif change == "version":
+        monkeypatch.setattr(table, "VERSION", table.VERSION + 1)
+    else:
+        monkeypatch.setattr(table, "LISTED", 0)
+    assert renewed_as_from_nothing(tmp_path, source, labels, classes, **options) == 4 * 3
+
+
+def test_a_new_measure_of_all_pairs_leaves_the_rest_of_the_rows(tmp_path):
+    source, labels, classes = zoo_of(4)
+    made(tmp_path / "t.parquet", source, labels, classes, measures=["kappa"])
+    assert renewed_as_from_nothing(tmp_path, source, labels, classes, measures=["kappa", "agreement"]) == 0
+    assert renewed_as_from_nothing(tmp_path, source, labels, classes, measures=["kappa"]) == 0
+
+
+@given(zoos(), st.data())
+def test_any_change_of_the_zoo_gives_the_table_as_from_nothing(zoo, data):
+    source, labels, classes = zoo
+    other = InMemory({f"n{i}": logits for i, logits in enumerate(source.of.values())} | dict(source.of))
+    names = data.draw(st.lists(st.sampled_from(sorted(other.of)), min_size=2, unique=True))
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "ROWS", data.draw(st.integers(1, 20)))
+        made(Path(folder) / "t.parquet", source, labels, classes)
+        changed = InMemory({name: other.of[name] for name in names})
+        measured = renewed_as_from_nothing(Path(folder), changed, labels, classes)
+        kept = sum(name in source.of for name in names)
+        assert measured == len(names) * (len(names) - 1) - kept * (kept - 1)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "no facts", "rows", "columns"])
+def test_a_table_that_cannot_be_added_to_is_made_anew(tmp_path, damage):
+    source, labels, classes = zoo_of(4)
+    path = tmp_path / "t.parquet"
+    made(path, source, labels, classes)
+    old = pq.read_table(path)
+    if damage == "garbage":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif damage == "no facts":
+        pq.write_table(old.replace_schema_metadata(None), path)
+    elif damage == "rows":
+        pq.write_table(old.slice(1), path)
+    else:
+        pq.write_table(old.drop_columns(["kappa"]), path)
+    assert renewed_as_from_nothing(tmp_path, source, labels, classes) == 4 * 3

@@ -49,9 +49,10 @@ def agreement(source: Source, into: NDArray[np.float64], changed: Sequence[int],
 
 
 def _equal(one: NDArray[np.unsignedinteger], others: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
-    """Number of equal entries of [n] and each row of [S, n]: eight truth values are counted at a time."""
-    equal = np.empty((len(others), -(-len(one) // 8) * 8), bool)
+    """Number of equal entries of [n] and each row of [S, n], int64 [S]."""
+    equal = np.empty((len(others), -(-len(one) // 64) * 64), bool)
     equal[:, len(one) :] = False
     np.equal(one, others, out=equal[:, : len(one)])
-    counted: NDArray[np.int64] = np.bitwise_count(equal.view(np.uint64)).sum(-1, dtype=np.int64)
+    packed = np.packbits(equal, axis=-1).view(np.uint64)  # 64 truth values are counted at a time
+    counted: NDArray[np.int64] = np.bitwise_count(packed).sum(-1, dtype=np.int64)
     return counted

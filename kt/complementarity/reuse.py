@@ -109,13 +109,17 @@ class Earlier:
         return now
 
     def rows(self, numbers: NDArray[np.int64]) -> pa.Table:
-        """Rows by their numbers, in the given order."""
+        """Rows by their numbers, in the given order; without measures of all pairs that are no longer wanted."""
         groups = np.unique(np.searchsorted(self._starts, numbers, side="right") - 1)
         found = pq.ParquetFile(self._path, metadata=self._file).read_row_groups(groups.tolist())
         sizes = self._starts[groups + 1] - self._starts[groups]
         local = np.cumsum(sizes) - sizes
         which = np.searchsorted(self._starts[groups], numbers, side="right") - 1
-        return found.take(pa.array(numbers - self._starts[groups][which] + local[which]))
+        rows = found.take(pa.array(numbers - self._starts[groups][which] + local[which]))
+        for name in self._then.measures.keys() - self._now.measures.keys():
+            place = rows.column_names.index(name)
+            rows = rows.set_column(place, rows.schema.field(place), pa.nulls(len(rows), pa.float64()))
+        return rows
 
 
 def earlier(path: Path | None, facts: Facts) -> Earlier | None:
