@@ -72,6 +72,13 @@ def test_unknown_names_offer_the_nearest(
     assert "did you mean 'resnet'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pause", ["0", "-1", "nan", "soon"])
+def test_a_pause_is_a_number_of_seconds(pause: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["status", "--watch", pause])
+    assert f"{pause!r}: seconds from 0.1 to 86400 are allowed" in capsys.readouterr().err
+
+
 def test_messages_also_go_to_the_log_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "logs/here.log"
     assert main(["config", "check", "--config", str(tmp_path / "none.yaml"), "--log", str(log)]) == 1
@@ -137,7 +144,7 @@ def test_every_stage_runs_by_hand(
     for command in ("tables", "figures", "report", "status", "retry"):
         assert main([command]) == 0
     printed = capsys.readouterr()
-    assert "2 pairs (2 done), 4 trainings: 4 done, 0 to do" in printed.out
+    assert "2 of 2 done\ntrainings  4 of 4 done, 0 to do" in printed.out
     assert "0 failed trainings will be tried again" in printed.out
     assert (by_hand / "results/report.html").stat().st_size > 10_000
 

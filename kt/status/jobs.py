@@ -213,6 +213,6 @@ def _look(jobs: Mapping[str, Job], states: Mapping[str, str]) -> None:
         if state in _GOING:
             job.state, job.cause = "running", ""
         elif state in _WAITING and job.state == "running":
-            job.state, job.cause = "requeued", "unknown"
+            job.state, job.cause = "requeued", "unknown cause"
         elif state not in _WAITING:
             job.state, job.cause = "gone", state.lower().replace("_", " ")

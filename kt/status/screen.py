@@ -28,6 +28,7 @@ def expected(study: Study, layout: Layout) -> dict[str, dict[str, bool]]:
     count = pairs.jobs(study.names, study.pairs, study.transfer.pairs_per_job)
     tables = {student: _stems(layout.transfer(student, 0).parent, ".parquet") for student in count}
     return {
+        "data": {"data": (layout.data / "meta.json").exists()},
         "weights": {f"weights.model={name}": name in weights for name in study.names},
         "predictions": {f"predictions.model={name}": name in logits for name in study.names},
         "complementarity": {f"complementarity.split={s}": layout.complementarity(s).exists() for s in splits},

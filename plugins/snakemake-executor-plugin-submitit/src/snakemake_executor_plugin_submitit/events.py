@@ -5,7 +5,7 @@
 
 - ``submitted``: the resources, as ``cpus=4 gpus=1 minutes=60``;
 - ``running``;
-- ``requeued``: it is in the cluster's queue again and will go on; why, or ``unknown``;
+- ``requeued``: it is in the cluster's queue again and will go on; why, or ``unknown cause``;
 - ``retried``: it ended, and is submitted anew, under a new id; how it ended;
 - ``ended``: how it ended, one of the values of :class:`Verdict`.
 
@@ -50,7 +50,7 @@ class Events:
                 continue
             if was:
                 events = History(Path(entry.task.history)).events()
-                news.append((entry, "requeued", events[-1]["ending"] if events else "unknown"))
+                news.append((entry, "requeued", events[-1]["ending"] if events else "unknown cause"))
                 self._running.discard(entry.external)
             else:
                 news.append((entry, "running", ""))

@@ -1,0 +1,37 @@
+"""What jobs ask for, by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from kt.resources import memory_mb, minutes, prepared_mb
+
+
+@pytest.mark.parametrize(
+    ("facts", "megabytes"),
+    [
+        # 1300 + 6 · 4 · 25 + 100 + 64 · 60 · √4 = 9680
+        ({"train": True, "gpu": False}, 9700),
+        # 4000 + 600 + 100: activations lie on the GPU
+        ({"train": True, "gpu": True}, 4700),
+        # 1300 + 2 · 4 · 25 + 100 + 64 · 60 · √4 / 3 = 4160
+        ({"train": False, "gpu": False}, 4200),
+        ({"train": False, "gpu": True}, 4300),
+        ({"train": True, "gpu": True, "attempt": 2}, 9400),
+        ({"train": True, "gpu": True, "attempt": 3}, 18800),
+    ],
+)
+def test_memory_by_hand(facts, megabytes):
+    assert memory_mb(25_000_000, 4_000_000_000, 64, 100.0, **facts) == megabytes
+
+
+def test_prepared_images_by_hand():
+    assert prepared_mb(500, 3, 16) == 4 * 500 * 3 * 256 / 1e6
+    assert prepared_mb(50_000, 3, 224) == 512  # the whole split would be 30 GB
+
+
+def test_time_limits_by_hand():
+    assert minutes(0, 1440) == 5
+    assert minutes(3600, 1440) == 125
+    assert minutes(1, 1440) == 6
+    assert minutes(3600, 60) == 60  # the site's limit: the job goes back to the queue and continues

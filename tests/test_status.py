@@ -1,0 +1,322 @@
+"""What `kt status` says: of the ledger, of the cluster's record, and of what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kt import config, pairs, status, store
+from kt.layout import Layout
+from kt.pace import ASSUMED, BASES, Pace
+from kt.status import index, jobs, screen
+from kt.transfer.ledger import Ledger
+from kt.transfer.units import Unit, describe, enumerate_tasks
+
+MODELS = ("a", "b", "c")
+STUDY: dict[str, Any] = {
+    "title": "Three models",
+    "device": "cpu",
+    "data": {"source": "digits", "splits": {"zoo": 100, "transfer": 70, "validation": 40, "test": 60}},
+    "zoo": {
+        "modules": ["kt.zoo.digits"],
+        "input": {"size": 16, "mean": [0.3], "std": [0.33]},
+        "models": {name: {"arch": "tiny_mixer", "train": {"epochs": 2}} for name in MODELS},
+    },
+    "pairs": {"select": "all"},
+    "transfer": {
+        "methods": {"kl": {}, "xekl": {}, "self": {}},
+        "seeds": [0, 1],
+        "training": {"epochs": 3, "batch_size": 32, "lr": 1e-3},
+        "pairs_per_job": 1,
+    },
+}
+NOW = datetime(2026, 3, 1, 12, tzinfo=timezone(timedelta(hours=1)))
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[config.Study, Layout]:
+    """The study with its models, but without a training."""
+    monkeypatch.chdir(tmp_path)
+    return make(tmp_path)
+
+
+def make(folder: Path) -> tuple[config.Study, Layout]:
+    (folder / "config.yaml").write_text(yaml.safe_dump({**STUDY, "results": str(folder / "results")}))
+    study = config.load(folder / "config.yaml")
+    layout = Layout(Path(study.results))
+    for i, name in enumerate(MODELS):
+        facts = {"name": name, "fingerprint": name * 8, "params": 1000, "macs": 1000 * (i + 1)}
+        store.write_json(layout.member(name), facts)
+        layout.weights(name).touch()
+    store.write_json(layout.data / "meta.json", {"hash": "data"})
+    return study, layout
+
+
+def train(study: config.Study, layout: Layout, student: str, teacher: str | None, outcome: dict[str, Any]) -> list[str]:
+    """Put the two seeds of `kl`, or of the control, into the ledger."""
+    prints, keys = {name: name * 8 for name in MODELS}, []
+    method = study.transfer.methods.chosen()["kl" if teacher else "self"]
+    for seed in study.transfer.seeds:
+        unit = describe(Unit(method, teacher, seed), student, prints, "data", study.transfer.training)
+        Ledger(layout.ledger).add(unit, outcome)
+        keys.append(store.digest(unit))
+    return keys
+
+
+OK = {"status": "ok", "seconds": 12.0, "steps": 6, "device": "cpu"}
+
+
+def test_the_pace_by_hand():
+    pace = Pace.measured([("a", 10.0, 100), ("a", 20.0, 100), ("b", 30.0, 100)], {"a": 1000, "b": 3000, "c": 5000})
+    assert pace.of("a") == (0.15, BASES[0])
+    assert pace.of("b") == (0.3, BASES[0])
+    # 60 s for 100 * (1000 + 1000 + 3000) images times MACs
+    assert pace.of("c") == (pytest.approx(5000 * 60 / 500_000), BASES[1])
+    assert pace.of("d") == (0.2, BASES[2])
+
+
+def test_before_the_first_training_the_zoo_counts_and_before_that_an_assumed_speed():
+    macs = {"a": 1000, "b": 3000}
+    assert Pace.measured([], macs, [("a", 5.0, 50)]).of("b") == (pytest.approx(0.3), BASES[3])
+    assert Pace.measured([], macs).of("b") == (3000 * ASSUMED["cpu"], BASES[4])
+    assert Pace.measured([], macs, device="auto").of("b") == (3000 * ASSUMED["cuda"], BASES[4])
+    assert Pace.measured([], {}).of("b") is None
+
+
+def test_a_study_by_hand(made):
+    study, layout = made
+    train(study, layout, "a", "b", OK)
+    train(study, layout, "a", None, OK)
+    train(study, layout, "c", "a", {"status": "failed", "cause": "diverged", "reason": "diverged: in epoch 1"})
+    state = status.survey(study, layout)
+    # six pairs of two methods and two seeds, and the control of three students
+    assert (state.pairs, state.units, state.done, state.failed, state.left) == (6, 30, 4, {"diverged": 2}, 24)
+    assert state.waiting == {"a": 10 - 4, "b": 10, "c": 8}
+    assert state.seconds == {"cpu": 48.0}
+    # 0.0625 s an image (six steps of 32 in 12 s), and 192 images a training; b and c have two and three times the MACs
+    assert state.seconds_left == pytest.approx(0.0625 * 192 * (6 + 2 * 10 + 3 * 8))
+    assert state.basis == {BASES[0]: 6, BASES[1]: 18}
+    assert state.failures[0] == ("kl to c from a, seed 1: diverged: in epoch 1", "c")
+    assert state.retriable == []
+    assert state.line() == (
+        "6 pairs (0 done), 30 trainings: 4 done, 2 failed (diverged), 24 to do; "
+        "about 10.0 minutes of cpu time left (75 % scaled by MACs, 25 % measured on the same student)"
+    )
+
+
+def test_records_of_other_settings_are_not_counted_but_tell_the_pace(made):
+    study, layout = made
+    other = config.parse({**STUDY, "results": study.results, "transfer": {**STUDY["transfer"], "seeds": [7]}}, "x")
+    train(other, layout, "b", "a", OK)
+    state = status.survey(study, layout)
+    assert state.done == 0
+    assert state.pace.of("b") == (0.0625, BASES[0])
+
+
+UNITS = st.sets(st.tuples(st.sampled_from(MODELS), st.sampled_from([None, *MODELS]), st.sampled_from(["ok", "failed"])))
+
+
+@given(UNITS, st.sampled_from([{"select": "all"}, {"select": "random", "n": 3}, {"select": "top", "k": 1}]))
+def test_the_survey_agrees_with_asking_the_ledger_for_every_unit(records, rule):
+    with tempfile.TemporaryDirectory() as folder:
+        study, layout = make(Path(folder))
+        study = config.parse({**STUDY, "results": study.results, "pairs": rule}, "x")
+        for student, teacher, kind in sorted(records, key=str):
+            if student != teacher:
+                outcome = OK if kind == "ok" else {"status": "failed", "cause": "error", "reason": "error: x"}
+                train(study, layout, student, teacher, outcome)
+        by_student: dict[str, list[str]] = {}
+        for teacher, student in pairs.candidates(study.names, study.pairs):
+            by_student.setdefault(student, []).append(teacher)
+        done = failed = units = 0
+        prints = {name: name * 8 for name in MODELS}
+        for student, all_teachers in by_student.items():
+            teachers = all_teachers[:1] if rule["select"] == "top" else all_teachers
+            methods = list(study.transfer.methods.chosen().values())
+            args = methods, study.transfer.seeds, study.transfer.training, prints, "data"
+            outcomes = [Ledger(layout.ledger).get(key) for key in enumerate_tasks(student, teachers, True, *args)]
+            units += len(outcomes)
+            done += sum(o is not None and o["status"] == "ok" for o in outcomes)
+            failed += sum(o is not None and o["status"] == "failed" for o in outcomes)
+        for _ in range(2):  # from the records, and from the index
+            state = status.survey(study, layout)
+            assert (state.units, state.done, state.failed.total()) == (units, done, failed)
+            assert state.waiting.total() == state.left
+
+
+def test_the_index_sees_new_changed_damaged_and_removed_records(made):
+    study, layout = made
+    first = train(study, layout, "a", "b", OK)
+    assert {e.key: e.status for e in index.read(layout.ledger)} == dict.fromkeys(first, "ok")
+    second = train(study, layout, "b", "a", {"status": "failed", "cause": "error", "reason": "error: x"})
+    path = Ledger(layout.ledger).path(first[0])
+    path.write_bytes(path.read_bytes()[:-9])
+    Ledger(layout.ledger).remove(first[1])
+    found = {e.key: e.status for e in index.read(layout.ledger)}
+    assert found == {first[0]: "damaged", second[0]: "failed", second[1]: "failed"}
+    (layout.ledger / "index.parquet").write_bytes(b"damaged too")
+    assert {e.key: e.status for e in index.read(layout.ledger)} == found
+
+
+def test_the_index_is_used(made, monkeypatch):
+    study, layout = made
+    train(study, layout, "a", "b", OK)
+    before = index.read(layout.ledger)
+    monkeypatch.setattr(Ledger, "read", lambda *_: pytest.fail("read again"))
+    assert sorted(index.read(layout.ledger)) == sorted(before)
+
+
+def run_folder(logs: Path, name: str, events: list[tuple[int, str, str, str, str]], **owner: Any) -> Path:
+    """A run's folder as the plugin writes it; times are minutes before noon."""
+    folder = logs / name
+    folder.mkdir(parents=True)
+    owner = {"host": "elsewhere", "pid": 1, "cluster": "slurm", "folder": str(Path.cwd()), "configs": [], **owner}
+    (folder / "owner.json").write_text(json.dumps(owner))
+    lines = ["\t".join([(NOW - timedelta(minutes=m)).isoformat(), *rest]) + "\n" for m, *rest in events]
+    (folder / "events.tsv").write_text("".join(lines))
+    names = {(event[1], event[2]): None for event in events if event[3] == "submitted"}
+    (folder / "jobs.tsv").write_text("".join(f"{i}\t{n}.log\t{n}\n" for i, n in names))
+    return folder
+
+
+T = "transfer.chunk={}.student={}".format
+EVENTS = [
+    (90, "1_0", T(0, "a"), "submitted", "cpus=4 gpus=2 minutes=60"),
+    (90, "1_1", T(0, "b"), "submitted", "cpus=4 gpus=2 minutes=60"),
+    (90, "1_2", T(0, "c"), "submitted", "cpus=4 minutes=60"),
+    (90, "1_3", T(1, "a"), "submitted", "cpus=4 gpus=2 minutes=60"),
+    (60, "1_0", T(0, "a"), "running", ""),
+    (60, "1_1", T(0, "b"), "running", ""),
+    (60, "1_2", T(0, "c"), "running", ""),
+    (45, "1_0", T(0, "a"), "ended", "completed"),
+    (45, "1_1", T(0, "b"), "requeued", "preempted"),
+    (30, "1_2", T(0, "c"), "ended", "out of memory"),
+]
+
+
+@pytest.fixture
+def no_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+
+
+def test_the_clusters_record_by_hand(made, no_squeue):
+    run_folder(Path("logs"), "2026-01-01_00-00-00-1", EVENTS)
+    record = jobs.read(Path("logs"), Path("config.yaml"), NOW)
+    assert {name: (job.state, job.cause) for name, job in record.jobs.items()} == {
+        T(0, "a"): ("done", ""),
+        T(0, "b"): ("requeued", "preempted"),
+        T(0, "c"): ("failed", "out of memory"),
+        T(1, "a"): ("queued", ""),
+    }
+    assert record.gpu_seconds == 2 * 2 * 15 * 60
+    assert record.cpu_seconds == 4 * 30 * 60
+    assert (record.asked, record.seen) == (False, NOW - timedelta(minutes=30))
+
+
+def test_a_job_sent_anew_counts_once_and_keeps_why(made, no_squeue):
+    sent = [(9, "2", T(0, "a"), "submitted", "cpus=1"), (8, "2", T(0, "a"), "running", "")]
+    sent += [(7, "2", T(0, "a"), "retried", "node failure"), (6, "3", T(0, "a"), "submitted", "cpus=1")]
+    run_folder(Path("logs"), "2026-01-01_00-00-00-1", sent)
+    (job,) = jobs.read(Path("logs"), Path("config.yaml"), NOW).jobs.values()
+    assert (job.external, job.state, job.cause) == ("3", "requeued", "node failure")
+
+
+def test_jobs_stop_with_their_run_and_a_later_run_has_the_last_word(made, no_squeue):
+    first = run_folder(Path("logs"), "2026-01-01_00-00-00-1", EVENTS)
+    (first / "ended").touch()
+    record = jobs.read(Path("logs"), Path("config.yaml"), NOW)
+    assert record.jobs[T(0, "b")].state == record.jobs[T(1, "a")].state == "stopped"
+    assert record.asked is None
+    run_folder(Path("logs"), "2026-01-02_00-00-00-1", [(5, "9", T(0, "c"), "submitted", "cpus=1")])
+    assert jobs.read(Path("logs"), Path("config.yaml"), NOW).jobs[T(0, "c")].state == "queued"
+
+
+def test_runs_of_another_study_and_half_written_lines_are_left_out(made, no_squeue):
+    run_folder(Path("logs"), "2026-01-01_00-00-00-1", EVENTS, configs=["/elsewhere/config.yaml"])
+    assert jobs.read(Path("logs"), Path("config.yaml"), NOW) == jobs.Record()
+    ours = run_folder(Path("logs"), "2026-01-01_00-00-00-2", EVENTS[:1])
+    with (ours / "events.tsv").open("a") as file:
+        file.write("2026-03-01T11:59:00+01:00\t1_0\ttransf")
+    assert jobs.read(Path("logs"), Path("config.yaml"), NOW).jobs[T(0, "a")].state == "queued"
+
+
+def test_the_members_of_a_group_share_its_state(made, no_squeue):
+    folder = run_folder(Path("logs"), "2026-01-01_00-00-00-1", [(5, "9", "pack.x.and-1-more", "submitted", "cpus=1")])
+    (folder / "jobs.tsv").write_text(f"9\tpack.x.and-1-more.log\t{T(0, 'a')} {T(0, 'b')}\n")
+    assert set(jobs.read(Path("logs"), Path("config.yaml"), NOW).jobs) == {T(0, "a"), T(0, "b")}
+
+
+def test_the_report_by_hand(made, no_squeue):
+    study, layout = made
+    train(study, layout, "a", "b", OK)
+    layout.transfer("a", 0).parent.mkdir(parents=True)
+    layout.transfer("a", 0).touch()
+    run_folder(Path("logs"), "2026-01-01_00-00-00-1", EVENTS)
+    assert screen.lines(study, layout, Path("logs"), Path("config.yaml"), NOW) == [
+        "Three models  (2026-03-01 12:00:00)",
+        "jobs             done  queued  requeued  failed  waiting  of",
+        "data                1       0         0       0        0   1",
+        "weights             3       0         0       0        0   3",
+        "predictions         0       0         0       0        3   3",
+        "complementarity     0       0         0       0        1   1",
+        "transfer            1       1         1       1        2   6",
+        "",
+        "pairs      0 of 6 done",
+        "trainings  2 of 30 done, 28 to do",
+        "spent      24 seconds on cpu in trainings; 1.00 GPU-hours and 2.00 CPU-hours of the cluster",
+        "left       about 11.6 minutes of cpu time left (71 % scaled by MACs, 29 % measured on the same student)",
+        "requeued   jobs: 1 preempted",
+        "failed     jobs: 1 out of memory",
+        "run        squeue does not answer here: jobs as last seen 30 minutes ago; "
+        "jobs are in the queue, but their Snakemake is not on this machine or was killed",
+        "",
+        "latest failures",
+        f"  {T(0, 'c')}: out of memory at 03-01 11:30, logs/2026-01-01_00-00-00-1/{T(0, 'c')}.log",
+    ]
+
+
+def test_a_failure_is_over_once_the_output_is_there(made, no_squeue):
+    study, layout = made
+    run_folder(Path("logs"), "2026-01-01_00-00-00-1", EVENTS)
+    layout.transfer("c", 0).parent.mkdir(parents=True)
+    layout.transfer("c", 0).touch()
+    text = "\n".join(screen.lines(study, layout, Path("logs"), Path("config.yaml"), NOW))
+    assert "out of memory" not in text
+
+
+def test_the_log_folder_is_the_profiles(tmp_path):
+    profile = tmp_path / "config.yaml"
+    assert jobs.log_folder(profile) == Path("slurm_logs")
+    profile.write_text("jobs: 3\nsubmitit-logdir: /scratch/logs\n")
+    assert jobs.log_folder(profile) == Path("/scratch/logs")
+    profile.write_text("- no mapping\n")
+    assert jobs.log_folder(profile) == Path("slurm_logs")
+
+
+def test_watching_prints_block_after_block_and_ends_with_ctrl_c(made):
+    command = [sys.executable, "-m", "kt", "status", "--watch", "0.2"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    assert run.stdout is not None
+    seen = 0
+    while seen < 2:
+        seen += run.stdout.readline().startswith("Three models")
+    run.send_signal(2)
+    assert run.wait(timeout=60) == 130
+    assert "\x1b" not in run.stdout.read()
+
+
+def test_status_imports_no_torch(made, python):
+    code = "import sys; from kt.cli import main; main(['status']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("False\n"), done.stderr
