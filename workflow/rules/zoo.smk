@@ -68,6 +68,7 @@ rule zoo:
     input:
         [LAYOUT.member(name) for name in STUDY.names],
         [LAYOUT.predictions(name) for name in STUDY.names],
+        STUDY.zoo.overrides or [],
     output:
         LAYOUT.table("zoo"),
     log:
