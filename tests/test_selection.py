@@ -341,9 +341,7 @@ def test_checkpoints_are_looked_into_without_torch_and_without_running_them(know
     torch.save({"x": torch.zeros(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     checked(known, checkpoint=str(tmp_path / "old.pth"))
     torch.save({"x": Custom()}, tmp_path / "custom.pth")
-    with pytest.raises(
-        KtError, match=r"is not weights alone: it holds .*test_selection\.Custom, which would run as code"
-    ):
+    with pytest.raises(KtError, match=r"is not weights alone: .*test_selection\.Custom would run as code"):
         checked(known, checkpoint=str(tmp_path / "custom.pth"))
     for name in ("text.pth", "text.safetensors"):
         (tmp_path / name).write_text("not weights")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +18,10 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".pth.tar")
 
 HARMLESS = ("torch", "collections", "argparse", "numpy", "_codecs", "builtins", "__builtin__")
 """Packages whose objects a file of weights may name; torch itself has the last word when it loads."""
+
+
+_GLOBAL = re.compile(r"c([\w.]+)\n([\w.]+)\n")
+"""The operation of a pickle that names an object: letter, module, name."""
 
 
 def check(zoo: ZooSpec, registry: Registry) -> None:
@@ -92,38 +96,36 @@ def check_checkpoint(at: str, path: Path) -> None:
 
             with safe_open(path, framework="numpy"):
                 return
-        strange = sorted(
-            name for stream in _pickles(path) for name in _names(stream) if name.split(".")[0] not in HARMLESS
-        )
+        strange = [name for name in _names(path) if not _harmless(name)]
     except Exception as error:  # a damaged file can fail in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise KtError(f"{at}: {str(path)!r} is not weights ({reason})") from error
     if strange:
-        raise KtError(
-            f"{at}: {str(path)!r} is not weights alone: it holds {listed(dict.fromkeys(strange))}, which would run as "
-            "code; save its state_dict() instead"
-        )
+        objects = listed(sorted(set(strange)))
+        raise KtError(f"{at}: {str(path)!r} is not weights alone: {objects} would run as code; save its state_dict()")
 
 
-def _pickles(path: Path) -> Iterator[IO[bytes]]:
-    """The parts of a file of ``torch.save`` that name objects."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            inner = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            if not inner:
-                raise pickle.UnpicklingError("an archive without tensors")
-            with archive.open(inner[0]) as stream:
-                yield stream
-        return
-    with path.open("rb") as file:  # before torch 1.6: magic number, version, system, then the objects
-        for _ in range(4):
-            yield file
+def _harmless(name: str) -> bool:
+    return name.split(".")[0] in HARMLESS
 
 
-def _names(stream: IO[bytes]) -> list[str]:
-    """Names of the objects that a pickle would make; what later protocols name in another way is left to torch."""
-    found = []
-    for operation, argument, _ in pickletools.genops(stream):
-        if operation.name == "GLOBAL":
-            found.append(str(argument).replace(" ", "."))
-    return found
+def _names(path: Path) -> list[str]:
+    """Names of the objects that a file of ``torch.save`` would make; none of them is made.
+
+    What later protocols of pickle name in another way is left to torch.
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:  # before torch 1.6: magic number, version, system, then the objects
+            return [name for _ in range(4) for name in _globals(file)]
+    with zipfile.ZipFile(path) as archive:
+        inner = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        if not inner:
+            raise pickle.UnpicklingError("an archive without tensors")
+        content = archive.read(inner[0])
+    quick = [f"{module}.{name}" for module, name in _GLOBAL.findall(content.decode("latin-1"))]
+    return quick if all(map(_harmless, quick)) else _globals(content)  # the quick look may also find other bytes
+
+
+def _globals(stream: IO[bytes] | bytes) -> list[str]:
+    operations = pickletools.genops(stream)
+    return [str(argument).replace(" ", ".") for operation, argument, _ in operations if operation.name == "GLOBAL"]
