@@ -176,6 +176,14 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     _threads(sub)
     _out(sub, "table")
 
+    run = _stage(
+        lambda s, study, lay, a: s.groups(study, lay, a.student, a.out or lay.transfer(a.student, "groups"), a.threads)
+    )
+    sub = add("groups", run, "transfer from groups of teachers to one student", "kt groups --student resnet")
+    sub.add_argument("--student", required=True, help="a name in `zoo.models`")
+    _threads(sub)
+    _out(sub, "table")
+
     run = _stage(lambda s, study, lay, a: s.gather(study, lay, a.out or lay.tables))
     _out(add("tables", run, "gather the final tables, as Parquet and CSV", "kt tables"), "folder")
 

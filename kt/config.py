@@ -24,7 +24,10 @@ from kt.data.spec import SPLITS, DataSpec
 from kt.errors import KtError, unknown
 from kt.pairs import PairRule
 from kt.spec import Spec
+from kt.transfer import groups
+from kt.transfer.groups import GroupSpec
 from kt.transfer.spec import TransferSpec
+from kt.transfer.training import Training
 from kt.zoo import registry, selection
 from kt.zoo.check import check as check_zoo
 from kt.zoo.spec import ZooSpec
@@ -52,6 +55,7 @@ class Study(Spec):
     complementarity: ComplementaritySpec = ComplementaritySpec()
     pairs: PairRule
     transfer: TransferSpec
+    groups: GroupSpec | None = Field(None, description="experiments with several teachers; none when left out")
     analysis: AnalysisSpec = AnalysisSpec()
 
     @property
@@ -79,11 +83,20 @@ class Study(Spec):
                 raise KtError(
                     f"zoo.models.{name}.train.images: {asked} asked for, but data.splits.zoo is {counts['zoo']}"
                 )
-        batch = self.transfer.training.batch_size
-        if batch > counts.get("transfer", batch):
-            raise KtError(
-                f"transfer.training.batch_size: {batch} is larger than data.splits.transfer ({counts['transfer']})"
-            )
+        for at, training in self.trainings().items():
+            if training.batch_size > counts.get("transfer", training.batch_size):
+                raise KtError(
+                    f"{at}.training.batch_size: {training.batch_size} is larger than data.splits.transfer "
+                    f"({counts['transfer']})"
+                )
+
+    def trainings(self) -> dict[str, Training]:
+        """How students are trained, by the place in the configuration that says so."""
+        common = self.transfer.training
+        methods = {f"transfer.methods.{name}": method for name, method in self.transfer.methods.chosen().items()}
+        if self.groups:
+            methods |= {f"groups.methods.{name}": method for name, method in self.groups.methods.chosen().items()}
+        return {"transfer": common} | {at: m.trained(common) for at, m in methods.items() if m.training}
 
 
 class _Loader(yaml.SafeLoader):
@@ -112,7 +125,8 @@ _Loader.add_implicit_resolver(
 
 def _line(error: ErrorDetails) -> str:
     """One line for one of pydantic's errors: where, what is wrong, what was given, what is allowed."""
-    parts = error["loc"][:1] + error["loc"][2:] if error["loc"][:1] == ("pairs",) else error["loc"]
+    union = next((n for n, at in ((1, ("pairs",)), (2, ("groups", "rule"))) if error["loc"][:n] == at), None)
+    parts = error["loc"] if union is None else error["loc"][:union] + error["loc"][union + 1 :]
     location = ".".join(str(part) for part in parts if part != "[key]")
     given = error["input"]
     text = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
@@ -125,7 +139,8 @@ def _line(error: ErrorDetails) -> str:
         tag = str((error.get("ctx") or {}).get("tag"))
         return f"{location}.select: {unknown('rule', tag, expected)}"
     if error["type"] == "union_tag_not_found":
-        return f"{location}: the key 'select' is missing; it names the rule: all, random, explicit or top"
+        rules = "explicit, random or ranked" if error["loc"][0] == "groups" else "all, random, explicit or top"
+        return f"{location}: the key 'select' is missing; it names the rule: {rules}"
     if error["type"] == "too_short":
         least = (error.get("ctx") or {}).get("min_length")
         return f"{location}: at least {least} needed, not {json.dumps(given, default=str)[:80]}"
@@ -184,6 +199,8 @@ def check(study: Study) -> Study:
     check_data(study.data)
     sizes = study.data.splits
     study.check_splits({split: images for split in SPLITS if (images := sizes.known(split)) is not None})
+    if study.groups:
+        groups.check(study.names, study.groups.rule)
     _check_complementarity(study)
     pairs.candidates(study.names, study.pairs)
     store.check_writable(study.results)

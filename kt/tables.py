@@ -67,7 +67,7 @@ def zoo(
 
 
 def transfers(files: Sequence[Path]) -> pa.Table:
-    """The table ``transfers``: all jobs' rows, by method, teacher, student and seed.
+    """The table ``transfers``: all jobs' rows, by method, teacher, student, seed and key.
 
     Raises:
         KtError: a file is missing or damaged, or all units failed.
@@ -75,7 +75,7 @@ def transfers(files: Sequence[Path]) -> pa.Table:
     data = pa.concat_tables([schema.read(path, "transfers") for path in files])
     if data.num_rows and not any(status == "ok" for status in data["status"].to_pylist()):
         raise KtError(f"all {data.num_rows} transfers failed; the first reason: {data['reason'][0]}")
-    return data.sort_by([(name, "ascending") for name in ("method", "teacher", "student", "seed")])
+    return data.sort_by([(name, "ascending") for name in ("method", "teacher", "student", "seed", "key")])
 
 
 def frame(data: pa.Table) -> pd.DataFrame:

@@ -115,8 +115,10 @@ def _transfers(
                 gain, loss = gained / images, lost / images
                 rows.append(
                     {
-                        "teacher": pair.teacher, "student": pair.student, "method": method, "seed": seed,
-                        "control": control, "uses_labels": method in LABELLED, "status": "ok", "reason": None,
+                        "teacher": pair.teacher, "student": pair.student, "teachers": [pair.teacher],
+                        "method": method, "seed": seed,
+                        "control": control, "uses_labels": method in LABELLED, "trains": True,
+                        "status": "ok", "reason": None,
                         "n": images,
                         "acc_before": pair.acc_student, "acc_after": pair.acc_student + 100 * (gain - loss),
                         "delta": 100 * (gained - lost) / images,
@@ -124,7 +126,8 @@ def _transfers(
                         "knowledge_gain": 100 * gain, "knowledge_loss": 100 * loss,
                         "transfer_rate": 40.0 if pair.pos_flips > 0 else None,
                         "teacher_share": None if control else 50.0, "epochs": 4, "best_epoch": 4,
-                        "delta_best": 100 * (gain - loss), "steps": 16, "seconds": 0.5, "device": "cpu",
+                        "delta_best": 100 * (gain - loss), "steps": 16, "budget": 1, "pieces": 1,
+                        "seconds": 0.5, "device": "cpu",
                         "key": f"{method}-{'' if control else pair.teacher}-{pair.student}-{seed}",
                     }
                 )  # fmt: skip

@@ -24,15 +24,16 @@ from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import Interrupted
 from kt.transfer import losses
-from kt.transfer.engine import Diverged, History, epoch_order, learning_rate, train
-from kt.transfer.method import registry
-from kt.transfer.spec import Training
+from kt.transfer.engine import Diverged, History, epoch_order, train
+from kt.transfer.learners import Views
+from kt.transfer.method import Method, Samples, SlowWeights, registry
+from kt.transfer.training import Training
 
 CPU = torch.device("cpu")
 N, CLASSES = 26, 3
 TRAINING = Training(epochs=3, batch_size=6, lr=0.01, weight_decay=0.1)
 STEPS = 12  # 3 epochs of 4 whole batches; two images wait for the next epoch
-METHODS = list(registry())
+METHODS = [name for name, m in registry().items() if m.trains and m.run is Method.run]  # one training
 
 
 class Torn(BaseException):
@@ -79,21 +80,48 @@ def run(
     validating: Callable[[nn.Module], float] = validate,
     start: int = 0,
     seed: int = 7,
+    pieces: int = 1,
 ) -> tuple[dict[str, Tensor], History]:
     """Train a student by a method; ``at_loss`` is called with the number of the loss, counted from 1 in this run."""
+    chosen, calls, models = registry()[method](), iter(range(1, 1000)), [student(start)]
+    samples = lesson(method)
+    if chosen.joint:
+        models.append(student(start + 1))
+    torch.manual_seed(start)
+    learner = chosen.learner(models, samples)
+
+    def loss(output: Any, batch: Samples) -> Tensor:
+        at_loss(next(calls))
+        return chosen.loss(output, batch)
+
+    def validate_first(learner: nn.Module) -> float:
+        return validating(models[0])
+
+    images = Views([inputs(), inputs()]) if chosen.joint else inputs()
+    history = train(
+        learner, images, samples, loss, validate_first, TRAINING, seed, checkpoint, chosen.slow_weights(), pieces
+    )
+    return {name: tensor.clone() for name, tensor in learner.state_dict().items()}, history
+
+
+def lesson(method: str) -> Samples:
+    """What a method makes of random logits, labels and features."""
     generator = torch.Generator().manual_seed(1)
     teacher, frozen = (2 * torch.randn(N, CLASSES, generator=generator) for _ in range(2))
     labels = torch.randint(0, CLASSES, (N,), generator=generator)
-    chosen, calls = registry()[method](), iter(range(1, 1000))
-    targets, _ = chosen.targets(frozen if chosen.control else teacher, frozen, labels)
+    features = torch.randn(N, 5, generator=generator)
+    chosen = registry()[method]()
+    source = teacher[None] if chosen.takes != "pair" else teacher
+    targets, taught = chosen.targets(frozen if chosen.control else source, frozen, labels)
+    return Samples(targets, labels, taught, torch.arange(N), features)
 
-    def loss(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-        at_loss(next(calls))
-        return chosen.loss(logits, targets, labels)
 
-    model = student(start)
-    history = train(model, inputs(), targets, labels, loss, validating, TRAINING, seed, checkpoint)
-    return model.state_dict(), history
+def taught_by(targets: Tensor, labels: Tensor) -> Samples:
+    return Samples(targets, labels, torch.ones(len(labels), dtype=torch.bool), torch.arange(len(labels)))
+
+
+def entropy(output: Tensor, batch: Samples) -> Tensor:
+    return losses.cross_entropy(output, batch.labels)
 
 
 def at(step: int, event: Callable[[], None]) -> Callable[[int], None]:
@@ -345,12 +373,6 @@ def test_epoch_order_differs_between_seeds_and_epochs():
     assert len(orders) == 20
 
 
-def test_learning_rate_by_hand():
-    found = [learning_rate(step, 4, 0.2) for step in range(5)]
-    assert found == pytest.approx([0.2, 0.1 * (1 + 2**-0.5), 0.1, 0.1 * (1 - 2**-0.5), 0.0])
-    assert learning_rate(0, 1, 0.2) == 0.2
-
-
 # what training does
 
 
@@ -377,13 +399,14 @@ def test_batches_follow_the_epochs_order_with_their_own_targets_and_labels(tmp_p
         CPU,
     )
 
-    def loss(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-        asked.append((targets[:, 0].int().tolist(), labels.tolist()))
-        return logits.sum(1) ** 2
+    def loss(output: Tensor, batch: Samples) -> Tensor:
+        asked.append((batch.targets[:, 0].int().tolist(), batch.labels.tolist()))
+        assert batch.positions.tolist() == asked[-1][0]
+        return output.sum(1) ** 2
 
     targets, labels = torch.arange(10.0)[:, None].expand(10, 2), torch.arange(10) + 100
     training = Training(epochs=2, batch_size=4, lr=0.1)
-    history = train(model, images, targets, labels, loss, lambda m: 0.0, training, 3, Saving(tmp_path / "c"))
+    history = train(model, images, taught_by(targets, labels), loss, lambda m: 0.0, training, 3, Saving(tmp_path / "c"))
     expected = [epoch_order(10, 3, epoch)[i : i + 4].tolist() for epoch in (0, 1) for i in (0, 4)]
     assert model.seen == expected
     assert [rows for rows, _ in asked] == expected
@@ -398,10 +421,8 @@ def test_one_step_is_adamw_at_the_scheduled_rate(tmp_path):
     labels = torch.tensor([0, 0, 0, 1])
     training = Training(epochs=3, batch_size=4, lr=0.1, weight_decay=0.5)
 
-    def loss(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-        return losses.cross_entropy(logits, labels)
-
-    history = train(model, images, torch.zeros(4, 2), labels, loss, lambda m: 0.0, training, 0, Saving(tmp_path / "c"))
+    samples = taught_by(torch.zeros(4, 2), labels)
+    history = train(model, images, samples, entropy, lambda m: 0.0, training, 0, Saving(tmp_path / "c"))
     optimiser, found = torch.optim.AdamW(other.parameters(), 0.1, weight_decay=0.5), []
     for step, rate in enumerate((0.1, 0.075, 0.025)):
         optimiser.param_groups[0]["lr"] = rate
@@ -442,8 +463,8 @@ def test_the_seed_changes_the_training_of_a_student_without_random_parts(tmp_pat
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
         labels = torch.arange(N) % CLASSES
         train(
-            model, inputs(), torch.zeros(N, CLASSES), labels, lambda z, t, y: losses.cross_entropy(z, y), validate,
-            TRAINING, seed, Saving(tmp_path / str(seed)),
+            model, inputs(), taught_by(torch.zeros(N, CLASSES), labels), entropy, validate, TRAINING, seed,
+            Saving(tmp_path / str(seed)),
         )  # fmt: skip
         return model[1].weight.detach()
 
@@ -459,8 +480,8 @@ def test_gradients_left_by_another_training_play_no_part(tmp_path):
                 parameter.grad = torch.full_like(parameter, 100.0)
         labels = torch.zeros(N, dtype=torch.int64)
         train(
-            model, inputs(), torch.zeros(N, CLASSES), labels, lambda z, t, y: losses.cross_entropy(z, y), validate,
-            TRAINING, 0, Saving(tmp_path / str(left_over)),
+            model, inputs(), taught_by(torch.zeros(N, CLASSES), labels), entropy, validate, TRAINING, 0,
+            Saving(tmp_path / str(left_over)),
         )  # fmt: skip
         return model.state_dict()
 
@@ -469,11 +490,12 @@ def test_gradients_left_by_another_training_play_no_part(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_the_training_in_its_epoch(tmp_path, value):
-    def loss(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-        return losses.cross_entropy(logits, labels) + (value if next(calls) == 6 else 0)
+    def loss(output: Tensor, batch: Samples) -> Tensor:
+        return entropy(output, batch) + (value if next(calls) == 6 else 0)
 
     calls = iter(range(1, 100))
-    arguments = (torch.zeros(N, CLASSES), torch.zeros(N, dtype=torch.int64), loss, validate, TRAINING, 0)
+    samples = taught_by(torch.zeros(N, CLASSES), torch.zeros(N, dtype=torch.int64))
+    arguments = (samples, loss, validate, TRAINING, 0)
     with pytest.raises(Diverged, match="the loss is not finite in epoch 2"):
         train(student(), inputs(), *arguments, Saving(tmp_path / "c.pt"))
 
@@ -486,12 +508,117 @@ def test_self_has_zero_loss_at_step_zero_for_a_student_without_random_parts(tmp_
         frozen = model(inputs()[slice(None)])
     labels, method, seen = torch.zeros(N, dtype=torch.int64), registry()["self"](), []
 
-    def loss(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-        seen.append(method.loss(logits, targets, labels))
+    def loss(output: Tensor, batch: Samples) -> Tensor:
+        seen.append(method.loss(output, batch))
         return seen[-1]
 
     targets, _ = method.targets(frozen, frozen, labels)
     training = TRAINING.model_copy(update={"lr": 1e-9, "weight_decay": 0.0})
-    train(model, inputs(), targets, labels, loss, validate, training, 0, Saving(tmp_path / "c.pt"))
+    train(model, inputs(), taught_by(targets, labels), loss, validate, training, 0, Saving(tmp_path / "c.pt"))
     assert seen[0].abs().max() < 1e-6
     torch.testing.assert_close(model.state_dict(), before)
+
+
+def test_a_weight_that_is_not_finite_after_the_last_step_ends_the_training(tmp_path):
+    model = student()
+
+    def validating(learner: nn.Module) -> float:
+        pytest.fail("a student with a broken weight is not evaluated")
+
+    def loss(output: Tensor, batch: Samples) -> Tensor:
+        if next(calls) == 4:
+            with torch.no_grad():
+                model[1].weight[0, 0] = float("nan")
+        return entropy(output, batch)
+
+    calls = iter(range(1, 100))
+    samples = taught_by(torch.zeros(N, CLASSES), torch.zeros(N, dtype=torch.int64))
+    with pytest.raises(Diverged, match="a weight is not finite after epoch 1"):
+        train(model, inputs(), samples, loss, validating, TRAINING, 0, Saving(tmp_path / "c.pt"))
+
+
+# slow weights
+
+
+def test_slow_weights_follow_every_few_steps_and_are_what_is_evaluated_and_kept(tmp_path):
+    model, followed, samples = student(), student(), lesson("finetune")
+    expected, fast = {name: tensor.clone() for name, tensor in followed.state_dict().items()}, []
+
+    class Watching(Saving):
+        def due(self) -> bool:
+            fast.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+            return False
+
+    evaluated: list[dict[str, Tensor]] = []
+
+    def validating(learner: nn.Module) -> float:
+        evaluated.append({name: tensor.clone() for name, tensor in learner.state_dict().items()})
+        return float(len(evaluated) == 2)
+
+    history = train(
+        model, inputs(), samples, entropy, validating, TRAINING, 0, Watching(tmp_path / "c"), SlowWeights(0.75, 2)
+    )
+    for step in range(STEPS):
+        if step % 2 == 1:
+            for name, tensor in expected.items():
+                if tensor.is_floating_point():
+                    expected[name] = 0.75 * tensor + 0.25 * fast[step][name]
+                else:
+                    expected[name] = fast[step][name]
+        if step % 4 == 3:
+            torch.testing.assert_close(evaluated[step // 4], expected)
+    torch.testing.assert_close(model.state_dict(), expected)
+    assert same(history.best, evaluated[1])
+    plain = student()
+    train(plain, inputs(), samples, entropy, lambda m: 0.0, TRAINING, 0, Saving(tmp_path / "d"))
+    assert same(plain.state_dict(), fast[-1])  # the fast weights train as if there were no slow ones
+
+
+@pytest.mark.parametrize(("tau", "same_as"), [(1.0, "start"), (0.0, "fast")])
+def test_slow_weights_stay_at_tau_one_and_are_the_fast_ones_at_tau_zero(tmp_path, tau, same_as):
+    model = student()
+    expected = student().state_dict()
+    slow = SlowWeights(tau, 1)
+    train(model, inputs(), lesson("kl"), entropy, lambda m: 0.0, TRAINING, 0, Saving(tmp_path / "c"), slow)
+    if same_as == "fast":
+        plain = student()
+        train(plain, inputs(), lesson("kl"), entropy, lambda m: 0.0, TRAINING, 0, Saving(tmp_path / "d"))
+        expected = plain.state_dict()
+    torch.testing.assert_close(
+        {k: v for k, v in model.state_dict().items() if v.is_floating_point()},
+        {k: v for k, v in expected.items() if v.is_floating_point()},
+    )
+
+
+# batches in pieces
+
+
+def test_a_batch_in_pieces_gives_the_gradient_of_the_whole_where_samples_do_not_meet(tmp_path):
+    def ended(pieces: int) -> tuple[dict[str, Tensor], History]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.LayerNorm(8), nn.Linear(8, CLASSES))
+        training = Training(epochs=2, batch_size=5, lr=0.01, optimiser="sgd", clip=0.5)
+        history = train(
+            model, inputs(), lesson("finetune"), entropy, validate, training, 0, Saving(tmp_path / str(pieces)),
+            pieces=pieces,
+        )  # fmt: skip
+        return model.state_dict(), history
+
+    whole, history = ended(1)
+    for pieces in (2, 4):  # of 5 images: 3 and 2; 2, 1, 1 and 1
+        found, cut = ended(pieces)
+        torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-6)
+        assert cut.loss == pytest.approx(history.loss, rel=1e-5)
+        assert (cut.steps, cut.pieces) == (history.steps, pieces)
+
+
+def test_a_checkpoint_in_pieces_goes_on_in_pieces_and_one_of_larger_pieces_is_not_used(tmp_path):
+    whole = run("kl", Saving(tmp_path / "a", after=lambda step: False))
+    cut = run("kl", Saving(tmp_path / "b", after=lambda step: False), pieces=2)
+    assert not same(whole[0], cut[0])
+    with pytest.raises(Torn):
+        run("kl", Saving(tmp_path / "c"), at(9, interrupt), pieces=2)
+    assert same_end(run("kl", Saving(tmp_path / "c"), start=5), cut)
+    with pytest.raises(Torn):
+        run("kl", Saving(tmp_path / "d"), at(5, interrupt))
+    assert same_end(run("kl", Saving(tmp_path / "d"), pieces=2), cut)

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from threading import Event
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from kt.checkpoint import Checkpoint
 from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.data.spec import DataSpec, InputSpec, SplitSizes
+from kt.data.views import Inputs
 from kt.errors import Interrupted
-from kt.transfer import partition
+from kt.transfer import engine, partition
 from kt.transfer.job import Workbench
 from kt.transfer.ledger import Ledger, unpack
 from kt.transfer.ledger import key as ledger_key
-from kt.transfer.method import registry
+from kt.transfer.method import Samples, registry
+from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.kl import KL
-from kt.transfer.spec import Training
+from kt.transfer.methods.kl_dp import KLDP
+from kt.transfer.session import Session
+from kt.transfer.training import Training
 from kt.transfer.units import Unit
 from kt.zoo.inference import logits
 
@@ -43,101 +50,254 @@ def stored(tmp_path_factory) -> Dataset:
     return Dataset.open(folder)
 
 
+class Zoo:
+    """Models by their names, without files: the student, and two teachers, one with its own input."""
+
+    SEEDS: ClassVar = {"s": 0, "t": 1, "u": 2}
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+        self.given: dict[str, np.ndarray] = {}
+
+    def fingerprint(self, name: str) -> str:
+        return f"print of {name}"
+
+    def load(self, name: str) -> nn.Module:
+        return build(self.SEEDS[name])
+
+    def input_of(self, name: str) -> InputSpec:
+        return InputSpec(size=8, mean=(0.4 if name == "u" else 0.3,), std=(0.33,))
+
+    def logits(self, name: str, split: str) -> np.ndarray:
+        if name in self.given:
+            return self.given[name]
+        return logits(self.load(name), Inputs(self.data.images, self.data.rows(split), self.input_of(name), CPU))
+
+    def features(self, name: str, split: str) -> np.ndarray | None:
+        return None
+
+
 @pytest.fixture
 def bench(stored, tmp_path) -> Workbench:
     return make_bench(stored, tmp_path)
 
 
 def make_bench(stored: Dataset, folder: Path, every: float = 3600) -> Workbench:
-    student, spec = build(0), InputSpec(size=8, mean=(0.3,), std=(0.33,))
-    bench = Workbench.set_up(
-        student, np.zeros((40, 10), np.float16), stored, spec, TRAINING, folder / "checkpoints", every, CPU, Event()
-    )
-    frozen = torch.from_numpy(logits(student, bench.inputs["transfer"])).float()
-    object.__setattr__(bench, "frozen", frozen)
-    return bench
+    return Workbench.set_up("s", Zoo(stored), stored, TRAINING, folder / "checkpoints", every, CPU, Event())
 
 
-def teacher_of(bench: Workbench) -> np.ndarray:
-    return logits(build(1), bench.inputs["transfer"])
+def unit(method: str, seed: int = 0, **parameters: object) -> Unit:
+    chosen = registry()[method].model_validate(parameters)
+    teachers = () if chosen.control else ("t", "u") if chosen.takes == "group" else ("t",)
+    return Unit(chosen, teachers, seed)
 
 
-def unit(method: str, seed: int = 0) -> Unit:
-    chosen = registry()[method]()
-    return Unit(chosen, None if chosen.control else "t", seed)
-
-
-def compute(bench: Workbench, method: str, seed: int = 0) -> dict[str, object]:
+def compute(bench: Workbench, method: str | Unit, seed: int = 0, key: str = "key") -> dict[str, object]:
     """The record of a unit, without the time it took."""
-    chosen = unit(method, seed)
-    record = bench.compute(chosen, f"key-{method}-{seed}", teacher_of(bench) if chosen.teacher else None)
+    record = bench.compute(unit(method, seed) if isinstance(method, str) else method, key)
     assert record["status"] == "ok", record
     assert record.pop("seconds") > 0
     return record
 
 
+def own(record: dict[str, object], name: str = "s") -> dict[str, object]:
+    """A record as the student's rows see it."""
+    return {**record, **record.get("models", {}).get(f"print of {name}", {})}
+
+
 @pytest.mark.parametrize("method", registry())
 def test_every_method_gives_a_record_that_the_ledger_takes(bench, tmp_path, method):
-    record = compute(bench, method)
-    assert (record["steps"], record["device"], record["torch"]) == (12, "cpu", torch.__version__)
-    assert len(record["loss"]) == len(record["validation"]) == 3
-    assert record["best_epoch"] == 1 + int(np.argmax(record["validation"]))
-    assert len(unpack(record["last"])) == len(unpack(record["best"])) == 50
-    assert (record["teacher_share"] is None) == registry()[method].control
+    chosen = unit(method)
+    record = compute(bench, chosen)
+    trainings = {"sequential": 2, "soup": 2, "ensemble_max": 0, "ensemble_mean": 0}.get(method, 1)
+    assert (record["steps"], record["device"], record["torch"]) == (12 * trainings, "cpu", torch.__version__)
+    assert len(record["loss"]) == len(record["validation"]) == 3 * trainings
+    if trainings == 0 or method == "soup":
+        assert record["best_epoch"] is None
+    else:
+        assert record["best_epoch"] == 1 + int(np.argmax(record["validation"]))
+    assert record["budget"] == (2 if method == "bikd" else trainings)
+    assert len(unpack(own(record)["last"])) == len(unpack(own(record)["best"])) == 50
+    assert (own(record)["teacher_share"] is None) == (chosen.method.control or not chosen.method.trains)
     assert json.loads(json.dumps(record)) == record
+    assert not list(bench.checkpoints.glob("*"))
     Ledger(tmp_path).add({"unit": method}, record)
     assert Ledger(tmp_path).get(ledger_key({"unit": method})) == record
 
 
+@pytest.fixture(scope="module")
+def undisturbed(stored, tmp_path_factory) -> dict[str, dict[str, object]]:
+    """The record of every method's unit, each alone on its bench."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {name: compute(make_bench(stored, folder / name), name) for name in registry()}
+
+
+@pytest.mark.parametrize("method", [name for name, m in registry().items() if m.trains])
+def test_a_unit_of_any_method_stopped_again_and_again_ends_bit_identical(
+    stored, tmp_path, monkeypatch, undisturbed, method
+):
+    order, due, stops = random.Random(method), Checkpoint.due, 0
+    left = order.randint(1, 9)
+    bench = make_bench(stored, tmp_path, every=3600)
+
+    def stopping(checkpoint: Checkpoint) -> bool:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            bench.stop.set()
+        return due(checkpoint)
+
+    monkeypatch.setattr(Checkpoint, "due", stopping)
+    while True:
+        try:
+            ended = compute(bench, method)
+        except Interrupted:
+            stops += 1
+            left = order.randint(1, 9)
+            bench = make_bench(stored, tmp_path, every=3600)  # as a new process would
+            continue
+        break
+    assert stops >= 1
+    assert ended == undisturbed[method]
+    assert not list(bench.checkpoints.iterdir())
+
+
 def test_a_record_holds_what_the_trained_student_says_of_the_test_images(bench):
     record = compute(bench, "finetune")
-    assert record["best_epoch"] == 3, "the student is left with the best weights, here those of the last epoch"
-    said = logits(bench.student, bench.inputs["test"]).argmax(1)
-    assert unpack(record["last"]).tolist() == unpack(record["best"]).tolist() == said.tolist()
-    right = logits(bench.student, bench.inputs["validation"]).argmax(1) == bench.labels["validation"]
+    said = logits(bench.student, bench.view("s", "test")).argmax(1)
+    assert unpack(record["last"]).tolist() == said.tolist()
+    right = logits(bench.student, bench.view("s", "validation")).argmax(1) == bench.labels["validation"]
     assert record["validation"][-1] == pytest.approx(100 * right.mean())
 
 
 def test_last_and_best_are_told_apart(bench, monkeypatch):
     states, accuracies = [], iter([10.0, 30.0, 20.0])
 
-    def validation(self: Workbench, student: nn.Module) -> float:
+    def validation(self: Session, student: nn.Module) -> float:
         states.append({name: tensor.clone() for name, tensor in student.state_dict().items()})
         return next(accuracies)
 
-    monkeypatch.setattr(Workbench, "_validation_accuracy", validation)
+    monkeypatch.setattr(Session, "_validation_accuracy", validation)
     record = compute(bench, "finetune")
     assert record["best_epoch"] == 2
     for name, state in (("best", states[1]), ("last", states[2])):
         bench.student.load_state_dict(state)
-        said = logits(bench.student, bench.inputs["test"]).argmax(1)
+        said = logits(bench.student, bench.view("s", "test")).argmax(1)
         assert unpack(record[name]).tolist() == said.tolist()
     assert record["best"] != record["last"]
 
 
 @pytest.mark.parametrize("method", registry())
-def test_a_unit_gives_the_same_record_alone_and_after_others(bench, stored, tmp_path, method):
-    for other in ("finetune", "kl_dp"):
+def test_a_unit_gives_the_same_record_alone_and_after_others(bench, undisturbed, method):
+    for other in ("finetune", "bikd"):
         compute(bench, other, seed=5)
-    assert compute(bench, method) == compute(make_bench(stored, tmp_path / "alone"), method)
+    assert compute(bench, method) == undisturbed[method]
 
 
 def test_the_share_of_the_teacher_is_that_of_the_mask(bench):
     labels = torch.from_numpy(bench.labels["transfer"])
-    teacher = torch.from_numpy(teacher_of(bench)).float()
-    by_label = partition.by_label(teacher, bench.frozen, labels)
+    teacher, frozen = (torch.from_numpy(bench.models.logits(name, "transfer")).float() for name in "ts")
+    by_label = partition.by_label(teacher, frozen, labels)
     assert compute(bench, "kl_dp")["teacher_share"] == pytest.approx(100 * by_label.float().mean().item())
     assert compute(bench, "kl")["teacher_share"] == 100
     assert 0 < by_label.float().mean() < 1
 
 
-@pytest.mark.parametrize("method", ["kl", "kl_dp", "kl_dp_unsup"])
+@pytest.mark.parametrize("method", ["kl", "kl_dp", "kl_dp_unsup", "flip_student"])
 def test_a_teacher_equal_to_the_student_trains_as_the_control_self_does(bench, method):
     control = compute(bench, "self")
-    record = bench.compute(unit(method), "key", bench.frozen.numpy().astype(np.float16))
+    bench.models.given["t"] = bench.models.logits("s", "transfer")
+    record = compute(bench, method)
     for name in ("last", "best", "best_epoch", "loss", "validation"):
         assert record[name] == control[name], name
     assert record["teacher_share"] == (100 if method == "kl" else 0)
+
+
+# several teachers
+
+
+@pytest.mark.parametrize("method", ["sequential", "soup", "parallel"])
+def test_one_teacher_alone_is_kl_dp_exactly(bench, undisturbed, method):
+    assert compute(bench, Unit(registry()[method](), ("t",), 0)) == undisturbed["kl_dp"]
+
+
+def test_sequential_is_one_transfer_after_another_from_where_the_last_one_ended(bench, undisturbed):
+    record = compute(bench, unit("sequential", order="given"))
+    dp = undisturbed["kl_dp"]
+    assert record["loss"][:3] == dp["loss"]
+    # by hand: train from t, make that the frozen student, train from u with a fresh optimiser
+    first = Session(bench, "by-hand").train(KLDP(), ["t"], 0)
+    bench.student.load_state_dict(first.last)
+    middle = logits(bench.student, bench.view("s", "transfer"))
+    labels = torch.from_numpy(bench.labels["transfer"])
+    frozen, teacher = (torch.from_numpy(z).float() for z in (middle, bench.models.logits("u", "transfer")))
+    targets, taught = KLDP().targets(teacher, frozen, labels)
+    history = engine.train(
+        bench.student, bench.view("s", "transfer"), Samples(targets, labels, taught, torch.arange(40)), KLDP().loss,
+        lambda m: 0.0, TRAINING, 0, Checkpoint(bench.checkpoints / "x", "x", 3600),
+    )  # fmt: skip
+    assert record["loss"][3:] == history.loss
+    said = logits(bench.student, bench.view("s", "test")).argmax(1)
+    assert unpack(record["last"]).tolist() == said.tolist()
+
+
+def test_orders_of_sequential_go_by_validation_accuracy_seed_or_the_group(bench):
+    session = Session(bench, "key")
+    right = {
+        name: (bench.models.logits(name, "validation").argmax(1) == bench.labels["validation"]).mean() for name in "tu"
+    }
+    assert right["t"] != right["u"]
+    up = sorted(right, key=lambda name: right[name])
+    assert session.ordered(["t", "u"], "ascending", 0) == session.ordered(["u", "t"], "ascending", 0) == up
+    assert session.ordered(["t", "u"], "descending", 0) == up[::-1]
+    assert session.ordered(["u", "t"], "given", 0) == ["u", "t"]
+    drawn = {tuple(session.ordered(["s", "t", "u"], "random", seed)) for seed in range(40)}
+    assert len(drawn) == 6
+    assert session.ordered(["s", "t", "u"], "random", 7) == session.ordered(["s", "t", "u"], "random", 7)
+
+
+def test_a_soup_has_the_mean_weights_of_the_students_of_each_teacher(bench):
+    record = compute(bench, "soup")
+    said = {}
+    for which in ("last", "best"):
+        states = [getattr(Session(bench, f"alone-{t}").train(KLDP(), [t], 0), which) for t in "tu"]
+        mean = {name: (states[0][name].double() + states[1][name].double()) / 2 for name in states[0]}
+        bench.student.load_state_dict(mean)
+        said[which] = logits(bench.student, bench.view("s", "test")).argmax(1).tolist()
+    assert {which: unpack(record[which]).tolist() for which in said} == said
+
+
+def test_models_that_train_together_give_the_same_record_from_either_side(stored, tmp_path, undisturbed):
+    other = Workbench.set_up("t", Zoo(stored), stored, TRAINING, tmp_path / "other", 3600, CPU, Event())
+    assert compute(other, Unit(BiKD(), ("s",), 0)) == undisturbed["bikd"]
+    shares = [own(undisturbed["bikd"], name)["teacher_share"] for name in "st"]
+    assert sum(shares) == pytest.approx(100)
+    assert own(undisturbed["bikd"], "s")["last"] != own(undisturbed["bikd"], "t")["last"]
+
+
+def test_three_models_train_together_each_on_its_own_input(bench):
+    record = compute(bench, Unit(BiKD(), ("t", "u"), 0))
+    assert set(record["models"]) == {"print of s", "print of t", "print of u"}
+    assert record["budget"] == 3
+    assert bench.view("u", "transfer") is not bench.view("s", "transfer") is bench.view("t", "transfer")
+
+
+def test_an_ensemble_answers_from_the_cached_test_logits(bench):
+    teacher, student = (torch.from_numpy(bench.models.logits(name, "test")).float() for name in "ts")
+    mean = teacher.softmax(1) + student.softmax(1)
+    assert unpack(compute(bench, "ensemble_mean")["last"]).tolist() == mean.argmax(1).tolist()
+    surer = teacher.softmax(1).amax(1) > student.softmax(1).amax(1)
+    chosen = torch.where(surer, teacher.argmax(1), student.argmax(1))
+    assert unpack(compute(bench, "ensemble_max")["last"]).tolist() == chosen.tolist()
+
+
+def test_cached_features_are_used_where_there_are_any(bench, monkeypatch, undisturbed):
+    cached = bench.features("t", "transfer")
+    assert cached.shape == (40, 12)
+    monkeypatch.setattr(Zoo, "features", lambda self, name, split: cached)
+    assert compute(bench, "crd") == undisturbed["crd"]
+    monkeypatch.setattr(Zoo, "features", lambda self, name, split: -cached)
+    assert compute(bench, "crd") != undisturbed["crd"]
 
 
 class Failing(KL):
@@ -147,9 +307,9 @@ class Failing(KL):
         CALLS.clear()
         return super().targets(teacher, frozen, labels)
 
-    def loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, output: Tensor, batch: Samples) -> Tensor:
         CALLS.append(1)
-        return super().loss(logits, targets, labels) if len(CALLS) < 3 else self.fail(logits)
+        return super().loss(output, batch) if len(CALLS) < 3 else self.fail(output)
 
     def fail(self, logits: Tensor) -> Tensor:
         raise NotImplementedError
@@ -204,15 +364,49 @@ class FailsInBackward(Failing):
     ],
 )
 def test_a_failure_is_an_outcome_with_its_cause_and_leaves_no_trace(bench, stored, tmp_path, method, cause, reason):
-    record = bench.compute(Unit(method(), "t", 0), "key", teacher_of(bench))
+    record = bench.compute(Unit(method(), ("t",), 0), "key")
     assert record == {"status": "failed", "cause": cause, "reason": reason}
     assert compute(bench, "kl_dp") == compute(make_bench(stored, tmp_path / "alone"), "kl_dp")
 
 
 def test_a_teacher_with_other_classes_is_a_failed_unit(bench):
-    record = bench.compute(unit("kl"), "key", np.zeros((40, 7), np.float16))
+    bench.models.given["t"] = np.zeros((40, 7), np.float16)
+    record = bench.compute(unit("kl"), "key")
     assert (record["status"], record["cause"]) == ("failed", "error")
     assert record["reason"].startswith("error: RuntimeError: The size of tensor a")
+
+
+class FitsInPieces(KL):
+    """Runs out of memory with more than four images at once, or with more than `most`."""
+
+    most: int = 4
+
+    def loss(self, output: Tensor, batch: Samples) -> Tensor:
+        if len(output) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().loss(output, batch)
+
+
+def test_a_batch_that_does_not_fit_is_cut_until_it_does(bench, caplog):
+    record = compute(bench, Unit(FitsInPieces(), ("t",), 0))
+    assert record["pieces"] == 4  # of 10 images: 5 and 5 do not fit, 3, 3, 2 and 2 do
+    assert record["steps"] == 12
+    assert "goes on with 2 pieces a batch" in caplog.text
+    assert "goes on with 4 pieces a batch" in caplog.text
+
+
+def test_a_batch_is_not_cut_below_two_images_nor_where_its_samples_are_compared(bench):
+    assert bench.compute(Unit(FitsInPieces(most=1), ("t",), 0), "key")["cause"] == "out_of_memory"
+
+    class Comparing(FitsInPieces):
+        whole_batch: ClassVar[bool] = True
+
+    assert bench.compute(Unit(Comparing(), ("t",), 0), "key")["cause"] == "out_of_memory"
+
+
+def test_a_pattern_of_frozen_layers_that_matches_nothing_is_a_reason(bench):
+    record = bench.compute(unit("kl", training={"freeze": ("stem.*",)}), "key")
+    assert record["reason"].startswith("error: KtError: transfer.training.freeze: 'stem.*' matches no parameter")
 
 
 class Interrupting(Failing):
@@ -223,8 +417,8 @@ class Interrupting(Failing):
 def test_an_interrupted_unit_goes_on_from_its_checkpoint_and_then_forgets_it(stored, tmp_path):
     bench = make_bench(stored, tmp_path, every=0)
     with pytest.raises(KeyboardInterrupt):
-        bench.compute(Unit(Interrupting(), "t", 0), "key-kl-0", teacher_of(bench))
-    assert {path.name for path in bench.checkpoints.iterdir()} == {"key-kl-0.pt", "key-kl-0.steps"}
+        bench.compute(Unit(Interrupting(), ("t",), 0), "key")
+    assert {path.name for path in bench.checkpoints.iterdir()} == {"key.pt", "key.steps"}
     resumed = compute(bench, "kl")
     assert not list(bench.checkpoints.iterdir())
     assert resumed == compute(make_bench(stored, tmp_path / "alone"), "kl")
@@ -233,11 +427,11 @@ def test_an_interrupted_unit_goes_on_from_its_checkpoint_and_then_forgets_it(sto
 class Stopping(Failing):
     """Sets the bench's flag in its third step and trains on."""
 
-    def loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, output: Tensor, batch: Samples) -> Tensor:
         CALLS.append(1)
         if len(CALLS) == 3:
             STOP[0].set()
-        return KL.loss(self, logits, targets, labels)
+        return KL.loss(self, output, batch)
 
 
 STOP: list[Event] = []
@@ -246,9 +440,9 @@ STOP: list[Event] = []
 def test_a_unit_told_to_stop_saves_raises_and_goes_on_next_time(bench, stored, tmp_path):
     STOP[:] = [bench.stop]
     with pytest.raises(Interrupted, match="stopped by a signal"):
-        bench.compute(Unit(Stopping(), "t", 0), "key-kl-0", teacher_of(bench))
+        bench.compute(Unit(Stopping(), ("t",), 0), "key")
     assert len(CALLS) == 3
-    assert torch.load(bench.checkpoints / "key-kl-0.pt")["progress"]["step"] == 3
+    assert torch.load(bench.checkpoints / "key.pt")["progress"]["step"] == 3
     bench.stop.clear()
     assert compute(bench, "kl") == compute(make_bench(stored, tmp_path / "alone"), "kl")
     assert not list(bench.checkpoints.iterdir())

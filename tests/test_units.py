@@ -12,13 +12,17 @@ from kt.transfer import units
 from kt.transfer.ledger import key as ledger_key
 from kt.transfer.ledger import pack
 from kt.transfer.method import registry
+from kt.transfer.methods.bikd import BiKD
+from kt.transfer.methods.ensemble import EnsembleMax
 from kt.transfer.methods.kl import KL
 from kt.transfer.methods.kl_dp import KLDP
+from kt.transfer.methods.parallel import Parallel
 from kt.transfer.methods.self_distillation import SelfDistillation
-from kt.transfer.spec import Training
-from kt.transfer.units import Task, Unit, describe, enumerate_tasks, enumerate_units, rows
+from kt.transfer.methods.sequential import Sequential
+from kt.transfer.training import Training
+from kt.transfer.units import Task, Unit, describe, enumerate_tasks, enumerate_units, group_units, rows, tasks_of
 
-METHODS = [method() for method in registry().values()]
+METHODS = [method() for method in registry().values() if method.takes != "group"]
 TRAINING = Training(epochs=4, batch_size=8, lr=0.1)
 PRINTS = {"a": "A", "b": "B", "c": "C"}
 
@@ -33,13 +37,14 @@ def test_there_is_a_unit_for_each_method_teacher_and_seed_and_one_control_for_al
     methods, teachers, seeds, controls
 ):
     found = [
-        (unit.method.name, unit.teacher, unit.seed) for unit in enumerate_units(methods, teachers, seeds, controls)
+        (unit.method.name, unit.teachers, unit.seed) for unit in enumerate_units(methods, teachers, seeds, controls)
     ]
-    expected = {(m.name, t, s) for m in methods for t in teachers for s in seeds if not m.control}
-    expected |= {(m.name, None, s) for m in methods for s in seeds if m.control and controls}
+    expected = {(m.name, (t,), s) for m in methods for t in teachers for s in seeds if not m.control and m.trains}
+    expected |= {(m.name, (t,), s) for m in methods for t in teachers for s in seeds[:1] if not m.trains}
+    expected |= {(m.name, (), s) for m in methods for s in seeds if m.control and controls}
     assert set(found) == expected
     assert len(found) == len(expected)
-    is_control = [teacher is None for _, teacher, _ in found]
+    is_control = [not teachers for _, teachers, _ in found]
     assert is_control == sorted(is_control, reverse=True)  # the controls come first
 
 
@@ -50,13 +55,13 @@ def key(
 
 
 def test_the_key_depends_on_all_that_determines_the_result(monkeypatch):
-    base = Unit(KLDP(), "a", 0)
+    base = Unit(KLDP(), ("a",), 0)
     keys = [
         key(base),
-        key(Unit(KL(), "a", 0)),
-        key(Unit(KLDP(temperature=2.0), "a", 0)),
-        key(Unit(KLDP(), "c", 0)),
-        key(Unit(KLDP(), "a", 1)),
+        key(Unit(KL(), ("a",), 0)),
+        key(Unit(KLDP(temperature=2.0), ("a",), 0)),
+        key(Unit(KLDP(), ("c",), 0)),
+        key(Unit(KLDP(), ("a",), 1)),
         key(base, student="c"),
         key(base, prints={**PRINTS, "a": "A2"}),
         key(base, prints={**PRINTS, "b": "B2"}),
@@ -75,8 +80,8 @@ def test_the_key_depends_on_all_that_determines_the_result(monkeypatch):
 
 
 def test_the_key_does_not_depend_on_names_or_on_other_models():
-    assert key(Unit(KLDP(), "x", 0), "y", {"x": "A", "y": "B", "z": "Z"}) == key(Unit(KLDP(), "a", 0), "b")
-    assert key(Unit(SelfDistillation(), None, 0), prints={"b": "B"}) == key(Unit(SelfDistillation(), None, 0))
+    assert key(Unit(KLDP(), ("x",), 0), "y", {"x": "A", "y": "B", "z": "Z"}) == key(Unit(KLDP(), ("a",), 0), "b")
+    assert key(Unit(SelfDistillation(), (), 0), prints={"b": "B"}) == key(Unit(SelfDistillation(), (), 0))
 
 
 def test_tasks_are_units_by_their_keys():
@@ -97,25 +102,31 @@ OUTCOME = {
     "loss": [1.0],
     "seconds": 0.5,
     "device": "cpu",
+    "budget": 1,
+    "pieces": 1,
     "teacher_share": 40.0,
 }
 
 
 def rows_of(unit: Unit, outcome: dict[str, object]) -> list[dict[str, object]]:
-    found = rows(Task(unit, describe(unit, "b", PRINTS, "d", TRAINING)), "k", outcome, "b", TEACHERS, BEFORE, LABELS, 4)
+    found = rows(
+        Task(unit, describe(unit, "b", PRINTS, "d", TRAINING), "B"), "k", outcome, "b", TEACHERS, BEFORE, LABELS, 4
+    )
     table = schema.build("transfers", found)
     return table.to_pylist()
 
 
 def test_a_finished_unit_gives_its_row():
-    (row,) = rows_of(Unit(KLDP(), "a", 3), OUTCOME)
+    (row,) = rows_of(Unit(KLDP(), ("a",), 3), OUTCOME)
     assert row == {
         "teacher": "a",
         "student": "b",
+        "teachers": ["a"],
         "method": "kl_dp",
         "seed": 3,
         "control": False,
         "uses_labels": True,
+        "trains": True,
         "status": "ok",
         "reason": None,
         "n": 5,
@@ -131,6 +142,8 @@ def test_a_finished_unit_gives_its_row():
         "best_epoch": 2,
         "delta_best": 40.0,
         "steps": 16,
+        "budget": 1,
+        "pieces": 1,
         "seconds": 0.5,
         "device": "cpu",
         "key": "k",
@@ -138,16 +151,16 @@ def test_a_finished_unit_gives_its_row():
 
 
 def test_a_control_gives_a_row_for_every_teacher_with_its_own_transfer_rate():
-    first, second = rows_of(Unit(SelfDistillation(), None, 0), {**OUTCOME, "teacher_share": None})
+    first, second = rows_of(Unit(SelfDistillation(), (), 0), {**OUTCOME, "teacher_share": None})
     assert (first["teacher"], second["teacher"]) == ("a", "c")
     assert (first["transfer_rate"], second["transfer_rate"]) == (50.0, None)
-    alike = {"teacher", "transfer_rate"}
+    alike = {"teacher", "teachers", "transfer_rate"}
     assert {k: v for k, v in first.items() if k not in alike} == {k: v for k, v in second.items() if k not in alike}
     assert first["control"] is True
 
 
 @pytest.mark.parametrize(
-    ("unit", "teachers"), [(Unit(KLDP(), "a", 0), ["a"]), (Unit(SelfDistillation(), None, 0), ["a", "c"])]
+    ("unit", "teachers"), [(Unit(KLDP(), ("a",), 0), ["a"]), (Unit(SelfDistillation(), (), 0), ["a", "c"])]
 )
 def test_a_failed_unit_is_a_row_with_a_reason(unit, teachers):
     found = rows_of(unit, {"status": "failed", "cause": "diverged", "reason": "diverged: in epoch 1"})
@@ -156,3 +169,52 @@ def test_a_failed_unit_is_a_row_with_a_reason(unit, teachers):
         assert (row["status"], row["reason"]) == ("failed", "diverged: in epoch 1")
         assert (row["acc_before"], row["n"], row["epochs"], row["key"]) == (40.0, 5, 4, "k")
         assert [row[name] for name in ("delta", "acc_after", "transfer_rate", "steps", "best_epoch")] == [None] * 5
+
+
+def test_a_row_of_a_group_names_all_teachers_and_counts_all_their_positive_flips():
+    (row,) = rows_of(Unit(Parallel(), ("a", "c"), 0), OUTCOME)
+    assert (row["teacher"], row["teachers"]) == (None, ["a", "c"])
+    assert row["transfer_rate"] == 50.0  # images 1 and 2 are flips of a, none of c; image 1 is right now
+    both = {**TEACHERS, "c": np.array([False, False, False, False, True])}
+    unit = Unit(Parallel(), ("a", "c"), 0)
+    task = Task(unit, describe(unit, "b", PRINTS, "d", TRAINING), "B")
+    (row,) = rows(task, "k", OUTCOME, "b", both, BEFORE, LABELS, 4)
+    assert row["transfer_rate"] == pytest.approx(200 / 3)  # images 1, 2 and 4; 1 and 4 are right now
+
+
+def test_models_that_train_together_share_one_key_and_each_gets_its_own_row():
+    there, back = Unit(BiKD(), ("a",), 0), Unit(BiKD(), ("b",), 0)
+    assert key(there, "b") == key(back, "a")
+    assert key(there, "b") != key(there, "c")
+    assert key(Unit(KL(), ("a",), 0), "b") != key(Unit(KL(), ("b",), 0), "a")
+    assert key(Unit(BiKD(), ("a", "c"), 0), "b") == key(Unit(BiKD(), ("c", "b"), 0), "a")
+    other = {"last": pack(LABELS), "best": pack(LABELS), "teacher_share": 7.0}
+    shared = {name: value for name, value in OUTCOME.items() if name not in other}
+    models = {"B": {name: OUTCOME[name] for name in other}, "A": other}
+    (row,) = rows_of(there, {**shared, "models": models})
+    assert row == rows_of(Unit(BiKD(), ("a",), 0), OUTCOME)[0]
+    assert row["delta"] == 20.0
+
+
+def test_the_order_of_a_groups_teachers_counts_where_one_comes_after_the_other():
+    units = group_units([Sequential(), BiKD()], [("a", "c"), ("c", "a")], [0, 1])
+    tasks = tasks_of(units, "b", PRINTS, "d", TRAINING)
+    names = [task.unit.method.name for task in tasks.values()]
+    assert (names.count("sequential"), names.count("bikd")) == (4, 2)
+
+
+def test_what_a_method_changes_of_the_training_is_part_of_its_key_however_it_is_written():
+    changed = KL.model_validate({"training": {"lr": 0.2}})
+    assert key(Unit(changed, ("a",), 0)) == key(Unit(KL(), ("a",), 0), training=TRAINING.model_copy(update={"lr": 0.2}))
+    same = KL.model_validate({"training": {"lr": TRAINING.lr}})
+    assert key(Unit(same, ("a",), 0)) == key(Unit(KL(), ("a",), 0))
+    assert key(Unit(changed, ("a",), 0)) != key(Unit(KL(), ("a",), 0))
+
+
+def test_an_ensemble_is_one_unit_whatever_the_training():
+    found = enumerate_units([EnsembleMax()], ["a", "c"], [3, 4], True)
+    assert found == [Unit(EnsembleMax(), (name,), 3) for name in "ac"]
+    unit = found[0]
+    assert key(unit) == key(unit, training=TRAINING.model_copy(update={"lr": 0.2}))
+    (row,) = rows_of(unit, {**OUTCOME, "steps": 0, "budget": 0, "best_epoch": None})
+    assert (row["trains"], row["steps"], row["budget"], row["best_epoch"]) == (False, 0, 0, None)

@@ -43,7 +43,7 @@ def _size(methods: pd.DataFrame, transfers: pd.DataFrame, scores: pd.DataFrame) 
         return f"{text}; no transfer finished, so nothing can be said about transfer."
     pairs = finished.groupby(["teacher", "student"]).ngroups
     seeds = int(finished["seed"].nunique())
-    teaching = [f"`{name}`" for name in methods.loc[~methods["control"], "method"].unique()]
+    teaching = [f"`{name}`" for name in methods.loc[~methods["control"] & methods["trains"], "method"].unique()]
     controls = [f"`{name}`" for name in methods.loc[methods["control"], "method"].unique()]
     ways = [f"{counted(len(teaching), 'method')} ({listing(teaching)})"] if teaching else []
     ways += [f"{counted(len(controls), 'control')} without a teacher ({listing(controls)})"] if controls else []
@@ -88,14 +88,14 @@ def _failures(transfers: pd.DataFrame) -> list[str]:
 
 def _best(methods: pd.DataFrame) -> str | None:
     """The method with the highest mean delta among those that clearly harm no group of students."""
-    teaching = methods[~methods["control"]]
+    teaching = methods[~methods["control"] & methods["trains"]]
     harmful = {row["method"] for row in records(teaching) if clear_sign(row["delta"], row["delta_se"]) < 0}
     candidates = teaching[(teaching["group"] == "all") & ~teaching["method"].isin(harmful)]
     return None if candidates.empty else str(candidates.sort_values("delta", kind="stable")["method"].iloc[-1])
 
 
 def _winner(methods: pd.DataFrame, best: str | None, equal_within: float) -> list[str]:
-    if methods.empty or methods["control"].all():
+    if methods.empty or not (~methods["control"] & methods["trains"]).any():
         return []
     if best is None:
         return ["Every method clearly lowers accuracy on average, be it with weaker, equal or stronger teachers."]

@@ -22,6 +22,11 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
+def of_pairs(transfers: pd.DataFrame) -> pd.DataFrame:
+    """The rows with one teacher; those of groups of teachers are left out."""
+    return transfers[transfers["teacher"].notna()].reset_index(drop=True)
+
+
 def on_test(complementarity: pd.DataFrame) -> pd.DataFrame:
     """The rows measured on the test split, where the table holds several splits."""
     test = complementarity["split"] == "test"
@@ -49,13 +54,15 @@ def pair_deltas(transfers: pd.DataFrame, complementarity: pd.DataFrame) -> pd.Da
     """One row a method and pair, averaged over the seeds that finished; pairs without any are left out.
 
     Returns:
-        Columns ``method``, ``control``, ``teacher``, ``student``, ``seeds`` (finished ones), ``delta``, ``delta_se``
-        (mean over seeds of the error over test images), ``transfer_rate``, ``acc_difference``, ``pos_flips``.
+        Columns ``method``, ``control``, ``uses_labels``, ``trains``, ``teacher``, ``student``, ``seeds`` (finished
+        ones), ``delta``, ``delta_se`` (mean over seeds of the error over test images), ``transfer_rate``,
+        ``acc_difference``, ``pos_flips``.
     """
     finished = with_scores(transfers[transfers["status"] == "ok"], complementarity)
     return finished.groupby(["method", *PAIR], sort=False, as_index=False).agg(
         control=("control", "first"),
         uses_labels=("uses_labels", "first"),
+        trains=("trains", "first"),
         seeds=("seed", "nunique"),
         delta=("delta", "mean"),
         delta_se=("delta_se", "mean"),

@@ -44,7 +44,7 @@ def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_with
         if len(of_group := _in_group(pairs[pairs["method"] == method], group))
     ]
     table = pd.DataFrame(rows, columns=arrow_schema("methods").names)
-    return table.astype({"control": bool, "uses_labels": bool})  # also where there is no row
+    return table.astype({"control": bool, "uses_labels": bool, "trains": bool})  # also where there is no row
 
 
 def _in_group(rows: pd.DataFrame, group: str) -> pd.DataFrame:
@@ -58,6 +58,7 @@ def _row(method: str, group: str, pairs: pd.DataFrame, failed: int) -> dict[str,
         "method": method,
         "control": bool(pairs["control"].iloc[0]),
         "uses_labels": bool(pairs["uses_labels"].iloc[0]),
+        "trains": bool(pairs["trains"].iloc[0]),
         "group": group,
         "pairs": len(pairs),
         "students": pairs["student"].nunique(),

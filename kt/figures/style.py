@@ -21,7 +21,7 @@ from matplotlib.legend import Legend
 from numpy.typing import NDArray
 
 from kt import schema
-from kt.analysis.deltas import on_test
+from kt.analysis.deltas import of_pairs, on_test
 from kt.analysis.wording import counted
 from kt.store import atomic
 
@@ -65,7 +65,7 @@ MANY = 150
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables that figures are drawn from; ``complementarity`` holds the test split."""
+    """The tables that figures are drawn from: of pairs of models, ``complementarity`` on the test split."""
 
     zoo: pd.DataFrame
     complementarity: pd.DataFrame
@@ -81,7 +81,8 @@ class Tables:
             KtError: a table is missing or does not fit its schema.
         """
         frames = {name: schema.read_frame(folder / f"{name}.parquet", name) for name in cls.__dataclass_fields__}
-        return cls(**{**frames, "complementarity": on_test(frames["complementarity"]).reset_index(drop=True)})
+        scores = on_test(frames["complementarity"]).reset_index(drop=True)
+        return cls(**{**frames, "complementarity": scores, "transfers": of_pairs(frames["transfers"])})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,19 @@ transfer job with nothing left to do, never wait for torch.
 from kt.stages.members import data, predict, preview, zoo
 from kt.stages.results import gather, report
 from kt.stages.scores import complementarity, pairs
-from kt.stages.transfer import transfer
+from kt.stages.transfer import groups, transfer
 from kt.stages.weights import weights
 
-__all__ = ["complementarity", "data", "gather", "pairs", "predict", "preview", "report", "transfer", "weights", "zoo"]
+__all__ = [
+    "complementarity",
+    "data",
+    "gather",
+    "groups",
+    "pairs",
+    "predict",
+    "preview",
+    "report",
+    "transfer",
+    "weights",
+    "zoo",
+]

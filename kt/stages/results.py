@@ -10,6 +10,7 @@ from kt import schema, store, tables
 from kt.config import Study
 from kt.layout import Layout
 from kt.stages.common import metadata
+from kt.transfer import groups as grouping
 
 log = logging.getLogger(__name__)
 
@@ -17,12 +18,15 @@ log = logging.getLogger(__name__)
 def gather(study: Study, layout: Layout, out: Path) -> None:
     """Make the final tables: transfers and methods, and every table as CSV too."""
     from kt.analysis import describe
+    from kt.analysis.deltas import of_pairs
 
     jobs = pairing.jobs(study.names, study.pairs, study.transfer.pairs_per_job)
     files = [layout.transfer(student, chunk) for student, count in jobs.items() for chunk in range(count)]
+    if study.groups:
+        files += [layout.transfer(student, "groups") for student in grouping.count(study.names, study.groups.rule)]
     transfers = tables.transfers(files)
     scores = schema.read(layout.complementarity("test"), "complementarity")
-    summary = describe.summarise(tables.frame(transfers), tables.frame(scores), study.analysis.equal_within)
+    summary = describe.summarise(of_pairs(tables.frame(transfers)), tables.frame(scores), study.analysis.equal_within)
     made = {
         "transfers": transfers,
         "complementarity": scores,

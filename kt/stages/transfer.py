@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kt import pairs as pairing
 from kt import predictions, schema, status
 from kt.config import Study
 from kt.data.datasets import Dataset
+from kt.data.spec import InputSpec
+from kt.errors import KtError
 from kt.layout import Layout
 from kt.progress import Progress
 from kt.stages.common import build, known_model, metadata, pick_device
+from kt.transfer import groups as grouping
 from kt.transfer.ledger import Ledger, Record
-from kt.transfer.units import Task, enumerate_tasks, rows
+from kt.transfer.units import Task, Unit, enumerate_units, group_units, rows, tasks_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -30,45 +42,104 @@ def transfer(
 
     A job is one chunk of a student's teachers; its first chunk also trains the student's controls.
     """
-    dataset, plan = Dataset.open(layout.data), study.transfer
+    plan = study.transfer
     chosen = (
         schema.read_frame(table, "pairs") if table else pairing.select(study.names, study.pairs, plan.pairs_per_job)
     )
     mine = chosen[chosen["student"] == known_model(study, student)]
     teachers = mine.loc[mine["chunk"] == chunk, "teacher"].tolist()
     first = chunk == 0 and len(mine) > 0
-    needed = mine["teacher"].tolist() if first else teachers
-    tasks = enumerate_tasks(
-        student,
-        teachers,
-        first,
-        list(plan.methods.chosen().values()),
-        plan.seeds,
-        plan.training,
-        status.fingerprints(layout, [student, *needed]),
-        dataset.hash,
-    )
+    units = enumerate_units(plan.methods.chosen().values(), teachers, plan.seeds, first)
+    _do(study, layout, student, units, mine["teacher"].tolist() if first else teachers, out, threads)
+
+
+def groups(study: Study, layout: Layout, student: str, out: Path, threads: int) -> None:
+    """Do the missing trainings of one student's groups of teachers and write the rows of all of them.
+
+    Raises:
+        KtError: the configuration has no groups, or none for this student.
+    """
+    if study.groups is None or known_model(study, student) not in grouping.count(study.names, study.groups.rule):
+        raise KtError(f"groups: the configuration has no group of teachers for {student!r}")
+    rule, accuracy = study.groups.rule, None
+    if isinstance(rule, grouping.Ranked):
+        dataset = Dataset.open(layout.data)
+        labels = dataset.labels[dataset.rows("validation")]
+        found = predictions.read_all({name: layout.predictions(name) for name in study.names}, "validation")
+        accuracy = {name: float(predictions.correct(p.logits, labels).mean()) for name, p in found.items()}
+    sets = grouping.choose(student, study.names, rule, accuracy)
+    units = group_units(study.groups.methods.chosen().values(), sets, study.transfer.seeds)
+    _do(study, layout, student, units, sorted({name for teachers in sets for name in teachers}), out, threads)
+
+
+def _do(
+    study: Study,
+    layout: Layout,
+    student: str,
+    units: Sequence[Unit],
+    teachers: Sequence[str],
+    out: Path,
+    threads: int,
+) -> None:
+    """Train the units that the ledger does not have and write the rows of all; a control's for each of ``teachers``."""
+    dataset, training = Dataset.open(layout.data), study.transfer.training
+    tasks = tasks_of(units, student, status.fingerprints(layout, [student, *teachers]), dataset.hash, training)
     ledger = Ledger(layout.ledger)
     outcomes = {key: outcome for key in tasks if (outcome := ledger.get(key))}
     missing = {key: task for key, task in tasks.items() if key not in outcomes}
-    teaching = {task.unit.teacher for task in missing.values()} - {None}
+    teaching = {name for task in missing.values() for name in task.unit.teachers}
     counts = len(tasks), len(outcomes), len(missing), len(teaching)
-    log.info("transfer to %s: %d trainings, %d in the ledger, %d to do for %d pairs", student, *counts)
+    log.info("transfer to %s: %d trainings, %d in the ledger, %d to do from %d teachers", student, *counts)
     if missing:
         outcomes |= _compute(study, layout, dataset, student, missing, ledger, threads)
     labels = dataset.labels[dataset.rows("test")]
-    found = predictions.read_all({name: layout.predictions(name) for name in [student, *needed]}, "test")
+    found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, "test")
     right = {name: predictions.correct(p.logits, labels) for name, p in found.items()}
     before = right.pop(student)
     done = [
         row
         for key, task in tasks.items()
-        for row in rows(task, key, outcomes[key], student, right, before, labels, plan.training.epochs)
+        for row in rows(
+            task, key, outcomes[key], student, right, before, labels, task.unit.method.trained(training).epochs
+        )
     ]
     schema.write(out, "transfers", schema.build("transfers", done), metadata(study))
     failed = sum(outcome["status"] != "ok" for outcome in outcomes.values())
     if failed:
         log.warning("transfer to %s: %d of %d trainings failed; `kt retry` tries again", student, failed, len(tasks))
+
+
+@dataclass(frozen=True)
+class _Zoo:
+    """The zoo as a transfer job reads it: predictions and weights."""
+
+    study: Study
+    layout: Layout
+    dataset: Dataset
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return status.fingerprints(self.layout, self.study.names)
+
+    def fingerprint(self, name: str) -> str:
+        return self._fingerprints[name]
+
+    def logits(self, name: str, split: str) -> predictions.Logits:
+        return predictions.read(self.layout.predictions(name), split).logits
+
+    def features(self, name: str, split: str) -> NDArray[np.float16] | None:
+        found: NDArray[np.float16] | None = getattr(
+            predictions.read(self.layout.predictions(name), split), "features", None
+        )
+        return found
+
+    def load(self, name: str) -> nn.Module:
+        from kt.zoo import weights
+
+        return weights.load(build(self.study, name, self.dataset), self.layout.weights(name))
+
+    def input_of(self, name: str) -> InputSpec:
+        return self.study.zoo.input_of(name)
 
 
 def _compute(
@@ -82,29 +153,20 @@ def _compute(
 ) -> dict[str, Record]:
     """Train the missing units, on verified predictions; each goes into the ledger as soon as it is finished."""
     from kt.transfer.job import Workbench
-    from kt.zoo import weights
 
     device, stop = pick_device(study.device, threads), Event()
     for number in (signal.SIGTERM, signal.SIGUSR2):  # what schedulers send before they take a machine away
         signal.signal(number, lambda *_: stop.set())
-    for name in {student} | {task.unit.teacher for task in missing.values() if task.unit.teacher}:
+    for name in {student} | {name for task in missing.values() for name in task.unit.teachers}:
         predictions.verify(layout.predictions(name))
     bench = Workbench.set_up(
-        weights.load(build(study, student, dataset), layout.weights(student)),
-        predictions.read(layout.predictions(student), "transfer").logits,
-        dataset,
-        study.zoo.input_of(student),
-        study.transfer.training,
-        layout.checkpoints,
-        study.transfer.checkpoint_seconds,
-        device,
-        stop,
-    )
+        student, _Zoo(study, layout, dataset), dataset, study.transfer.training, layout.checkpoints,
+        study.transfer.checkpoint_seconds, device, stop,
+    )  # fmt: skip
     progress, outcomes = Progress(f"transfer to {student}", len(missing)), {}
     for key, task in missing.items():
-        teacher = task.unit.teacher
-        cached = predictions.read(layout.predictions(teacher), "transfer").logits if teacher else None
-        outcomes[key] = bench.compute(task.unit, key, cached)
+        outcomes[key] = bench.compute(task.unit, key)
         ledger.add(task.description, outcomes[key])
-        progress.step(f"{task.unit.method.name} from {teacher or 'nobody'}, seed {task.unit.seed}")
+        teachers = " and ".join(task.unit.teachers) or "nobody"
+        progress.step(f"{task.unit.method.name} from {teachers}, seed {task.unit.seed}")
     return outcomes

@@ -15,9 +15,10 @@ from kt.layout import Layout
 from kt.pace import Pace
 from kt.status import index
 from kt.status.index import Entry
+from kt.transfer import groups as grouping
 from kt.transfer.ledger import Ledger, Record
 from kt.transfer.method import Method
-from kt.transfer.units import FINAL_CAUSES, Unit, describe
+from kt.transfer.units import FINAL_CAUSES, Unit, describe, group_units
 
 
 @dataclass
@@ -110,12 +111,9 @@ def fingerprints(layout: Layout, names: list[str]) -> dict[str, str]:
 
 def survey(study: Study, layout: Layout) -> Survey:
     """Compare the units that a study asks for with its ledger."""
-    chosen = {student: set(teachers) for student, teachers in _pairs(study, layout).items()}
-    methods, seeds = list(study.transfer.methods.chosen().values()), study.transfer.seeds
-    controls = sum(method.control for method in methods) * len(seeds)
-    per_pair = len(methods) * len(seeds) - controls
-    state = Survey(models=members(layout, study.names), pairs=sum(map(len, chosen.values())))
-    state.waiting = Counter({student: len(of) * per_pair + controls for student, of in chosen.items()})
+    wanted = _wanted(study, layout)
+    state = Survey(models=members(layout, study.names), pairs=len(wanted.pairs))
+    state.waiting = Counter(wanted.units)
     state.units = state.waiting.total()
     known = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
     try:
@@ -123,26 +121,81 @@ def survey(study: Study, layout: Layout) -> Survey:
     except KtError:
         data, known = "", {}
     entries = index.read(layout.ledger)
-    _count(state, entries, chosen, _plans(study, methods, data), known, per_pair)
+    _count(state, entries, wanted, _plans(study, data), known)
     state.pace = _pace(study, state.models, entries, known)
     state.images = split_sizes(layout.data, study.data)
     _estimate(state, study)
     return state
 
 
-def _plans(study: Study, methods: list[Method], data: str) -> dict[str, Unit]:
-    """What the study trains with every pair or student, by the hash of it."""
-    units = [Unit(method, None, seed) for method, seed in product(methods, study.transfer.seeds)]
-    return {index.plan_hash(describe(u, "", {"": ""}, data, study.transfer.training)): u for u in units}
+@dataclass(frozen=True)
+class _Wanted:
+    """What a study asks for.
+
+    Attributes:
+        pairs: teacher and student.
+        groups: a student and its teachers; those that are not known yet are left out.
+        units: number of units of every student.
+        per_pair: units of a pair.
+    """
+
+    pairs: set[tuple[str, str]]
+    groups: set[tuple[str, frozenset[str]]]
+    units: Mapping[str, int]
+    per_pair: int
+
+
+def _wanted(study: Study, layout: Layout) -> _Wanted:
+    chosen = _pairs(study, layout)
+    controls, per_pair = (_units(study, [m for m in _methods(study) if m.control == own]) for own in (True, False))
+    units = Counter({student: len(teachers) * per_pair + controls for student, teachers in chosen.items()})
+    groups: set[tuple[str, frozenset[str]]] = set()
+    if study.groups:
+        rule, per_group = study.groups.rule, _units(study, study.groups.methods.chosen().values())
+        accuracy = _accuracy(layout) if isinstance(rule, grouping.Ranked) else {}
+        for student, count in grouping.count(study.names, rule).items():
+            units[student] += count * per_group
+            if not isinstance(rule, grouping.Ranked) or accuracy.keys() >= set(study.names):
+                sets = grouping.choose(student, study.names, rule, accuracy)
+                groups |= {(student, frozenset(teachers)) for teachers in sets}
+    pairs = {(teacher, student) for student, teachers in chosen.items() for teacher in teachers}
+    return _Wanted(pairs, groups, units, per_pair)
+
+
+def _accuracy(layout: Layout) -> dict[str, float]:
+    """Validation accuracies of the models, percent; none before the table of models is made."""
+    try:
+        rows = schema.read(layout.table("zoo"), "zoo").to_pylist()
+    except KtError:
+        return {}
+    return {row["name"]: row["acc_validation"] for row in rows}
+
+
+def _methods(study: Study) -> list[Method]:
+    return list(study.transfer.methods.chosen().values())
+
+
+def _units(study: Study, methods: Iterable[Method]) -> int:
+    """Units of one pair, group or student."""
+    return len(group_units(methods, [()], study.transfer.seeds))
+
+
+def _plans(study: Study, data: str) -> tuple[dict[str, Unit], dict[str, Unit]]:
+    """What the study trains with every pair or student, and with every group, by the hash of it."""
+    found = []
+    for methods in (_methods(study), study.groups.methods.chosen().values() if study.groups else ()):
+        units = group_units(methods, [()], study.transfer.seeds)
+        plans = {index.plan_hash(describe(u, "", {"": ""}, data, study.transfer.training)): u for u in units}
+        found.append(plans)
+    return found[0], found[1]
 
 
 def _count(
     state: Survey,
     entries: list[Entry],
-    chosen: Mapping[str, set[str]],
-    plans: Mapping[str, Unit],
+    wanted: _Wanted,
+    plans: tuple[dict[str, Unit], dict[str, Unit]],
     known: Mapping[str, str],
-    per_pair: int,
 ) -> None:
     """Go through the ledger, not through the study: there are never more records than units that were once wanted."""
     names: dict[str, list[str]] = {}
@@ -155,25 +208,32 @@ def _count(
             state.damaged.append(entry.key)
         elif entry.status == "failed" and entry.cause not in FINAL_CAUSES:
             state.retriable.append(entry.key)
-        unit = plans.get(entry.plan)
-        if unit is None or unit.method.control == bool(entry.teacher):
-            continue
-        for student, teacher in product(names.get(entry.student, ()), names.get(entry.teacher, ()) or [""]):
-            of_student = chosen.get(student)
-            if of_student is None or (entry.teacher and teacher not in of_student):
+        for models in entry.roles():
+            unit = plans[len(models[1]) > 1].get(entry.plan)
+            if unit is None or unit.method.control == bool(models[1]):
                 continue
-            state.waiting[student] -= 1
-            if teacher:
-                of_pair[teacher, student] += 1
-            if entry.status == "ok":
-                state.done += 1
-                state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
-            else:
-                state.failed[entry.cause] += 1
-                what = f"{unit.method.name} to {student}" + (f" from {teacher}" if teacher else "")
-                failures.append((entry.changed, f"{what}, seed {unit.seed}: {entry.reason}", student))
+            for student, *teachers in product(*(names.get(model, ()) for model in (models[0], *models[1]))):
+                if not _asked(wanted, student, teachers, state.waiting):
+                    continue
+                state.waiting[student] -= 1
+                if len(teachers) == 1:
+                    of_pair[teachers[0], student] += 1
+                if entry.status == "ok":
+                    state.done += 1
+                    state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
+                else:
+                    state.failed[entry.cause] += 1
+                    what = f"{unit.method.name} to {student}" + (f" from {' and '.join(teachers)}" if teachers else "")
+                    failures.append((entry.changed, f"{what}, seed {unit.seed}: {entry.reason}", student))
     state.failures = [(text, student) for _, text, student in sorted(failures, reverse=True)]
-    state.pairs_done = sum(of_pair[t, s] == per_pair for s, teachers in chosen.items() for t in teachers)
+    state.pairs_done = sum(of_pair[pair] == wanted.per_pair for pair in wanted.pairs)
+
+
+def _asked(wanted: _Wanted, student: str, teachers: list[str], students: Mapping[str, int]) -> bool:
+    """Whether the study asks for a student with these teachers."""
+    if len(teachers) > 1:
+        return (student, frozenset(teachers)) in wanted.groups
+    return (teachers[0], student) in wanted.pairs if teachers else student in students
 
 
 def _pace(study: Study, models: Mapping[str, Record], entries: list[Entry], known: Mapping[str, str]) -> Pace:

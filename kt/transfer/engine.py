@@ -1,54 +1,71 @@
 """The one training loop of all transfer methods.
 
-Targets are merged before it starts, so a step is one forward and one backward pass of the student. The loop knows
-nothing of papers, files or tables. Interrupted at any step and resumed from its checkpoint, it gives bit-identical
-results on the CPU: the order of images depends on seed and epoch alone, the learning rate on the step alone.
+Targets are merged before it starts, so a step is one forward and one backward pass of the learner: the student, as a
+rule. The loop knows nothing of papers, files or tables. Interrupted at any step and resumed from its checkpoint, it
+gives bit-identical results on the CPU: the order of images depends on seed and epoch alone, the learning rate on the
+step alone, and everything random on a state that the checkpoint holds.
+
+Where a batch does not fit in memory it is cut into pieces whose gradients add up: images, order, steps, and the mean
+of the losses over the batch stay what they are. What changes is BatchNorm, which normalises each piece by its own
+statistics, and the stream of random numbers.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
-from kt.data.views import Inputs
-from kt.transfer.spec import Training
+from kt.transfer.method import Samples, SlowWeights
+from kt.transfer.optimise import frozen, learning_rate, optimiser_of
+from kt.transfer.training import Training
 from kt.zoo.inference import autocast
+
+State = dict[str, Tensor]
 
 
 class Diverged(Exception):
-    """The training loss is not finite."""
+    """The training loss, or a weight, is not finite."""
+
+
+class Images(Protocol):
+    """The transfer images as the learner sees them, by position."""
+
+    device: torch.device
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, positions: NDArray[np.int64], /) -> Any: ...
 
 
 @dataclass(frozen=True)
 class History:
-    """What a training leaves beside the student's weights.
+    """What a training leaves beside the learner's weights.
 
     Attributes:
         loss: mean training loss of each epoch.
         validation: validation accuracy after each epoch, percent.
         steps: optimiser steps taken.
         best_epoch: first epoch with the highest validation accuracy, counted from 1.
-        best: the student's weights after that epoch.
+        best: the learner's weights after that epoch.
+        pieces: how many pieces a batch was cut into.
     """
 
     loss: list[float]
     validation: list[float]
     steps: int
     best_epoch: int
-    best: dict[str, Tensor]
-
-
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Cosine from ``peak`` at step 0 to zero after the last of ``steps``."""
-    return peak * 0.5 * (1 + math.cos(math.pi * step / steps))
+    best: State
+    pieces: int = 1
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
@@ -58,62 +75,83 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def train(
-    student: nn.Module,
-    inputs: Inputs,
-    targets: Tensor,
-    labels: Tensor,
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    learner: nn.Module,
+    images: Images,
+    samples: Samples,
+    loss: Callable[[Any, Samples], Tensor],
     validate: Callable[[nn.Module], float],
     training: Training,
     seed: int,
     checkpoint: Checkpoint,
+    slow: SlowWeights | None = None,
+    pieces: int = 1,
 ) -> History:
-    """Train ``student`` in place; it ends with the weights of the last epoch.
+    """Train ``learner`` in place; it ends with the weights of the last epoch, or with the slow ones where asked for.
 
     Args:
-        student: on the inputs' device, with the weights to start from.
-        inputs: the n transfer images.
-        targets: merged target logits, [n, C], on the same device.
-        labels: int64 [n], on the same device.
-        loss: of each sample, from logits [B, C], targets [B, C] and labels [B] to [B].
-        validate: validation accuracy of the student, percent; may not touch random state.
-        training: epochs, batch size, learning rate.
-        seed: of the order of images and of anything random in the student.
+        learner: on the images' device, with the weights to start from.
+        images: the n transfer images.
+        samples: what is known of them, on the same device.
+        loss: of each sample, from the learner's output for a batch and the batch's part of ``samples`` to [B].
+        validate: validation accuracy of the learner, percent; may not touch random state or the learner's mode.
+        training: epochs, batch size, optimiser, schedule.
+        seed: of the order of images and of anything random in the learner.
         checkpoint: where progress is kept; its state, if any, is where training starts.
+        slow: weights that follow the learner's; validation, the best and the last weights are then theirs.
+        pieces: cut every batch into so many pieces, to save memory; a checkpoint made with more of them goes on so.
 
     Raises:
-        Diverged: the loss of an epoch is not finite.
+        Diverged: the loss of an epoch, or a weight after it, is not finite.
+        KtError: a pattern in ``training.freeze`` matches nothing.
     """
-    device, batch = inputs.device, training.batch_size
-    per_epoch = len(inputs) // batch
+    device, batch = images.device, training.batch_size
+    per_epoch = len(images) // batch
     torch.manual_seed(seed)
-    optimiser = torch.optim.AdamW(student.parameters(), training.lr, weight_decay=training.weight_decay, fused=True)
+    parameters = list(learner.parameters())
+    optimiser = optimiser_of(parameters, training)
     optimiser.zero_grad()  # a training that failed in its backward pass leaves gradients behind
-    progress = _Progress(torch.zeros((), device=device))
-    if state := checkpoint.load(device):
-        _restore(state, student, optimiser, progress)
-    student.train()
-    for epoch in range(progress.epoch, training.epochs):
-        order = epoch_order(len(inputs), seed, epoch)
-        for step in range(progress.step, per_epoch):
-            rate = learning_rate(epoch * per_epoch + step, training.epochs * per_epoch, training.lr)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            positions = order[step * batch : (step + 1) * batch]
-            on_device = positions.to(device)
-            with autocast(device):
-                logits = student(inputs[positions.numpy()])
-            mean = loss(logits, targets[on_device], labels[on_device]).mean()
-            torch.autograd.backward(mean)
-            optimiser.step()
-            optimiser.zero_grad()
-            progress.total += mean.detach()
-            if checkpoint.due():
-                progress.epoch, progress.step = epoch, step + 1
-                checkpoint.save(_state(student, optimiser, progress, device))
-        progress.step = 0
-        _end_epoch(student, progress, per_epoch, validate)
-    return History(progress.loss, progress.validation, training.epochs * per_epoch, progress.best_epoch, progress.best)
+    progress = _Progress(torch.zeros((), device=device), pieces)
+    if slow:
+        progress.slow = copy.deepcopy(learner.state_dict())
+    if (state := checkpoint.load(device)) and state["progress"]["pieces"] >= pieces:
+        _restore(state, learner, optimiser, progress)
+    with frozen(learner, training.freeze):
+        for epoch in range(progress.epoch, training.epochs):
+            order = epoch_order(len(images), seed, epoch)
+            for step in range(progress.step, per_epoch):
+                done = epoch * per_epoch + step
+                for group in optimiser.param_groups:
+                    group["lr"] = learning_rate(done, training.epochs * per_epoch, training)
+                for positions in order[step * batch : (step + 1) * batch].tensor_split(progress.pieces):
+                    with autocast(device):
+                        output = learner(images[positions.numpy()])
+                    mean = loss(output, samples.at(positions.to(device))).mean() * (len(positions) / batch)
+                    torch.autograd.backward(mean)
+                    progress.total += mean.detach()
+                if training.clip:
+                    nn.utils.clip_grad_norm_(parameters, training.clip)
+                optimiser.step()
+                optimiser.zero_grad()
+                if slow and (done + 1) % slow.every == 0:
+                    _follow(progress.slow, learner.state_dict(), slow.tau)
+                if checkpoint.due():
+                    progress.epoch, progress.step = epoch, step + 1
+                    checkpoint.save(_state(learner, optimiser, progress, device))
+            progress.step = 0
+            _end_epoch(learner, progress, per_epoch, validate)
+    if slow:
+        learner.load_state_dict(progress.slow)
+    steps = training.epochs * per_epoch
+    return History(progress.loss, progress.validation, steps, progress.best_epoch, progress.best, progress.pieces)
+
+
+def _follow(slow: State, fast: State, tau: float) -> None:
+    """Slow ← tau · slow + (1 − tau) · fast, in place; whole numbers are copied."""
+    for name, tensor in slow.items():
+        if tensor.is_floating_point():
+            tensor.lerp_(fast[name], 1 - tau)
+        else:
+            tensor.copy_(fast[name])
 
 
 @dataclass
@@ -121,6 +159,7 @@ class _Progress:
     """How far a training has come; ``total`` is the running sum of the epoch's losses."""
 
     total: Tensor
+    pieces: int
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0
@@ -128,27 +167,43 @@ class _Progress:
     def __post_init__(self) -> None:
         self.loss: list[float] = []
         self.validation: list[float] = []
-        self.best: dict[str, Tensor] = {}
+        self.best: State = {}
+        self.slow: State = {}
 
 
-def _end_epoch(student: nn.Module, progress: _Progress, steps: int, validate: Callable[[nn.Module], float]) -> None:
-    mean = float(progress.total) / steps
+@contextmanager
+def _holding(learner: nn.Module, weights: State) -> Iterator[None]:
+    """Put other weights into the learner for a while, where there are any."""
+    if not weights:
+        yield
+        return
+    own = copy.deepcopy(learner.state_dict())
+    learner.load_state_dict(weights)
+    yield
+    learner.load_state_dict(own)
+
+
+def _end_epoch(learner: nn.Module, progress: _Progress, steps: int, validate: Callable[[nn.Module], float]) -> None:
+    mean, epoch = float(progress.total) / steps, len(progress.loss) + 1
     if not math.isfinite(mean):
-        raise Diverged(f"the loss is not finite in epoch {len(progress.loss) + 1}")
+        raise Diverged(f"the loss is not finite in epoch {epoch}")
+    if not torch.stack([p.detach().float().sum() for p in learner.parameters()]).isfinite().all():
+        raise Diverged(f"a weight is not finite after epoch {epoch}")
     progress.loss.append(mean)
     progress.total.zero_()
-    accuracy = validate(student)
-    if not progress.validation or accuracy > max(progress.validation):
-        progress.best_epoch = len(progress.loss)
-        progress.best = copy.deepcopy(student.state_dict())
+    with _holding(learner, progress.slow):
+        accuracy = validate(learner)
+        if not progress.validation or accuracy > max(progress.validation):
+            progress.best_epoch = epoch
+            progress.best = copy.deepcopy(learner.state_dict())
     progress.validation.append(accuracy)
 
 
 def _state(
-    student: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress, device: torch.device
+    learner: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress, device: torch.device
 ) -> dict[str, Any]:
     return {
-        "student": student.state_dict(),
+        "learner": learner.state_dict(),
         "optimiser": optimiser.state_dict(),
         "progress": vars(progress),
         "random": torch.get_rng_state(),
@@ -156,8 +211,8 @@ def _state(
     }
 
 
-def _restore(state: dict[str, Any], student: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress) -> None:
-    student.load_state_dict(state["student"])
+def _restore(state: dict[str, Any], learner: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress) -> None:
+    learner.load_state_dict(state["learner"])
     optimiser.load_state_dict(state["optimiser"])
     vars(progress).update(state["progress"])
     torch.set_rng_state(state["random"].cpu())

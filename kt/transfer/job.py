@@ -8,25 +8,47 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kt.checkpoint import Checkpoint
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import Interrupted
 from kt.predictions import Logits
 from kt.transfer import engine
-from kt.transfer.ledger import Record, pack
-from kt.transfer.spec import Training
+from kt.transfer.engine import State
+from kt.transfer.learners import Featured
+from kt.transfer.ledger import Record
+from kt.transfer.session import Session
+from kt.transfer.training import Training
 from kt.transfer.units import Unit
-from kt.zoo.inference import logits
+from kt.zoo.inference import BATCH, autocast, logits
 
 log = logging.getLogger(__name__)
+
+
+class Models(Protocol):
+    """What a job reads of the zoo, by a model's name."""
+
+    def fingerprint(self, name: str) -> str:
+        """Identifies architecture, input and weights."""
+
+    def logits(self, name: str, split: str) -> Logits:
+        """Cached logits, float16 [N, C]."""
+
+    def features(self, name: str, split: str) -> NDArray[np.float16] | None:
+        """Cached penultimate features, float16 [N, D], where there are any."""
+
+    def load(self, name: str) -> nn.Module:
+        """The model with its weights."""
+
+    def input_of(self, name: str) -> InputSpec:
+        """What the model sees of an image."""
 
 
 @dataclass(frozen=True)
@@ -34,122 +56,130 @@ class Workbench:
     """What all units of a job share: one student, its images on the device, its training plan.
 
     Attributes:
-        student: the student with its original weights, on ``device``.
-        weights: those weights, to start every unit from.
-        frozen: the student's cached logits on the transfer split, float16 [N, C].
-        inputs: the images of each split as the student sees them.
+        name: the student's name.
+        student: the student, on ``device``.
+        weights: its original weights, to start every unit from.
+        models: the zoo.
+        data: the data set.
         labels: classes of each split, int64 [n].
-        training: epochs, batch size, learning rate.
+        training: epochs, batch size, optimiser, schedule.
         checkpoints: folder of the checkpoints.
         every: seconds between two checkpoints.
         device: where students train.
         stop: set to end the running training after its next step, with a checkpoint.
+        views: images of a split as some input shows them, made when they are first asked for.
     """
 
+    name: str
     student: nn.Module
-    weights: dict[str, torch.Tensor]
-    frozen: torch.Tensor
-    inputs: Mapping[str, Inputs]
+    weights: State
+    models: Models
+    data: Dataset
     labels: Mapping[str, NDArray[np.int64]]
     training: Training
     checkpoints: Path
     every: float
     device: torch.device
     stop: Event
+    views: dict[tuple[str, InputSpec], Inputs]
 
     @classmethod
     def set_up(
         cls,
-        student: nn.Module,
-        frozen: Logits,
+        name: str,
+        models: Models,
         data: Dataset,
-        spec: InputSpec,
         training: Training,
         checkpoints: Path,
         every: float,
         device: torch.device,
         stop: Event,
     ) -> Workbench:
-        """Put the student and the three splits that transfer needs on the device."""
-        student = student.to(device).to(memory_format=torch.channels_last)
-        splits = ("transfer", "validation", "test")
-        return cls(
-            student,
-            {name: tensor.clone() for name, tensor in student.state_dict().items()},
-            torch.from_numpy(frozen).to(device, torch.float32),
-            {split: Inputs(data.images, data.rows(split), spec, device) for split in splits},
-            {split: data.labels[data.rows(split)] for split in splits},
-            training,
-            checkpoints,
-            every,
-            device,
-            stop,
-        )
+        """Put the student on the device."""
+        student = models.load(name).to(device).to(memory_format=torch.channels_last)
+        weights = {key: tensor.clone() for key, tensor in student.state_dict().items()}
+        labels = {split: data.labels[data.rows(split)] for split in ("transfer", "validation", "test")}
+        return cls(name, student, weights, models, data, labels, training, checkpoints, every, device, stop, {})
 
-    def compute(self, unit: Unit, key: str, teacher: Logits | None) -> Record:
+    def compute(self, unit: Unit, key: str) -> Record:
         """Train the student for one unit and return the outcome for the ledger; a failure is an outcome too.
 
+        A batch that does not fit in memory is cut into two, four, … pieces, as long as the method allows that.
+
         Args:
-            unit: method, teacher and seed.
+            unit: method, teachers and seed.
             key: the unit's key.
-            teacher: the teacher's cached logits on the transfer split, float16 [N, C]; None for a control.
 
         Raises:
             Interrupted: ``stop`` was set; the unit goes on from its checkpoint next time.
         """
-        try:
-            return self._train(unit, key, teacher)
-        except Interrupted:
-            raise
-        except engine.Diverged as error:
-            self._checkpoint(key).remove()
-            return {"status": "failed", "cause": "diverged", "reason": f"diverged: {error}"}
-        except torch.OutOfMemoryError as error:
-            return {"status": "failed", "cause": "out_of_memory", "reason": f"out_of_memory: {_first_line(error)}"}
-        except Exception as error:  # one bad unit is a row with a reason, not the end of the job
-            log.exception("unit %s failed", key[:12])
-            reason = f"error: {type(error).__name__}: {_first_line(error)}"
-            return {"status": "failed", "cause": "error", "reason": reason}
+        pieces = 1
+        while True:
+            try:
+                return self._run(unit, key, pieces)
+            except Interrupted:
+                raise
+            except engine.Diverged as error:
+                self._forget(key)
+                return {"status": "failed", "cause": "diverged", "reason": f"diverged: {error}"}
+            except torch.OutOfMemoryError as error:
+                reason = f"out_of_memory: {_first_line(error)}"
+                batch = unit.method.trained(self.training).batch_size
+                pieces *= 2
+                if unit.method.whole_batch or batch // pieces < 2:  # BatchNorm needs two images
+                    return {"status": "failed", "cause": "out_of_memory", "reason": reason}
+                log.warning("%s: unit %s goes on with %d pieces a batch", reason, key[:12], pieces)
+            except Exception as error:  # one bad unit is a row with a reason, not the end of the job
+                log.exception("unit %s failed", key[:12])
+                reason = f"error: {type(error).__name__}: {_first_line(error)}"
+                return {"status": "failed", "cause": "error", "reason": reason}
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
-    def _train(self, unit: Unit, key: str, teacher: Logits | None) -> Record:
+    def _run(self, unit: Unit, key: str, pieces: int) -> Record:
         start = time.perf_counter()
-        self.student.load_state_dict(self.weights)
-        labels = torch.from_numpy(self.labels["transfer"]).to(self.device)
-        source = self.frozen if teacher is None else torch.from_numpy(teacher).to(self.device, torch.float32)
-        targets, taught = unit.method.targets(source, self.frozen, labels)
-        checkpoint = self._checkpoint(key)
-        history = engine.train(
-            self.student, self.inputs["transfer"], targets, labels, unit.method.loss,
-            self._validation_accuracy, self.training, unit.seed, checkpoint,
-        )  # fmt: skip
-        last = best = self._classes("test")
-        if history.best_epoch < self.training.epochs:
-            self.student.load_state_dict(history.best)
-            best = self._classes("test")
-        checkpoint.remove()
-        return {
-            "status": "ok",
-            "last": pack(last),
-            "best": pack(best),
-            "best_epoch": history.best_epoch,
-            "steps": history.steps,
-            "loss": history.loss,
-            "validation": history.validation,
-            "teacher_share": None if unit.method.control else 100 * float(taught.double().mean()),
+        record = unit.method.run(Session(self, key, pieces), unit.teachers, unit.seed)
+        self._forget(key)
+        return record | {
+            "teacher_share": None if unit.method.control else record.get("teacher_share"),
+            "budget": unit.method.budget(len(unit.teachers)),
             "seconds": time.perf_counter() - start,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "torch": torch.__version__,
         }
 
-    def _checkpoint(self, key: str) -> Checkpoint:
-        return Checkpoint(self.checkpoints / f"{key}.pt", key, self.every, self.stop)
+    def _forget(self, key: str) -> None:
+        """Delete the checkpoints of a unit that needs them no more."""
+        for path in self.checkpoints.glob(f"{key}*"):
+            path.unlink(missing_ok=True)
 
-    def _classes(self, split: str) -> NDArray[np.int64]:
-        classes: NDArray[np.int64] = logits(self.student, self.inputs[split]).argmax(1)
-        return classes
+    def model(self, name: str, weights: State | None = None) -> nn.Module:
+        """The student with given weights, or else its original ones; or another model, from its file."""
+        if name == self.name:
+            self.student.load_state_dict(weights or self.weights)
+            return self.student
+        return self.models.load(name).to(self.device).to(memory_format=torch.channels_last)
 
-    def _validation_accuracy(self, student: nn.Module) -> float:
-        return 100 * float((self._classes("validation") == self.labels["validation"]).mean())
+    def view(self, name: str, split: str) -> Inputs:
+        """The images of a split as a model sees them."""
+        place = (split, self.models.input_of(name))
+        if place not in self.views:
+            self.views[place] = Inputs(self.data.images, self.data.rows(split), place[1], self.device)
+        return self.views[place]
+
+    def features(self, name: str, split: str) -> NDArray[np.float16]:
+        """Penultimate features of a teacher, float16 [N, D]: cached, or else computed by one forward pass."""
+        if (cached := self.models.features(name, split)) is not None:
+            return cached
+        teacher, view = Featured(self.model(name)).eval(), self.view(name, split)
+        with torch.inference_mode(), autocast(self.device):
+            parts = [teacher(view[slice(i, i + BATCH)])[1].to(torch.float16) for i in range(0, len(view), BATCH)]
+        return torch.cat(parts).cpu().numpy()
+
+    def classes(self, model: nn.Module, name: str, split: str) -> NDArray[np.int64]:
+        """The classes that a model, by its name's input, gives the images of a split, int64 [n]."""
+        said: NDArray[np.int64] = logits(model, self.view(name, split)).argmax(1)
+        return said
 
 
 def _first_line(error: Exception) -> str:

@@ -26,6 +26,14 @@ def distillation(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """−log softmax(logits)[label], float32 [B], from logits [B, C] and labels int64 [B]."""
-    return -logits.float().log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """(1 − smoothing) · (−log p(label)) + smoothing · mean over classes of −log p, float32 [B].
+
+    Args:
+        logits: [B, C]; p is their softmax.
+        labels: int64 [B].
+        smoothing: share of the target that is spread over all classes. Source: Szegedy et al. 2016, section 7.
+    """
+    log_p = logits.float().log_softmax(-1)
+    at_label = -log_p.gather(-1, labels[:, None])[:, 0]
+    return (1 - smoothing) * at_label - smoothing * log_p.mean(-1) if smoothing else at_label

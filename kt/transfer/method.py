@@ -4,55 +4,141 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
 
 from kt.spec import Spec
 from kt.transfer import methods
+from kt.transfer.training import Changes, Training
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from kt.transfer.ledger import Record
+    from kt.transfer.session import Session
+
+
+class Samples(NamedTuple):
+    """What is known of the transfer images before training: all N of them, or the B of a batch; one row an image.
+
+    Attributes:
+        targets: logits to imitate, float32 [N, C].
+        labels: int64 [N].
+        taught: where the targets come from a teacher, bool [N].
+        positions: of the images in the transfer split, int64 [N].
+        features: the teacher's penultimate features, float32 [N, D]; for methods that ask for them.
+    """
+
+    targets: Tensor
+    labels: Tensor
+    taught: Tensor
+    positions: Tensor
+    features: Tensor | None = None
+
+    def at(self, positions: Tensor) -> Samples:
+        """The rows at some positions, int64 [B]."""
+        return Samples(*(None if rows is None else rows[positions] for rows in self))  # type: ignore[arg-type]
+
+
+class SlowWeights(NamedTuple):
+    """Weights that follow those in training: every ``every`` steps, slow ← tau · slow + (1 − tau) · fast."""
+
+    tau: float
+    every: int
 
 
 class Method(Spec):
-    """A transfer method: its fields are its parameters, its two functions are all the engine needs.
+    """A transfer method: its fields are its parameters.
 
-    The teacher and the frozen student do not change during training, so ``targets`` runs once, over all transfer
-    images; a step then costs one forward and backward pass of the student.
+    Teachers and the frozen student do not change during training, so ``targets`` runs once, over all transfer images;
+    ``loss`` is all that a step adds to the forward and backward pass of the student. Most methods are no more than
+    these two. What else a method may be:
+
+    - its ``learner`` may hold more than the student: heads or a memory, trained and kept in checkpoints with it;
+    - ``slow_weights`` asks for weights that follow the student's, which are then evaluated and kept in its place;
+    - a ``joint`` method trains the teachers too: its learner runs all models, each on its own view of the images;
+    - ``run`` may train several times, or not at all.
 
     Attributes:
         name: the method's name in ``config.yaml``.
         version: raise it when the method's results change: finished units of older versions are not reused.
-        uses_labels: true where the labels of the transfer images have a say: its gain must then be held against the
-            control `finetune`, that of other methods against `self`.
         control: true where the teacher plays no part; ``targets`` then gets the frozen student as its teacher.
+        uses_labels: true where the labels of the transfer images have a say: its gain must then be held against the
+            control `finetune`, that of other methods against `self`. Where parameters decide: see ``labelled``.
+        uses_features: true where the loss needs the teacher's penultimate features.
+        takes: whether it runs on a pair, on a group of several teachers, or on both.
+        joint: true where all models train; the unit of a set of models is then shared by all its students.
+        trains: false for ensembles, which leave the student as it is.
+        whole_batch: true where a loss compares the samples of its batch, so that a batch may not be cut into pieces.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     control: ClassVar[bool] = False
     uses_labels: ClassVar[bool] = False
+    uses_features: ClassVar[bool] = False
+    takes: ClassVar[Literal["pair", "group", "both"]] = "pair"
+    joint: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+    whole_batch: ClassVar[bool] = False
 
-    @abstractmethod
+    training: Changes | None = Field(None, description="what this method trains with instead of `transfer.training`")
+
     def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Target logits [N, C], and bool [N] where they come from the teacher.
+        """Target logits [N, C], and bool [N] where they come from a teacher; as it stands, the frozen student's.
 
         Args:
-            teacher: teacher logits on all transfer images, float32 [N, C].
+            teacher: teacher logits on all transfer images, float32 [N, C]; [K, N, C] where ``takes`` is not "pair".
             frozen: logits of the student before transfer, float32 [N, C].
             labels: int64 [N].
         """
+        return frozen, labels.new_zeros(len(labels)).bool()
 
-    @abstractmethod
-    def loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, output: Any, batch: Samples) -> Tensor:
         """Loss of each sample, float32 [B].
 
         Args:
-            logits: logits of the student in training, [B, C].
-            targets: the batch's part of what ``targets`` returned, [B, C].
-            labels: int64 [B].
+            output: of the learner: logits of the student in training, [B, C]; more where ``learner`` says so.
+            batch: what is known of the batch's images.
         """
+        raise NotImplementedError(f"{self.name} has no loss of its own")
+
+    def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
+        """What is trained: the student as it stands.
+
+        Args:
+            students: the student; for a joint method all models, in an order that all of them agree on.
+            samples: of all transfer images.
+        """
+        return students[0]
+
+    def slow_weights(self) -> SlowWeights | None:
+        """How the slow weights follow, if this method has any."""
+        return None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels of the transfer images have a say with these parameters."""
+        return self.uses_labels
+
+    def budget(self, teachers: int) -> int:
+        """What a unit costs, in trainings of one model."""
+        return 1
+
+    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
+        """The outcome of a unit: that of one training."""
+        return session.outcome(session.train(self, teachers, seed))
+
+    def parameters(self) -> dict[str, Any]:
+        """The method's own parameters as plain JSON values, without what it changes of the training."""
+        return {name: value for name, value in self.plain().items() if name != "training"}
+
+    def trained(self, training: Training) -> Training:
+        """How this method trains, given the section ``transfer.training``."""
+        return self.training.of(training) if self.training else training
 
 
 @cache

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, create_model, field_validator, model_validator
+from pydantic import Field, PositiveInt, create_model, field_validator, model_validator
 
 from kt.spec import Spec
 from kt.transfer.method import Method, registry
-
-
-class Training(Spec):
-    """How a student is trained, the same for every method: AdamW, cosine schedule to zero, one step a batch."""
-
-    epochs: PositiveInt
-    batch_size: int = Field(64, ge=2)
-    lr: PositiveFloat = Field(description="learning rate of the first step")
-    weight_decay: float = Field(0.0, ge=0)
+from kt.transfer.training import Training
 
 
 class MethodsBase(Spec):
@@ -30,11 +22,12 @@ class MethodsBase(Spec):
         return value
 
     def chosen(self) -> dict[str, Method]:
-        """The methods that the configuration names, in the registry's order."""
-        return {name: getattr(self, name) for name in registry() if getattr(self, name) is not None}
+        """The methods that the configuration names, in alphabetical order."""
+        return {name: method for name in type(self).model_fields if (method := getattr(self, name)) is not None}
 
 
-def _option(method: type[Method]) -> Any:
+def option(method: type[Method]) -> Any:
+    """A method as a field of the configuration."""
     return (method | None, Field(None, description=(method.__doc__ or "").splitlines()[0]))
 
 
@@ -42,7 +35,7 @@ Methods: type[MethodsBase] = create_model(
     "Methods",
     __base__=MethodsBase,
     __doc__=MethodsBase.__doc__,
-    **{name: _option(method) for name, method in registry().items()},
+    **{name: option(method) for name, method in registry().items() if method.takes != "group"},
 )
 
 
@@ -70,5 +63,5 @@ class TransferSpec(Spec):
     @classmethod
     def _not_empty(cls, methods: MethodsBase) -> MethodsBase:
         if not methods.chosen():
-            raise ValueError(f"no method chosen; allowed: {', '.join(registry())}")
+            raise ValueError(f"no method chosen; allowed: {', '.join(Methods.model_fields)}")
         return methods

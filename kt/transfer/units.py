@@ -1,6 +1,6 @@
 """Units of work: what a transfer job has to do, each unit's key, and the table rows that finished units give.
 
-A unit is one training: a method, a seed, a student and, unless the method is a control, a teacher. Nothing here
+A unit is one transfer: a method, a seed, a student and, unless the method is a control, its teachers. Nothing here
 imports torch, so that a job with nothing left to do ends in a moment.
 """
 
@@ -17,10 +17,13 @@ from kt.transfer.ledger import Record, unpack
 from kt.transfer.ledger import key as ledger_key
 from kt.transfer.measures import Right, change, transfer_rate
 from kt.transfer.method import Method
-from kt.transfer.spec import Training
+from kt.transfer.training import Training
 
 ENGINE_VERSION = 2
 """Raise it when the training loop's results change: finished units of older versions are not reused."""
+
+FROM_LEDGER = ("best_epoch", "steps", "budget", "pieces", "seconds", "device", "teacher_share")
+"""Columns of the table ``transfers`` that the ledger holds as they are."""
 
 FINAL_CAUSES = ("diverged",)
 """Causes of failure that another try would only repeat."""
@@ -28,10 +31,10 @@ FINAL_CAUSES = ("diverged",)
 
 @dataclass(frozen=True)
 class Unit:
-    """One training of a student; ``teacher`` is None for the controls."""
+    """One transfer to a student; ``teachers`` is empty for the controls, one for a pair, several for a group."""
 
     method: Method
-    teacher: str | None
+    teachers: tuple[str, ...]
     seed: int
 
 
@@ -40,8 +43,19 @@ def enumerate_units(
 ) -> list[Unit]:
     """The units of one job, teacher by teacher; the student's controls come first where this job does them."""
     methods = list(methods)
-    own = [Unit(m, None, seed) for m in methods if m.control and controls for seed in seeds]
-    return own + [Unit(m, teacher, seed) for teacher in teachers for m in methods if not m.control for seed in seeds]
+    own = [Unit(m, (), seed) for m in methods if m.control and controls for seed in seeds]
+    return own + _seeded([(m, (teacher,)) for teacher in teachers for m in methods if not m.control], seeds)
+
+
+def group_units(methods: Iterable[Method], groups: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[Unit]:
+    """The units of a student's groups of teachers, group by group."""
+    methods = list(methods)
+    return _seeded([(method, tuple(teachers)) for teachers in groups for method in methods], seeds)
+
+
+def _seeded(work: Iterable[tuple[Method, tuple[str, ...]]], seeds: Sequence[int]) -> list[Unit]:
+    """A unit a seed; one unit where nothing is trained and so nothing random."""
+    return [Unit(m, teachers, seed) for m, teachers in work for seed in (seeds if m.trains else seeds[:1])]
 
 
 def describe(unit: Unit, student: str, fingerprints: Mapping[str, str], data: str, training: Training) -> Record:
@@ -52,23 +66,36 @@ def describe(unit: Unit, student: str, fingerprints: Mapping[str, str], data: st
         student: its student's name.
         fingerprints: of every model by name.
         data: the data set's hash, splits included.
-        training: how students are trained.
+        training: how students are trained, but for what the method changes of it.
     """
+    teachers = [fingerprints[name] for name in unit.teachers]
+    own = fingerprints[student]
     return {
         "data": data,
-        "student": fingerprints[student],
-        "teacher": fingerprints[unit.teacher] if unit.teacher else None,
-        "method": {"name": unit.method.name, "version": unit.method.version, **unit.method.plain()},
-        "training": {"version": ENGINE_VERSION, **training.plain()},
+        **({"models": sorted([own, *teachers])} if unit.method.joint else {"student": own, "teachers": teachers}),
+        "method": {"name": unit.method.name, "version": unit.method.version, **unit.method.parameters()},
+        "training": {"version": ENGINE_VERSION, **unit.method.trained(training).plain()} if unit.method.trains else {},
         "seed": unit.seed,
     }
 
 
 class Task(NamedTuple):
-    """A unit and its description, whose hash is its key."""
+    """A unit, its description, whose hash is its key, and the fingerprint of its student."""
 
     unit: Unit
     description: Record
+    student: str
+
+
+def tasks_of(
+    units: Iterable[Unit], student: str, fingerprints: Mapping[str, str], data: str, training: Training
+) -> dict[str, Task]:
+    """Units by their keys; arguments as for ``describe``."""
+    tasks = {}
+    for unit in units:
+        description = describe(unit, student, fingerprints, data, training)
+        tasks[ledger_key(description)] = Task(unit, description, fingerprints[student])
+    return tasks
 
 
 def enumerate_tasks(
@@ -82,11 +109,7 @@ def enumerate_tasks(
     data: str,
 ) -> dict[str, Task]:
     """A job's tasks by their keys; arguments as for ``enumerate_units`` and ``describe``."""
-    tasks = {}
-    for unit in enumerate_units(methods, teachers, seeds, controls):
-        description = describe(unit, student, fingerprints, data, training)
-        tasks[ledger_key(description)] = Task(unit, description)
-    return tasks
+    return tasks_of(enumerate_units(methods, teachers, seeds, controls), student, fingerprints, data, training)
 
 
 def rows(
@@ -112,26 +135,28 @@ def rows(
         epochs: epochs of the training.
     """
     unit = task.unit
+    outcome = {**outcome, **outcome.get("models", {}).get(task.student, {})}
     shared = {
         "student": student,
         "method": unit.method.name,
         "seed": unit.seed,
         "control": unit.method.control,
-        "uses_labels": unit.method.uses_labels,
+        "uses_labels": unit.method.labelled,
+        "trains": unit.method.trains,
         "status": outcome["status"],
         "reason": outcome.get("reason"),
         "n": len(labels),
         "acc_before": 100 * int(before.sum()) / len(before),
         "epochs": epochs,
         "key": key,
-        **{name: outcome.get(name) for name in ("best_epoch", "steps", "seconds", "device", "teacher_share")},
+        **{name: outcome.get(name) for name in FROM_LEDGER},
     }
-    names = [unit.teacher] if unit.teacher else list(teachers)
+    sets = [unit.teachers] if unit.teachers else [(name,) for name in teachers]
+    named = [{"teacher": names[0] if len(names) == 1 else None, "teachers": list(names)} for names in sets]
     if outcome["status"] != "ok":
-        return [{"teacher": name, **shared} for name in names]
+        return [{**names, **shared} for names in named]
     after = unpack(outcome["last"]) == labels
     shared |= change(before, after)
     shared["delta_best"] = change(before, unpack(outcome["best"]) == labels)["delta"]
-    return [
-        {"teacher": name, **shared, "transfer_rate": transfer_rate(teachers[name], before, after)} for name in names
-    ]
+    rates = [transfer_rate(np.any([teachers[name] for name in names], axis=0), before, after) for names in sets]
+    return [{**names, **shared, "transfer_rate": rate} for names, rate in zip(named, rates, strict=True)]

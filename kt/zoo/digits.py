@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.layers import GatedMlp
+from timm.layers.mlp import GatedMlp
 from timm.models import register_model
 from timm.models.metaformer import MetaFormer, Pooling
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock, SpatialGatingBlock

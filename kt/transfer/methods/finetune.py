@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field
+
 from kt.transfer import losses
-from kt.transfer.method import Method
+from kt.transfer.method import Method, Samples
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Finetune(Method):
+class Supervised(Method):
+    """Methods with cross-entropy on the labels somewhere in their loss."""
+
+    uses_labels: ClassVar[bool] = True
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of each sample, float32 [B]."""
+        return losses.cross_entropy(logits, labels, self.label_smoothing)
+
+
+class Finetune(Supervised):
     """Cross-entropy on the labels: the supervised control owed to every method that uses labels."""
 
     name: ClassVar[str] = "finetune"
-    uses_labels: ClassVar[bool] = True
     control: ClassVar[bool] = True
 
-    def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The frozen student's logits; the loss does not use them."""
-        return frozen, labels.new_zeros(len(labels)).bool()
-
-    def loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, output: Tensor, batch: Samples) -> Tensor:
         """Cross-entropy of each sample, float32 [B]."""
-        return losses.cross_entropy(logits, labels)
+        return self.cross_entropy(output, batch.labels)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, PositiveFloat
 
 from kt.transfer import losses
-from kt.transfer.method import Method
+from kt.transfer.method import Method, Samples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,9 +18,9 @@ class Distillation(Method):
 
     temperature: PositiveFloat = Field(1.0, description="softmax temperature T")
 
-    def loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, output: Tensor, batch: Samples) -> Tensor:
         """Distillation loss of each sample, float32 [B]."""
-        return losses.distillation(targets, logits, self.temperature)
+        return losses.distillation(batch.targets, output, self.temperature)
 
 
 class KL(Distillation):

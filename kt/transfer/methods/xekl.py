@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from kt.transfer import losses
+from kt.transfer.method import Samples
+from kt.transfer.methods.finetune import Supervised
 from kt.transfer.methods.kl import KL
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class XEKL(KL):
+class XEKL(KL, Supervised):
     """alpha · distillation + (1 − alpha) · cross-entropy.
 
     Source: FG section 4.1, alpha = 0.5. The published code hands softmax outputs to a cross-entropy that takes
@@ -24,7 +25,7 @@ class XEKL(KL):
     uses_labels: ClassVar[bool] = True
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the distillation loss")
 
-    def loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, output: Tensor, batch: Samples) -> Tensor:
         """The mixed loss of each sample, float32 [B]."""
-        distillation = super().loss(logits, targets, labels)
-        return self.alpha * distillation + (1 - self.alpha) * losses.cross_entropy(logits, labels)
+        distillation = super().loss(output, batch)
+        return self.alpha * distillation + (1 - self.alpha) * self.cross_entropy(output, batch.labels)

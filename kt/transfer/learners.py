@@ -1,0 +1,202 @@
+"""What is trained where that is more than one student: several models together, or a student with heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kt.data.views import Inputs
+from kt.errors import KtError
+from kt.transfer.method import Samples
+
+
+class Together(nn.Module):
+    """Several classifiers as one: from each one's view of the same images to their logits, [M, B, C]."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, views: Sequence[Tensor]) -> Tensor:
+        """Logits of all models, float32 [M, B, C]."""
+        return torch.stack([model(x).float() for model, x in zip(self.models, views, strict=True)])
+
+
+class Views:
+    """The same images as several models see them, by position."""
+
+    def __init__(self, inputs: Sequence[Inputs]) -> None:
+        self.inputs, self.device = inputs, inputs[0].device
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def __getitem__(self, positions: NDArray[np.int64] | slice) -> list[Tensor]:
+        """One batch a model."""
+        return [inputs[positions] for inputs in self.inputs]
+
+
+def classifier(model: nn.Module) -> nn.Module:
+    """The layer that turns penultimate features into logits: timm's classifier, or else the last linear layer.
+
+    Raises:
+        KtError: the model has neither.
+    """
+    find: Callable[[], object] | None = getattr(model, "get_classifier", None)
+    found = find() if find else None
+    if isinstance(found, nn.Linear | nn.Conv2d):
+        return found
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise KtError(f"{type(model).__name__} has no linear classifier, so no penultimate features")
+    return linear[-1]
+
+
+class Featured(nn.Module):
+    """A classifier that also gives its penultimate features: the input of its classification layer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        layer = classifier(self.model)
+        return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, C] and features [B, D]."""
+        caught: list[Tensor] = []
+        handle = classifier(self.model).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        try:
+            logits = self.model(x)
+        finally:
+            handle.remove()
+        return logits, caught[-1].flatten(1)
+
+
+class Contrast(Featured):
+    """A student with heads that compare its penultimate features with the teacher's.
+
+    Its output is the logits [B, C], the features [B, D] and the heads: to be called with features and batch, they
+    give the contrastive loss of each sample, float32 [B].
+    """
+
+    def __init__(self, student: nn.Module, heads: nn.Module) -> None:
+        super().__init__(student)
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, nn.Module]:  # type: ignore[override]
+        """Logits, features and heads."""
+        return *super().forward(x), self.heads
+
+
+class InBatch(nn.Module):
+    """Contrast with the other images of the batch: both networks' embeddings of an image shall find each other.
+
+    Args:
+        student: width of the student's features.
+        teacher: width of the teacher's.
+        dim: width of the common embedding.
+        temperature: of the softmax over the batch.
+    """
+
+    def __init__(self, student: int, teacher: int, dim: int, temperature: float) -> None:
+        super().__init__()
+        self.student, self.teacher = nn.Linear(student, dim), nn.Linear(teacher, dim)
+        self.temperature = temperature
+
+    def embed(self, features: Tensor, batch: Samples) -> tuple[Tensor, Tensor]:
+        """Embeddings of length one of student and teacher, float32 [B, dim] each."""
+        assert batch.features is not None
+        return F.normalize(self.student(features.float())), F.normalize(self.teacher(batch.features))
+
+    def forward(self, features: Tensor, batch: Samples) -> Tensor:
+        """Mean of the cross-entropies of finding the teacher's embedding and the student's; float32 [B]."""
+        student, teacher = self.embed(features, batch)
+        similar = student @ teacher.T / self.temperature
+        own = similar.diagonal()
+        return (similar.logsumexp(0) + similar.logsumexp(1)) / 2 - own
+
+
+class MemoryBank(InBatch):
+    """Contrast with remembered embeddings of images of other classes, one entry an image and network.
+
+    The loss is noise-contrastive estimation in both directions: h = x / (x + K / N) with x the exponential of the
+    similarity over its normaliser, which is set once, by the first batch. The memory follows the embeddings with
+    momentum 0.5. Source: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, and its code.
+
+    Args:
+        student: width of the student's features.
+        teacher: width of the teacher's.
+        dim: width of the common embedding.
+        temperature: of the similarities.
+        labels: of all N images, int64 [N].
+        negatives: K; fewer where some class leaves fewer images of other classes.
+
+    Raises:
+        KtError: all images are of one class.
+    """
+
+    MOMENTUM = 0.5
+
+    def __init__(
+        self, student: int, teacher: int, dim: int, temperature: float, labels: Tensor, negatives: int
+    ) -> None:
+        super().__init__(student, teacher, dim, temperature)
+        counts = torch.bincount(labels.cpu())
+        self.negatives = min(negatives, len(labels) - int(counts.max()))
+        if not self.negatives:
+            raise KtError("crd: all transfer images are of one class, so that there are no negatives")
+        bound = 1 / math.sqrt(dim / 3)
+        for name in ("student_memory", "teacher_memory"):
+            self.register_buffer(name, torch.empty(len(labels), dim).uniform_(-bound, bound))
+            self.register_buffer(f"{name}_normaliser", torch.zeros(()))
+        # images sorted by class: those of a class lie between `first` and `first + count`
+        self.register_buffer("sorted", labels.cpu().argsort(stable=True), persistent=False)
+        self.register_buffer("first", counts.cumsum(0) - counts, persistent=False)
+        self.register_buffer("count", counts, persistent=False)
+
+    student_memory: Tensor
+    teacher_memory: Tensor
+    sorted: Tensor
+    first: Tensor
+    count: Tensor
+
+    def draw(self, labels: Tensor) -> Tensor:
+        """Positions of images of other classes, uniformly with replacement, int64 [B, K] for labels int64 [B]."""
+        others = (len(self.sorted) - self.count[labels])[:, None]
+        place = (torch.rand(len(labels), self.negatives, device=labels.device) * others).long().clamp_(max=others - 1)
+        skip = torch.where(place >= self.first[labels][:, None], self.count[labels][:, None], 0)
+        return self.sorted[place + skip]
+
+    def forward(self, features: Tensor, batch: Samples) -> Tensor:
+        """Loss of each sample, float32 [B]; the memory then follows the embeddings."""
+        student, teacher = self.embed(features, batch)
+        which = torch.cat([batch.positions[:, None], self.draw(batch.labels)], 1)
+        loss = self._estimate(student, "teacher_memory", which) + self._estimate(teacher, "student_memory", which)
+        self._remember("student_memory", batch.positions, student)
+        self._remember("teacher_memory", batch.positions, teacher)
+        return loss
+
+    def _estimate(self, embedding: Tensor, memory: str, which: Tensor) -> Tensor:
+        bank, normaliser = getattr(self, memory), getattr(self, f"{memory}_normaliser")
+        x = (embedding @ bank.T).gather(1, which).div(self.temperature).exp()
+        if not normaliser:
+            normaliser.copy_(x.detach().mean() * len(bank))
+        x = x / normaliser
+        noise = self.negatives / len(bank)
+        loss: Tensor = -(x[:, 0] / (x[:, 0] + noise)).log() - (noise / (x[:, 1:] + noise)).log().sum(1)
+        return loss
+
+    def _remember(self, memory: str, positions: Tensor, embedding: Tensor) -> None:
+        bank = getattr(self, memory)
+        followed = F.normalize(self.MOMENTUM * bank[positions] + (1 - self.MOMENTUM) * embedding.detach())
+        setattr(self, memory, bank.index_copy(0, positions, followed))  # backward still needs the old memory

@@ -1,0 +1,83 @@
+"""``cd`` and ``crd``: contrastive distillation of penultimate features. FG finds that they do not transfer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from kt.transfer.method import Samples
+from kt.transfer.methods.finetune import Supervised
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Contrastive(Supervised):
+    """Cross-entropy on the labels and weight · a contrastive loss between embeddings of both networks' features.
+
+    The embeddings are trained linear maps of the student's running and the teacher's cached features.
+    """
+
+    uses_features: ClassVar[bool] = True
+    weight: NonNegativeFloat = Field(0.8, description="of the contrastive loss; cross-entropy has weight 1")
+    nce_t: PositiveFloat = Field(0.07, description="temperature of the similarities")
+    dim: PositiveInt = Field(128, description="width of the embeddings")
+
+    def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The frozen student's logits, which the loss does not use; the teacher's features teach every image."""
+        return frozen, labels.new_ones(len(labels)).bool()
+
+    @abstractmethod
+    def heads(self, student: int, teacher: int, labels: Tensor) -> nn.Module:
+        """The part that compares features, for widths of the student's and the teacher's, and labels [N]."""
+
+    def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
+        """The student with its heads; their output is logits [B, C], features [B, D] and the heads."""
+        from kt.transfer.learners import Contrast, Featured
+
+        assert samples.features is not None
+        heads = self.heads(Featured(students[0]).width, samples.features.shape[1], samples.labels)
+        return Contrast(students[0], heads.to(samples.labels.device))
+
+    def loss(self, output: Any, batch: Samples) -> Tensor:
+        """Loss of each sample, float32 [B]."""
+        logits, features, heads = output
+        contrast: Tensor = heads(features, batch)
+        return self.cross_entropy(logits, batch.labels) + self.weight * contrast
+
+
+class CD(Contrastive):
+    """Contrast with the other images of the batch.
+
+    The published text gives no more than the name; this is the symmetric InfoNCE loss with the settings of ``crd``.
+    """
+
+    name: ClassVar[str] = "cd"
+    whole_batch: ClassVar[bool] = True
+
+    def heads(self, student: int, teacher: int, labels: Tensor) -> nn.Module:
+        """In-batch contrast."""
+        from kt.transfer.learners import InBatch
+
+        return InBatch(student, teacher, self.dim, self.nce_t)
+
+
+class CRD(Contrastive):
+    """Contrast with remembered embeddings of images of other classes.
+
+    Source: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, with FG's 4,096 negatives,
+    nce_t 0.07 and dim 128. The published code gathers the remembered rows of every sample; here the batch is
+    multiplied with the whole memory, and the negatives' products are picked. Negatives are drawn with replacement.
+    """
+
+    name: ClassVar[str] = "crd"
+    negatives: PositiveInt = Field(4096, description="per image; at most as many as there are images of other classes")
+
+    def heads(self, student: int, teacher: int, labels: Tensor) -> nn.Module:
+        """Contrast with a memory."""
+        from kt.transfer.learners import MemoryBank
+
+        return MemoryBank(student, teacher, self.dim, self.nce_t, labels, self.negatives)

@@ -1,0 +1,55 @@
+"""``ensemble_max`` and ``ensemble_mean``: no training; what is lost by keeping one model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from kt.transfer import partition
+from kt.transfer.method import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kt.transfer.ledger import Record
+    from kt.transfer.session import Session
+
+
+class Ensemble(Method):
+    """Both models answer the test images, from their cached logits. The reference that FG's reviewers asked for."""
+
+    trains: ClassVar[bool] = False
+
+    @abstractmethod
+    def combine(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """Scores of the classes, [N, C], from two models' logits [N, C]."""
+
+    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
+        """The outcome of the ensemble; nothing is random in it."""
+        student, (teacher,) = session.cached(session.student, "test"), [session.cached(t, "test") for t in teachers]
+        return session.untrained(self.combine(teacher, student).argmax(-1))
+
+    def budget(self, teachers: int) -> int:
+        """No training."""
+        return 0
+
+
+class EnsembleMax(Ensemble):
+    """The model with the larger probability of any class answers; the student where they are equally confident."""
+
+    name: ClassVar[str] = "ensemble_max"
+
+    def combine(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """The more confident model's logits."""
+        return partition.merge(partition.by_confidence(teacher, student), teacher, student)
+
+
+class EnsembleMean(Ensemble):
+    """The mean of both models' probabilities answers."""
+
+    name: ClassVar[str] = "ensemble_mean"
+
+    def combine(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """The logarithm of the mean probability."""
+        return partition.mean_probability(teacher, student)

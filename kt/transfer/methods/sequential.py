@@ -1,0 +1,58 @@
+"""``sequential``: several teachers, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat
+
+from kt.transfer.method import Method, registry
+
+if TYPE_CHECKING:
+    from kt.transfer.ledger import Record
+    from kt.transfer.session import Session
+
+
+class Repeated(Method):
+    """Methods that train by another one, once a teacher."""
+
+    takes: ClassVar[Literal["group"]] = "group"
+    base: Literal["kl", "kl_dp", "kl_dp_unsup"] = Field("kl_dp", description="the method for each teacher")
+    temperature: PositiveFloat = Field(1.0, description="softmax temperature T of that method")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the repeated method uses labels."""
+        return self.single().uses_labels
+
+    def single(self) -> Method:
+        """The method that trains with one teacher."""
+        return registry()[self.base].model_validate({"temperature": self.temperature})
+
+    def budget(self, teachers: int) -> int:
+        """One training a teacher."""
+        return teachers
+
+
+class Sequential(Repeated):
+    """One transfer after another; at each new teacher the frozen student is the current one, the optimiser fresh.
+
+    The budget is that of as many transfers as there are teachers. Source: FG section 4.4, sequential transfer.
+    """
+
+    name: ClassVar[str] = "sequential"
+    order: Literal["ascending", "descending", "random", "given"] = Field(
+        "ascending",
+        description="of the teachers: by validation accuracy, by the seed, or as the group names them",
+    )
+
+    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
+        """The outcome after the last teacher; epochs are counted through all of them."""
+        from kt.transfer.session import follow
+
+        start, stages = None, []
+        for stage, teacher in enumerate(session.ordered(teachers, self.order, seed)):
+            stages.append(session.train(self.single(), [teacher], seed, start=start, stage=stage))
+            start = stages[-1].last
+        return session.outcome(follow(stages))
