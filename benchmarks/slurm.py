@@ -27,6 +27,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -124,6 +125,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if reason := missing():
         sys.exit(f"cannot start a SLURM here: {reason}")
+    # or the daemons would stay behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     results: dict[str, Result | None] = {}
     with tempfile.TemporaryDirectory(prefix="slurm") as folder:
         Path(folder).chmod(0o755)
