@@ -37,7 +37,7 @@ STUDY: dict[str, Any] = {
         },
     },
     "pairs": {"select": "all"},
-    "transfer": {"methods": {"kl_dp": {}}, "seeds": [0], "training": {"epochs": 150, "batch_size": 10, "lr": 1e-3}},
+    "transfer": {"methods": {"kl_dp": {}}, "seeds": [0], "training": {"epochs": 40, "batch_size": 10, "lr": 1e-3}},
 }
 TABLE = "results/transfer/mixer/0.parquet"
 
@@ -79,6 +79,12 @@ def steps(folder: Path) -> int:
     return sum(int.from_bytes(path.read_bytes(), "little") for path in folder.glob("results/checkpoints/*.steps"))
 
 
+def minutes(slurm: SlurmNode, job: str) -> int:
+    """For how many whole minutes a job has been running."""
+    clock = slurm.run("squeue", "--noheader", f"--jobs={job}", "--format=%M")
+    return int(clock.split(":")[-2])
+
+
 def training(folder: Path) -> psutil.Process:
     """The process that trains in a folder."""
     for process in psutil.process_iter(["cmdline", "cwd"]):
@@ -104,30 +110,27 @@ def test_a_transfer_preempted_three_times_and_timed_out_once_ends_as_an_undistur
         return "".join(path.read_text() for path in disturbed.glob("slurm_logs/*/transfer*.log"))
 
     try:
-        done, stops = 0, 0
-        for stop in ("preempted", "preempted", "preempted", "timed out"):
-            wait_until(lambda: steps(disturbed) > done, run)
-            job = next(disturbed.glob("slurm_logs/*/jobs.tsv")).read_text().split("\t")[0]
-            if stop == "preempted":
-                slurm.run("sbatch", "--partition=high", "--cpus-per-task=8", "--output=/dev/null", "--wrap=true")
-            else:
-                slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
-            stops += 1
-            wait_until(lambda: log().count("told the job to write its checkpoint") == stops, run)
-            print(time.monotonic(), stop, steps(disturbed), flush=True)
-            wait_until(lambda: log().count("back in the queue") == stops, run)
+        for count, cause in enumerate(("preempted", "preempted", "preempted", "timed out"), 1):
             done = steps(disturbed)
+            wait_until(lambda: steps(disturbed) > done, run)  # noqa: B023
+            # a fast machine would be done before SLURM acts
+            training(disturbed).suspend()
+            job = next(disturbed.glob("slurm_logs/*/jobs.tsv")).read_text().split("\t")[0]
+            if cause == "preempted":
+                slurm.run("sbatch", "--partition=high", "--cpus-per-task=8", "--output=/dev/null", "--wrap=true")
+            else:  # less than the signal delay is left
+                slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes(slurm, job) + 2}")
+            wait_until(lambda: log().count("told the job to write its checkpoint") == count, run)  # noqa: B023
+            training(disturbed).resume()
+            slurm.wait_for_state(job, "PENDING", seconds=100)
             slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
             slurm.release(job)
-        print(time.monotonic(), done, flush=True)
         assert run.wait(timeout=300) == 0, (disturbed / "out.txt").read_text() + log()
-        print(time.monotonic(), done, flush=True)
         assert reference.wait(timeout=300) == 0
     finally:
         for process in (run, reference):
             process.kill()
             process.wait()
-    print(log())
     found = re.findall(r"(preempted|timed out); told the job to write its checkpoint", log())
     assert found == ["preempted"] * 3 + ["timed out"]
     stopped = re.findall(r"stopped by a signal after step (\d+)", log())

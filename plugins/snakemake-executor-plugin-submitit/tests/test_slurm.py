@@ -94,7 +94,7 @@ def test_each_ending_is_told_apart(project: Project, slurm: SlurmNode) -> None:
     process = project.start(
         """
 rule all:
-    input: "cancelled", "memory", "time", "preempted"
+    input: "cancelled", "memory", "time", "late", "preempted"
 
 rule cancelled:
     output: "cancelled"
@@ -110,6 +110,12 @@ rule time:
     resources: runtime=1
     shell: "sleep 600"
 
+# does not listen, and is killed at its limit before it could be put back into the queue
+rule late:
+    output: "late"
+    resources: runtime=1, requeues=1
+    shell: "test -e second || {{ touch second; trap '' TERM; sleep 600; }}; touch {output}"
+
 rule preempted:
     output: "preempted"
     resources: partition="cancel", cpus_per_task=5, sbatch="--no-requeue"
@@ -123,10 +129,12 @@ rule preempted:
     slurm.run("scancel", job_of(project, "cancelled"))
     # more CPUs than are free beside the others, so that the job in the partition below has to go
     slurm.run("sbatch", "--partition=high", "--cpus-per-task=5", "--output=/dev/null", "--wrap=sleep 1")
-    assert process.wait(timeout=150) == 1
+    assert process.wait(timeout=400) == 1
     output = project.output
     assert re.search(r"submitit: cancelled: cancelled \(SLURM says CANCELLED\); given up", output)
     assert re.search(r"submitit: time: timed out.*; given up", output)
+    assert re.search(r"submitit: late: timed out \(SLURM says TIMEOUT\); retry 1 of 1 ", output)
+    assert (project.folder / "late").exists()
     assert re.search(r"submitit: preempted: preempted.*; retry 1 of 20", output)
     assert (project.folder / "preempted").exists()
     if slurm.limits_memory:

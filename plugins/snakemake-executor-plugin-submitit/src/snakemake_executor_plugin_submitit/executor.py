@@ -20,8 +20,8 @@ from .clusters import Cluster, SubmissionError
 from .events import Events
 from .request import Request
 from .runs import RunFolder
-from .task import Task
-from .verdict import FINAL_STATES, Evidence, Verdict, judge, parse_rules
+from .task import History, Task
+from .verdict import FINAL_STATES, Evidence, Rule, Verdict, judge, parse_rules
 from .watch import Entry, Watch
 
 common_settings = CommonSettings(
@@ -255,7 +255,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             self._forget(entry)
             self.report_job_success(entry.info)
             return True
-        rule = self.rules[verdict]
+        rule = self._rule(entry, verdict)
         again = rule.kind == "retry" and entry.retries[verdict] < rule.times
         (self.logger.warning if again else self.logger.error)(f"submitit: {entry.explain(verdict, rule, again=again)}")
         self.events.ended(entry, verdict, again=again)
@@ -264,6 +264,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             # a job that was given up must not start after all; one that has written its result ends by itself
             self.cluster.cancel([entry.external])
         if again:
+            if verdict is Verdict.TIMED_OUT and not entry.seen.result:
+                History(Path(entry.task.history)).add(verdict)  # it was killed before it could do that
             entry.retries[verdict] += 1
             with self._lock:
                 entry.reset()
@@ -276,6 +278,14 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         entry.info.external_jobid = entry.external or None
         self.report_job_error(entry.info, msg=f"{verdict.value}. ", aux_logs=[entry.task.log])
         return True
+
+    def _rule(self, entry: Entry, verdict: Verdict) -> Rule:
+        """The rule for an ending; who could not go back to the queue in time at the time limit is sent back."""
+        if verdict is Verdict.TIMED_OUT:
+            entry.retries[verdict] = History(Path(entry.task.history)).count(verdict)
+            if entry.retries[verdict] < entry.request.requeues:
+                return Rule("retry", entry.request.requeues)
+        return self.rules[verdict]
 
     def _forget(self, entry: Entry) -> None:
         with self._lock:
