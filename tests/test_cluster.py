@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -114,14 +115,17 @@ def test_a_transfer_preempted_three_times_and_timed_out_once_ends_as_an_undistur
             done = steps(disturbed)
             wait_until(lambda: steps(disturbed) > done, run)  # noqa: B023
             # a fast machine would be done before SLURM acts
-            training(disturbed).suspend()
+            trained = training(disturbed)
+            trained.suspend()
             job = next(disturbed.glob("slurm_logs/*/jobs.tsv")).read_text().split("\t")[0]
             if cause == "preempted":
                 slurm.run("sbatch", "--partition=high", "--cpus-per-task=8", "--output=/dev/null", "--wrap=true")
             else:  # less than the signal delay is left
                 slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes(slurm, job) + 2}")
             wait_until(lambda: log().count("told the job to write its checkpoint") == count, run)  # noqa: B023
-            training(disturbed).resume()
+            with contextlib.suppress(psutil.NoSuchProcess):  # SLURM's own SIGCONT was faster
+                trained.resume()
+            wait_until(lambda: log().count("back in the queue") == count, run)  # noqa: B023
             slurm.wait_for_state(job, "PENDING", seconds=100)
             slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
             slurm.release(job)

@@ -281,14 +281,25 @@ class SlurmNode:
         return self.run("squeue", "-r", "-h", "-t", "all", "-j", job, "--format=%T", check=False)
 
     def release(self, job: str) -> None:
-        """Start a requeued job now; SLURM holds it back for two minutes, and refuses this for the first seconds."""
+        """Start a requeued job now."""
         self.wait_for_state(job, "PENDING")
 
         def started() -> bool:
-            self.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+            self.release_held()
             return self.state(job) != "PENDING"
 
-        _wait(started, f"a new start of job {job}", 40)
+        _wait(started, f"a new start of job {job}", 100)
+
+    def release_held(self) -> None:
+        """Start what SLURM holds back for two minutes after a requeue; it refuses that for the first seconds.
+
+        A job is left alone while processes of its last start are alive, whose end would be taken for the job's.
+        """
+        titles = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+        for row in self.run("squeue", "-h", "-r", "-t", "PENDING", "--format=%A %r").splitlines():
+            job, _, reason = row.partition(" ")
+            if reason == "BeginTime" and not any(title.startswith(f"slurmstepd: [{job}.") for title in titles):
+                self.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
 
     def _start(self, *command: str) -> None:
         subprocess.run(command, env=self.env, check=True, capture_output=True, timeout=30)

@@ -60,10 +60,7 @@ def release_until_end(slurm: SlurmNode, process: subprocess.Popen[str], seconds:
     end = time.monotonic() + seconds
     while process.poll() is None:
         assert time.monotonic() < end, slurm.run("squeue", "--array") + slurm.run("sinfo", "--list-reasons")
-        for row in slurm.run("squeue", "--noheader", "--array", "--format=%i %r").splitlines():
-            job, reason = row.split(maxsplit=1)
-            if reason == "BeginTime":
-                slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+        slurm.release_held()
         time.sleep(0.5)
 
 

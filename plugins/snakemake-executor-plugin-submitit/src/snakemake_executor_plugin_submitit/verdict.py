@@ -117,6 +117,9 @@ def hint(output: str) -> Verdict | None:
     # a job that begins while its node is going finds nobody to start its step
     if re.search(r"DUE TO NODE FAILURE|error: Node failure on|error: Task launch for .* failed on node", output):
         return Verdict.NODE_FAILURE
+    # SLURM can take the late end of a start that went back to the queue for the end of the job
+    if "DUE TO JOB REQUEUE" in output:
+        return Verdict.PREEMPTED
     if re.search(r"oom[-_]kill|Out Of Memory", output):
         return Verdict.OUT_OF_MEMORY
     # the warning before the time limit came before the task could listen, and killed it
