@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 from conftest import Project
 from slurm_node import SlurmNode
-
 from snakemake_executor_plugin_submitit.events import Events
 from snakemake_executor_plugin_submitit.request import Request
 from snakemake_executor_plugin_submitit.verdict import Evidence, Verdict

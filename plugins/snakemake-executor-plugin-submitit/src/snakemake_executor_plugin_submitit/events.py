@@ -34,6 +34,7 @@ class Events:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._running: set[str] = set()
+        self._told: dict[str, int] = {}  # events of a job's own history that are written down, by id
 
     def submitted(self, entries: Iterable[Entry], request: Request) -> None:
         """Jobs were submitted; their ids are known."""
@@ -49,8 +50,10 @@ class Events:
             if state is None or state in FINAL_STATES or was != (state in _WAITING):
                 continue
             if was:
-                events = History(Path(entry.task.history)).events()
-                news.append((entry, "requeued", events[-1]["ending"] if events else "unknown cause"))
+                # a job writes down why it goes back itself; one whose node died could not
+                own = History(Path(entry.task.history)).events()[self._told.get(entry.external, 0) :]
+                news.append((entry, "requeued", own[-1]["ending"] if own else "unknown cause"))
+                self._told[entry.external] = self._told.get(entry.external, 0) + len(own)
                 self._running.discard(entry.external)
             else:
                 news.append((entry, "running", ""))
