@@ -53,13 +53,17 @@ def member(wildcards):
     return STUDY.zoo.models[wildcards.model]
 
 
-def recipe(wildcards):
+def recipe_of(name):
     """All that determines a member's weights and properties; only a change of these runs it again."""
     return [
-        member(wildcards).plain(),
-        STUDY.zoo.input_of(wildcards.model).plain(),
+        STUDY.zoo.models[name].plain(),
+        STUDY.zoo.input_of(name).plain(),
         STUDY.zoo.modules,
     ]
+
+
+def recipe(wildcards):
+    return recipe_of(wildcards.model)
 
 
 def teachers(wildcards):
@@ -80,8 +84,33 @@ def teachers(wildcards):
 LOGITS = {name: str(LAYOUT.predictions(name)) for name in STUDY.names}
 
 
+# With so many pairs an edge for each makes the plan slow: transfers wait for the table of all models instead.
+GATED = sum(map(len, TEACHERS.values())) > 20_000
+
+
+def modified(path):
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+def changed(name):
+    """When a member's weights or predictions last changed, or what they are made from."""
+    sources = [LAYOUT.predictions(name), LAYOUT.weights(name)]
+    return max(
+        map(modified, sources + [Path(STUDY.zoo.models[name].checkpoint or "none")])
+    )
+
+
+CHANGED = {name: changed(name) for name in STUDY.names} if GATED else {}
+RECIPES = {name: store.digest(recipe_of(name)) for name in STUDY.names} if GATED else {}
+
+
 def cached_logits(wildcards):
-    return [LOGITS[name] for name in [wildcards.student, *teachers(wildcards)]]
+    names = [wildcards.student, *teachers(wildcards)]
+    if GATED:
+        # A job that was done is done again for the models that have changed since.
+        done = modified(LAYOUT.transfer(wildcards.student, wildcards.chunk))
+        names = [name for name in names if 0 < done < CHANGED[name]]
+    return [LOGITS[name] for name in names]
 
 
 # Jobs only: they have their resources from the process that started them.

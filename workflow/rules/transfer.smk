@@ -15,6 +15,8 @@ rule transfer:
         # Where names alone decide the pairs, the job knows its own; a longer table must not run it again.
         pairs=LAYOUT.table("pairs") if NEEDS_SCORES else [],
         weights=LAYOUT.weights("{student}"),
+        # Ancient: a longer table must not run everybody's jobs again.
+        models=ancient(LAYOUT.table("zoo")) if GATED else [],
         logits=cached_logits,
     output:
         LAYOUT.transfer("{student}", "{chunk}"),
@@ -41,6 +43,11 @@ rule transfer:
         seeds=STUDY.transfer.seeds,
         training=STUDY.transfer.training.plain(),
         teachers=teachers,
+        models=lambda wildcards: (
+            store.digest([RECIPES[name] for name in teachers(wildcards)])
+            if GATED
+            else ""
+        ),
         pairs=f"--pairs {LAYOUT.table('pairs')}" if NEEDS_SCORES else "",
     message:
         "transfer to {wildcards.student}, part {wildcards.chunk}"
