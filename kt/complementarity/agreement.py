@@ -29,6 +29,8 @@ def agreement(source: Source, into: NDArray[np.float64], changed: Sequence[int],
 
     Memory: ``CHUNK`` predicted classes, however many images there are.
     """
+    if not changed:
+        return
     models, images = len(into), source.images
     same = np.zeros((models, models), np.int64)
     chunk = max(1, CHUNK // models)

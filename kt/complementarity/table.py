@@ -15,6 +15,9 @@ from kt import store
 from kt.complementarity import embeddings, reuse
 from kt.complementarity.agreement import agreement
 from kt.complementarity.bits import Places, Right
+from kt.complementarity.cka import cka
+from kt.complementarity.divergence import js_divergence
+from kt.complementarity.leep import leep
 from kt.complementarity.parallel import in_order
 from kt.complementarity.reuse import Earlier, Facts
 from kt.complementarity.scores import Scoring
@@ -41,7 +44,12 @@ class Matrix:
     whole_content: bool
 
 
-MATRICES = {"agreement": Matrix(agreement, False)}
+MATRICES = {
+    "agreement": Matrix(agreement, False),
+    "js_divergence": Matrix(js_divergence, True),
+    "leep": Matrix(leep, True),
+    "cka": Matrix(cka, True),
+}
 
 
 @dataclass(frozen=True)
