@@ -153,9 +153,10 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     _threads(sub)
     _out(sub, "table")
 
-    run = _stage(lambda s, study, lay, a: s.pairs(study, lay, a.scores, a.out or lay.table("pairs")))
+    run = _stage(lambda s, study, lay, a: s.pairs(study, lay, a.scores, a.models, a.out or lay.table("pairs")))
     sub = add("pairs", run, "choose the pairs that get a transfer", "kt pairs --out my-pairs.parquet")
-    sub.add_argument("--scores", type=Path, help="complementarity table that the rule `top` ranks by")
+    sub.add_argument("--scores", type=Path, help="complementarity table that the rules `top` and `stratified` go by")
+    sub.add_argument("--models", type=Path, help="table of models, whose families `stratified` goes by")
     _out(sub, "table")
 
     run = _stage(

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveFloat, ValidationError
 from pydantic_core import ErrorDetails
 
 from kt import pairs, store
-from kt.complementarity.spec import ComplementaritySpec
+from kt.complementarity.spec import MEASURES, ComplementaritySpec
 from kt.data.labels import class_map
 from kt.data.sources import check_source, known_count
 from kt.data.spec import SPLITS, DataSpec
@@ -139,7 +139,9 @@ def _line(error: ErrorDetails) -> str:
         tag = str((error.get("ctx") or {}).get("tag"))
         return f"{location}.select: {unknown('rule', tag, expected)}"
     if error["type"] == "union_tag_not_found":
-        rules = "explicit, random or ranked" if error["loc"][0] == "groups" else "all, random, explicit or top"
+        rules = (
+            "explicit, random or ranked" if error["loc"][0] == "groups" else "all, random, explicit, top or stratified"
+        )
         return f"{location}: the key 'select' is missing; it names the rule: {rules}"
     if error["type"] == "too_short":
         least = (error.get("ctx") or {}).get("min_length")
@@ -225,6 +227,10 @@ def _check_complementarity(study: Study) -> None:
     vectors = study.complementarity.class_embeddings
     if vectors and not (vectors.endswith((".npz", ".parquet")) and Path(vectors).is_file()):
         raise KtError(f"complementarity.class_embeddings: {vectors!r} is not an existing .npz or .parquet file")
+    by, measured = pairs.score_of(study.pairs), study.complementarity.measures
+    for measure in MEASURES:
+        if by.startswith(measure) and measure not in measured:
+            raise KtError(f"pairs.by: {by!r} is not measured; add {measure!r} to complementarity.measures")
 
 
 def load(path: str | Path) -> Study:

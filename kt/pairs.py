@@ -1,32 +1,60 @@
 """Which ordered pairs get a transfer, and why: deterministic, and stable when the zoo grows.
 
 The rules ``all``, ``random`` and ``explicit`` need the models' names only, so the workflow knows its jobs before
-anything runs. ``top`` ranks by a column of the complementarity table of the VALIDATION split; the number of its
-pairs is known before, which pairs they are is not.
+anything runs. ``top`` and ``stratified`` go by the complementarity table of the VALIDATION split; at most how many
+teachers a student gets is known before, which they are is not.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from hashlib import sha256
-from itertools import product
+from itertools import pairwise, product
 from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from kt.errors import KtError, nearest
 from kt.spec import Spec
-from kt.store import canonical
+from kt.store import canonical, digest
 
-Score = Literal["pos_flips", "neg_flips", "acc_difference", "agreement", "kappa", "class_entropy"]
+Score = Literal[
+    "acc_teacher",
+    "acc_student",
+    "acc_difference",
+    "pos_flips",
+    "pos_flips_se",
+    "neg_flips",
+    "class_entropy",
+    "expertise_2",
+    "expertise_5",
+    "expertise_20",
+    "expertise_50",
+    "agreement",
+    "kappa",
+    "double_fault",
+    "q_statistic",
+    "expertise_similarity_2",
+    "expertise_similarity_5",
+    "expertise_similarity_20",
+    "expertise_similarity_50",
+    "js_divergence",
+    "leep",
+    "cka",
+]
+"""The numeric columns of the complementarity table."""
+
 Pair = tuple[str, str]
 """Teacher and student."""
+
+
+KINSHIP = ("same family", "another family", "family unknown")
 
 
 class Pattern(Spec):
@@ -74,11 +102,35 @@ class Top(_Rule):
     lowest: bool = False
 
 
-PairRule = Annotated[All | Random | Explicit | Top, Field(discriminator="select")]
+class Stratified(_Rule):
+    """For each student `n` teachers from every stratum, drawn by a hash of the names as for `random`.
+
+    A stratum is a range of accuracy difference on the validation split, by default with the same or another family.
+    """
+
+    select: Literal["stratified"]
+    n: PositiveInt = Field(1, description="teachers of a student from each stratum")
+    gaps: tuple[float, ...] = Field(
+        (-10.0, -2.0, 2.0, 10.0),
+        min_length=1,
+        description="teacher − student in percentage points, where one stratum ends and the next begins; increasing",
+    )
+    by_family: bool = Field(True, description="whether teachers of the student's family are strata of their own")
+    seed: int = Field(0, ge=0)
+
+    @field_validator("gaps")
+    @classmethod
+    def _increasing(cls, gaps: tuple[float, ...]) -> tuple[float, ...]:
+        if list(gaps) != sorted(set(gaps)):
+            raise ValueError(f"must increase, but is {list(gaps)}")
+        return gaps
+
+
+PairRule = Annotated[All | Random | Explicit | Top | Stratified, Field(discriminator="select")]
 
 
 def candidates(names: Sequence[str], rule: PairRule) -> list[Pair]:
-    """Every ordered pair that the rule may choose, in the order of ``names``; for all rules but ``top``, the choice.
+    """Every ordered pair that the rule may choose, in the order of ``names``; where no scores are needed, the choice.
 
     Raises:
         KtError: there is none, or a pattern fits no pair.
@@ -140,12 +192,38 @@ def _draw(pairs: list[Pair], rule: Random) -> list[Pair]:
 def jobs(names: Sequence[str], rule: PairRule, pairs_per_job: int) -> dict[str, int]:
     """Number of transfer jobs of every student that may have one, known before anything runs."""
     teachers = Counter(student for _, student in candidates(names, rule))
-    most = rule.k if isinstance(rule, Top) else len(names)
-    return {student: math.ceil(min(count, most) / pairs_per_job) for student, count in teachers.items()}
+    limit = most(rule) or len(names)
+    return {student: math.ceil(min(count, limit) / pairs_per_job) for student, count in teachers.items()}
+
+
+def needs_scores(rule: PairRule) -> bool:
+    """Whether the choice goes by the complementarity table of the validation split."""
+    return isinstance(rule, Top | Stratified)
+
+
+def score_of(rule: PairRule) -> Score:
+    """The column of the complementarity table that the choice goes by, where it goes by one."""
+    return rule.by if isinstance(rule, Top) else "acc_difference"
+
+
+def needs_families(rule: PairRule) -> bool:
+    """Whether the choice goes by the families in the table of models."""
+    return isinstance(rule, Stratified) and rule.by_family
+
+
+def most(rule: PairRule) -> int | None:
+    """The most teachers that the rule gives a student, known before anything runs; None for all candidates."""
+    if isinstance(rule, Stratified):
+        return rule.n * (len(rule.gaps) + 1) * (len(KINSHIP) if rule.by_family else 1)
+    return rule.k if isinstance(rule, Top) else None
 
 
 def select(
-    names: Sequence[str], rule: PairRule, pairs_per_job: int, scores: pd.DataFrame | None = None
+    names: Sequence[str],
+    rule: PairRule,
+    pairs_per_job: int,
+    scores: pd.DataFrame | None = None,
+    families: Mapping[str, str | None] | None = None,
 ) -> pd.DataFrame:
     """The table ``pairs``, by student and then by teacher, in the order of ``names``.
 
@@ -153,24 +231,65 @@ def select(
         names: the zoo's models.
         rule: which pairs.
         pairs_per_job: a student's teachers are cut into chunks of this size.
-        scores: the complementarity table of the validation split; needed by ``top`` only.
+        scores: the complementarity table of the validation split; for ``top`` and ``stratified``.
+        families: family of every model, None where it is not known; for ``stratified`` by family.
 
     Raises:
-        KtError: the rule selects nothing, or needs scores that are not there.
+        KtError: the rule selects nothing, or needs scores or families that are not there.
     """
     chosen = pd.DataFrame(candidates(names, rule), columns=["teacher", "student"])
     chosen["reason"] = rule.select
     if isinstance(rule, Top):
         chosen = _top(chosen, rule, scores)
+    elif isinstance(rule, Stratified):
+        chosen = _stratified(chosen, rule, scores, families)
     chosen["chunk"] = chosen.groupby("student").cumcount() // pairs_per_job
     return chosen
 
 
-def _top(pairs: pd.DataFrame, rule: Top, scores: pd.DataFrame | None) -> pd.DataFrame:
+def _with_score(pairs: pd.DataFrame, rule: Top | Stratified, scores: pd.DataFrame | None) -> pd.DataFrame:
+    by = score_of(rule)
     if scores is None:
-        raise KtError("pairs: the rule 'top' needs the complementarity table of the validation split")
-    merged = pairs.merge(scores[["teacher", "student", rule.by]], how="left", on=["teacher", "student"])
+        raise KtError(f"pairs: the rule {rule.select!r} needs the complementarity table of the validation split")
+    if scores[by].isna().all():
+        raise KtError(f"pairs.by: the complementarity table has no values of {by!r}")
+    return pairs.merge(scores[["teacher", "student", by]], how="left", on=["teacher", "student"])
+
+
+def _top(pairs: pd.DataFrame, rule: Top, scores: pd.DataFrame | None) -> pd.DataFrame:
+    merged = _with_score(pairs, rule, scores)
     rank = merged.groupby("student")[rule.by].rank(method="first", ascending=rule.lowest, na_option="bottom")
     merged["reason"] = [f"top {rule.k} by {rule.by}: rank {int(r)}" for r in rank]
     chosen: pd.DataFrame = merged.loc[rank <= rule.k, ["teacher", "student", "reason"]].reset_index(drop=True)
     return chosen
+
+
+def _stratified(
+    pairs: pd.DataFrame, rule: Stratified, scores: pd.DataFrame | None, families: Mapping[str, str | None] | None
+) -> pd.DataFrame:
+    """The first pairs of every stratum in an order that does not depend on the rest of the zoo."""
+    merged = _with_score(pairs, rule, scores)
+    if merged["acc_difference"].isna().any():
+        row = merged[merged["acc_difference"].isna()].iloc[0]
+        raise KtError(f"pairs: no score for teacher {row['teacher']!r} and student {row['student']!r}")
+    edges = [f"{edge:+g}".replace("-", "−") for edge in rule.gaps]
+    ranges = [f"below {edges[0]}", *map(" to ".join, pairwise(edges)), f"from {edges[-1]}"]
+    merged["stratum"] = [ranges[i] for i in np.searchsorted(rule.gaps, merged["acc_difference"], side="right")]
+    if rule.by_family:
+        if families is None:
+            raise KtError("pairs: the rule 'stratified' with by_family needs the table of models")
+        merged["stratum"] += [
+            ", " + _kinship(families.get(t), families.get(s))
+            for t, s in zip(merged["teacher"], merged["student"], strict=True)
+        ]
+    merged["drawn"] = [digest([rule.seed, t, s]) for t, s in zip(merged["teacher"], merged["student"], strict=True)]
+    rank = merged.groupby(["student", "stratum"])["drawn"].rank(method="first")
+    merged["reason"] = "stratified: " + merged["stratum"]
+    chosen: pd.DataFrame = merged.loc[rank <= rule.n, ["teacher", "student", "reason"]].reset_index(drop=True)
+    return chosen
+
+
+def _kinship(teacher: str | None, student: str | None) -> str:
+    if teacher is None or student is None:
+        return KINSHIP[2]
+    return KINSHIP[0] if teacher == student else KINSHIP[1]

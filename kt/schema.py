@@ -255,7 +255,7 @@ def build(
 
 def _without_forbidden_nulls(table: str, data: pa.Table) -> pa.Table:
     for column in TABLES[table]:
-        if not column.nullable and data[column.name].null_count:
+        if not column.nullable and column.name in data.column_names and data[column.name].null_count:
             raise KtError(f"table {table}: column {column.name!r} has no value in some rows")
     return data
 
@@ -284,24 +284,29 @@ def write_pieces(
     return rows
 
 
-def read(path: str | os.PathLike[str], table: str, extra: bool = False) -> pa.Table:
-    """Read a table; columns beyond the schema are dropped, so that somebody else's table can be fed in.
+def read(
+    path: str | os.PathLike[str], table: str, columns: Sequence[str] | None = None, extra: bool = False
+) -> pa.Table:
+    """Read a table, or some of its columns; columns beyond the schema are dropped, so that any table can be fed in.
 
     ``extra`` keeps them.
 
     Raises:
         KtError: the file is missing or damaged, a column is missing, or one has the wrong type.
     """
+    schema = arrow_schema(table)
+    if columns:
+        schema = pa.schema([schema.field(name) for name in columns])
     try:
-        data = pq.read_table(Path(path))
+        file = pq.ParquetFile(Path(path))
+        for name in schema.names:
+            if name not in file.schema_arrow.names:
+                raise KtError(f"{path}: column {name!r} is missing; docs/tables.md describes the table {table!r}")
+        data = file.read(None if extra else schema.names)
     except FileNotFoundError as error:
         raise KtError(f"{path}: no such file") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise KtError(f"{path}: not a readable Parquet file ({error})") from error
-    schema = arrow_schema(table)
-    for name in schema.names:
-        if name not in data.column_names:
-            raise KtError(f"{path}: column {name!r} is missing; docs/tables.md describes the table {table!r}")
     try:
         further = [field for field in data.schema if extra and field.name not in schema.names]
         schema = pa.schema([*schema, *further])
@@ -311,9 +316,9 @@ def read(path: str | os.PathLike[str], table: str, extra: bool = False) -> pa.Ta
     return _without_forbidden_nulls(table, data)
 
 
-def read_frame(path: str | os.PathLike[str], table: str) -> pd.DataFrame:
-    """Read a table as a pandas data frame; raises as ``read`` does."""
-    frame: pd.DataFrame = read(path, table).to_pandas()
+def read_frame(path: str | os.PathLike[str], table: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read a table, or some of its columns, as a pandas data frame; raises as ``read`` does."""
+    frame: pd.DataFrame = read(path, table, columns).to_pandas()
     return frame
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from kt import schema
 from kt.errors import KtError
-from kt.pairs import All, Explicit, PairRule, Pattern, Random, Top, candidates, jobs, select
+from kt.pairs import All, Explicit, PairRule, Pattern, Random, Score, Stratified, Top, candidates, jobs, most, select
 
 NAMES = st.lists(st.text("abcdef_", min_size=1, max_size=4), min_size=2, max_size=9, unique=True)
 PER_JOB = st.integers(1, 5)
@@ -26,7 +27,14 @@ def scores_of(names: list[str], seed: int, levels: int = 4) -> pd.DataFrame:
     values = rng.integers(0, levels, len(pairs)).astype(float)
     values[rng.random(len(pairs)) < 0.2] = np.nan
     frame = pd.DataFrame(pairs, columns=["teacher", "student"]).assign(pos_flips=values, kappa=-values)
+    accuracy = dict(zip(sorted(names), rng.normal(80, 8, len(names)), strict=True))
+    frame["acc_difference"] = frame["teacher"].map(accuracy) - frame["student"].map(accuracy)
     return frame.sample(frac=1, random_state=seed)
+
+
+def families_of(names: list[str]) -> dict[str, str | None]:
+    """Families by a name's first letter; one is not known."""
+    return {name: None if name.startswith("f") else name[0] for name in names}
 
 
 @st.composite
@@ -53,6 +61,14 @@ def rules(draw: st.DrawFn) -> tuple[list[str], PairRule]:
                 st.sampled_from(["pos_flips", "kappa"]),
                 st.booleans(),
             ),
+            st.builds(
+                lambda n, gaps, by_family: Stratified(
+                    select="stratified", n=n, gaps=tuple(sorted(gaps)), by_family=by_family, exclude=exclude
+                ),
+                st.integers(1, 3),
+                st.sets(st.floats(-20, 20), min_size=1, max_size=3),
+                st.booleans(),
+            ),
         )
     )
     try:
@@ -65,7 +81,9 @@ def rules(draw: st.DrawFn) -> tuple[list[str], PairRule]:
 @given(rules(), PER_JOB, st.integers(0, 3))
 def test_every_rule_keeps_its_promises(drawn, per_job, seed):
     names, rule = drawn
-    chosen = select(names, rule, per_job, scores_of(names, seed))
+    scores = scores_of(names, seed)
+    assume(not isinstance(rule, Top) or scores[rule.by].notna().any())
+    chosen = select(names, rule, per_job, scores, families_of(names))
     pairs = list(zip(chosen["teacher"], chosen["student"], strict=True))
     # no pair with itself, none twice, none excluded
     assert all(t != s and t in names and s in names for t, s in pairs)
@@ -79,10 +97,17 @@ def test_every_rule_keeps_its_promises(drawn, per_job, seed):
         assert of_student["chunk"].tolist() == sorted(of_student["chunk"])
         assert sizes[:-1] == [per_job] * (len(sizes) - 1)
         assert 0 < sizes[-1] <= per_job
-    # the number of jobs is known before
-    assert jobs(names, rule, per_job) == (chosen.groupby("student", sort=False)["chunk"].max() + 1).to_dict()
+    # the number of jobs is known before; where it depends on scores which strata there are, the most that there may be
+    made = (chosen.groupby("student", sort=False)["chunk"].max() + 1).to_dict()
+    planned = jobs(names, rule, per_job)
+    if isinstance(rule, Stratified):
+        assert planned.keys() == made.keys()
+        assert all(made[student] <= planned[student] for student in made)
+    else:
+        assert planned == made
+    assert most(rule) is None or chosen.groupby("student").size().max() <= most(rule)
     # the same again, and a table that fits its schema
-    pd.testing.assert_frame_equal(select(names, rule, per_job, scores_of(names, seed)), chosen)
+    pd.testing.assert_frame_equal(select(names, rule, per_job, scores_of(names, seed), families_of(names)), chosen)
     assert schema.build("pairs", chosen.to_dict("list")).num_rows == len(pairs)
 
 
@@ -124,6 +149,7 @@ def test_the_seed_changes_the_random_pairs():
 @given(NAMES, st.integers(1, 5), st.booleans(), st.integers(0, 5))
 def test_top_agrees_with_sorting_each_students_teachers(names, k, lowest, seed):
     scores = scores_of(names, seed)
+    assume(scores["pos_flips"].notna().any())
     chosen = select(names, Top(select="top", k=k, by="pos_flips", lowest=lowest), 16, scores)
     value = scores.set_index(["teacher", "student"])["pos_flips"].to_dict()
     for student in names:
@@ -195,3 +221,83 @@ def test_rules_that_select_nothing_or_patterns_without_a_pair_are_errors(rule, m
 def test_top_needs_the_scores():
     with pytest.raises(KtError, match="the rule 'top' needs the complementarity table of the validation split"):
         select(["a", "b"], Top(select="top", k=1), 1)
+
+
+def stratified(**options) -> Stratified:
+    return Stratified(select="stratified", **options)
+
+
+@given(NAMES, st.integers(1, 3), st.booleans(), st.integers(0, 5))
+def test_every_stratum_gives_each_student_n_teachers_where_it_has_them(names, n, by_family, seed):
+    rule, scores, families = stratified(n=n, by_family=by_family), scores_of(names, seed), families_of(names)
+    chosen = select(names, rule, 16, scores, families)
+    gap = scores.set_index(["teacher", "student"])["acc_difference"]
+
+    def stratum(teacher: str, student: str) -> tuple[object, ...]:
+        pair = families[teacher], families[student]
+        kin = "unknown" if None in pair else pair[0] == pair[1]
+        return student, sum(gap[teacher, student] >= edge for edge in rule.gaps), kin if by_family else None
+
+    there, taken = ({}, {})
+    for counted, pairs in (
+        (there, candidates(names, rule)),
+        (taken, zip(chosen["teacher"], chosen["student"], strict=True)),
+    ):
+        for pair in pairs:
+            counted[stratum(*pair)] = counted.get(stratum(*pair), 0) + 1
+    assert taken == {key: min(n, count) for key, count in there.items()}
+
+
+@given(NAMES, st.integers(1, 3), st.integers(0, 5))
+def test_a_new_model_replaces_stratified_pairs_only_by_its_own(names, n, seed):
+    *old, new = names
+    assume(len(old) > 1)
+    rule, scores, families = stratified(n=n, seed=seed), scores_of(names, seed), families_of(names)
+    before, after = (
+        set(select(zoo, rule, 16, scores, families)[["teacher", "student"]].itertuples(index=False, name=None))
+        for zoo in (old, names)
+    )
+    assert all(new in pair for pair in after - before)
+    assert len(before - after) <= sum(new in pair for pair in after)
+
+
+def test_stratified_by_hand():
+    names = ["a1", "a2", "b1", "f1"]
+    accuracy = {"a1": 80, "a2": 83, "b1": 70, "f1": 81.9}
+    scores = pd.DataFrame(
+        [(t, s, accuracy[t] - accuracy[s]) for t, s in product(names, names) if t != s],
+        columns=["teacher", "student", "acc_difference"],
+    )
+    chosen = select(names, stratified(), 16, scores, families_of(names))
+    of_a1 = chosen[chosen["student"] == "a1"].set_index("teacher")["reason"].to_dict()
+    assert of_a1 == {
+        "a2": "stratified: +2 to +10, same family",
+        "b1": "stratified: −10 to −2, another family",
+        "f1": "stratified: −2 to +2, family unknown",
+    }
+    plain = select(names, stratified(by_family=False, gaps=(0.0,)), 16, scores)
+    reasons = plain.loc[plain["student"] == "a1", "reason"].tolist()
+    assert sorted(reasons) == ["stratified: below +0", "stratified: from +0"]
+
+
+def test_stratified_says_what_it_needs():
+    scores = scores_of(["a", "b"], 0)
+    with pytest.raises(KtError, match="the rule 'stratified' needs the complementarity table"):
+        select(["a", "b"], stratified(), 1)
+    with pytest.raises(KtError, match="the rule 'stratified' with by_family needs the table of models"):
+        select(["a", "b"], stratified(), 1, scores)
+    with pytest.raises(KtError, match=r"no score for teacher '.' and student '.'"):
+        select(["a", "b", "c"], stratified(by_family=False), 1, scores)
+    with pytest.raises(ValueError, match="must increase"):
+        stratified(gaps=(2.0, 1.0))
+
+
+def test_top_by_a_column_without_values_is_an_error():
+    scores = scores_of(["a", "b"], 0).assign(cka=np.nan)
+    with pytest.raises(KtError, match=r"pairs.by: the complementarity table has no values of 'cka'"):
+        select(["a", "b"], Top(select="top", k=1, by="cka"), 1, scores)
+
+
+def test_pairs_can_be_ranked_by_every_numeric_column_that_is_not_the_same_for_all():
+    numeric = {c.name for c in schema.TABLES["complementarity"] if c.dtype in (schema.REAL, schema.COUNT)}
+    assert set(get_args(Score)) == numeric - {"n", "class_similarity"}

@@ -14,7 +14,7 @@ from kt.complementarity.sources import Source
 CHUNK = 1 << 26
 """Probabilities of all models that are held at a time."""
 
-TILE = 1 << 18
+TILE = 1 << 17
 """Probabilities that one is compared with at a time: they stay in a core's own cache."""
 
 TINY = np.float32(1e-37)
@@ -50,7 +50,7 @@ def js_divergence(source: Source, into: NDArray[np.float64], changed: Sequence[i
     models, images = len(into), source.images
     classes = source.logits(0, slice(0, 1)).shape[1]
     total = np.zeros_like(into)
-    chunk = max(1, CHUNK // (models * classes))
+    chunk = max(1, min(CHUNK // models, TILE) // classes)
     for start in range(0, images, chunk):
         rows = slice(start, min(start + chunk, images))
         p = np.stack(list(pool.map(lambda m, rows=rows: softmax(source.logits(m, rows)), range(models))))

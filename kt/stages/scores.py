@@ -32,9 +32,14 @@ def complementarity(study: Study, layout: Layout, split: str, out: Path, threads
     log.info("complementarity: %d of %d ordered pairs scored on %d %s images", made.measured, rows, len(labels), split)
 
 
-def pairs(study: Study, layout: Layout, scores: Path | None, out: Path) -> None:
+def pairs(study: Study, layout: Layout, scores: Path | None, models: Path | None, out: Path) -> None:
     """Choose the pairs that get a transfer."""
-    table = schema.read_frame(scores, "complementarity") if scores else None
-    chosen = pairing.select(study.names, study.pairs, study.transfer.pairs_per_job, table)
+    columns = ["teacher", "student", pairing.score_of(study.pairs)]
+    found = schema.read_frame(scores, "complementarity", columns) if scores else None
+    families = None
+    if models:
+        zoo = schema.read(models, "zoo")
+        families = dict(zip(zoo["name"].to_pylist(), zoo["family"].to_pylist(), strict=True))
+    chosen = pairing.select(study.names, study.pairs, study.transfer.pairs_per_job, found, families)
     schema.write(out, "pairs", schema.build("pairs", chosen.to_dict("list")), metadata(study))
     log.info("pairs: %d chosen by the rule %r", len(chosen), study.pairs.select)

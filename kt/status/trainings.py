@@ -271,16 +271,15 @@ def _estimate(state: Survey, study: Study) -> None:
 def _pairs(study: Study, layout: Layout) -> dict[str, list[str]]:
     """Teachers of every student: the table of pairs where it is made, else what the rule may choose."""
     by_student: dict[str, list[str]] = {}
-    if isinstance(study.pairs, pairs.Top) and layout.table("pairs").exists():
+    if pairs.needs_scores(study.pairs) and layout.table("pairs").exists():
         table = schema.read(layout.table("pairs"), "pairs").to_pylist()
         chosen = [(row["teacher"], row["student"]) for row in table]
     else:
         chosen = pairs.candidates(study.names, study.pairs)
     for teacher, student in chosen:
         by_student.setdefault(student, []).append(teacher)
-    if isinstance(study.pairs, pairs.Top):
-        by_student = {student: teachers[: study.pairs.k] for student, teachers in by_student.items()}
-    return by_student
+    most = pairs.most(study.pairs)
+    return {student: teachers[:most] for student, teachers in by_student.items()}
 
 
 def forget(layout: Layout, keys: list[str], damaged: bool) -> list[str]:

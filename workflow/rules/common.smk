@@ -31,7 +31,7 @@ except KtError as error:
 LAYOUT = Layout(Path(STUDY.results))
 LOGS = LAYOUT.root / "logs"
 JOBS = kt_pairs.jobs(STUDY.names, STUDY.pairs, STUDY.transfer.pairs_per_job)
-NEEDS_SCORES = isinstance(STUDY.pairs, kt_pairs.Top)
+NEEDS_SCORES = kt_pairs.needs_scores(STUDY.pairs)
 TEACHERS = {student: [] for student in JOBS}
 for teacher, student in kt_pairs.candidates(STUDY.names, STUDY.pairs):
     TEACHERS[student].append(teacher)

@@ -24,6 +24,7 @@ rule complementarity:
 rule pairs:
     input:
         scores=LAYOUT.complementarity("validation") if NEEDS_SCORES else [],
+        models=LAYOUT.table("zoo") if kt_pairs.needs_families(STUDY.pairs) else [],
     output:
         LAYOUT.table("pairs"),
     log:
@@ -37,7 +38,10 @@ rule pairs:
         scores=lambda wildcards, input: (
             f"--scores {input.scores}" if NEEDS_SCORES else ""
         ),
+        models=lambda wildcards, input: (
+            f"--models {input.models}" if input.models else ""
+        ),
     message:
         "choose the pairs"
     shell:
-        "kt pairs {params.scores} --out {output} --log {log}"
+        "kt pairs {params.scores} {params.models} --out {output} --log {log}"
