@@ -88,12 +88,17 @@ BY_SCHEMA = [
     ("data.splits.test", 1.5, "data.splits.test.share: input should be less than 1, not 1.5"),
     ("data.splits.test", "val", "data.splits.test: input should be a number of images, a share, or a mapping .*'val'"),
     ("analysis.equal_within", 0, "analysis.equal_within: input should be greater than 0, not 0"),
-    ("pairs", {"select": "al"}, "pairs.select: unknown rule 'al'; allowed: all, .*top; did you mean 'all'?"),
-    ("pairs", {}, "pairs: the key 'select' is missing; it names the rule: all, random, explicit or top"),
+    ("complementarity", {"measures": ["kapa"]}, "complementarity.measures.0: unknown value 'kapa'; .*'kappa'?"),
+    ("pairs", {"select": "al"}, "pairs.select: unknown rule 'al'; allowed: all, .*stratified; did you mean 'all'?"),
+    ("pairs", {}, "pairs: the key 'select' is missing; it names the rule: all, random, explicit, top or stratified"),
     ("pairs", "all", 'pairs: input should be a mapping of keys to values, not "all"'),
     ("pairs", {"select": "random"}, "pairs.n: this key is missing"),
     ("pairs", {"select": "all", "n": 3}, "pairs: unknown key 'n'; allowed: exclude, select"),
-    ("pairs", {"select": "top", "k": 1, "by": "pos_flip"}, "pairs.by: unknown value 'pos_flip'; .*'pos_flips'?"),
+    (
+        "pairs",
+        {"select": "top", "k": 1, "by": "pos_flip"},
+        "pairs.by: unknown value 'pos_flip'; .*did you mean 'pos_flips'",
+    ),
     ("pairs", {"select": "explicit", "pairs": []}, r"pairs.pairs: at least 1 needed, not \[\]"),
     ("pairs", {"select": "explicit", "pairs": [{"teecher": "vit"}]}, "pairs.pairs.0: unknown key 'teecher'; .*teacher"),
     ("zoo.models", 3, "zoo.models: input should be a mapping of keys to values, not 3"),
@@ -117,6 +122,26 @@ BY_SCHEMA = [
 
 # what a JSON schema cannot say
 BY_MODEL = [
+    (
+        "complementarity.class_embeddings",
+        "none.npz",
+        "complementarity.class_embeddings: 'none.npz' is not an existing .npz or .parquet file",
+    ),
+    (
+        "complementarity.class_embeddings",
+        "config.yaml",
+        "complementarity.class_embeddings: 'config.yaml' is not an existing .npz or .parquet file",
+    ),
+    (
+        "pairs",
+        {"select": "top", "k": 1, "by": "cka"},
+        "pairs.by: 'cka' is not measured; add 'cka' to complementarity.measures",
+    ),
+    (
+        "pairs",
+        {"select": "stratified", "gaps": [2.0, 1.0]},
+        r"pairs.gaps: must increase, but is \[2.0, 1.0\]",
+    ),
     ("transfer.methods", {}, "transfer.methods: no method chosen; allowed: finetune, kl, "),
     ("transfer.training.lr", float("inf"), "transfer.training.lr: input should be a finite number, not Infinity"),
     ("transfer.training.lr", float("nan"), "transfer.training.lr: input should be .*, not NaN"),
