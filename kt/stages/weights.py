@@ -36,17 +36,15 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
     pick_device(study.device, threads)
     try:
         model = _start(study, name, dataset)
-        sizes = {
-            **models.sizes(model),
-            "macs": models.macs(model, (channels(study, name, dataset), spec.size, spec.size)),
-        }
+        macs = models.macs(model, (channels(study, name, dataset), spec.size, spec.size))
         images = _fit(study, layout, name, dataset, model, threads) if recipe else None
     except KtError as error:
         raise KtError(str(error) if str(error).startswith("zoo.") else f"zoo.models.{name}: {error}") from error
     files.save(model, layout.weights(name))
     facts = {
         "name": name,
-        **sizes,
+        **models.sizes(model),
+        "macs": macs,
         **_known(study, member),
         "input_size": spec.size,
         "train_images": images,
@@ -98,11 +96,8 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
         raise KtError(f"zoo.models.{name}.{key}{str(error).removeprefix('train')}") from error
     given = store.digest_file(member.checkpoint) if member.checkpoint else ""
     key = store.digest([member.plain(), spec.plain(), dataset.hash, study.zoo.modules, given])
-    every = study.transfer.checkpoint_seconds
-    progress, checkpoint = (
-        Progress(f"train {name}", recipe.epochs),
-        Checkpoint(layout.checkpoints / f"weights-{name}.pt", key, every, stop_on_signal()),
-    )
+    path, every = layout.checkpoints / f"weights-{name}.pt", study.transfer.checkpoint_seconds
+    progress, checkpoint = Progress(f"train {name}", recipe.epochs), Checkpoint(path, key, every, stop_on_signal())
 
     def report(epoch: int, loss: float) -> None:
         progress.done = epoch - 1

@@ -41,8 +41,11 @@ def linear(
     model = model.to(device).eval()
     if recipe.augment == "none" and len(heads) == 1 and _is_last(model, heads[0], batch, device):
         features = _features(model, batch, len(labels), device)
-        seen = lambda positions, _: features[torch.from_numpy(positions).to(device)]  # noqa: E731
-        train(heads[0], seen, labels, recipe, device, report, checkpoint)
+
+        def kept(positions: NDArray[np.int64], _: torch.Generator) -> Tensor:
+            return features[torch.from_numpy(positions).to(device)]
+
+        train(heads[0], kept, labels, recipe, device, report, checkpoint)
     else:
         train(model, batch, labels, recipe, device, report, checkpoint, only=heads)
     return model.eval()
