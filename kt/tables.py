@@ -55,7 +55,7 @@ def zoo(
         test = accuracy["test"]
         rows.append(
             {
-                **member,
+                **{key: value for key, value in member.items() if key != "published_acc"},
                 "acc": 100 * test,
                 "acc_se": 100 * float(np.sqrt(test * (1 - test) / len(labels["test"]))),
                 "acc_validation": 100 * accuracy["validation"],

@@ -397,6 +397,20 @@ def test_overrides_that_cannot_be_are_refused_with_one_line(tmp_path, text, line
         overrides.read(str(tmp_path / "none.csv"), ["a"])
 
 
+def test_published_accuracies_are_read_as_timm_writes_them(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("model,top1,top5\nresnet50.a1_in1k,80.22,94.6\nresnet18.a1_in1k,71.5,90.1\n", "utf-8")
+    assert overrides.published(str(path)) == {"resnet50.a1_in1k": 80.22, "resnet18.a1_in1k": 71.5}
+    plain, tuned = Member(arch="a.x", pretrained=True), FineTune(mode="linear", epochs=1)
+    assert plain.published({"a.x": 80.0}) == 80.0
+    assert plain.model_copy(update={"published_acc": 70.0}).published({"a.x": 80.0}) == 70.0
+    assert plain.model_copy(update={"finetune": tuned}).published({"a.x": 80.0}) is None
+    for text, line in [("name,acc\na,1\n", "needs the columns"), ("model,top1\na,high\n", "top1 of 'a' needs percent")]:
+        path.write_text(text, "utf-8")
+        with pytest.raises(KtError, match=f"^zoo.published: {path}: {line}"):
+            overrides.published(str(path))
+
+
 # the preview
 
 

@@ -50,8 +50,12 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
     """Make the table ``zoo``."""
     dataset = Dataset.open(layout.data)
     corrected, extra = overrides.read(study.zoo.overrides, study.names) if study.zoo.overrides else ({}, {})
+    published = overrides.published(study.zoo.published) if study.zoo.published else {}
     table = tables.zoo(
-        [store.read_json(layout.member(name)) for name in study.names],
+        [
+            store.read_json(layout.member(name)) | {"published_acc": member.published(published)}
+            for name, member in study.zoo.models.items()
+        ],
         {name: layout.predictions(name) for name in study.names},
         {split: dataset.labels[dataset.rows(split)] for split in ("validation", "test")},
         corrected,

@@ -47,6 +47,8 @@ def check(zoo: ZooSpec, registry: Registry) -> None:
             raise KtError(f"{at}: input.mean and input.std need the same number of channels")
     if zoo.overrides:
         overrides.read(zoo.overrides, list(zoo.models))
+    if zoo.published:
+        overrides.published(zoo.published)
 
 
 def _check_source(at: str, member: Member) -> None:

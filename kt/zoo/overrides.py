@@ -1,4 +1,4 @@
-"""The user's own table of properties: it corrects what is known of models and adds columns to the table ``zoo``."""
+"""The user's own tables: one corrects what is known of models and adds columns, one holds published accuracies."""
 
 from __future__ import annotations
 
@@ -29,11 +29,7 @@ def read(path: str, names: Sequence[str]) -> tuple[Rows, dict[str, pa.DataType]]
         KtError: the file cannot be read, has no column ``name``, corrects what is measured, or names no model.
     """
     at = f"zoo.overrides: {path}"
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, strict=True, restval=""))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise KtError(f"{at}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    rows = _rows(at, path)
     columns = list(rows[0]) if rows else []
     if "name" not in columns:
         raise KtError(f"{at}: needs a column 'name' and a row for a model; it has: {listed(map(str, columns))}")
@@ -52,6 +48,35 @@ def read(path: str, names: Sequence[str]) -> tuple[Rows, dict[str, pa.DataType]]
         cells = {c: text.strip() for c, text in row.items() if c != "name" and text.strip()}
         found.setdefault(row["name"], {}).update({c: _value(at, c, text, extra) for c, text in cells.items()})
     return found, extra
+
+
+def published(path: str) -> dict[str, float]:
+    """Published top-1 accuracies in percent, by pretrained tag, from a file like timm's results-imagenet.csv.
+
+    Raises:
+        KtError: the file cannot be read, has no columns ``model`` and ``top1``, or an accuracy is no percentage.
+    """
+    at = f"zoo.published: {path}"
+    rows = _rows(at, path)
+    if not rows or not {"model", "top1"} <= rows[0].keys():
+        raise KtError(f"{at}: needs the columns 'model' and 'top1', as timm's results-imagenet.csv has them")
+    found = {}
+    for row in rows:
+        try:
+            found[row["model"]] = float(row["top1"])
+        except ValueError:
+            found[row["model"]] = -1.0
+        if not 0 <= found[row["model"]] <= 100:
+            raise KtError(f"{at}: top1 of {row['model']!r} needs percent, not {row['top1']!r}")
+    return found
+
+
+def _rows(at: str, path: str) -> list[dict[str, str]]:
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file, strict=True, restval=""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise KtError(f"{at}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _value(at: str, column: str, text: str, extra: dict[str, pa.DataType]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, StringConstraints
@@ -85,6 +86,14 @@ class Member(Spec):
     kind: Kind | None = Field(None, description="overrides what is known of the architecture")
     family: str | None = Field(None, description="overrides what is known of the architecture")
     licence: str | None = Field(None, description="licence of the weights (SPDX)")
+    published_acc: float | None = Field(
+        None, ge=0, le=100, description="published top-1 accuracy on the test split, percent, to compare with"
+    )
+
+    def published(self, known: Mapping[str, float]) -> float | None:
+        """Published accuracy in percent of the weights as they are; ``known`` has it by pretrained tag."""
+        as_published = self.pretrained and not self.finetune
+        return self.published_acc if self.published_acc is not None or not as_published else known.get(self.arch)
 
 
 class Select(Spec):
@@ -116,6 +125,12 @@ class ZooSpec(Spec):
     select: tuple[Select, ...] = Field((), description="members by filter, beside `models`")
     overrides: str | None = Field(
         None, description="CSV file with a column `name` that corrects properties of models or adds columns"
+    )
+
+    published: str | None = Field(
+        None,
+        description="CSV file of published accuracies with columns `model` and `top1`, as timm's results-imagenet.csv, "
+        "for members with their published weights",
     )
 
     def input_of(self, name: str) -> InputSpec:

@@ -69,6 +69,7 @@ rule zoo:
         [LAYOUT.member(name) for name in STUDY.names],
         [LAYOUT.predictions(name) for name in STUDY.names],
         STUDY.zoo.overrides or [],
+        STUDY.zoo.published or [],
     output:
         LAYOUT.table("zoo"),
     log:
