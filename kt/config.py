@@ -64,6 +64,13 @@ class Study(Spec):
         return list(self.zoo.models)
 
     @property
+    def features(self) -> bool:
+        """Whether anything in the study needs the models' penultimate features."""
+        methods = [*self.transfer.methods.chosen().values()]
+        methods += self.groups.methods.chosen().values() if self.groups else ()
+        return "cka" in self.complementarity.measures or any(method.uses_features for method in methods)
+
+    @property
     def hash(self) -> str:
         """Hash of the configuration, for the tables' metadata."""
         return store.digest(self.plain())

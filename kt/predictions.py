@@ -1,21 +1,25 @@
 """Logits of every model on every split, computed once and shared by scoring and transfer.
 
 One safetensors file a model: ``<split>.logits`` float16 [N, C], ``<split>.predicted`` [N] (their classes, so that
-scoring reads two bytes an image) and ``<split>.ids`` int64 [N], memory-mappable, with the model's fingerprint, the data
-set's hash and a content hash in the header.
+scoring reads two bytes an image), ``<split>.ids`` int64 [N] and, where the study asks for them, penultimate features
+``<split>.features`` float16 [N, D]; memory-mappable, with the model's fingerprint, the data set's hash and a content
+hash in the header. Nothing here holds more than ``BLOCK`` bytes of logits at once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from kt import store
 from kt.errors import KtError
@@ -25,29 +29,62 @@ Logits = NDArray[np.float16]
 SPLITS = ("transfer", "validation", "test")
 """Every model runs on these; the zoo split only trains."""
 
+BLOCK = 1 << 24
+"""Bytes of an array that are handled at once."""
+
+_CODES = {"float16": "F16", "int64": "I64", "uint8": "U8", "uint16": "U16", "uint32": "U32"}
+"""safetensors' names of dtypes."""
+_DTYPES = {code: np.dtype(name) for name, code in _CODES.items()}
+
 
 @dataclass(frozen=True)
 class Prediction:
     """One model's logits on one split.
 
     Attributes:
-        logits: float16 [N, C].
+        logits: float16 [N, C], memory-mapped.
         ids: image ids, int64 [N].
         fingerprint: the model that made them.
         data: hash of the data set.
+        features: penultimate features, float16 [N, D], memory-mapped; None where the file has none.
     """
 
     logits: Logits
     ids: NDArray[np.int64]
     fingerprint: str
     data: str
+    features: NDArray[np.float16] | None = None
 
 
-def _content(tensors: Mapping[str, NDArray[np.generic]], fingerprint: str, data: str) -> str:
-    content = hashlib.sha256(store.canonical([fingerprint, data]))
+class _Tensor(NamedTuple):
+    """Where a tensor lies in a file."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """An array in stretches of rows of at most ``BLOCK`` bytes (or one row), in order."""
+    step = max(1, BLOCK // max(1, array[:1].nbytes))
+    return (np.ascontiguousarray(array[i : i + step]) for i in range(0, len(array), step))
+
+
+def classes(logits: NDArray[np.floating]) -> NDArray[np.unsignedinteger]:
+    """Predicted classes [N], in the smallest integers that hold all classes, from logits [N, C]."""
+    dtype = np.min_scalar_type(logits.shape[1] - 1)
+    return np.concatenate([block.argmax(1).astype(dtype) for block in blocks(logits)])
+
+
+def _content(facts: Sequence[str], tensors: Mapping[str, tuple[str, tuple[int, ...], Iterator[Any]]]) -> str:
+    """Hash of the facts and of every tensor's name, dtype, shape and bytes."""
+    content = hashlib.sha256(store.canonical(list(facts)))
     for name in sorted(tensors):
-        content.update(store.canonical([name, str(tensors[name].dtype), tensors[name].shape]))
-        content.update(np.ascontiguousarray(tensors[name]).data)
+        dtype, shape, parts = tensors[name]
+        content.update(store.canonical([name, dtype, shape]))
+        for part in parts:
+            content.update(part)
     return content.hexdigest()
 
 
@@ -56,43 +93,86 @@ def write(
     splits: Mapping[str, tuple[Logits, NDArray[np.int64]]],
     fingerprint: str,
     data: str,
+    features: Mapping[str, NDArray[np.float16]] | None = None,
 ) -> None:
     """Write one model's logits and image ids of every split, atomically.
 
     Args:
         path: the .safetensors file.
-        splits: logits float16 [N, C] and ids int64 [N] of each split.
+        splits: logits float16 [N, C] and ids int64 [N] of each split; arrays may be memory-mapped.
         fingerprint: the model's.
         data: the data set's hash.
+        features: penultimate features float16 [N, D] of each split.
     """
-    tensors: dict[str, NDArray[np.generic]] = {}
+    tensors: dict[str, NDArray[Any]] = {f"{split}.features": array for split, array in (features or {}).items()}
     for split, (logits, ids) in splits.items():
         tensors |= {f"{split}.logits": logits, f"{split}.predicted": classes(logits), f"{split}.ids": ids}
-    with store.atomic(path) as temporary:
-        header = {"fingerprint": fingerprint, "data": data, "content": _content(tensors, fingerprint, data)}
-        save_file(tensors, temporary, header)
+    described = {name: (str(array.dtype), array.shape, blocks(array)) for name, array in tensors.items()}
+    facts = {"fingerprint": fingerprint, "data": data, "content": _content([fingerprint, data], described)}
+    header: dict[str, Any] = {"__metadata__": facts}
+    order, end = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)), 0  # all begin at their alignment
+    for name in order:
+        array, start = tensors[name], end
+        end += array.nbytes
+        header[name] = {"dtype": _CODES[str(array.dtype)], "shape": array.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with store.atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            for block in blocks(tensors[name]):
+                file.write(block.data)
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, _Tensor]]:
+    """The facts in a file's header, and where its tensors lie.
+
+    Raises:
+        KtError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy"):  # checks the header and the file's length
+            pass
+        with Path(path).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        facts = header.pop("__metadata__", {})
+        tensors = {
+            name: _Tensor(
+                _DTYPES[entry["dtype"]], tuple(entry["shape"]), *(8 + length + at for at in entry["data_offsets"])
+            )
+            for name, entry in header.items()
+        }
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise KtError(f"{path}: predictions cannot be read ({error})") from error
+    return facts, tensors
+
+
+def _map(path: str | os.PathLike[str], tensor: _Tensor) -> NDArray[Any]:
+    """A tensor in a file, memory-mapped; what is written to it is not written to the file."""
+    return np.memmap(path, tensor.dtype, "c", tensor.start, tensor.shape)
 
 
 def read(path: str | os.PathLike[str], split: str) -> Prediction:
-    """Read one split of a model's predictions; only that split's bytes are read.
+    """Open one split of a model's predictions; only bytes that are looked at are read.
 
     Raises:
         KtError: the file is missing or damaged, or has no such split.
     """
+    facts, tensors = _open(path)
+    if f"{split}.logits" not in tensors:
+        have = ", ".join(sorted({name.rsplit(".", 1)[0] for name in tensors}))
+        raise KtError(f"{path}: no predictions for the split {split!r}; it has: {have}")
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            names = list(file.keys())
-            if f"{split}.logits" not in names:
-                have = ", ".join(sorted({name.rsplit(".", 1)[0] for name in names}))
-                raise KtError(f"{path}: no predictions for the split {split!r}; it has: {have}")
-            return Prediction(
-                file.get_tensor(f"{split}.logits"),
-                file.get_tensor(f"{split}.ids"),
-                header["fingerprint"],
-                header["data"],
-            )
-    except (SafetensorError, OSError, KeyError) as error:
+        features = tensors.get(f"{split}.features")
+        return Prediction(
+            _map(path, tensors[f"{split}.logits"]),
+            np.array(_map(path, tensors[f"{split}.ids"])),
+            facts["fingerprint"],
+            facts["data"],
+            _map(path, features) if features else None,
+        )
+    except (KeyError, ValueError, OSError) as error:
         raise KtError(f"{path}: predictions cannot be read ({error})") from error
 
 
@@ -102,14 +182,19 @@ def verify(path: str | os.PathLike[str]) -> None:
     Raises:
         KtError: they differ, or the file cannot be read.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            header = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise KtError(f"{path}: predictions cannot be read ({error})") from error
-    if _content(tensors, header.get("fingerprint", ""), header.get("data", "")) != header.get("content"):
+    facts, tensors = _open(path)
+    described = {name: (str(t.dtype), t.shape, _bytes(path, t)) for name, t in tensors.items()}
+    if _content([facts.get("fingerprint", ""), facts.get("data", "")], described) != facts.get("content"):
         raise KtError(f"{path}: its content is not what was written; delete it and run again")
+
+
+def _bytes(path: str | os.PathLike[str], tensor: _Tensor) -> Iterator[bytes]:
+    with Path(path).open("rb") as file:
+        file.seek(tensor.start)
+        left = tensor.end - tensor.start
+        while block := file.read(min(left, BLOCK)):
+            left -= len(block)
+            yield block
 
 
 def read_all(paths: Mapping[str, str | os.PathLike[str]], split: str) -> dict[str, Prediction]:
@@ -126,15 +211,9 @@ def read_all(paths: Mapping[str, str | os.PathLike[str]], split: str) -> dict[st
     return found
 
 
-def classes(logits: NDArray[np.floating]) -> NDArray[np.unsignedinteger]:
-    """Predicted classes [N], in the smallest integers that hold all classes, from logits [N, C]."""
-    smallest: NDArray[np.unsignedinteger] = logits.argmax(1).astype(np.min_scalar_type(logits.shape[1] - 1))
-    return smallest
-
-
 def correct(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which images a model gets right: bool [N] from logits [N, C] and labels int64 [N]."""
-    right: NDArray[np.bool_] = logits.argmax(1) == labels
+    right: NDArray[np.bool_] = classes(logits) == labels
     return right
 
 
@@ -148,9 +227,25 @@ def calibration_error(logits: Logits, labels: NDArray[np.int64], bins: int = 15)
 
     Source: Guo et al. 2017, arXiv 1706.04599, equation 3.
     """
-    z = logits.astype(np.float64)
-    p = np.exp(z - z.max(1, keepdims=True))
-    confidence = p.max(1) / p.sum(1)
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(which, confidence - correct(logits, labels), minlength=bins)
+    gap, start = np.zeros(bins), 0
+    for block in blocks(logits):
+        z = block.astype(np.float64)
+        p = np.exp(z - z.max(1, keepdims=True))
+        confidence = p.max(1) / p.sum(1)
+        which = np.minimum((confidence * bins).astype(int), bins - 1)
+        right = correct(block, labels[start : start + len(block)])
+        gap += np.bincount(which, confidence - right, minlength=bins)
+        start += len(block)
     return float(100 * np.abs(gap).sum() / len(labels))
+
+
+def agrees(measured: float, published: float, n: int) -> bool:
+    """Whether a measured accuracy is within three binomial standard errors of the published one.
+
+    Args:
+        measured: accuracy on n images, percent.
+        published: accuracy as published, percent.
+        n: number of images.
+    """
+    share = published / 100
+    return abs(measured - published) <= 300 * math.sqrt(share * (1 - share) / n)

@@ -22,9 +22,9 @@ class Progress:
         self.what, self.total, self.done = what, total, 0
         self._start = self._last = time.monotonic()
 
-    def step(self, note: str) -> None:
-        """One more step is done; ``note`` says what it was."""
-        self.done += 1
+    def step(self, note: str, steps: int = 1) -> None:
+        """One more step, or several, are done; ``note`` says what they were."""
+        self.done += steps
         now = time.monotonic()
         if self.done < self.total and now - self._last < EVERY_SECONDS:
             return

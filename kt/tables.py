@@ -52,12 +52,14 @@ def zoo(
                 f"{files[name]}: predictions of other weights than {name!r} has now; delete the file and run again"
             )
         accuracy = {split: float(predictions.correct(p.logits, labels[split]).mean()) for split, p in found.items()}
-        test = accuracy["test"]
+        test, n, published = accuracy["test"], len(labels["test"]), member.get("published_acc")
         rows.append(
             {
                 **{key: value for key, value in member.items() if key != "published_acc"},
                 "acc": 100 * test,
-                "acc_se": 100 * float(np.sqrt(test * (1 - test) / len(labels["test"]))),
+                "acc_se": 100 * float(np.sqrt(test * (1 - test) / n)),
+                "acc_published": published,
+                "acc_agrees": None if published is None else predictions.agrees(100 * test, published, n),
                 "acc_validation": 100 * accuracy["validation"],
                 "ece": predictions.calibration_error(found["test"].logits, labels["test"]),
                 **overrides.get(name, {}),

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from kt import predictions
+from kt.data.spec import InputSpec
+from kt.data.views import Inputs
 from kt.errors import KtError
+from kt.growing import Growing
+from kt.zoo import inference
+from kt.zoo import predict as run_module
+from kt.zoo.predict import predict
 
 
 def splits_of(seed: int = 0, n: int = 7, classes: int = 3) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -33,6 +42,57 @@ def test_read_gives_back_what_write_wrote(tmp_path):
         assert np.array_equal(found.logits, logits)
         assert np.array_equal(found.ids, ids)
         assert (found.fingerprint, found.data) == ("print", "data")
+
+
+def test_the_file_is_one_that_safetensors_reads_with_classes_and_features(tmp_path):
+    from safetensors.numpy import load_file
+
+    splits, rng = splits_of(), np.random.default_rng(1)
+    features = {name: rng.normal(size=(len(ids), 5)).astype(np.float16) for name, (_, ids) in splits.items()}
+    predictions.write(tmp_path / "m.safetensors", splits, "print", "data", features)
+    predictions.verify(tmp_path / "m.safetensors")
+    tensors = load_file(tmp_path / "m.safetensors")
+    assert sorted(tensors) == sorted(
+        f"{s}.{what}" for s in splits for what in ("features", "ids", "logits", "predicted")
+    )
+    for name, (logits, _) in splits.items():
+        assert np.array_equal(tensors[f"{name}.predicted"], logits.argmax(1))
+        assert tensors[f"{name}.predicted"].dtype == np.uint8
+        assert np.array_equal(predictions.read(tmp_path / "m.safetensors", name).features, features[name])
+    predictions.write(tmp_path / "m.safetensors", splits, "print", "data")
+    assert predictions.read(tmp_path / "m.safetensors", "test").features is None
+
+
+def test_blocks_change_nothing(tmp_path, monkeypatch):
+    wide = np.random.default_rng(0).normal(size=(50, 9)).astype(np.float16)
+    splits, labels = {"test": (wide[:, :6], np.arange(50))}, np.arange(50) % 6
+    written = []
+    for block in (1 << 24, 100, 1):
+        monkeypatch.setattr(predictions, "BLOCK", block)
+        predictions.write(tmp_path / "m.safetensors", splits, "print", "data", {"test": wide[:, 6:]})
+        predictions.verify(tmp_path / "m.safetensors")
+        error = predictions.calibration_error(wide[:, :6], labels)
+        assert np.array_equal(predictions.correct(wide[:, :6], labels), wide[:, :6].argmax(1) == labels)
+        written.append(((tmp_path / "m.safetensors").read_bytes(), round(error, 9)))
+    assert written[0] == written[1] == written[2]
+
+
+def test_predictions_that_are_read_may_be_changed_in_memory_and_stay_as_they_are_on_disk(tmp_path):
+    predictions.write(tmp_path / "m.safetensors", splits_of(), "print", "data")
+    found = predictions.read(tmp_path / "m.safetensors", "test")
+    assert isinstance(found.logits, np.memmap)
+    found.logits[:] = 0
+    predictions.verify(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(1, np.uint8), (256, np.uint8), (257, np.uint16), (65537, np.uint32)])
+def test_classes_are_kept_in_the_smallest_integers_that_hold_them(tmp_path, classes, dtype):
+    logits = np.zeros((3, classes), np.float16)
+    logits[:, -1] = 1
+    assert predictions.classes(logits).dtype == dtype
+    assert predictions.classes(logits).tolist() == [classes - 1] * 3
+    predictions.write(tmp_path / "m.safetensors", {"test": (logits, np.arange(3))}, "print", "data")
+    predictions.verify(tmp_path / "m.safetensors")
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
@@ -67,7 +127,11 @@ def test_verify_finds_any_damaged_byte(data):
         path = Path(folder) / "m.safetensors"
         predictions.write(path, splits_of(), "print", "data")
         whole = path.read_bytes()
-        read = {name: predictions.read(path, name) for name in splits_of()}
+        read = {
+            name: (r.logits.copy(), r.ids, r.fingerprint, r.data)
+            for name in splits_of()
+            if (r := predictions.read(path, name))
+        }
         at, bits = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(1, 255))
         path.write_bytes(whole[:at] + bytes([whole[at] ^ bits]) + whole[at + 1 :])
         try:
@@ -76,9 +140,9 @@ def test_verify_finds_any_damaged_byte(data):
             return
         for name, before in read.items():  # a byte that means nothing, such as white space of the header
             after = predictions.read(path, name)
-            assert after.logits.tobytes() == before.logits.tobytes()
-            assert after.ids.tobytes() == before.ids.tobytes()
-            assert (after.fingerprint, after.data) == (before.fingerprint, before.data)
+            assert after.logits.tobytes() == before[0].tobytes()
+            assert after.ids.tobytes() == before[1].tobytes()
+            assert (after.fingerprint, after.data) == before[2:]
 
 
 def test_verify_finds_a_changed_type_and_changed_facts(tmp_path):
@@ -88,7 +152,9 @@ def test_verify_finds_a_changed_type_and_changed_facts(tmp_path):
     for old, new in [(b'"F16"', b'"I16"'), (b'"print"', b'"prunt"'), (b'"data":"data"', b'"data":"dota"')]:
         assert old in whole
         path.write_bytes(whole.replace(old, new))
-        with pytest.raises(KtError, match="its content is not what was written; delete it and run again"):
+        with pytest.raises(
+            KtError, match=r"its content is not what was written; delete it and run again|cannot be read \('I16'\)"
+        ):
             predictions.verify(path)
 
 
@@ -162,3 +228,177 @@ def test_calibration_error_is_zero_for_a_sure_and_right_model_and_a_hundred_for_
     sure = np.array([[60000, -60000], [-60000, 60000]], np.float16)
     assert predictions.calibration_error(sure, np.array([0, 1])) == 0
     assert predictions.calibration_error(sure, np.array([1, 0])) == 100
+
+
+def test_an_accuracy_agrees_with_the_published_one_within_three_standard_errors():
+    # 80 % of 10,000 images: one standard error is 0.4 points
+    assert predictions.agrees(81.19, 80.0, 10_000)
+    assert predictions.agrees(78.81, 80.0, 10_000)
+    assert not predictions.agrees(81.21, 80.0, 10_000)
+    assert not predictions.agrees(78.79, 80.0, 10_000)
+    assert predictions.agrees(100.0, 100.0, 5)
+    assert not predictions.agrees(99.0, 100.0, 5)
+
+
+# a model's run over the images
+
+
+class Small(nn.Module):
+    """A classifier that counts its images, needs memory, and has features as timm's models do."""
+
+    def __init__(self, most: int = 10**6) -> None:
+        super().__init__()
+        self.most, self.seen = most, 0
+        self.body, self.head = nn.Conv2d(1, 6, 3), nn.Linear(6, 4)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("no memory")
+        self.seen += len(x)
+        return self.body(x)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        x = x.mean((2, 3))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+N = {"transfer": 40, "validation": 7, "test": 300}
+
+
+def run(folder: Path, model: nn.Module, features: bool = False, value: int | None = None) -> Path:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (347, 8, 8, 1), dtype=np.uint8)
+    order = rng.permutation(347)
+    rows = dict(zip(N, np.split(order, np.cumsum(list(N.values()))[:-1]), strict=True))
+    spec = InputSpec(size=8, mean=(0.5,), std=(0.5,))
+    inputs = {split: Inputs(images, rows[split], spec, torch.device("cpu"), keep=False) for split in N}
+    ids = {split: 1000 + rows[split] for split in N}
+    predict(model.eval(), inputs, ids, folder / "m.safetensors", "print", "data", features)
+    return folder / "m.safetensors"
+
+
+def small(most: int = 10**6) -> Small:
+    torch.manual_seed(0)
+    return Small(most)
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_a_model_runs_once_over_every_split_and_leaves_one_file(tmp_path, features):
+    model = small()
+    path = run(tmp_path, model, features)
+    predictions.verify(path)
+    assert model.seen == sum(N.values()) + 1  # one image tells how wide the outputs are
+    assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
+    for split, n in N.items():
+        found = predictions.read(path, split)
+        assert (found.logits.shape, found.ids.min() >= 1000) == ((n, 4), True)
+        assert (found.features is not None) == features
+        if found.features is not None:
+            with torch.inference_mode():
+                again = model.head(torch.from_numpy(np.array(found.features)).float())
+            np.testing.assert_allclose(again, found.logits, atol=2e-3)
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path, most, caplog):
+    whole = run(tmp_path / "whole", small())
+    with caplog.at_level("INFO"):
+        path = run(tmp_path / "halved", small(most))
+    assert "out of memory: batches of" in caplog.text
+    for split in N:
+        found, expected = (predictions.read(p, split).logits for p in (path, whole))
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_an_image_that_does_not_fit_alone_is_an_error(tmp_path):
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tmp_path, small(0))
+
+
+def test_a_killed_run_goes_on_at_its_last_part(tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    whole = run(tmp_path / "whole", small(), True)
+    monkeypatch.setattr(inference, "BATCH", 10)
+    monkeypatch.setattr(run_module, "PART_BYTES", 1)
+    append = Growing.append
+
+    def killing(self: Growing, rows: np.ndarray, note: object = None) -> None:
+        if self.rows == 150:
+            raise Killed
+        append(self, rows, note)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Growing, "append", killing)
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", small(), True)
+    model = small()
+    path = run(tmp_path / "killed", model, True)
+    assert model.seen == 1 + 150
+    assert len(list(path.parent.iterdir())) == 1
+    for split in N:
+        found, expected = (predictions.read(p, split) for p in (path, whole))
+        np.testing.assert_allclose(found.logits, expected.logits, atol=2e-3)
+        np.testing.assert_allclose(found.features, expected.features, atol=2e-3)
+        assert np.array_equal(found.ids, expected.ids)
+
+
+def test_logits_that_are_not_finite_are_an_error_that_names_split_and_image(tmp_path):
+    model = small()
+    with torch.no_grad():
+        model.head.weight.fill_(1e9)  # beyond the range of float16
+    with pytest.raises(
+        KtError, match=r"predict m on transfer: logits of 40 images are not finite, the first is image 1"
+    ):
+        run(tmp_path, model)
+
+
+def test_a_model_without_features_is_named(tmp_path):
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    run(tmp_path, plain)
+    with pytest.raises(KtError, match="Sequential has no forward_features, so no penultimate features"):
+        run(tmp_path, plain, True)
+
+
+def test_large_images_come_in_small_batches_on_the_cpu(monkeypatch):
+    images = np.zeros((9, 4, 4, 1), np.uint8)
+    inputs = Inputs(images, np.arange(9), InputSpec(size=4, mean=(0.5,), std=(0.5,)), torch.device("cpu"))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    assert [len(found.logits) for found in inference.batches(model, inputs)] == [9]
+    monkeypatch.setattr(inference, "CPU_BYTES", 64 * 4)
+    assert [len(found.logits) for found in inference.batches(model, inputs)] == [4, 4, 1]
+    monkeypatch.setattr(inference, "CPU_BYTES", 1)
+    assert [len(found.logits) for found in inference.batches(model, inputs, start=7)] == [1, 1]
+
+
+# arrays that grow
+
+
+@given(st.lists(st.integers(1, 9), max_size=6), st.integers(0, 40), st.binary(max_size=30))
+def test_a_growing_array_keeps_what_was_appended_and_forgets_what_was_not(lengths, extra, junk):
+    rows = np.arange(sum(lengths) * 3, dtype=np.float32).reshape(-1, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.part"
+        growing = Growing(path, "key", np.float32, (3,), b"head")
+        for i, part in enumerate(np.split(rows, np.cumsum(lengths)[:-1]) if lengths else []):
+            growing.append(part, i)
+        with path.open("ab") as file:
+            file.write(junk)  # the write that a kill cut short
+        again = Growing(path, "key", np.float32, (3,), b"head")
+        assert (again.rows, again.notes) == (len(rows), [*range(len(lengths))])
+        assert path.read_bytes() == b"head" + rows.tobytes()
+        other = Growing(path, "other key", np.float32, (3,), b"head")
+        assert (other.rows, path.read_bytes()) == (0, b"head")
+        other.remove()
+        assert os.listdir(folder) == []
+
+
+def test_a_growing_array_that_lost_its_end_begins_anew(tmp_path):
+    growing = Growing(tmp_path / "a.part", "key", np.uint8, ())
+    growing.append(np.arange(9))
+    (tmp_path / "a.part").write_bytes(b"12345678")
+    assert Growing(tmp_path / "a.part", "key", np.uint8, ()).rows == 0

@@ -27,23 +27,24 @@ def data(study: Study, layout: Layout, threads: int) -> None:
 
 
 def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
-    """Run a model once over every split that later stages read."""
+    """Run a model once over every split that later stages read; a run that was killed goes on where it was."""
     from kt.data.views import Inputs
-    from kt.zoo import inference, weights
+    from kt.zoo import weights
+    from kt.zoo.predict import predict as run
 
     spec = study.zoo.input_of(known_model(study, name))
     dataset, device = Dataset.open(layout.data), pick_device(study.device, threads)
-    model = weights.load(build(study, name, dataset), layout.weights(name)).to(device).eval()
-    found = {
-        split: (
-            inference.logits(model, Inputs(dataset.images, dataset.rows(split), spec, device)),
-            dataset.ids(split),
-        )
-        for split in predictions.SPLITS
-    }
     fingerprint = store.read_json(layout.member(name))["fingerprint"]
-    predictions.write(layout.predictions(name), found, fingerprint, dataset.hash)
-    log.info("predict %s: %d images", name, sum(len(ids) for _, ids in found.values()))
+    run(
+        weights.load(build(study, name, dataset), layout.weights(name)).to(device).eval(),
+        {s: Inputs(dataset.images, dataset.rows(s), spec, device, keep=False) for s in predictions.SPLITS},
+        {s: dataset.ids(s) for s in predictions.SPLITS},
+        layout.predictions(name),
+        fingerprint,
+        dataset.hash,
+        study.features,
+    )
+    log.info("predict %s: %d images", name, sum(len(dataset.rows(split)) for split in predictions.SPLITS))
 
 
 def zoo(study: Study, layout: Layout, out: Path) -> None:
@@ -62,6 +63,9 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
         extra,
     )
     schema.write(out, "zoo", table, {**metadata(study), "extra_columns": " ".join(extra)})
+    for row in table.select(["name", "acc", "acc_published", "acc_agrees"]).to_pylist():
+        if row["acc_agrees"] is False:
+            log.warning("zoo: %(name)s: accuracy %(acc).2f %%, but %(acc_published).2f %% is published", row)
     accuracy = table["acc"].to_pylist()
     log.info("zoo: %d models, test accuracy %.1f to %.1f %%", len(accuracy), min(accuracy), max(accuracy))
 

@@ -58,6 +58,8 @@ rule predictions:
             wildcards.model,
             sum(images_of(split) for split in READ) / 3,
         ),
+    params:
+        features=STUDY.features,
     message:
         "predictions of {wildcards.model}"
     shell:
