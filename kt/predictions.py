@@ -29,7 +29,7 @@ Logits = NDArray[np.float16]
 SPLITS = ("transfer", "validation", "test")
 """Every model runs on these; the zoo split only trains."""
 
-BLOCK = 1 << 24
+BLOCK = 1 << 22
 """Bytes of an array that are handled at once."""
 
 _CODES = {"float16": "F16", "int64": "I64", "uint8": "U8", "uint16": "U16", "uint32": "U32"}

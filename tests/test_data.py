@@ -190,6 +190,37 @@ def test_images_and_labels_come_from_an_npz_file(tmp_path, shape, save):
     assert sources.known_count(spec_of(tmp_path / "d.npz")) == 7
 
 
+def test_an_npz_file_may_hold_official_parts(tmp_path):
+    train, test = images_of(8), images_of(5, seed=1)
+    arrays = {"x_train": train, "y_train": np.arange(8) % 3, "x_test": test, "y_test": np.arange(5) % 2}
+    np.savez(tmp_path / "d.npz", **arrays)
+    takes = {"transfer": 5, "validation": 3, "test": {"part": "test"}}
+    datasets.write(tmp_path / "store", spec_of(tmp_path / "d.npz", splits=takes))
+    data = Dataset.open(tmp_path / "store")
+    assert counts(data.splits) == {"transfer": 5, "validation": 3, "test": 5}
+    every = np.concatenate([train, test])
+    for split in SPLITS[1:]:
+        assert np.array_equal(data.images[data.rows(split)], every[data.ids(split)])
+        assert ((data.ids(split) >= 8) == (split == "test")).all()
+    for change, message in [
+        ({"x_test": test[:, :4]}, "x_train, x_test have images of different shapes"),
+        ({"y_test": np.arange(4)}, "4 labels for 5 x_test"),
+    ]:
+        np.savez(tmp_path / "d.npz", **(arrays | change))
+        with pytest.raises(KtError, match=message):
+            sources.read(spec_of(tmp_path / "d.npz"))
+    np.savez(tmp_path / "d.npz", x_train=train)
+    with pytest.raises(KtError, match="no array 'y_train'; it holds: x_train"):
+        sources.read(spec_of(tmp_path / "d.npz"))
+
+
+def test_parts_that_are_not_there_give_one_line():
+    with pytest.raises(KtError, match=r"part: unknown part 'vall'; allowed: extra, train, val; did you mean 'val'"):
+        assign(np.zeros(100, np.int64), split_sizes(test={"part": "vall"}), 0, PARTS)
+    with pytest.raises(KtError, match=r"test.part: the data set has no official parts"):
+        assign(np.zeros(100, np.int64), split_sizes(test={"part": "val"}), 0)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

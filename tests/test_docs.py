@@ -23,7 +23,7 @@ def test_the_committed_json_schema_is_the_typed_configuration() -> None:
     assert committed == config.json_schema(), "run `kt config schema > docs/config.schema.json`"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/extending.md", "results/README.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/data.md", "docs/extending.md", "results/README.md"])
 def test_every_linked_or_named_file_exists(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
     linked = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
@@ -33,7 +33,10 @@ def test_every_linked_or_named_file_exists(document: str) -> None:
 
 
 def test_every_kt_command_in_the_documents_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    text = "".join((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/extending.md", "docs/tables.md"))
+    text = "".join(
+        (ROOT / name).read_text("utf-8")
+        for name in ("README.md", "docs/data.md", "docs/extending.md", "docs/tables.md")
+    )
     commands = set(re.findall(r"(?:`|bin/)kt ([a-z]+)", text))
     assert len(commands) >= 6
     for command in commands:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kt import predictions
+from kt import predictions, tables
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import KtError
@@ -238,6 +238,26 @@ def test_an_accuracy_agrees_with_the_published_one_within_three_standard_errors(
     assert not predictions.agrees(78.79, 80.0, 10_000)
     assert predictions.agrees(100.0, 100.0, 5)
     assert not predictions.agrees(99.0, 100.0, 5)
+
+
+def test_the_table_of_models_compares_measured_and_published_accuracy(tmp_path):
+    labels = np.zeros(100, np.int64)
+    logits = np.zeros((100, 2), np.float16)
+    logits[:20, 1] = 1  # 80 % right
+    splits = {split: (logits, np.arange(100)) for split in ("validation", "test")}
+    known = {
+        "arch": "a", "params": 1, "macs": 1, "input_size": 8, "feature_width": 1, "pretraining": "x", "recipe": [],
+        "fingerprint": "print",
+    }  # fmt: skip
+    members = [known | {"name": "near", "published_acc": 85.0}, known | {"name": "far", "published_acc": 95.0}]
+    members.append(known | {"name": "unknown"})
+    paths = {member["name"]: tmp_path / member["name"] for member in members}
+    for path in paths.values():
+        predictions.write(path, splits, "print", "data")
+    table = tables.zoo(members, paths, {"validation": labels, "test": labels})
+    assert table["acc"].to_pylist() == [80.0] * 3
+    assert table["acc_published"].to_pylist() == [85.0, 95.0, None]
+    assert table["acc_agrees"].to_pylist() == [True, False, None]
 
 
 # a model's run over the images

@@ -5,6 +5,7 @@ Sources that timm reads lie in ``kt.data.timm_source``, so that nothing here imp
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import zipfile
@@ -87,13 +88,8 @@ def digits() -> Listing:
     return Listing(labels, numbered(labels), None, None, pictures, images.shape[1:])
 
 
-def _open_member(
-    archive: zipfile.ZipFile, path: Path, name: str
-) -> tuple[IO[bytes], tuple[int, ...], np.dtype[np.generic]]:
+def _open_member(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype[np.generic]]:
     """The stream of an array inside an .npz file, past its header; its shape and dtype."""
-    names = [member.removesuffix(".npy") for member in archive.namelist()]
-    if name not in names:
-        raise KtError(f"data.source: {path}: no array {name!r}; it holds: {', '.join(names)}")
     file = archive.open(f"{name}.npy")
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -110,56 +106,74 @@ def _npz_error(path: Path, error: Exception) -> KtError:
     return KtError(f"data.source: {path}: not a readable .npz file ({error})")
 
 
-def npz_labels(path: Path) -> NDArray[np.int64]:
-    """The labels of an .npz file, checked.
+def _npz_parts(archive: zipfile.ZipFile, path: Path) -> dict[str, tuple[str, str]]:
+    """Names of the arrays of images and labels, by official part; the part is "" where there are none."""
+    names = [member.removesuffix(".npy") for member in archive.namelist()]
+    parts = {name[2:]: (name, f"y_{name[2:]}") for name in names if name.startswith("x_")}
+    if "images" in names or "labels" in names or not parts:
+        parts = {"": ("images", "labels")}
+    for name in itertools.chain.from_iterable(parts.values()):
+        if name not in names:
+            raise KtError(f"data.source: {path}: no array {name!r}; it holds: {', '.join(names)}")
+    return parts
 
-    Raises:
-        KtError: the file cannot be read, or its labels are not integers ≥ 0.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            file, shape, dtype = _open_member(archive, path, "labels")
-            labels = np.frombuffer(file.read(), dtype).reshape(shape)
-    except _UNREADABLE as error:
-        raise _npz_error(path, error) from error
+
+def _npz_labels(archive: zipfile.ZipFile, path: Path, name: str) -> NDArray[np.int64]:
+    file, shape, dtype = _open_member(archive, name)
+    labels = np.frombuffer(file.read(), dtype).reshape(shape)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
         raise KtError(
-            f"data.source: {path}: labels are {labels.dtype} {list(labels.shape)}; need integers ≥ 0, one an image"
+            f"data.source: {path}: {name} are {labels.dtype} {list(labels.shape)}; need integers ≥ 0, one an image"
         )
     return labels.astype(np.int64)
+
+
+def _npz_shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, ...]:
+    _, shape, dtype = _open_member(archive, name)
+    if dtype != np.uint8 or len(shape) not in (3, 4):
+        raise KtError(f"data.source: {path}: {name} are {dtype} {list(shape)}; need uint8 [N, H, W] or [N, H, W, C]")
+    return (*shape, 1)[:4]
 
 
 def npz(path: Path) -> Listing:
     """An .npz file with ``images`` uint8 [N, H, W] or [N, H, W, C] and ``labels``; images are read one by one.
 
+    Official parts lie in pairs of arrays instead, ``x_<part>`` and ``y_<part>``.
+
     Raises:
         KtError: the file cannot be read, or its arrays have wrong types or shapes.
     """
-    labels = npz_labels(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            _, shape, dtype = _open_member(archive, path, "images")
+            parts = _npz_parts(archive, path)
+            labels = [_npz_labels(archive, path, name) for _, name in parts.values()]
+            shapes = {name: _npz_shape(archive, path, name) for name, _ in parts.values()}
     except _UNREADABLE as error:
         raise _npz_error(path, error) from error
-    if dtype != np.uint8 or len(shape) not in (3, 4):
-        raise KtError(f"data.source: {path}: images are {dtype} {list(shape)}; need uint8 [N, H, W] or [N, H, W, C]")
-    if len(labels) != shape[0]:
-        raise KtError(f"data.source: {path}: {len(labels)} labels for {shape[0]} images; need one an image")
-    picture = (*shape[1:], 1)[:3]
+    for (name, shape), of_part in zip(shapes.items(), labels, strict=True):
+        if len(of_part) != shape[0]:
+            raise KtError(f"data.source: {path}: {len(of_part)} labels for {shape[0]} {name}; need one an image")
+    if len({shape[1:] for shape in shapes.values()}) > 1:
+        raise KtError(f"data.source: {path}: {', '.join(shapes)} have images of different shapes")
+    picture = next(iter(shapes.values()))[1:]
 
     def stream(rows: NDArray[np.int64]) -> Iterator[Callable[[], Picture]]:
+        wanted, row = set(rows.tolist()), 0
         try:
             with zipfile.ZipFile(path) as archive:
-                file, _, _ = _open_member(archive, path, "images")
-                wanted = set(rows.tolist())
-                for row in range(shape[0]):  # to the end: only then is the file's checksum compared
-                    content = file.read(int(np.prod(picture)))
-                    if row in wanted:
-                        yield partial(np.frombuffer(content, np.uint8).reshape, picture)
+                for name, shape in shapes.items():
+                    file, _, _ = _open_member(archive, name)
+                    for _ in range(shape[0]):  # to the end: only then is the file's checksum compared
+                        content = file.read(int(np.prod(picture)))
+                        if row in wanted:
+                            yield partial(np.frombuffer(content, np.uint8).reshape, picture)
+                        row += 1
         except _UNREADABLE as error:
             raise _npz_error(path, error) from error
 
-    return Listing(labels, numbered(labels), None, None, stream, picture)
+    every = np.concatenate(labels)
+    part_of = None if "" in parts else np.repeat(np.array(list(parts)), [len(of_part) for of_part in labels])
+    return Listing(every, numbered(every), part_of, None, stream, picture)
 
 
 # folders
@@ -256,7 +270,7 @@ def check_source(spec: DataSpec) -> None:
         take = spec.splits.takes()[split]
         if take.file and not Path(take.file).is_file():
             raise KtError(f"data.splits.{split}.file: {take.file}: no such file")
-        if take.part and (source in BUILTIN or source.endswith((".npz", ".tar"))):
+        if take.part and (source in BUILTIN or source.endswith(".tar")):
             raise KtError(f"data.splits.{split}.part: {take.part!r}: {source!r} has no official parts")
 
 
@@ -266,7 +280,10 @@ def known_count(spec: DataSpec) -> int | None:
         return None
     if spec.source in BUILTIN:
         return BUILTIN[spec.source]
-    return len(npz_labels(Path(spec.source))) if spec.source.endswith(".npz") else None
+    if not spec.source.endswith(".npz"):
+        return None
+    listing = npz(Path(spec.source))
+    return len(listing.labels) if listing.parts is None else None
 
 
 def read(spec: DataSpec) -> Listing:

@@ -43,6 +43,11 @@ def assign(
     Raises:
         KtError: the splits ask for more images than there are, or for an image twice.
     """
+    have = [] if parts is None else np.unique(parts).tolist()
+    for split, take in sizes.takes().items():
+        if take.part is not None and take.part not in have:
+            what = f"unknown part {take.part!r}; allowed: {listed(have)}{nearest(take.part, have)}"
+            raise KtError(f"data.splits.{split}.part: {what if have else 'the data set has no official parts'}")
     taken: dict[str, Rows] = {}
     free = labels >= 0
     for split, take in sizes.takes().items():
@@ -52,10 +57,10 @@ def assign(
     pools: dict[str | None, dict[str, Take]] = {}
     for split, take in sizes.takes().items():
         if not take.file:
-            pool = take.part if parts is None else take.part or DEFAULT_PART
+            pool = None if parts is None else take.part or DEFAULT_PART
             pools.setdefault(pool, {})[split] = take
     for part, takes in pools.items():
-        rows = np.flatnonzero(free if part is None or parts is None else free & (parts == part))
+        rows = np.flatnonzero(free if parts is None else free & (parts == part))
         taken |= _cut(rows, labels, takes, seed, f" of the part {part!r}" if part else "")
     rows = np.concatenate([taken[split] for split in SPLITS])
     return pd.DataFrame(
