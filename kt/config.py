@@ -132,7 +132,7 @@ _Loader.add_implicit_resolver(
 
 def _line(error: ErrorDetails) -> str:
     """One line for one of pydantic's errors: where, what is wrong, what was given, what is allowed."""
-    union = next((n for n, at in ((1, ("pairs",)), (2, ("groups", "rule"))) if error["loc"][:n] == at), None)
+    union = next((n for n, at in ((1, ("pairs",)), (2, ("groups", "choose"))) if error["loc"][:n] == at), None)
     parts = error["loc"] if union is None else error["loc"][:union] + error["loc"][union + 1 :]
     location = ".".join(str(part) for part in parts if part != "[key]")
     given = error["input"]
@@ -209,7 +209,7 @@ def check(study: Study) -> Study:
     sizes = study.data.splits
     study.check_splits({split: images for split in SPLITS if (images := sizes.known(split)) is not None})
     if study.groups:
-        groups.check(study.names, study.groups.rule)
+        groups.check(study.names, study.groups.choose)
     _check_complementarity(study)
     pairs.candidates(study.names, study.pairs)
     store.check_writable(study.results)

@@ -23,7 +23,7 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     jobs = pairing.jobs(study.names, study.pairs, study.transfer.pairs_per_job)
     files = [layout.transfer(student, chunk) for student, count in jobs.items() for chunk in range(count)]
     if study.groups:
-        files += [layout.transfer(student, "groups") for student in grouping.count(study.names, study.groups.rule)]
+        files += [layout.transfer(student, "groups") for student in grouping.count(study.names, study.groups.choose)]
     transfers = tables.transfers(files)
     scores = schema.read(layout.complementarity("test"), "complementarity")
     summary = describe.summarise(of_pairs(tables.frame(transfers)), tables.frame(scores), study.analysis.equal_within)

@@ -59,9 +59,9 @@ def groups(study: Study, layout: Layout, student: str, out: Path, threads: int) 
     Raises:
         KtError: the configuration has no groups, or none for this student.
     """
-    if study.groups is None or known_model(study, student) not in grouping.count(study.names, study.groups.rule):
+    if study.groups is None or known_model(study, student) not in grouping.count(study.names, study.groups.choose):
         raise KtError(f"groups: the configuration has no group of teachers for {student!r}")
-    rule, accuracy = study.groups.rule, None
+    rule, accuracy = study.groups.choose, None
     if isinstance(rule, grouping.Ranked):
         dataset = Dataset.open(layout.data)
         labels = dataset.labels[dataset.rows("validation")]

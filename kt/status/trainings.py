@@ -151,7 +151,7 @@ def _wanted(study: Study, layout: Layout) -> _Wanted:
     units = Counter({student: len(teachers) * per_pair + controls for student, teachers in chosen.items()})
     groups: set[tuple[str, frozenset[str]]] = set()
     if study.groups:
-        rule, per_group = study.groups.rule, _units(study, study.groups.methods.chosen().values())
+        rule, per_group = study.groups.choose, _units(study, study.groups.methods.chosen().values())
         accuracy = _accuracy(layout) if isinstance(rule, grouping.Ranked) else {}
         for student, count in grouping.count(study.names, rule).items():
             units[student] += count * per_group

@@ -65,7 +65,7 @@ class Ranked(_Draw):
 class GroupSpec(Spec):
     """Experiments with several teachers."""
 
-    rule: Annotated[Explicit | Random | Ranked, Field(discriminator="select")]
+    choose: Annotated[Explicit | Random | Ranked, Field(discriminator="select")]
     methods: GroupMethods
 
     @field_validator("methods")
@@ -85,7 +85,7 @@ def check(names: Sequence[str], rule: Explicit | Random | Ranked) -> None:
     """
     if isinstance(rule, Explicit):
         for i, group in enumerate(rule.sets):
-            at = f"groups.rule.sets.{i}"
+            at = f"groups.choose.sets.{i}"
             for name in (group.student, *group.teachers):
                 if name not in names:
                     raise KtError(f"{at}: {unknown('model', name, names)}")
@@ -96,9 +96,9 @@ def check(names: Sequence[str], rule: Explicit | Random | Ranked) -> None:
         return
     for pattern in rule.students:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise KtError(f"groups.rule.students: {pattern!r} fits no model{nearest(pattern, names)}")
+            raise KtError(f"groups.choose.students: {pattern!r} fits no model{nearest(pattern, names)}")
     if rule.k > len(names) - 1:
-        raise KtError(f"groups.rule.k: {rule.k} teachers asked for, but a student has {len(names) - 1} in this zoo")
+        raise KtError(f"groups.choose.k: {rule.k} teachers asked for, but a student has {len(names) - 1} in this zoo")
 
 
 def count(names: Sequence[str], rule: Explicit | Random | Ranked) -> dict[str, int]:
@@ -107,6 +107,11 @@ def count(names: Sequence[str], rule: Explicit | Random | Ranked) -> dict[str, i
         return {s: n for s in names if (n := sum(group.student == s for group in rule.sets))}
     each = min(rule.n, comb(len(names) - 1, rule.k)) if isinstance(rule, Random) else 1
     return {s: each for s in names if any(fnmatchcase(s, pattern) for pattern in rule.students)}
+
+
+def largest(rule: Explicit | Random | Ranked) -> int:
+    """Most teachers in a group."""
+    return max(len(group.teachers) for group in rule.sets) if isinstance(rule, Explicit) else rule.k
 
 
 def choose(
@@ -137,6 +142,14 @@ def choose(
         raise KtError("groups: the rule 'ranked' needs the models' accuracies on the validation split")
     ranked = sorted(others, key=lambda name: accuracy[name] if rule.lowest else -accuracy[name])
     return [tuple(ranked[: rule.k])]
+
+
+def involved(student: str, names: Sequence[str], rule: Explicit | Random | Ranked) -> list[str]:
+    """The models that may be in a student's groups, itself included, known before anything runs."""
+    if isinstance(rule, Ranked):
+        return list(names)
+    teaching = {name for teachers in choose(student, names, rule) for name in teachers}
+    return [name for name in names if name == student or name in teaching]
 
 
 def _draws(others: Sequence[str], student: str, rule: Random) -> list[tuple[str, ...]]:

@@ -27,9 +27,12 @@ from kt.transfer.ledger import Record
 from kt.transfer.session import Session
 from kt.transfer.training import Training
 from kt.transfer.units import Unit
-from kt.zoo.inference import BATCH, autocast, logits
+from kt.zoo.inference import autocast, logits
 
 log = logging.getLogger(__name__)
+
+BATCH = 256
+"""Images in one forward pass of a teacher, for its features."""
 
 
 class Models(Protocol):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, PositiveInt, create_model, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from kt.spec import Spec
 from kt.transfer.method import Method, registry
@@ -20,6 +28,10 @@ class MethodsBase(Spec):
         if isinstance(value, dict):
             return {name: {} if params is None else params for name, params in value.items()}
         return value
+
+    @model_serializer(mode="wrap")
+    def _only_chosen(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: params for name, params in dump(self).items() if params is not None}
 
     def chosen(self) -> dict[str, Method]:
         """The methods that the configuration names, in alphabetical order."""

@@ -54,8 +54,12 @@ def group_units(methods: Iterable[Method], groups: Sequence[Sequence[str]], seed
 
 
 def _seeded(work: Iterable[tuple[Method, tuple[str, ...]]], seeds: Sequence[int]) -> list[Unit]:
-    """A unit a seed; one unit where nothing is trained and so nothing random."""
-    return [Unit(m, teachers, seed) for m, teachers in work for seed in (seeds if m.trains else seeds[:1])]
+    return [Unit(method, teachers, seed) for method, teachers in work for seed in seeds_of(method, seeds)]
+
+
+def seeds_of(method: Method, seeds: Sequence[int]) -> Sequence[int]:
+    """The seeds that a method has units for: all of them, or one where nothing is trained and so nothing random."""
+    return seeds if method.trains else seeds[:1]
 
 
 def describe(unit: Unit, student: str, fingerprints: Mapping[str, str], data: str, training: Training) -> Record:
@@ -68,11 +72,13 @@ def describe(unit: Unit, student: str, fingerprints: Mapping[str, str], data: st
         data: the data set's hash, splits included.
         training: how students are trained, but for what the method changes of it.
     """
-    teachers = [fingerprints[name] for name in unit.teachers]
-    own = fingerprints[student]
+    first, *others = [fingerprints[name] for name in (student, *unit.teachers)]
+    if unit.method.joint:  # one unit for the set of models, whoever of them is the student
+        first, *others = sorted([first, *others])
     return {
         "data": data,
-        **({"models": sorted([own, *teachers])} if unit.method.joint else {"student": own, "teachers": teachers}),
+        "student": first,
+        **({"teachers": others} if len(others) > 1 else {"teacher": others[0] if others else None}),
         "method": {"name": unit.method.name, "version": unit.method.version, **unit.method.parameters()},
         "training": {"version": ENGINE_VERSION, **unit.method.trained(training).plain()} if unit.method.trains else {},
         "seed": unit.seed,

@@ -12,6 +12,7 @@ from kt import resources as guess
 from kt import status, store
 from kt.errors import KtError
 from kt.layout import Layout
+from kt.transfer import groups as kt_groups
 
 # The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.
 CONFIGS = [str(path) for path in workflow.config_settings.configfiles] or [
@@ -82,6 +83,21 @@ def teachers(wildcards):
 
 # As texts: a thousand models have a hundred thousand pairs, and making a path takes longer than looking it up.
 LOGITS = {name: str(LAYOUT.predictions(name)) for name in STUDY.names}
+
+
+def transfer_weights(wildcards):
+    """Weights that a job reads: its student's, and its teachers' where they train too or their features are needed."""
+    methods = STUDY.transfer.methods.chosen().values()
+    more = not GATED and any(method.joint or method.uses_features for method in methods)
+    names = [wildcards.student, *(teachers(wildcards) if more else [])]
+    return [LAYOUT.weights(name) for name in names]
+
+
+GROUPS = kt_groups.count(STUDY.names, STUDY.groups.choose) if STUDY.groups else {}
+
+
+def group_models(wildcards):
+    return kt_groups.involved(wildcards.student, STUDY.names, STUDY.groups.choose)
 
 
 # With so many pairs an edge for each makes the plan slow: transfers wait for the table of all models instead.

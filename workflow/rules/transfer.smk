@@ -14,7 +14,7 @@ rule transfer:
     input:
         # Where names alone decide the pairs, the job knows its own; a longer table must not run it again.
         pairs=LAYOUT.table("pairs") if NEEDS_SCORES else [],
-        weights=LAYOUT.weights("{student}"),
+        weights=transfer_weights,
         # Ancient: a longer table must not run everybody's jobs again.
         models=ancient(LAYOUT.table("zoo")) if GATED else [],
         logits=cached_logits,
@@ -56,6 +56,50 @@ rule transfer:
         " {params.pairs} --out {output} --threads {resources.cpus_per_task} --log {log}"
 
 
+def group_images(wildcards):
+    """Images that the trainings of a student's groups see; methods that train one after another see more."""
+    size = kt_groups.largest(STUDY.groups.choose)
+    each = sum(method.budget(size) for method in STUDY.groups.methods.chosen().values())
+    trainings = GROUPS[wildcards.student] * each * len(STUDY.transfer.seeds)
+    return trainings * STUDY.transfer.training.epochs * images_of("transfer")
+
+
+rule groups:
+    input:
+        weights=lambda wildcards: [
+            LAYOUT.weights(name) for name in group_models(wildcards)
+        ],
+        logits=lambda wildcards: [
+            LAYOUT.predictions(name) for name in group_models(wildcards)
+        ],
+    output:
+        LAYOUT.transfer("{student}", "groups"),
+    log:
+        LOGS / "transfer/{student}.groups.log",
+    conda:
+        "../../envs/kt.yaml"
+    threads: 1
+    resources:
+        cpus_per_task=lambda wildcards, threads: threads,
+        mem_mb=lambda wildcards, attempt: memory(
+            "groups",
+            wildcards.student,
+            READ,
+            STUDY.transfer.training.batch_size,
+            attempt,
+        ),
+        runtime=lambda wildcards: minutes(wildcards.student, group_images(wildcards)),
+    params:
+        groups=STUDY.groups.plain() if STUDY.groups else {},
+        seeds=STUDY.transfer.seeds,
+        training=STUDY.transfer.training.plain(),
+    message:
+        "transfer from groups of teachers to {wildcards.student}"
+    shell:
+        "kt groups --student {wildcards.student} --out {output}"
+        " --threads {resources.cpus_per_task} --log {log}"
+
+
 rule tables:
     input:
         [
@@ -63,6 +107,7 @@ rule tables:
             for student, count in JOBS.items()
             for chunk in range(count)
         ],
+        [LAYOUT.transfer(student, "groups") for student in GROUPS],
         LAYOUT.complementarity("test"),
         LAYOUT.table("zoo"),
         LAYOUT.table("pairs"),
