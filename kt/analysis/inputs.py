@@ -1,0 +1,147 @@
+"""Tables from anywhere: what the analysis needs of them, and no more.
+
+The stages' tables keep to their schema; here a table may lack columns or bring its own, as Parquet or CSV. What is
+missing is left out of the analysis; what must be there is named in one line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kt.analysis.deltas import PAIR, on_test
+from kt.errors import KtError, listed, nearest, unknown
+
+REQUIRED = {
+    "transfers": ("teacher", "student", "method", "delta"),
+    "zoo": ("name",),
+    "complementarity": ("teacher", "student"),
+}
+CONTROLS = ("self", "finetune")
+"""Methods without a teacher, where the table does not say which they are."""
+
+OPTIONAL = ("seconds", "transfer_rate", "delta_se", "acc_before")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an analysis starts from.
+
+    Attributes:
+        transfers: rows of one teacher and one student, failed ones with a null ``delta``; has ``seed``, ``control``,
+            ``key``, ``seconds``, ``transfer_rate``, ``delta_se`` and ``acc_before`` whatever the file held.
+        several: rows of methods with several teachers, apart: they are no pairs.
+        zoo: properties of models, indexed by name.
+        scores: measures of ordered pairs, with ``acc_difference`` where accuracies are known; empty without any.
+        measured: whether there was a table ``complementarity``.
+    """
+
+    transfers: pd.DataFrame
+    several: pd.DataFrame
+    zoo: pd.DataFrame
+    scores: pd.DataFrame
+    measured: bool
+
+
+def load(transfers: Path, zoo: Path, complementarity: Path | None = None) -> Inputs:
+    """Read the tables; raises ``KtError`` where a file or column is missing, or names or values make no sense."""
+    scores = None if complementarity is None else read(complementarity, "complementarity")
+    return prepare(read(transfers, "transfers"), read(zoo, "zoo"), scores)
+
+
+def read(path: Path, table: str) -> pd.DataFrame:
+    """One table with all its columns, from Parquet or, where the name ends so, CSV."""
+    try:
+        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise KtError(f"{path}: no such file") from error
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        kind = "CSV" if path.suffix == ".csv" else "Parquet"
+        raise KtError(f"{path}: not a readable {kind} file ({str(error).splitlines()[0]})") from error
+    for name in REQUIRED[table]:
+        if name not in frame.columns:
+            close = nearest(name, map(str, frame.columns))
+            raise KtError(f"{path}: column {name!r} is missing{close}; the table {table} needs {listed(REQUIRED[table])}")
+    return frame
+
+
+def prepare(transfers: pd.DataFrame, zoo: pd.DataFrame, complementarity: pd.DataFrame | None = None) -> Inputs:
+    """The same from frames in memory."""
+    zoo = _indexed(zoo)
+    apart = transfers["teacher"].isna()
+    single = _complete(transfers[~apart])
+    _known(single, zoo, "transfers")
+    if (single["teacher"] == single["student"]).any():
+        name = single.loc[single["teacher"] == single["student"], "teacher"].iloc[0]
+        raise KtError(f"table transfers: {name!r} is its own teacher")
+    return Inputs(
+        single, _complete(transfers[apart]), zoo, _scores(complementarity, zoo, single), complementarity is not None
+    )
+
+
+def _indexed(zoo: pd.DataFrame) -> pd.DataFrame:
+    names = zoo["name"].astype(str)
+    if names.duplicated().any():
+        raise KtError(f"table zoo: the name {names[names.duplicated()].iloc[0]!r} is there twice")
+    return zoo.set_index(names).drop(columns="name")
+
+
+def _complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the optional columns, and without a delta where the transfer did not finish."""
+    known = rows.drop(columns=[c for c in rows.columns if c.startswith("_")]).reset_index(drop=True)
+    delta = numeric(known["delta"], "transfers", "delta")
+    if "status" in known:
+        delta = delta.where(known["status"] == "ok")
+    made = {"delta": delta.where(np.isfinite(delta))}
+    made |= {
+        name: numeric(known[name], "transfers", name) if name in known else pd.Series(np.nan, known.index)
+        for name in OPTIONAL
+    }
+    if "control" not in known:
+        made["control"] = known["method"].isin(CONTROLS)
+    if "seed" not in known:
+        made["seed"] = known.groupby([*PAIR, "method"], dropna=False).cumcount()
+    if "key" not in known:
+        made["key"] = pd.Series(np.arange(len(known)).astype(str), known.index)
+    return known.assign(**made).astype({"control": bool})
+
+
+def numeric(values: pd.Series[float], table: str, column: str) -> pd.Series[float]:
+    """A column as floats; raises ``KtError`` where it holds anything else."""
+    try:
+        return pd.to_numeric(values).astype(float)
+    except (ValueError, TypeError) as error:
+        raise KtError(f"table {table}: column {column!r} must hold numbers ({error})") from error
+
+
+def _known(rows: pd.DataFrame, zoo: pd.DataFrame, table: str) -> None:
+    for role in PAIR:
+        for name in rows[role].unique():
+            if name not in zoo.index:
+                raise KtError(f"table {table}: {unknown('model', str(name), zoo.index)} (the table zoo)")
+
+
+def _scores(complementarity: pd.DataFrame | None, zoo: pd.DataFrame, transfers: pd.DataFrame) -> pd.DataFrame:
+    """Measures of pairs; accuracies of the zoo stand in where the table does not hold their difference."""
+    if complementarity is None:
+        scores = _all_pairs(zoo, transfers)
+    else:
+        test = on_test(complementarity) if "split" in complementarity else complementarity
+        scores = test[test["teacher"].isin(zoo.index) & test["student"].isin(zoo.index)].reset_index(drop=True)
+        if scores.duplicated(PAIR).any():
+            raise KtError("table complementarity: a pair has several rows for one split")
+    if "acc_difference" not in scores and "acc" in zoo:
+        acc = numeric(zoo["acc"], "zoo", "acc")
+        difference = scores["teacher"].map(acc).astype(float) - scores["student"].map(acc).astype(float)
+        scores = scores.assign(acc_difference=difference)
+    return scores
+
+
+def _all_pairs(zoo: pd.DataFrame, transfers: pd.DataFrame) -> pd.DataFrame:
+    names = zoo.index[zoo.index.isin(set(transfers["teacher"]) | set(transfers["student"]))].to_numpy(object)
+    teachers, students = (grid.ravel() for grid in np.meshgrid(names, names, indexing="ij"))
+    apart = teachers != students
+    return pd.DataFrame({"teacher": teachers[apart], "student": students[apart]})
