@@ -77,3 +77,45 @@ def _within(values: Floats, groups: Ints) -> float:
     count = np.maximum(np.bincount(groups), 1)
     centred = values - (np.bincount(groups, values) / count)[groups]
     return float(centred @ centred)
+
+
+def shrunken(
+    values: Floats, teachers: Ints, students: Ints, models: int, found: Components
+) -> tuple[float, Floats, Floats]:
+    """Mean, teachers' and students' effects, each effect drawn towards zero as far as its pairs leave it uncertain.
+
+    Args:
+        values: one number a pair, [n].
+        teachers: number of the teacher, int [n].
+        students: number of the student, int [n].
+        models: how many models there are; those without a pair get the effect zero.
+        found: the variance components.
+
+    Returns:
+        The mean, and the effects of teachers and of students, [models] each.
+
+    Source: Henderson's mixed model equations (best linear unbiased prediction).
+    """
+    effect_of = np.zeros((2, models))
+    average = float(values.mean())
+    if found.residual <= 0 or found.teacher + found.student <= 0:
+        return average, effect_of[0], effect_of[1]
+    roles = [(role, number) for role, number in ((0, teachers), (1, students)) if (found.teacher, found.student)[role] > 0]
+    used = [np.unique(number, return_inverse=True) for _, number in roles]
+    sizes = [len(names) for names, _ in used]
+    total = 1 + sum(sizes)
+    starts = np.cumsum([1, *sizes])[:-1]
+    system, target = np.zeros((total, total)), np.zeros(total)
+    places = [start + inverse for start, (_, inverse) in zip(starts, used, strict=True)]
+    places = [np.zeros(len(values), np.int64), *places]
+    for i in places:
+        target += np.bincount(i, values, total)
+        for j in places:
+            system += np.bincount(i * total + j, minlength=total * total).reshape(total, total)
+    for start, size, (role, _) in zip(starts, sizes, roles, strict=True):
+        block = np.arange(start, start + size)
+        system[block, block] += found.residual / (found.teacher, found.student)[role]
+    solved = np.linalg.solve(system, target)
+    for start, size, (role, _), (names, _) in zip(starts, sizes, roles, used, strict=True):
+        effect_of[role, names] = solved[start : start + size]
+    return float(solved[0]), effect_of[0], effect_of[1]

@@ -59,16 +59,24 @@ def pair_deltas(transfers: pd.DataFrame, complementarity: pd.DataFrame) -> pd.Da
         ``acc_difference``, ``pos_flips``.
     """
     finished = with_scores(transfers[transfers["status"] == "ok"], complementarity)
-    return finished.groupby(["method", *PAIR], sort=False, as_index=False).agg(
-        control=("control", "first"),
+    return over_seeds(
+        finished,
         uses_labels=("uses_labels", "first"),
         trains=("trains", "first"),
+        acc_difference=("acc_difference", "first"),
+        pos_flips=("pos_flips", "first"),
+    )
+
+
+def over_seeds(finished: pd.DataFrame, **more: tuple[str, str]) -> pd.DataFrame:
+    """Rows of finished transfers averaged over seeds: one a method and pair, and ``more`` as pandas aggregates it."""
+    return finished.groupby(["method", *PAIR], sort=False, as_index=False, observed=True).agg(
+        control=("control", "first"),
         seeds=("seed", "nunique"),
         delta=("delta", "mean"),
         delta_se=("delta_se", "mean"),
         transfer_rate=("transfer_rate", "mean"),
-        acc_difference=("acc_difference", "first"),
-        pos_flips=("pos_flips", "first"),
+        **more,
     )
 
 

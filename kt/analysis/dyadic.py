@@ -139,8 +139,8 @@ def ols(y: ArrayLike, x: ArrayLike, dyads: Dyads) -> Fit:
     n, k = regressors.shape
     if n == 0 or np.linalg.matrix_rank(regressors) < k:
         raise ValueError("the columns of x are linearly dependent")
-    inverse = np.linalg.inv(regressors.T @ regressors)
-    weights = regressors @ inverse
+    inverse: Floats = np.linalg.inv(regressors.T @ regressors)
+    weights: Floats = regressors @ inverse
     beta = weights.T @ values
     residuals = values - regressors @ beta
     unknown = np.full(k, np.inf)
@@ -162,7 +162,7 @@ def _left(weights: Floats, x: Floats, inverse: Floats, dyads: Dyads) -> Floats:
     """What fitting leaves of each coefficient's variance where errors are independent, [k]."""
     k = x.shape[1]
     taken = [float((inverse * dyads.over_sharing(weights[:, [j]] * x)).sum()) for j in range(k)]
-    return 1 - np.array(taken) / (weights**2).sum(0)
+    return np.asarray(1 - np.array(taken) / (weights**2).sum(0), np.float64)
 
 
 def _carried(weights: Floats, found: Components, dyads: Dyads) -> Floats:

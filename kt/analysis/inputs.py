@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,7 +65,8 @@ def read(path: Path, table: str) -> pd.DataFrame:
     for name in REQUIRED[table]:
         if name not in frame.columns:
             close = nearest(name, map(str, frame.columns))
-            raise KtError(f"{path}: column {name!r} is missing{close}; the table {table} needs {listed(REQUIRED[table])}")
+            needs = listed(REQUIRED[table])
+            raise KtError(f"{path}: column {name!r} is missing{close}; the table {table} needs {needs}")
     return frame
 
 
@@ -95,7 +97,7 @@ def _complete(rows: pd.DataFrame) -> pd.DataFrame:
     delta = numeric(known["delta"], "transfers", "delta")
     if "status" in known:
         delta = delta.where(known["status"] == "ok")
-    made = {"delta": delta.where(np.isfinite(delta))}
+    made: dict[str, pd.Series[Any]] = {"delta": delta.where(np.isfinite(delta))}
     made |= {
         name: numeric(known[name], "transfers", name) if name in known else pd.Series(np.nan, known.index)
         for name in OPTIONAL

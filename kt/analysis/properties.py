@@ -87,7 +87,7 @@ def collect(inputs: Inputs, names: list[str]) -> Properties:
         if column.map(_is_list).any():
             numbers |= _tags(name, column)
         elif pd.api.types.is_numeric_dtype(column):
-            values = column.astype(float).to_numpy(np.float64)
+            values = np.asarray(column, np.float64)
             size = pd.api.types.is_integer_dtype(column) and _spans_orders(values)
             numbers[f"log10_{name}" if size else name] = np.log10(values) if size else values
             sizes += [f"log10_{name}"] if size else []
@@ -108,11 +108,13 @@ def _spans_orders(values: NDArray[np.float64]) -> bool:
 
 
 def _tags(name: str, column: pd.Series[str]) -> dict[str, NDArray[np.float64]]:
-    """One flag a tag, for the tags that some models have and some have not."""
-    tags = sorted({str(tag) for value in column if _is_list(value) for tag in value})[:MOST_NAMES]
-    return {
-        f"{name}:{tag}": np.array([float(tag in map(str, v)) if _is_list(v) else np.nan for v in column]) for tag in tags
+    """One flag a tag that at least two models have and two have not."""
+    tags = sorted({str(tag) for value in column if _is_list(value) for tag in value})
+    flags = {
+        f"{name}:{tag}": np.array([float(tag in map(str, v)) if _is_list(v) else np.nan for v in column])
+        for tag in tags
     }
+    return {tag: flag for tag, flag in flags.items() if 2 <= np.nansum(flag) <= np.isfinite(flag).sum() - 2}
 
 
 def _flags(name: str, column: pd.Series[str]) -> dict[str, NDArray[np.float64]]:
@@ -138,7 +140,8 @@ def _measures(inputs: Inputs, names: list[str]) -> pd.DataFrame:
             columns[name] = scores[name].map(lambda classes: len(classes) if _is_list(classes) else np.nan)
         elif pd.api.types.is_numeric_dtype(scores[name]):
             columns[name] = scores[name].astype(float).where(np.isfinite(scores[name].astype(float)))
-    number = index.get_indexer(pd.Index(scores["teacher"])) * len(names) + index.get_indexer(pd.Index(scores["student"]))
+    teachers, students = (index.get_indexer(pd.Index(scores[role])) for role in PAIR)
+    number = teachers * len(names) + students
     return pd.DataFrame(columns, index=scores.index).set_axis(number, axis=0)
 
 

@@ -99,7 +99,8 @@ def permutation_p(
     def correlations(order: Ints) -> Floats:
         of_pairs = flat[order[teachers] * models + order[students]]
         norm = np.sqrt(np.einsum("nk,nk->k", of_pairs, of_pairs))
-        return np.abs(outcome @ of_pairs) / np.where(norm > 0, norm, np.inf)
+        found: Floats = np.abs(outcome @ of_pairs) / np.where(norm > 0, norm, np.inf)
+        return found
 
     observed = correlations(np.arange(models))
     beaten = np.zeros(k)
