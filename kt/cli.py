@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kt
+from kt import analysis_commands
 from kt.errors import Interrupted, KtError
 
 if TYPE_CHECKING:
@@ -236,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     _add_stages(add)
+    analysis_commands.add_commands(add)
     _add_tools(add)
     return parser
 

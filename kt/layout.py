@@ -57,6 +57,11 @@ class Layout:
         return self.tables / f"{name}.parquet"
 
     @property
+    def analysis(self) -> Path:
+        """Folder of the analysis: its tables and ``summary.md``."""
+        return self.root / "analysis"
+
+    @property
     def figures(self) -> Path:
         """Folder of the figures."""
         return self.root / "figures"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import kt
+from kt.columns import CLASSES, COUNT, FLAG, PAIR, REAL, TAGS, TEXT, Column
 from kt.errors import KtError, nearest
+from kt.schema_analysis import ANALYSIS
 from kt.store import atomic
 
 VERSION = "2"
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column: its Arrow type, its unit and its meaning; ``nullable`` where a value may be unknown."""
-
-    name: str
-    dtype: pa.DataType
-    unit: str
-    meaning: str
-    nullable: bool = False
-
-
-TEXT, COUNT, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 SHARES = (2, 5, 20, 50)
 """Percent of the positive flips that an area of expertise holds at least."""
-
-CLASSES, TAGS = pa.list_(pa.int32()), pa.list_(pa.string())
-
-PAIR = (
-    Column("teacher", TEXT, "name", "the model that teaches"),
-    Column("student", TEXT, "name", "the model that learns"),
-)
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "splits": (
@@ -222,6 +204,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("success", REAL, "percent of pairs", "pairs with delta > 0"),
         Column("transfer_rate", REAL, "percent", "mean transfer rate over pairs", True),
     ),
+    **ANALYSIS,
 }
 
 

@@ -100,7 +100,9 @@ def shrunken(
     average = float(values.mean())
     if found.residual <= 0 or found.teacher + found.student <= 0:
         return average, effect_of[0], effect_of[1]
-    roles = [(role, number) for role, number in ((0, teachers), (1, students)) if (found.teacher, found.student)[role] > 0]
+    roles = [
+        (role, number) for role, number in ((0, teachers), (1, students)) if (found.teacher, found.student)[role] > 0
+    ]
     used = [np.unique(number, return_inverse=True) for _, number in roles]
     sizes = [len(names) for names, _ in used]
     total = 1 + sum(sizes)

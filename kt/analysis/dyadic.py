@@ -174,7 +174,9 @@ def _carried(weights: Floats, found: Components, dyads: Dyads) -> Floats:
     return (
         found.teacher * _sums(dyads.first, weights, dyads.models) ** 2
         + found.student * _sums(dyads.second, weights, dyads.models) ** 2
-        + found.residual * (_sums(dyads.first, of_pairs, dyads.models) + _sums(dyads.second, of_pairs, dyads.models)) / 2
+        + found.residual
+        * (_sums(dyads.first, of_pairs, dyads.models) + _sums(dyads.second, of_pairs, dyads.models))
+        / 2
     )
 
 

@@ -56,7 +56,9 @@ def effects(outcomes: Outcomes, bootstrap: int, rng: np.random.Generator, draws:
     for given in (ALONE, GIVEN_GAP):
         others = [] if given == ALONE else [GAP]
         if set(others) <= set(names):
-            tried = [row for name in names if name not in others and (row := _row(outcomes, name, others, given, drawn))]
+            tried = [
+                row for name in names if name not in others and (row := _row(outcomes, name, others, given, drawn))
+            ]
             p = _permutation(outcomes, [row["property"] for row in tried], others, draws, rng)
             rows += [{**row, "p_permutation": value} for row, value in zip(tried, p, strict=True)]
     rows += list(_together(outcomes, names, drawn))

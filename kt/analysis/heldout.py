@@ -7,6 +7,7 @@ is held out in one role is held out in both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +106,7 @@ def score(outcomes: Outcomes, held: HeldOut) -> pd.DataFrame:
                 "rung": rung,
                 "pairs": made["row"].nunique(),
                 "models": outcomes.models,
+                "hours": float(np.nansum(outcomes.seconds * outcomes.seeds)) / 3600,
                 "r2": r_squared(made),
                 "r2_ceiling": outcomes.ceiling,
                 **ranked,
@@ -134,15 +136,12 @@ def _ranking(made: pd.DataFrame) -> dict[str, Any]:
         hours = group["hours"].to_numpy(np.float64)
         if np.ptp(delta) > 0:
             taus.append(float(weightedtau(delta, predicted).statistic) if np.ptp(predicted) > 1e-12 else 0.0)
-        tied = np.abs(predicted - predicted.max()) <= 1e-12
         best_first = np.argsort(-predicted, kind="stable")
         spent[0] += hours.sum()
         for k in TOP:
             if len(delta) <= k:
                 continue
-            # Where the best are tied, any of them may be taken: the average regret over them.
-            taken = delta[tied].mean() if k == 1 else delta[best_first[:k]].max()
-            regrets[k].append(float(delta.max() - (delta.mean() if tied.all() and k > 1 else taken)))
+            regrets[k].append(float(delta.max() - _best_taken(delta, predicted, k)))
             spent[k] += hours[best_first[:k]].sum()
     return {
         "students": made["student"].nunique(),
@@ -150,6 +149,15 @@ def _ranking(made: pd.DataFrame) -> dict[str, Any]:
         **{f"regret_{k}": _mean(regrets[k]) for k in TOP},
         **{f"hours_saved_{k}": _saved(spent[0], spent[k]) for k in TOP},
     }
+
+
+def _best_taken(delta: Floats, predicted: Floats, k: int) -> float:
+    """Delta of the best of the k teachers predicted best, [n] each; where all are tied, expected of k drawn at random."""
+    if np.ptp(predicted) > 1e-12:
+        return float(delta[np.argsort(-predicted, kind="stable")[:k]].max())
+    n = len(delta)
+    chance = np.array([math.comb(below, k - 1) for below in range(n)]) / math.comb(n, k)  # to be the largest of k
+    return float(np.sort(delta) @ chance)
 
 
 def _mean(values: list[float]) -> float:

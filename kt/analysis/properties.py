@@ -54,9 +54,7 @@ class Properties:
         """All properties of n pairs, given by numbers of their models: float [n, columns]."""
         columns: dict[str, NDArray[np.float64]] = {}
         for name in self.measures:
-            columns[str(name)] = (
-                self.measures[name].reindex(teachers * len(self.names) + students).to_numpy(np.float64)
-            )
+            columns[str(name)] = self.measures[name].reindex(teachers * len(self.names) + students).to_numpy(np.float64)
         for role, of_role in (("teacher", teachers), ("student", students)):
             for name in self.numbers:
                 columns[f"{role}_{name}"] = self.numbers[name].to_numpy(np.float64)[of_role]
