@@ -24,12 +24,15 @@ class Components:
         teacher: variance of the teachers' effects.
         student: variance of the students' effects.
         residual: variance of what is left, of the pair itself and of chance.
+        covariance: of a model's effect as a teacher with its effect as a student; accurate models teach well and gain
+            little, so that it is often negative.
         known: false where the pairs cannot tell the three apart; then all is called residual.
     """
 
     teacher: float
     student: float
     residual: float
+    covariance: float = 0.0
     known: bool = True
 
     @property
@@ -50,7 +53,8 @@ def moments(values: Floats, teachers: Ints, students: Ints) -> Components:
         teachers: number of the teacher, int [n].
         students: number of the student, int [n].
 
-    Source: Gao and Owen 2017, Electronic Journal of Statistics 11, equations 5 and 6.
+    Source: Gao and Owen 2017, Electronic Journal of Statistics 11, equations 5 and 6; the covariance is ours: the mean
+    product over two pairs, of one the teacher and of the other the student, corrected for taking out the mean.
     """
     n = len(values)
     spread = float(values.var(ddof=1)) if n > 1 else 0.0
@@ -69,7 +73,24 @@ def moments(values: Floats, teachers: Ints, students: Ints) -> Components:
         return Components(0.0, 0.0, spread, known=False)
     found = [_within(values, teachers), _within(values, students), n * float(((values - values.mean()) ** 2).sum())]
     teacher, student, residual = np.linalg.solve(system, np.array(found))
-    return Components(max(teacher, 0.0), max(student, 0.0), max(residual, 0.0))
+    teacher, student = max(teacher, 0.0), max(student, 0.0)
+    both = _covariance(values, teachers, students, teacher, student)
+    return Components(teacher, student, max(residual, 0.0), both)
+
+
+def _covariance(values: Floats, teachers: Ints, students: Ints, teacher: float, student: float) -> float:
+    """Covariance of the two effects of a model, given their variances; no larger than those allow."""
+    models, n = 1 + int(max(teachers.max(), students.max())), len(values)
+    centred = values - values.mean()
+    as_teacher, as_student = np.bincount(teachers, centred, models), np.bincount(students, centred, models)
+    taught, learned = np.bincount(teachers, minlength=models), np.bincount(students, minlength=models)
+    products = float(taught @ learned)
+    left = 1 - 2 * products / n**2
+    if products == 0 or left <= 0:
+        return 0.0
+    of_mean = (teacher * float(taught @ taught) + student * float(learned @ learned)) / n**2
+    most = float(np.sqrt(teacher * student))
+    return float(np.clip((float(as_teacher @ as_student) / products + of_mean) / left, -most, most))
 
 
 def _within(values: Floats, groups: Ints) -> float:

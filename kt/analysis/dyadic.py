@@ -27,7 +27,7 @@ NOTHING_LEFT = 1e-9
 
 
 LEAST = 0.75
-"""A variance is never below this share of what independent effects of models and pairs would give. The robust sum
+"""A variance is never below this share of what effects of models and of pairs would give. The robust sum
 alone covers too little where students' effects are much larger than teachers', the larger of the two as it is too
 much; this share keeps 95 % intervals within two points of nominal from 8 to 40 models (benchmarks/inference.py)."""
 
@@ -116,12 +116,12 @@ def ols(y: ArrayLike, x: ArrayLike, dyads: Dyads) -> Fit:
     the (p, q), and exact also for v = a_teacher + b_student + noise on all pairs of a zoo: for eight models it widens
     the error by 1.37; where no two pairs share a model it is the usual n/(n − 1).
 
-    The sum can come out too small or negative in a small zoo: the result is never below ``LEAST`` times what independent
+    The sum can come out too small or negative in a small zoo: the result is never below ``LEAST`` times what
     effects of teachers, students and pairs would give, with variances estimated from the residuals. With three models or fewer
     every pair shares a model with every other, so that the sum is always zero: then it is the ordinary one.
 
     The t distribution's degrees of freedom are the effective number of models behind a coefficient, less one:
-    (Σ v_m)² / Σ v_m², with v_m the share of model m in the variance under those independent effects. It is about the number of models for a mean, and small where few models carry a
+    (Σ v_m)² / Σ v_m², with v_m the share of model m in the variance under those effects. It is about the number of models for a mean, and small where few models carry a
     coefficient, as for a property that one model alone has.
 
     Args:
@@ -166,17 +166,17 @@ def _left(weights: Floats, x: Floats, inverse: Floats, dyads: Dyads) -> Floats:
 
 
 def _carried(weights: Floats, found: Components, dyads: Dyads) -> Floats:
-    """What each model carries of each coefficient's variance if teachers, students and pairs are all there is, [m, k].
+    """What each model carries of each coefficient's variance if models' effects and pairs are all there is, [m, k].
 
     The residual of a pair is shared equally by its two models.
     """
     of_pairs = weights**2
+    taught, learned = _sums(dyads.first, weights, dyads.models), _sums(dyads.second, weights, dyads.models)
     return (
-        found.teacher * _sums(dyads.first, weights, dyads.models) ** 2
-        + found.student * _sums(dyads.second, weights, dyads.models) ** 2
-        + found.residual
-        * (_sums(dyads.first, of_pairs, dyads.models) + _sums(dyads.second, of_pairs, dyads.models))
-        / 2
+        found.teacher * taught**2
+        + found.student * learned**2
+        + 2 * found.covariance * taught * learned
+        + found.residual * (_sums(dyads.first, of_pairs, dyads.models) + _sums(dyads.second, of_pairs, dyads.models)) / 2
     )
 
 
