@@ -94,7 +94,7 @@ ANALYSIS: dict[str, tuple[Column, ...]] = {
         _real("df", "count", "degrees of freedom of the t distribution behind `low`, `high` and `p`"),
         _real("per", "the property's", "that standard deviation"),
         _real("p", "0 to 1", "two-sided p-value from `se` and `df`"),
-        _real("p_permutation", "0 to 1", "p-value from permuting the models' labels (QAP)"),
+        _real("p_permutation", "0 to 1", "p-value from permuting the models' labels (QAP), for ranks of delta"),
         _real("p_holm", "0 to 1", "corrected for the method's properties (Holm): chance of any false discovery"),
         _real("p_bh", "0 to 1", "the same by Benjamini-Hochberg: share of false discoveries"),
     ),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from kt.analysis import resample
 from kt.analysis.dyadic import Dyads, Fit, ols
@@ -113,7 +114,10 @@ def _standardised(x: Floats) -> tuple[Floats, Floats]:
 def _permutation(
     outcomes: Outcomes, names: list[str], others: list[str], draws: int, rng: np.random.Generator
 ) -> Floats:
-    """P-values by permuting the models' labels; of the residuals where others are held fixed."""
+    """P-values by permuting the models' labels; of the residuals where others are held fixed.
+
+    The outcome is the rank of delta: a few students that collapse would otherwise decide.
+    """
     if not names:
         return np.empty(0)
     models = len(outcomes.known.names)
@@ -126,7 +130,7 @@ def _permutation(
     for place, name in enumerate(names):
         matrix[apart, place] = _residual(everywhere[name].to_numpy(np.float64), fixed)
     return resample.permutation_p(
-        _residual(outcomes.delta, observed), outcomes.teachers, outcomes.students,
+        _residual(stats.rankdata(outcomes.delta), observed), outcomes.teachers, outcomes.students,
         matrix.reshape(models, models, len(names)), draws, rng,
     )  # fmt: skip
 
