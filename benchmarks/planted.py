@@ -31,7 +31,11 @@ PLANTED = ("acc_difference", "student_log10_params", "teacher_kind=transformer",
 
 
 def simulate(
-    models: int, rng: np.random.Generator, planted: bool, methods: Sequence[str] = ("kl_dp",), seeds: int = 1,
+    models: int,
+    rng: np.random.Generator,
+    planted: bool,
+    methods: Sequence[str] = ("kl_dp",),
+    seeds: int = 1,
     correlated: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Tables ``transfers``, ``zoo`` and ``complementarity`` of a simulated zoo, all ordered pairs.

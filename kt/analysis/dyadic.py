@@ -176,7 +176,9 @@ def _carried(weights: Floats, found: Components, dyads: Dyads) -> Floats:
         found.teacher * taught**2
         + found.student * learned**2
         + 2 * found.covariance * taught * learned
-        + found.residual * (_sums(dyads.first, of_pairs, dyads.models) + _sums(dyads.second, of_pairs, dyads.models)) / 2
+        + found.residual
+        * (_sums(dyads.first, of_pairs, dyads.models) + _sums(dyads.second, of_pairs, dyads.models))
+        / 2
     )
 
 

@@ -54,13 +54,19 @@ class HeldOut:
     importances: pd.DataFrame
 
 
-def hold_out(outcomes: Outcomes, rng: np.random.Generator) -> HeldOut | None:
-    """Predictions of all rungs for held-out models; None where fewer than four models leave nothing to learn from."""
+def hold_out(outcomes: Outcomes, rng: np.random.Generator, importances: bool = True) -> HeldOut | None:
+    """Predictions of all rungs for held-out models; None where fewer than four models leave nothing to learn from.
+
+    Args:
+        outcomes: the method's pairs.
+        rng: random numbers: how the models are dealt, and what is shuffled.
+        importances: whether to ask which properties the trees use.
+    """
     if outcomes.control or outcomes.models < 4:
         return None
     rungs = ladder(outcomes)
     parts, shuffled = [], []
-    groups = _groups(outcomes) if TREES in rungs else {}
+    groups = _groups(outcomes) if importances and TREES in rungs else {}
     for repeat in range(REPEATS if len(outcomes) <= FEW_PAIRS else 1):
         for fold, train, tests in _folds(outcomes, rng):
             pairs = Pairs(outcomes.teachers, outcomes.students, outcomes.x)
@@ -72,7 +78,7 @@ def hold_out(outcomes: Outcomes, rng: np.random.Generator) -> HeldOut | None:
                     made = predict(pairs.rows(test))
                     facts = {"rung": rung, "scheme": scheme, "repeat": repeat, "fold": fold, "average": average}
                     parts.append(pd.DataFrame({"row": rows, "predicted": made}).assign(**facts))
-                if rung == TREES:
+                if rung == TREES and groups and "students" in tests:
                     shuffled += list(_shuffled(outcomes, pairs, tests["students"], predict, groups, average, rng))
     if not parts:
         return None
@@ -89,6 +95,7 @@ def _folds(outcomes: Outcomes, rng: np.random.Generator) -> Iterator[tuple[int, 
     for fold in range(count):
         teacher, student = fold_of[outcomes.teachers] == fold, fold_of[outcomes.students] == fold
         tests = {"students": student & ~teacher, "teachers": teacher & ~student, "both": teacher & student}
+        tests = {scheme: test for scheme, test in tests.items() if test.any()}
         if (train := ~teacher & ~student).sum() >= 2:
             yield fold, train, tests
 

@@ -70,10 +70,16 @@ class Outcomes:
         return max(0.0, 1 - float((self.noise / self.seeds).mean()) / spread)
 
 
-def gather(inputs: Inputs) -> list[Outcomes]:
-    """Outcomes of every method that finished any pair; methods with most pairs first, controls last."""
+def gather(inputs: Inputs, everyone: bool = False) -> list[Outcomes]:
+    """Outcomes of every method that finished any pair; methods with most pairs first, controls last.
+
+    Args:
+        inputs: the tables.
+        everyone: number all models of the zoo, also those that no transfer had.
+    """
     rows = inputs.transfers
-    names = [name for name in inputs.zoo.index if name in set(rows["teacher"]) | set(rows["student"])]
+    used = set(rows["teacher"]) | set(rows["student"])
+    names = [str(name) for name in inputs.zoo.index if everyone or name in used]
     known = properties.collect(inputs, names)
     finished = rows[rows["delta"].notna()]
     if finished.empty:

@@ -99,16 +99,17 @@ def _together(name: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _predictions(outcomes: Outcomes, held: HeldOut, rung: str) -> pd.DataFrame:
-    made = held.predictions
-    made = made[(made["rung"] == rung) & (made["scheme"] == "students")].groupby("row")["predicted"].mean()
-    rows, names = made.index.to_numpy(np.int64), np.array(outcomes.known.names, object)
+    everything = held.predictions
+    chosen = everything[(everything["rung"] == rung) & (everything["scheme"] == "students")]
+    predicted = chosen.groupby("row")["predicted"].mean()
+    rows, names = predicted.index.to_numpy(np.int64), np.array(outcomes.known.names, object)
     return pd.DataFrame(
         {
             "teacher": names[outcomes.teachers[rows]],
             "student": names[outcomes.students[rows]],
             "method": outcomes.method,
             "delta": outcomes.delta[rows],
-            "predicted": made.to_numpy(np.float64),
+            "predicted": predicted.to_numpy(np.float64),
             "rung": rung,
         }
     )

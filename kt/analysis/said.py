@@ -129,7 +129,7 @@ def _properties(tables: Tables, outcomes: list[Outcomes]) -> Iterator[str]:
             texts = [f"`{r['property']}` {with_error(r['effect'], r['se'])}" for r in records(clear.head(8))]
             more = f" and {len(clear) - 8} more" if len(clear) > 8 else ""
             found = f"{listing(texts)}{more}" if texts else "none clearly"
-            yield f"`{method}`, {words}, of {counted(len(tried), 'property').replace('propertys', 'properties')}: {found}."
+            yield f"`{method}`, {words}, of {len(tried)} properties: {found}."
     yield "Effects are points of delta for one standard deviation more of the property (± standard error)."
     yield IDENTITY
 
