@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from planted import simulate  # noqa: E402 (a neighbour of this script)
+from planted import simulate
 
 METHODS, SEEDS = ("kl", "kl_dp", "kl_dp_unsup", "xekl"), 3
 

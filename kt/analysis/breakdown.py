@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kt.analysis import components, dyadic, resample
-from kt.analysis.deltas import PAIR, TINY, group_of
+from kt.analysis.deltas import TINY, group_of
 from kt.analysis.inputs import Inputs
 from kt.analysis.outcomes import Outcomes
 
@@ -58,7 +59,7 @@ def _members(outcomes: Outcomes, equal_within: float) -> Iterator[Member]:
             values = gap.to_numpy(np.float64)
             edges = np.unique(np.quantile(values[known], np.linspace(0, 1, GAP_BINS + 1)))
             place = np.clip(np.searchsorted(edges, values, "right") - 1, 0, len(edges) - 2)
-            for bin_, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+            for bin_, (low, high) in enumerate(pairwise(edges)):
                 yield "accuracy difference", str(bin_ + 1), known & (place == bin_), float(low), float(high)
     for name in NAMED:
         if name not in outcomes.known.labels:
@@ -180,8 +181,10 @@ def expertise(inputs: Inputs) -> pd.DataFrame:
 
 
 def _mean(frame: pd.DataFrame, column: str) -> float | None:
-    values = pd.to_numeric(frame[column], errors="coerce").dropna() if column in frame else []
-    return float(np.mean(values)) if len(values) else None
+    if column not in frame:
+        return None
+    values = pd.to_numeric(frame[column], errors="coerce").dropna()
+    return float(values.mean()) if len(values) else None
 
 
 def several(inputs: Inputs, outcomes: list[Outcomes]) -> pd.DataFrame:
@@ -200,10 +203,12 @@ def several(inputs: Inputs, outcomes: list[Outcomes]) -> pd.DataFrame:
         single = {
             (names[t], names[s]): float(d) for t, s, d in zip(best.teachers, best.students, best.delta, strict=True)
         }
-    rows = rows.assign(
-        count=rows["teachers"].map(len) if "teachers" in rows else np.nan,
-        singles=[[single[t, s] for t in _listed(row) if (t, s) in single] for row, s in _with_students(rows)],
-    )
+    lists = rows["teachers"] if "teachers" in rows else pd.Series([None] * len(rows), rows.index, dtype=object)
+    singles = [
+        [single[teacher, str(student)] for teacher in _listed(names) if (teacher, str(student)) in single]
+        for names, student in zip(lists, rows["student"], strict=True)
+    ]
+    rows = rows.assign(count=lists.map(lambda names: len(_listed(names)) or np.nan), singles=singles)
     made = []
     for (method, count), of_method in rows.groupby(["method", "count"], dropna=False):
         students = of_method.groupby("student")["delta"].mean()
@@ -221,13 +226,5 @@ def several(inputs: Inputs, outcomes: list[Outcomes]) -> pd.DataFrame:
     return pd.DataFrame(made)
 
 
-def _with_students(rows: pd.DataFrame) -> Iterator[tuple[object, str]]:
-    lists = rows["teachers"] if "teachers" in rows else [None] * len(rows)
-    return zip(lists, rows["student"], strict=True)
-
-
 def _listed(value: object) -> list[str]:
     return [str(name) for name in value] if isinstance(value, (list, tuple, np.ndarray)) else []
-
-
-__all__ = ["PAIR", "by_model", "expertise", "groups", "several", "spread", "variance"]

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kt.analysis import components
+from kt.analysis.deltas import records
 from kt.analysis.effects import independent
 from kt.analysis.inputs import Inputs
 from kt.analysis.outcomes import Outcomes, gather
@@ -133,9 +134,11 @@ def _greedy(
         [np.full(k, max(float(delta.var()), noise)), np.full(models, max(found.teacher, 1e-3 * noise)),
          np.full(models, max(found.student, 1e-3 * noise))]
     )  # fmt: skip
-    covariance = np.linalg.inv(np.diag(1 / prior) + _products(old, seen, models) / noise)
+    covariance = np.asarray(np.linalg.inv(np.diag(1 / prior) + _products(old, seen, models) / noise), np.float64)
     wanted = _products(x, candidates, models)
-    open_, spent, picks, errors = np.ones(len(x), bool), 0.0, [], []
+    open_, spent = np.ones(len(x), bool), 0.0
+    picks: list[int] = []
+    errors: list[float] = []
     before = float(np.sqrt(np.trace(covariance @ wanted) / len(x)))
     while len(picks) < MOST_PAIRS:
         affordable = open_ & (spent + hours <= budget * (1 + 1e-12))
@@ -177,7 +180,7 @@ def _products(x: Floats, pairs: Pairs, models: int) -> Floats:
 
 
 def _form(matrix: Floats, x: Floats, pairs: Pairs, k: int, models: int) -> Floats:
-    """z'Mz of every pair's row z, [n], without writing the rows out."""
+    """The form z'Mz of every pair's row z, [n], without writing the rows out."""
     t, s = k + pairs.teachers, k + models + pairs.students
     of_x = x @ matrix[:k, :k]
     linear_part = (x * (matrix[:k, :].T[t] + matrix[:k, :].T[s])).sum(1)
@@ -189,18 +192,17 @@ def plan_text(plan: Plan, most: int = 20) -> str:
     """The plan as a plain table, and what it brings."""
     lines = [("teacher", "student", "hours", "error after it")]
     lines += [
-        (row.teacher, row.student, f"{row.hours:.3g}", number(row.error, 2))
-        for row in plan.pairs.head(most).itertuples()
+        (row["teacher"], row["student"], f"{row['hours']:.3g}", number(row["error"], 2))
+        for row in records(plan.pairs.head(most))
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     if len(plan.pairs) > most:
         text.append(f"… and {len(plan.pairs) - most:,} more")
+    after = number(plan.pairs["error"].iloc[-1], 2)
     text.append(
-        f"{counted(len(plan.pairs), 'pair')} of {plan.left:,} by {plan.method}, {plan.hours:.3g} hours: the expected"
-        f" error of a predicted delta falls from {number(plan.error, 2)} to {number(plan.pairs['error'].iloc[-1], 2)} points"
+        f"{counted(len(plan.pairs), 'pair')} of {plan.left:,} by {plan.method}, {plan.hours:.3g} hours:"
+        f" the expected error of a predicted delta falls from {number(plan.error, 2)} to {after} points"
     )
-    text.append(
-        "criterion: mean variance of the predicted deltas of all pairs not yet transferred, lowered most per hour"
-    )
+    text.append("criterion: mean variance of the predicted deltas of all pairs not yet done, lowered most per hour")
     return "\n".join(text)

@@ -117,12 +117,13 @@ def ols(y: ArrayLike, x: ArrayLike, dyads: Dyads) -> Fit:
     the error by 1.37; where no two pairs share a model it is the usual n/(n − 1).
 
     The sum can come out too small or negative in a small zoo: the result is never below ``LEAST`` times what
-    effects of teachers, students and pairs would give, with variances estimated from the residuals. With three models or fewer
-    every pair shares a model with every other, so that the sum is always zero: then it is the ordinary one.
+    effects of teachers, students and pairs would give, with variances estimated from the residuals. With three
+    models or fewer every pair shares a model with every other, so that the sum is always zero: then it is the
+    ordinary one.
 
     The t distribution's degrees of freedom are the effective number of models behind a coefficient, less one:
-    (Σ v_m)² / Σ v_m², with v_m the share of model m in the variance under those effects. It is about the number of models for a mean, and small where few models carry a
-    coefficient, as for a property that one model alone has.
+    (Σ v_m)² / Σ v_m², with v_m the share of model m in the variance under those effects. It is about the number of
+    models for a mean, and small where few models carry a coefficient, as for a property that one model alone has.
 
     Args:
         y: one number a pair, [n].
@@ -139,7 +140,7 @@ def ols(y: ArrayLike, x: ArrayLike, dyads: Dyads) -> Fit:
     n, k = regressors.shape
     if n == 0 or np.linalg.matrix_rank(regressors) < k:
         raise ValueError("the columns of x are linearly dependent")
-    inverse: Floats = np.linalg.inv(regressors.T @ regressors)
+    inverse = np.asarray(np.linalg.inv(regressors.T @ regressors), np.float64)
     weights: Floats = regressors @ inverse
     beta = weights.T @ values
     residuals = values - regressors @ beta

@@ -76,8 +76,11 @@ def hold_out(outcomes: Outcomes, rng: np.random.Generator, importances: bool = T
                 for scheme, test in tests.items():
                     rows = np.flatnonzero(test)
                     made = predict(pairs.rows(test))
-                    facts = {"rung": rung, "scheme": scheme, "repeat": repeat, "fold": fold, "average": average}
-                    parts.append(pd.DataFrame({"row": rows, "predicted": made}).assign(**facts))
+                    parts.append(
+                        pd.DataFrame({"row": rows, "predicted": made}).assign(
+                            rung=rung, scheme=scheme, repeat=repeat, fold=fold, average=average
+                        )
+                    )
                 if rung == TREES and groups and "students" in tests:
                     shuffled += list(_shuffled(outcomes, pairs, tests["students"], predict, groups, average, rng))
     if not parts:
@@ -135,7 +138,7 @@ def _ranking(made: pd.DataFrame) -> dict[str, Any]:
     """How well teachers are ranked for a student, over students: τ, regret of the predicted best, and hours saved."""
     taus: list[float] = []
     regrets: dict[int, list[float]] = {k: [] for k in TOP}
-    spent = {k: 0.0 for k in (*TOP, 0)}
+    spent = dict.fromkeys((*TOP, 0), 0.0)
     for _, group in made.groupby(["repeat", "fold", "student"], sort=False):
         delta, predicted = group["delta"].to_numpy(np.float64), group["predicted"].to_numpy(np.float64)
         if len(delta) < 3:
@@ -159,7 +162,7 @@ def _ranking(made: pd.DataFrame) -> dict[str, Any]:
 
 
 def _best_taken(delta: Floats, predicted: Floats, k: int) -> float:
-    """Delta of the best of the k teachers predicted best, [n] each; where all are tied, expected of k drawn at random."""
+    """Delta of the best of the k teachers predicted best; where all are tied, expected of k drawn at random."""
     if np.ptp(predicted) > 1e-12:
         return float(delta[np.argsort(-predicted, kind="stable")[:k]].max())
     n = len(delta)

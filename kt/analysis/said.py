@@ -88,10 +88,10 @@ def _gains(tables: Tables) -> Iterator[str]:
         yield f"{text}."
     for row in records(tables["variance"]):
         if not row["control"] and pd.notna(row["student"]):
+            student, teacher, pair = (number(row[name], 0) for name in ("student", "teacher", "pair"))
             yield (
-                f"`{row['method']}`: of the variance of delta between pairs, {number(row['student'], 0)} % is due to the"
-                f" student, {number(row['teacher'], 0)} % to the teacher and {number(row['pair'], 0)} % to neither alone"
-                f"{_chance(row)}."
+                f"`{row['method']}`: of the variance of delta between pairs, {student} % is due to the student,"
+                f" {teacher} % to the teacher and {pair} % to neither alone{_chance(row)}."
             )
     for row in records(tables["several"]):
         text = f"`{row['method']}` with several teachers: {with_error(row['delta'], row['se'])} points"
@@ -154,9 +154,14 @@ def _prediction(tables: Tables) -> Iterator[str]:
         if pd.notna(row["tau"]):
             text += f" It ranks an unseen student's teachers with weighted τ {number(row['tau'], 2)}"
             if pd.notna(row["hours_saved_3"]):
+                saved, hours, regret = (
+                    number(row["hours_saved_3"], 0),
+                    f"{row['hours']:.3g}",
+                    number(row["regret_3"], 2),
+                )
                 text += (
-                    f"; transferring only from its three best saves {number(row['hours_saved_3'], 0)} % of"
-                    f" {number(row['hours'], 1)} hours and misses the best teacher by {number(row['regret_3'], 2)} points"
+                    f"; transferring only from its three best saves {saved} % of {hours} hours"
+                    f" and misses the best teacher by {regret} points"
                 )
             text += "."
         if pd.notna(row["r2_ceiling"]):

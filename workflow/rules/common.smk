@@ -12,6 +12,7 @@ from kt import resources as guess
 from kt import status, store
 from kt.errors import KtError
 from kt.layout import Layout
+from kt.schema_analysis import ANALYSIS
 from kt.transfer import groups as kt_groups
 
 # The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.

@@ -11,6 +11,28 @@ TABLES = [
 ]
 
 
+rule analysis:
+    input:
+        [LAYOUT.table(name) for name in ("zoo", "complementarity", "transfers")],
+    output:
+        LAYOUT.analysis / "summary.md",
+        [
+            LAYOUT.analysis / f"{name}.{kind}"
+            for name in ANALYSIS
+            for kind in ("parquet", "csv")
+        ],
+    log:
+        LOGS / "analysis.log",
+    conda:
+        "../../envs/kt.yaml"
+    params:
+        analysis=STUDY.analysis.plain(),
+    message:
+        "analysis"
+    shell:
+        "kt analyse --log {log}"
+
+
 rule figures:
     input:
         TABLES,
@@ -34,6 +56,7 @@ rule report:
     input:
         TABLES,
         [LAYOUT.figures / f"{name}.png" for name in FIGURES],
+        LAYOUT.analysis / "summary.md",
     output:
         LAYOUT.report,
     log:
