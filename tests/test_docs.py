@@ -12,6 +12,7 @@ from kt import config, schema
 from kt.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ["README.md", "results/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
 def test_the_table_reference_is_the_schema() -> None:
@@ -23,7 +24,7 @@ def test_the_committed_json_schema_is_the_typed_configuration() -> None:
     assert committed == config.json_schema(), "run `kt config schema > docs/config.schema.json`"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/data.md", "docs/extending.md", "results/README.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_linked_or_named_file_exists(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
     linked = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
@@ -33,10 +34,7 @@ def test_every_linked_or_named_file_exists(document: str) -> None:
 
 
 def test_every_kt_command_in_the_documents_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    text = "".join(
-        (ROOT / name).read_text("utf-8")
-        for name in ("README.md", "docs/data.md", "docs/extending.md", "docs/tables.md")
-    )
+    text = "".join((ROOT / name).read_text("utf-8") for name in DOCUMENTS)
     commands = set(re.findall(r"(?:`|bin/)kt ([a-z]+)", text))
     assert len(commands) >= 6
     for command in commands:
