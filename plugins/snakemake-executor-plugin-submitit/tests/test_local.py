@@ -51,3 +51,16 @@ def test_missing_gpus_are_named_with_what_to_do(local_project: Project) -> None:
     snakefile = "rule one:\n    output: 'one'\n    resources: gpus=1\n    shell: 'touch {output}'\n"
     output = local_project.run(snakefile, "--submitit-cluster", "local", status=1)
     assert "rule one asks for 1 GPU(s), this machine has 0: --set-resources one:gpus=0" in output
+
+
+def test_old_logs_are_cleaned_on_request_but_never_those_of_a_run_that_goes_on(local_project: Project) -> None:
+    runs = [local_project.folder / f".snakemake/submitit/2020-01-0{day}_00-00-00-1" for day in (1, 2, 3, 4)]
+    for run in runs:
+        run.mkdir(parents=True)
+        if run != runs[1]:
+            (run / "ended").touch()
+    snakefile = "rule one:\n    output: 'one'\n    shell: 'touch {output}'\n"
+    local_project.run(snakefile, "--submitit-cluster", "local", "--submitit-keep-runs", "2")
+    left = sorted(runs[0].parent.iterdir())
+    assert left[:2] == [runs[1], runs[3]]
+    assert len(left) == 3

@@ -9,7 +9,7 @@ import time
 
 from conftest import Project
 from slurm_node import SlurmNode
-from test_slurm import in_queue, job_of
+from test_slurm import calls, count_calls, in_queue, job_of
 
 FIFTY = """
 rule all:
@@ -100,4 +100,47 @@ def test_of_fifty_jobs_each_ends_as_it_should_and_a_second_call_does_the_rest(
     (project.folder / "mended").touch()
     project.run(FIFTY)
     assert sum(map(int, re.findall(r"submitit: (\d+) jobs submitted", project.output))) == len(failed)
+    assert not in_queue(slurm)
+
+
+TWO_HUNDRED = """
+rule all:
+    input: expand("out/{i}", i=range(200))
+
+rule nap:
+    output: "out/{i}"
+    shell: "sleep 600; touch {output}"
+"""
+
+
+def test_an_array_of_two_hundred_costs_one_squeue_a_poll_and_no_sacct(project: Project, slurm: SlurmNode) -> None:
+    count_calls(project, slurm)
+    process = project.start(TWO_HUNDRED, "--verbose", "--max-jobs-per-timespan", "10000/1s", jobs=1000)
+    project.wait_for("submitit: 200 jobs submitted")
+    counted = {"squeue": 0}
+    end = time.monotonic() + 120
+    while counted["squeue"] < 10:
+        assert time.monotonic() < end
+        time.sleep(0.3)
+        counted = calls(project, "sbatch", "squeue", "sacct")
+    polls = project.output.count("submitit: looking at")
+    assert counted["squeue"] <= polls
+    assert (counted["sbatch"], counted["sacct"]) == (1, 0)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    slurm.clear()
+
+
+def test_a_job_that_the_controller_has_forgotten_is_sent_again_though_its_id_is_given_anew(
+    project: Project, slurm: SlurmNode
+) -> None:
+    process = project.start(
+        "rule one:\n    output: 'one'\n    shell: 'test -e again || {{ touch again; sleep 600; }}; touch {output}'\n"
+    )
+    project.wait_for_file("again")
+    slurm.stop("slurmctld", signal.SIGKILL)
+    slurm.run("slurmctld", "-c", "-f", slurm.env["SLURM_CONF"])  # without what it knew
+    assert process.wait(timeout=120) == 0, project.output
+    assert re.search(r"submitit: one: lost; retry 1 of 1 ", project.output)
+    assert project.logs("one").count("completed") == 1
     assert not in_queue(slurm)

@@ -35,6 +35,8 @@ common_settings = CommonSettings(
 )
 # Between two attempts to submit what was refused for now: at first, and at most.
 _RESUBMIT_SECONDS = (2.0, 120.0)
+# SLURM gives up a silent node within this time.
+_NODE_SECONDS = 600.0
 
 
 class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package has no types
@@ -68,7 +70,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         self._lock = threading.RLock()
         self._retry_at, self._retry_after = 0.0, _RESUBMIT_SECONDS[0]
         self._batch = 0  # most jobs in the next submission; 0 leaves it to the cluster
-        self._sent: list[str] = []
+        self._completed: dict[str, float] = {}
         self._told: set[str] = set()
         try:
             self.cluster = self._make_cluster()
@@ -200,7 +202,6 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         names = {job.name for job in jobs}
         ids = self.cluster.submit(names.pop() if len(names) == 1 else "snakemake", request, [e.task for e in batch])
         self.run_folder.record(ids, jobs, [entry.task.log for entry in batch])
-        self._sent += ids
         for entry, external in zip(batch, ids, strict=True):
             entry.reset(external)
         self.events.submitted(batch, request)
@@ -219,7 +220,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
 
     def _end_requeued(self) -> None:
         """A job whose node was given up just after it had written its result went back to the queue."""
-        states = self.cluster.states(self._sent) or {}
+        latest = [key for key, when in self._completed.items() if time.monotonic() - when < _NODE_SECONDS]
+        states = self.cluster.states(latest) or {}
         waiting = [key for key, (state, _) in states.items() if state == "PENDING"]
         if waiting:
             self.cluster.cancel(waiting)
@@ -239,6 +241,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         with self._lock:
             self._submit_backlog()
             entries = [self.entries[id(info)] for info in active_jobs if id(info) in self.entries]
+        self.logger.debug(f"submitit: looking at {len(entries)} jobs")
         self.watch.look([entry for entry in entries if entry.external])
         self.events.seen(entries)
         for entry in entries:
@@ -252,6 +255,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         """Act on an ending; False where the job was sent again."""
         if verdict is Verdict.COMPLETED:
             self.events.ended(entry, verdict)
+            self._completed[entry.external] = time.monotonic()
             self._forget(entry)
             self.report_job_success(entry.info)
             return True
