@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from kt import pairs
+
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("flips_vs_accuracy", "flips_heatmap", "delta_by_method", "delta_vs_accuracy", "flips_by_class")
 
@@ -278,3 +280,32 @@ def test_overrides_on_the_command_line_are_refused(tmp_path: Path) -> None:
     done = Checkout(tmp_path / "override").run("--config", "device=cpu")
     assert done.returncode != 0
     assert "give one --configfile and no --config" in done.stdout + done.stderr
+
+
+def test_a_large_plan_waits_for_the_table_of_models_and_still_sees_what_changed(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "large")
+    names = [f"m{i}" for i in range(150)]
+    checkout.study["zoo"]["models"] = {name: {"arch": "tiny_mixer", "train": {"epochs": 1}} for name in names}
+    checkout.study["pairs"] = {"select": "random", "n": 20_001}
+    checkout.study["transfer"]["pairs_per_job"] = 1000
+    fresh = checkout.succeed("-n")
+    assert "20001 pairs (0 done)" in fresh
+    assert re.search(r"transfer +150\n", fresh)
+    results = checkout.folder / "results"
+    made = ["data/images.npy", "data/labels.npy", "data/splits.parquet", "data/meta.json"]
+    made += [f"zoo/{name}.{kind}" for name in names for kind in ("safetensors", "json")]
+    made += [f"predictions/{name}.safetensors" for name in names]
+    made += [f"tables/{name}.parquet" for name in ("zoo", "pairs")]
+    made += [f"transfer/{name}/0.parquet" for name in names]
+    for age, name in enumerate(made):
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        (results / name).write_text('{"hash": "d", "fingerprint": "f"}')
+        os.utime(results / name, (1e9 + age, 1e9 + age))
+    plan = ["-n", "--rerun-triggers", "mtime", "--", *(f"results/transfer/{name}/0.parquet" for name in names)]
+    assert "Nothing to be done" in checkout.succeed(*plan)
+
+    os.utime(results / "predictions/m7.safetensors", (2e9, 2e9))
+    chosen = pairs.candidates(names, pairs.Random(select="random", n=20_001))
+    concerned = {student for teacher, student in chosen if "m7" in (teacher, student)}
+    assert 100 < len(concerned) < 150
+    assert re.search(rf"transfer +{len(concerned)}\n", checkout.succeed(*plan))

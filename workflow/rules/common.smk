@@ -110,11 +110,10 @@ def modified(path):
 
 
 def changed(name):
-    """When a member's weights or predictions last changed, or what they are made from."""
-    sources = [LAYOUT.predictions(name), LAYOUT.weights(name)]
-    return max(
-        map(modified, sources + [Path(STUDY.zoo.models[name].checkpoint or "none")])
-    )
+    """When a member's predictions last changed, or what they are made from; 0 where there are none."""
+    sources = [LAYOUT.weights(name), Path(STUDY.zoo.models[name].checkpoint or "none")]
+    there = modified(LAYOUT.predictions(name))
+    return there and max(there, *map(modified, sources))
 
 
 CHANGED = {name: changed(name) for name in STUDY.names} if GATED else {}
@@ -123,10 +122,12 @@ RECIPES = {name: store.digest(recipe_of(name)) for name in STUDY.names} if GATED
 
 def cached_logits(wildcards):
     names = [wildcards.student, *teachers(wildcards)]
-    if GATED:
-        # A job that was done is done again for the models that have changed since.
+    if GATED and workflow.is_main_process:
         done = modified(LAYOUT.transfer(wildcards.student, wildcards.chunk))
-        names = [name for name in names if 0 < done < CHANGED[name]]
+        if not done:
+            return [LAYOUT.table("zoo")]
+        # A job that was done is done again for the models that have changed since, or are new.
+        names = [name for name in names if not 0 < CHANGED[name] <= done]
     return [LOGITS[name] for name in names]
 
 

@@ -15,8 +15,6 @@ rule transfer:
         # Where names alone decide the pairs, the job knows its own; a longer table must not run it again.
         pairs=LAYOUT.table("pairs") if NEEDS_SCORES else [],
         weights=transfer_weights,
-        # Ancient: a longer table must not run everybody's jobs again.
-        models=ancient(LAYOUT.table("zoo")) if GATED else [],
         logits=cached_logits,
     output:
         LAYOUT.transfer("{student}", "{chunk}"),
@@ -123,6 +121,7 @@ rule tables:
         "../../envs/kt.yaml"
     params:
         analysis=STUDY.analysis.plain(),
+        jobs=JOBS,
     message:
         "final tables"
     shell:
