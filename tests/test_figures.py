@@ -135,6 +135,14 @@ def test_what_is_drawn_is_what_the_tables_say(tmp_path):
         assert rows["flips"].tolist() == list(expected)
 
 
+def test_the_figure_of_classes_says_where_the_table_lists_none(tmp_path):
+    study = tables.study()
+    study["complementarity"] = study["complementarity"].assign(flips_by_class=None, expertise=None)
+    draw(tables.write(tmp_path / "tables", study), tmp_path / "figures")
+    assert len(pd.read_csv(tmp_path / "figures/flips_by_class.csv")) == 0
+    assert len(pd.read_csv(tmp_path / "figures/flips_vs_accuracy.csv")) == 56
+
+
 def test_points_of_a_panel_are_the_pairs_of_its_method():
     (drawing,) = [d for n, d in drawings_of("eight") if n == "delta_vs_accuracy"]
     panels = {axes.get_title(loc="left").split(",")[0]: axes for axes in drawing.figure.axes if axes.axison}

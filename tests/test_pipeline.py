@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,23 @@ def test_a_new_model_trains_only_itself_and_its_pairs_and_leaves_without_trace(
     checkout.succeed("--until", "tables")
     assert checkout.ledger() == ledger
     pd.testing.assert_frame_equal(checkout.table("transfers"), table, check_exact=True)
+
+
+def test_a_new_model_is_scored_and_drawn_into_strata_without_scoring_the_rest_again(
+    finished: tuple[Checkout, str], tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0].folder, tmp_path / "grown")
+    checkout = Checkout(tmp_path / "grown")
+    checkout.study["zoo"]["models"]["late"] = {"arch": "test_byobnet", "train": {"epochs": 1}}
+    checkout.study["pairs"] = {"select": "stratified", "gaps": [0.0]}
+    printed = checkout.succeed("--until", "pairs")
+    assert "4 of 6 ordered pairs scored on 60 validation images" in printed
+    pairs = checkout.table("pairs")
+    assert set(pairs["student"]) == {"byob", "mixer", "late"}
+    kin = pairs["reason"].str.partition(", ")[2]
+    assert (kin == "same family").tolist() == [
+        set(pair) == {"byob", "late"} for pair in pairs[["teacher", "student"]].to_numpy()
+    ]
 
 
 def test_a_changed_parameter_reruns_that_method_alone(finished: tuple[Checkout, str]) -> None:

@@ -122,6 +122,9 @@ def flips_by_class(tables: Tables) -> Drawing:
     columns = ["rule", "teacher", "student", "class", "flips", "flips_se"]
     if not pairs:
         return Drawing(style.empty("no pair has positive flips"), pd.DataFrame(columns=columns))
+    if scores["flips_by_class"].isna().any():
+        text = "the table does not list classes; set complementarity.class_lists: true"
+        return Drawing(style.empty(text), pd.DataFrame(columns=columns))
     frames = []
     figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
     panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
