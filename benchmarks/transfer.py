@@ -107,7 +107,7 @@ def main() -> None:
     models.import_modules(study.zoo.modules)
     data = load_data(study.data.source)
     training = study.transfer.training.model_copy(update={"epochs": args.epochs})
-    rows = np.arange(study.data.splits.transfer)
+    rows = np.arange(study.data.splits.known("transfer"))
     inputs = Inputs(data.images, rows, study.zoo.input_of(args.model), device)
     labels = torch.from_numpy(data.labels[rows])
     methods = [registry()[name]() for name in METHODS]

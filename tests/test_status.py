@@ -20,8 +20,9 @@ from kt import config, pairs, status, store
 from kt.layout import Layout
 from kt.pace import ASSUMED, BASES, Pace
 from kt.status import index, jobs, screen
+from kt.transfer import groups
 from kt.transfer.ledger import Ledger
-from kt.transfer.units import Unit, describe, enumerate_tasks
+from kt.transfer.units import Unit, describe, enumerate_units, group_units, tasks_of
 
 MODELS = ("a", "b", "c")
 STUDY: dict[str, Any] = {
@@ -68,9 +69,10 @@ def train(study: config.Study, layout: Layout, student: str, teacher: str | None
     prints, keys = {name: name * 8 for name in MODELS}, []
     method = study.transfer.methods.chosen()["kl" if teacher else "self"]
     for seed in study.transfer.seeds:
-        unit = describe(Unit(method, teacher, seed), student, prints, "data", study.transfer.training)
-        Ledger(layout.ledger).add(unit, outcome)
-        keys.append(store.digest(unit))
+        unit = Unit(method, (teacher,) if teacher else (), seed)
+        described = describe(unit, student, prints, "data", study.transfer.training)
+        Ledger(layout.ledger).add(described, outcome)
+        keys.append(store.digest(described))
     return keys
 
 
@@ -124,35 +126,61 @@ def test_records_of_other_settings_are_not_counted_but_tell_the_pace(made):
     assert state.pace.of("b") == (0.0625, BASES[0])
 
 
-UNITS = st.sets(st.tuples(st.sampled_from(MODELS), st.sampled_from([None, *MODELS]), st.sampled_from(["ok", "failed"])))
+SEVERAL = {
+    **STUDY["transfer"],
+    "methods": {"kl": {}, "self": {}, "bikd": {}, "ensemble_mean": {}},
+}
+GROUPS = {"choose": {"select": "random", "k": 2, "n": 1}, "methods": {"soup": {}, "bikd": {}}}
+RULES = [{"select": "all"}, {"select": "random", "n": 3}, {"select": "top", "k": 1}]
 
 
-@given(UNITS, st.sampled_from([{"select": "all"}, {"select": "random", "n": 3}, {"select": "top", "k": 1}]))
-def test_the_survey_agrees_with_asking_the_ledger_for_every_unit(records, rule):
+def all_tasks(study: config.Study) -> list[str]:
+    """Keys of all units, one for each student that a unit serves, asked for one job after another."""
+    prints, keys = {name: name * 8 for name in MODELS}, []
+    training, seeds, methods = study.transfer.training, study.transfer.seeds, study.transfer.methods.chosen().values()
+    by_student: dict[str, list[str]] = {}
+    for teacher, student in pairs.candidates(study.names, study.pairs):
+        by_student.setdefault(student, []).append(teacher)
+    for student, teachers in by_student.items():
+        units = enumerate_units(methods, teachers[: pairs.most(study.pairs)], seeds, True)
+        keys += tasks_of(units, student, prints, "data", training)
+    for student in MODELS if study.groups else ():
+        sets = groups.choose(student, study.names, study.groups.choose)
+        units = group_units(study.groups.methods.chosen().values(), sets, seeds)
+        keys += tasks_of(units, student, prints, "data", training)
+    return keys
+
+
+@given(st.sampled_from(RULES), st.booleans(), st.data())
+def test_the_survey_agrees_with_asking_the_ledger_for_every_unit(rule, grouped, data):
     with tempfile.TemporaryDirectory() as folder:
         study, layout = make(Path(folder))
-        study = config.parse({**STUDY, "results": study.results, "pairs": rule}, "x")
-        for student, teacher, kind in sorted(records, key=str):
-            if student != teacher:
-                outcome = OK if kind == "ok" else {"status": "failed", "cause": "error", "reason": "error: x"}
-                train(study, layout, student, teacher, outcome)
-        by_student: dict[str, list[str]] = {}
-        for teacher, student in pairs.candidates(study.names, study.pairs):
-            by_student.setdefault(student, []).append(teacher)
-        done = failed = units = 0
-        prints = {name: name * 8 for name in MODELS}
-        for student, all_teachers in by_student.items():
-            teachers = all_teachers[:1] if rule["select"] == "top" else all_teachers
-            methods = list(study.transfer.methods.chosen().values())
-            args = methods, study.transfer.seeds, study.transfer.training, prints, "data"
-            outcomes = [Ledger(layout.ledger).get(key) for key in enumerate_tasks(student, teachers, True, *args)]
-            units += len(outcomes)
-            done += sum(o is not None and o["status"] == "ok" for o in outcomes)
-            failed += sum(o is not None and o["status"] == "failed" for o in outcomes)
+        plain = {**STUDY, "results": study.results, "pairs": rule, "transfer": SEVERAL}
+        study = config.parse({**plain, "groups": GROUPS} if grouped else plain, "x")
+        every = config.parse({**plain, "pairs": {"select": "all"}, "groups": GROUPS}, "x")
+        ledger, described = Ledger(layout.ledger), descriptions(every)
+        for key in data.draw(st.sets(st.sampled_from(sorted(described)), max_size=30)):
+            failed = {"status": "failed", "cause": "error", "reason": "error: x"}
+            ledger.add(described[key], OK if data.draw(st.booleans()) else failed)
+        outcomes = [ledger.get(key) for key in all_tasks(study)]
+        done = sum(outcome is not None and outcome["status"] == "ok" for outcome in outcomes)
+        failures = sum(outcome is not None and outcome["status"] == "failed" for outcome in outcomes)
         for _ in range(2):  # from the records, and from the index
             state = status.survey(study, layout)
-            assert (state.units, state.done, state.failed.total()) == (units, done, failed)
+            assert (state.units, state.done, state.failed.total()) == (len(outcomes), done, failures)
             assert state.waiting.total() == state.left
+
+
+def descriptions(study: config.Study) -> dict[str, dict[str, Any]]:
+    """What determines each unit of a study, by its key."""
+    prints, found = {name: name * 8 for name in MODELS}, {}
+    for student in MODELS:
+        others = [name for name in MODELS if name != student]
+        units = enumerate_units(study.transfer.methods.chosen().values(), others, study.transfer.seeds, True)
+        units += group_units(study.groups.methods.chosen().values(), [others], study.transfer.seeds)
+        tasks = tasks_of(units, student, prints, "data", study.transfer.training)
+        found |= {key: task.description for key, task in tasks.items()}
+    return found
 
 
 def test_the_index_sees_new_changed_damaged_and_removed_records(made):

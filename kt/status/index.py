@@ -32,8 +32,8 @@ class Entry(NamedTuple):
         status: ``ok``, ``failed``, or ``damaged``, and then the rest is empty.
         cause: of a failure.
         reason: of a failure, one line.
-        student: fingerprint; empty where all models train together.
-        teachers: fingerprints with spaces between; empty for a control; all models where they train together.
+        student: fingerprint; one of the models where all of them train together.
+        teachers: fingerprints with spaces between; empty for a control.
         plan: hash of all else that determines the result.
         seconds: wall time of the training.
         images: images that it trained on, each as often as it was seen.
@@ -53,13 +53,6 @@ class Entry(NamedTuple):
     images: int = 0
     device: str = ""
 
-    def roles(self) -> list[tuple[str, tuple[str, ...]]]:
-        """The student and its teachers, as fingerprints; each model in turn where they train together."""
-        models = tuple(self.teachers.split())
-        if self.student or not models:
-            return [(self.student, models)]
-        return [(model, models[:i] + models[i + 1 :]) for i, model in enumerate(models)]
-
 
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 _SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Entry).items()], {"version": VERSION})
@@ -67,7 +60,7 @@ _SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Entry
 
 def plan_hash(unit: Record) -> str:
     """Hash of what determines a unit's result beside its models."""
-    return store.digest({name: value for name, value in unit.items() if name not in ("student", "teachers", "models")})
+    return store.digest({name: value for name, value in unit.items() if name not in ("student", "teacher", "teachers")})
 
 
 def read(folder: Path) -> list[Entry]:
@@ -109,7 +102,7 @@ def _read(ledger: Ledger, key: str, size: int, changed: int) -> Entry:
         cause=str(outcome.get("cause") or ""),
         reason=str(outcome.get("reason") or ""),
         student=str(unit.get("student") or ""),
-        teachers=" ".join(unit.get("models") or unit.get("teachers") or ()),
+        teachers=" ".join(unit.get("teachers") or filter(None, [unit.get("teacher")])),
         plan=plan_hash(unit),
         seconds=float(outcome.get("seconds") or 0),
         images=int(outcome.get("steps") or 0) * int(unit.get("training", {}).get("batch_size", 0)),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
-from kt import pairs, schema, store
+from kt import schema, store
 from kt.config import Study
 from kt.data.datasets import split_sizes
 from kt.errors import KtError
@@ -15,10 +15,9 @@ from kt.layout import Layout
 from kt.pace import Pace
 from kt.status import index
 from kt.status.index import Entry
-from kt.transfer import groups as grouping
+from kt.status.wanted import Wanted, plans, wanted
 from kt.transfer.ledger import Ledger, Record
-from kt.transfer.method import Method
-from kt.transfer.units import FINAL_CAUSES, Unit, describe, group_units
+from kt.transfer.units import FINAL_CAUSES, Unit
 
 
 @dataclass
@@ -111,9 +110,9 @@ def fingerprints(layout: Layout, names: list[str]) -> dict[str, str]:
 
 def survey(study: Study, layout: Layout) -> Survey:
     """Compare the units that a study asks for with its ledger."""
-    wanted = _wanted(study, layout)
-    state = Survey(models=members(layout, study.names), pairs=len(wanted.pairs))
-    state.waiting = Counter(wanted.units)
+    asked = wanted(study, layout)
+    state = Survey(models=members(layout, study.names), pairs=len(asked.pairs))
+    state.waiting = Counter(asked.units)
     state.units = state.waiting.total()
     known = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
     try:
@@ -121,80 +120,18 @@ def survey(study: Study, layout: Layout) -> Survey:
     except KtError:
         data, known = "", {}
     entries = index.read(layout.ledger)
-    _count(state, entries, wanted, _plans(study, data), known)
+    _count(state, entries, asked, plans(study, data), known)
     state.pace = _pace(study, state.models, entries, known)
     state.images = split_sizes(layout.data, study.data)
     _estimate(state, study)
     return state
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What a study asks for.
-
-    Attributes:
-        pairs: teacher and student.
-        groups: a student and its teachers; those that are not known yet are left out.
-        units: number of units of every student.
-        per_pair: units of a pair.
-    """
-
-    pairs: set[tuple[str, str]]
-    groups: set[tuple[str, frozenset[str]]]
-    units: Mapping[str, int]
-    per_pair: int
-
-
-def _wanted(study: Study, layout: Layout) -> _Wanted:
-    chosen = _pairs(study, layout)
-    controls, per_pair = (_units(study, [m for m in _methods(study) if m.control == own]) for own in (True, False))
-    units = Counter({student: len(teachers) * per_pair + controls for student, teachers in chosen.items()})
-    groups: set[tuple[str, frozenset[str]]] = set()
-    if study.groups:
-        rule, per_group = study.groups.choose, _units(study, study.groups.methods.chosen().values())
-        accuracy = _accuracy(layout) if isinstance(rule, grouping.Ranked) else {}
-        for student, count in grouping.count(study.names, rule).items():
-            units[student] += count * per_group
-            if not isinstance(rule, grouping.Ranked) or accuracy.keys() >= set(study.names):
-                sets = grouping.choose(student, study.names, rule, accuracy)
-                groups |= {(student, frozenset(teachers)) for teachers in sets}
-    pairs = {(teacher, student) for student, teachers in chosen.items() for teacher in teachers}
-    return _Wanted(pairs, groups, units, per_pair)
-
-
-def _accuracy(layout: Layout) -> dict[str, float]:
-    """Validation accuracies of the models, percent; none before the table of models is made."""
-    try:
-        rows = schema.read(layout.table("zoo"), "zoo").to_pylist()
-    except KtError:
-        return {}
-    return {row["name"]: row["acc_validation"] for row in rows}
-
-
-def _methods(study: Study) -> list[Method]:
-    return list(study.transfer.methods.chosen().values())
-
-
-def _units(study: Study, methods: Iterable[Method]) -> int:
-    """Units of one pair, group or student."""
-    return len(group_units(methods, [()], study.transfer.seeds))
-
-
-def _plans(study: Study, data: str) -> tuple[dict[str, Unit], dict[str, Unit]]:
-    """What the study trains with every pair or student, and with every group, by the hash of it."""
-    found = []
-    for methods in (_methods(study), study.groups.methods.chosen().values() if study.groups else ()):
-        units = group_units(methods, [()], study.transfer.seeds)
-        plans = {index.plan_hash(describe(u, "", {"": ""}, data, study.transfer.training)): u for u in units}
-        found.append(plans)
-    return found[0], found[1]
-
-
 def _count(
     state: Survey,
     entries: list[Entry],
-    wanted: _Wanted,
-    plans: tuple[dict[str, Unit], dict[str, Unit]],
+    asked: Wanted,
+    planned: tuple[dict[str, Unit], dict[str, Unit]],
     known: Mapping[str, str],
 ) -> None:
     """Go through the ledger, not through the study: there are never more records than units that were once wanted."""
@@ -208,32 +145,36 @@ def _count(
             state.damaged.append(entry.key)
         elif entry.status == "failed" and entry.cause not in FINAL_CAUSES:
             state.retriable.append(entry.key)
-        for models in entry.roles():
-            unit = plans[len(models[1]) > 1].get(entry.plan)
-            if unit is None or unit.method.control == bool(models[1]):
-                continue
-            for student, *teachers in product(*(names.get(model, ()) for model in (models[0], *models[1]))):
-                if not _asked(wanted, student, teachers, state.waiting):
-                    continue
-                state.waiting[student] -= 1
-                if len(teachers) == 1:
-                    of_pair[teachers[0], student] += 1
-                if entry.status == "ok":
-                    state.done += 1
-                    state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
-                else:
-                    state.failed[entry.cause] += 1
-                    what = f"{unit.method.name} to {student}" + (f" from {' and '.join(teachers)}" if teachers else "")
-                    failures.append((entry.changed, f"{what}, seed {unit.seed}: {entry.reason}", student))
+        units = [found for found in _units_of(entry, planned, names) if asked.asks_for(*found[1:])]
+        for unit, student, teachers in units:
+            state.waiting[student] -= 1
+            if len(teachers) == 1:
+                of_pair[teachers[0], student] += 1
+            if entry.status == "ok":
+                state.done += 1
+            else:
+                state.failed[entry.cause] += 1
+                what = f"{unit.method.name} to {student}" + (f" from {' and '.join(teachers)}" if teachers else "")
+                failures.append((entry.changed, f"{what}, seed {unit.seed}: {entry.reason}", student))
+        if units and entry.status == "ok":
+            state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
     state.failures = [(text, student) for _, text, student in sorted(failures, reverse=True)]
-    state.pairs_done = sum(of_pair[pair] == wanted.per_pair for pair in wanted.pairs)
+    state.pairs_done = sum(of_pair[pair] == asked.per_pair for pair in asked.pairs)
 
 
-def _asked(wanted: _Wanted, student: str, teachers: list[str], students: Mapping[str, int]) -> bool:
-    """Whether the study asks for a student with these teachers."""
-    if len(teachers) > 1:
-        return (student, frozenset(teachers)) in wanted.groups
-    return (teachers[0], student) in wanted.pairs if teachers else student in students
+def _units_of(
+    entry: Entry, planned: tuple[dict[str, Unit], dict[str, Unit]], names: Mapping[str, list[str]]
+) -> Iterator[tuple[Unit, str, list[str]]]:
+    """What a record may be: a unit, its student and its teachers, under every name that the models have."""
+    models = (entry.student, *entry.teachers.split())
+    unit = planned[len(models) > 2].get(entry.plan)
+    if unit is None or unit.method.control != (len(models) == 1):
+        return
+    for i in range(len(models) if unit.method.joint else 1):  # trained together, each is the student in turn
+        for student, *teachers in product(
+            *(names.get(model, ()) for model in (models[i], *models[:i], *models[i + 1 :]))
+        ):
+            yield unit, student, teachers
 
 
 def _pace(study: Study, models: Mapping[str, Record], entries: list[Entry], known: Mapping[str, str]) -> Pace:
@@ -266,20 +207,6 @@ def _estimate(state: Survey, study: Study) -> None:
         known *= 1 + rest / state.basis.total()
         state.basis["a guess"] += rest
     state.seconds_left = known if state.basis else None
-
-
-def _pairs(study: Study, layout: Layout) -> dict[str, list[str]]:
-    """Teachers of every student: the table of pairs where it is made, else what the rule may choose."""
-    by_student: dict[str, list[str]] = {}
-    if pairs.needs_scores(study.pairs) and layout.table("pairs").exists():
-        table = schema.read(layout.table("pairs"), "pairs").to_pylist()
-        chosen = [(row["teacher"], row["student"]) for row in table]
-    else:
-        chosen = pairs.candidates(study.names, study.pairs)
-    for teacher, student in chosen:
-        by_student.setdefault(student, []).append(teacher)
-    most = pairs.most(study.pairs)
-    return {student: teachers[:most] for student, teachers in by_student.items()}
 
 
 def forget(layout: Layout, keys: list[str], damaged: bool) -> list[str]:
