@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import ACCOUNTING, WITH_AND_WITHOUT_ACCOUNTING, Project
 from slurm_node import SlurmNode
+from snakemake_executor_plugin_submitit.slurm import Slurm
 from test_slurm import calls, count_calls, in_queue, job_of
 
 MANY = """
@@ -53,6 +55,8 @@ rule never:
     resources: sbatch="--hold"
     shell: "touch {output}"
 """
+# what ends so, with nothing of ours in it
+PLAIN = {"COMPLETED": "true", "FAILED": "exit 3", "CANCELLED": "sleep 600", "TIMEOUT": "sleep 600"}
 
 
 @contextlib.contextmanager
@@ -66,28 +70,40 @@ def limit(slurm: SlurmNode, **values: int) -> Iterator[None]:
 
 
 @ACCOUNTING
-def test_jobs_that_squeue_has_forgotten_are_judged_from_the_accounts(project: Project, slurm: SlurmNode) -> None:
+def test_jobs_that_squeue_has_forgotten_are_judged_from_the_accounts(
+    project: Project, slurm: SlurmNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     count_calls(project, slurm)
     with slurm.configured(MinJobAge=2):
+        plain = {
+            state: slurm.run("sbatch", "--parsable", "--output=/dev/null", "--time=10", f"--wrap={command}")
+            for state, command in PLAIN.items()
+        }
         process = project.start(ENDINGS, "--retries", "0")
         project.wait_for(r"jobs submitted(.*\n)+.*jobs submitted(.*\n)+.*jobs submitted")
         for name in ("cancelled", "time"):
             project.wait_for_file(f"started.{name}")
         process.send_signal(signal.SIGSTOP)  # looks away until all is over and forgotten
         assert calls(project, "sacct") == {"sacct": 0}
-        slurm.run("scontrol", "update", f"JobId={job_of(project, 'time')}", "EndTime=now")
+        for job in (job_of(project, "time"), plain["TIMEOUT"]):
+            slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now")
         slurm.run("scancel", job_of(project, "cancelled"), job_of(project, "never.i=0").split("_")[0])
+        slurm.run("scancel", plain["CANCELLED"])
         end = time.monotonic() + 90
         while slurm.run("squeue", "--noheader", "--states=all"):
             assert time.monotonic() < end, slurm.run("squeue", "--states=all")
             time.sleep(0.5)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "environ", slurm.env)
+            cluster = Slurm(project.folder, array_size=0, parallel=0, signal_delay=90, setup=[])
+            assert cluster.states(plain.values()) == {job: (state, "") for state, job in plain.items()}
         process.send_signal(signal.SIGCONT)
         assert process.wait(timeout=60) == 1
     output = project.output
     assert (project.folder / "good").exists()
     assert re.search(r"submitit: bad: code error \(exit status 1\); given up", output)
     assert re.search(r"submitit: cancelled: cancelled \(SLURM says CANCELLED\); given up", output)
-    assert re.search(r"submitit: time: timed out \(SLURM says TIMEOUT\); given up", output)
+    assert re.search(r"submitit: time: timed out .*; given up", output)
     assert len(re.findall(r"submitit: never.i=\d: cancelled \(SLURM says CANCELLED\); given up", output)) == 3
     if slurm.limits_memory:
         assert re.search(r"submitit: memory: out of memory .*; given up", output)
