@@ -70,7 +70,7 @@ def test_reading_the_registry_imports_neither_torch_nor_timm(python):
     assert ended.stdout == "[]\n", ended.stderr
 
 
-def test_shipped_sizes_are_those_of_the_models(known):
+def test_sizes_are_those_of_the_models(known):
     for tag in ("test_resnet.r160_in1k", "test_vit.r160_in1k"):
         model, (channels, height, width) = timm.create_model(tag), known.tags[tag].input_size
         from kt.zoo import models
@@ -84,6 +84,23 @@ def test_shipped_sizes_are_those_of_the_models(known):
             1,
             ours.feature_width,
         )
+
+
+def test_a_table_of_sizes_is_read_for_the_timm_that_made_it_alone(tmp_path, monkeypatch):
+    from kt.zoo import listing
+
+    tag = "test_vit.r160_in1k"
+    made = {tag: {"params": 1, "macs": None, "feature_width": 3}, "unknown.x": None}
+    monkeypatch.setattr(registry, "TABLE", tmp_path / "sizes.csv")
+    registry._table.cache_clear()
+    assert registry._table() == {}
+    (tmp_path / "sizes.csv").write_text(listing.table(made), "utf-8")
+    registry._table.cache_clear()
+    assert sizes([tag]) == {tag: Size(1, None, 3)}
+    (tmp_path / "sizes.csv").write_text(listing.table(made).replace(timm.__version__, "0.1"), "utf-8")
+    registry._table.cache_clear()
+    assert registry._table() == {}
+    registry._table.cache_clear()
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 ``python -m kt.zoo.listing models OUT [MODULE …]`` writes every architecture and pretrained tag as JSON, and
 ``python -m kt.zoo.listing sizes OUT [MODULE …]`` the sizes of the tags whose names it reads from standard input;
-``kt.zoo.registry`` runs both and keeps what they write. ``python -m kt.zoo.listing table kt/zoo/sizes.csv`` makes the
-table of all sizes that ships with ``kt``: once for each timm version that is pinned, about eight minutes of one core.
+``kt.zoo.registry`` runs both and keeps what they write. ``python -m kt.zoo.listing table kt/zoo/sizes.csv`` makes a
+table of all sizes for the timm that is installed: once, in about eight minutes of one core.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ from typing import Any
 from kt import store
 from kt.errors import KtError
 
-SHIPPED = Path(__file__).with_name("sizes.csv")
-"""Sizes of all tags of one timm version, whose number is in the first line."""
+TABLE = Path(__file__).with_name("sizes.csv")
+"""Sizes of all tags of one timm version, where ``python -m kt.zoo.listing table`` has made them."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ def load(modules: Sequence[str] = ()) -> Registry:
 def sizes(names: Iterable[str], modules: Sequence[str] = ()) -> dict[str, Size | None]:
     """Sizes of pretrained tags, without their weights; None where timm cannot build one without them.
 
-    Those that neither the shipped table nor the cache holds are built on torch's meta device: about a quarter of a
+    Those that neither ``TABLE`` nor the cache holds are built on torch's meta device: about a quarter of a
     second each.
     """
     names = list(names)
-    found: dict[str, Any] = {name: known for name, known in _shipped().items() if name in set(names)}
+    found: dict[str, Any] = {name: known for name, known in _table().items() if name in set(names)}
     if all(name in found for name in names):
         return {name: found[name] for name in names}
     path = cache_folder() / f"sizes-{_key(modules)}.json"
@@ -162,8 +162,10 @@ def _pretrained(known: dict[str, Any]) -> Pretrained:
 
 
 @lru_cache(maxsize=1)
-def _shipped() -> dict[str, Size]:
-    with SHIPPED.open(encoding="utf-8") as file:
+def _table() -> dict[str, Size]:
+    if not TABLE.is_file():
+        return {}
+    with TABLE.open(encoding="utf-8") as file:
         if file.readline().strip() != f"# timm {version('timm')}":
             return {}
         return {
