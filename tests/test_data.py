@@ -582,7 +582,7 @@ def test_timm_reads_tar_files_and_damaged_images_in_them_are_not_replaced(folder
 def test_timm_data_sets_that_are_streams_are_read_in_order(tmp_path, monkeypatch):
     from timm.data import dataset_factory
 
-    class Samples:
+    class Samples(torch.utils.data.IterableDataset):
         def __init__(self, n: int) -> None:
             self.n = n
 

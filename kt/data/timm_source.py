@@ -64,7 +64,9 @@ def _create(spec: DataSpec, part: str) -> Any:
 
 
 def _is_stream(data: Any) -> bool:
-    return not hasattr(data, "__getitem__")
+    from torch.utils.data import IterableDataset
+
+    return isinstance(data, IterableDataset)
 
 
 def _labels(data: Any, at: str) -> NDArray[np.int64]:
