@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kt import schema
+from kt import schema, stages
+from kt.config import Study, check, parse
 from kt.data import datasets, decode, sources, views
 from kt.data.datasets import Dataset
 from kt.data.decode import fit
@@ -26,6 +27,7 @@ from kt.data.sources import Listing
 from kt.data.spec import SPLITS, DataSpec, InputSpec, SplitSizes
 from kt.data.splits import assign
 from kt.errors import KtError
+from kt.layout import Layout
 
 CPU = torch.device("cpu")
 
@@ -526,6 +528,38 @@ def test_what_was_decoded_for_another_configuration_is_not_used(folder, tmp_path
     datasets.write(tmp_path / "store", spec)
     datasets.write(tmp_path / "whole", spec)
     assert (tmp_path / "store/images.npy").read_bytes() == (tmp_path / "whole/images.npy").read_bytes()
+
+
+def study_of(folder: Path, tmp_path: Path, batch_size: int) -> Study:
+    member = {"arch": "test_resnet", "train": {"epochs": 1, "batch_size": 2}}
+    seen = {"size": 15, "mean": [0.5], "std": [0.5], "crop_pct": 0.9}
+    splits = {"zoo": 3, "transfer": 0.4, "validation": 2, "test": 2}
+    training = {"epochs": 1, "batch_size": batch_size, "lr": 0.1}
+    return parse(
+        {
+            "results": str(tmp_path / "results"),
+            "data": {"source": str(folder), "size": 16, "splits": splits},
+            "zoo": {"input": seen, "models": {"a": member, "b": member}},
+            "pairs": {"select": "all"},
+            "transfer": {"methods": {"kl": {}}, "seeds": [0], "training": training},
+        },
+        "c.yaml",
+    )
+
+
+def test_the_stage_warns_of_images_that_will_be_enlarged_and_refuses_too_small_splits(folder, tmp_path, caplog):
+    study, layout = study_of(folder, tmp_path, 9), Layout(tmp_path / "results")
+    check(study)
+    with pytest.raises(KtError, match=r"batch_size: 9 is larger than data.splits.transfer \(8\)"):
+        stages.data(study, layout, 1)
+    assert not (layout.data / "images.npy").exists()
+    with caplog.at_level("INFO"):
+        stages.data(study_of(folder, tmp_path, 8), layout, 2)
+    assert "enlarged" not in caplog.text
+    assert "3 zoo, 8 transfer, 2 validation, 2 test images" in caplog.text
+    large = study.model_copy(update={"zoo": study.zoo.model_copy(update={"input": input_of(64)})})
+    stages.data(large.model_copy(update={"transfer": study_of(folder, tmp_path, 8).transfer}), layout, 1)
+    assert "images of 16 pixels are enlarged for a (64), b (64)" in caplog.text
 
 
 # timm's data sets

@@ -142,6 +142,12 @@ class DataSpec(Spec):
         return {str(name): label for name, label in value.items()} if isinstance(value, dict) else value
 
     @property
+    def files(self) -> list[str]:
+        """Single files that the data set is made from; whatever changes in them changes it."""
+        npz = [self.source] if self.source.endswith(".npz") else []
+        return [*npz, *filter(None, [self.class_file, *(take.file for take in self.splits.takes().values())])]
+
+    @property
     def by_timm(self) -> bool:
         """Whether timm reads the source."""
         return self.source.partition("/")[0].lower() in TIMM_PREFIXES or self.source.endswith(".tar")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 from kt import predictions, schema, store, tables
 from kt.config import Study
 from kt.data import datasets
 from kt.data.datasets import Dataset
+from kt.errors import listed
 from kt.layout import Layout
 from kt.stages.common import build, known_model, metadata, pick_device
 from kt.zoo import check, overrides, registry
@@ -22,6 +24,9 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     datasets.write(layout.data, study.data, threads, study.check_splits)
     dataset = Dataset.open(layout.data)
     check.check_heads(study.zoo, registry.load(study.zoo.modules), dataset.classes)
+    wanted = {name: math.floor((spec := study.zoo.input_of(name)).size / spec.crop_pct) for name in study.names}
+    if small := [f"{name} ({side})" for name, side in wanted.items() if study.data.size and side > study.data.size]:
+        log.warning("data: images of %d pixels are enlarged for %s", study.data.size, listed(small))
     counts = dataset.splits["split"].value_counts(sort=False)
     log.info("data: %s decoded, %s images", study.data.source, ", ".join(f"{n} {split}" for split, n in counts.items()))
 

@@ -1,4 +1,6 @@
 rule data:
+    input:
+        STUDY.data.files,
     output:
         LAYOUT.data / "images.npy",
         LAYOUT.data / "labels.npy",
@@ -9,6 +11,8 @@ rule data:
     conda:
         "../../envs/kt.yaml"
     threads: 8
+    resources:
+        mem_mb=3000,
     params:
         spec=STUDY.data.plain(),
     message:
