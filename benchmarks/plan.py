@@ -6,8 +6,8 @@ say of each (made-up sizes), and asks for a random choice of pairs, five methods
     python benchmarks/plan.py                      # 1,000 models, 100,000 pairs
     python benchmarks/plan.py --done 100000        # and `kt status` with so many made-up finished trainings
 
-The last line is JSON: seconds and peak memory of the dry run, its jobs, pairs and trainings, and what it says will be
-spent; for `kt status`, seconds of the first call, which reads every record, and of the second one.
+The last line is JSON: seconds and peak memory of the dry run, its jobs, pairs and trainings, and the GPU-hours that it
+foresees; for `kt status` the same of the first call, which reads every record, and of the next one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import json
 import os
 import random
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -80,7 +79,14 @@ def write_records(folder: Path, count: int) -> None:
         for teacher, student in pairs.candidates(plan.names, plan.pairs)
         for unit in enumerate_units(methods, [teacher], plan.transfer.seeds, False)
     )
-    outcome = {"status": "ok", "last": "A" * 600, "best": "A" * 600, "seconds": 90.0, "device": "made-up GPU"}
+    outcome = {
+        "status": "ok",
+        "last": "A" * 600,
+        "best": "A" * 600,
+        "steps": 80,
+        "seconds": 90.0,
+        "device": "made-up GPU",
+    }
     for unit, student in islice(units, count):
         description = describe(unit, student, prints, "made-up", plan.transfer.training)
         path = ledger.path(store.digest(description))
@@ -89,8 +95,8 @@ def write_records(folder: Path, count: int) -> None:
         path.write_text(json.dumps(record, sort_keys=True), "utf-8")  # the ledger's own writes wait for the disk
 
 
-def measure(folder: Path, *command: str) -> tuple[float, float, str]:
-    """Seconds, peak memory in MB, and output of a command."""
+def measure(folder: Path, *command: str) -> tuple[dict[str, float], str]:
+    """Seconds (of the clock, and of the processor: the same on a quiet machine), peak memory in MB, and the output."""
     start = time.perf_counter()
     with (folder / "out.txt").open("w") as out:
         process = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, stdout=out, stderr=subprocess.STDOUT)
@@ -98,11 +104,8 @@ def measure(folder: Path, *command: str) -> tuple[float, float, str]:
     text = (folder / "out.txt").read_text("utf-8")
     if status:
         sys.exit(text[-3000:])
-    return time.perf_counter() - start, _megabytes(usage), text
-
-
-def _megabytes(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss / 1024
+    facts = {"seconds": time.perf_counter() - start, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    return {**{name: round(value, 1) for name, value in facts.items()}, "peak_mb": usage.ru_maxrss // 1024}, text
 
 
 def main() -> None:
@@ -114,30 +117,25 @@ def main() -> None:
     parser.add_argument("--done", type=int, default=0, help="made-up finished trainings for `kt status`")
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="plan") as name:
-        folder, result = Path(name), {}
+        folder = Path(name)
         plain = study(arguments.models, arguments.pairs, arguments.pairs_per_job)
         (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), "utf-8")
         write_members(Layout(folder / "results"), list(plain["zoo"]["models"]))
         profile = ["--snakefile", f"{ROOT}/Snakefile", "--workflow-profile", f"{ROOT}/profiles/default"]
-        seconds, peak, text = measure(folder, "snakemake", *profile, "-n")
+        facts, text = measure(folder, "snakemake", *profile, "-n")
         said = next(line for line in text.splitlines() if line.startswith("kt: "))
         print(said, flush=True)
-        result |= {"seconds": round(seconds, 1), "peak_mb": round(peak)}
+        result: dict[str, Any] = dict(facts)
         result["jobs"] = int(re.findall(r"^total\s+(\d+)$", text, re.MULTILINE)[-1])
         result["pairs"] = int(re.findall(r"(\d+) pairs", said)[0])
         result["units"] = int(re.findall(r"(\d+) trainings", said)[0])
-        result["left"] = said.rpartition("; ")[2]
+        result["hours"] = float(re.findall(r"about ([\d,.]+) hours", said)[0].replace(",", ""))
         if arguments.done:
             write_records(folder, arguments.done)
-            first = measure(folder, "kt", "status")
-            print(first[2], flush=True)
-            second = measure(folder, "kt", "status")
-            result["status"] = {
-                "done": arguments.done,
-                "first_seconds": round(first[0], 1),
-                "seconds": round(second[0], 2),
-                "peak_mb": round(second[1]),
-            }
+            first, shown = measure(folder, "kt", "status")
+            print(shown, flush=True)
+            again, _ = measure(folder, "kt", "status")
+            result["status"] = {"done": arguments.done, "first": first, "again": again}
     print(json.dumps(result))
 
 

@@ -12,7 +12,7 @@ from kt.config import Study
 from kt.data.datasets import split_sizes
 from kt.errors import KtError
 from kt.layout import Layout
-from kt.pace import Pace
+from kt.pace import BASES, Pace
 from kt.status import index
 from kt.status.index import Entry
 from kt.status.wanted import Wanted, plans, wanted
@@ -38,6 +38,7 @@ class Survey:
         seconds_left: estimate of what the missing units will take; None where nothing is known.
         basis: how many of the missing units rest on what, see ``kt.pace.BASES``.
         pace: what the estimate rests on.
+        assumed: where trainings will run, as far as that is known before the first.
         damaged: keys of damaged records in the ledger.
         retriable: keys of failed units that another try may mend.
     """
@@ -55,6 +56,7 @@ class Survey:
     seconds_left: float | None = None
     basis: Counter[str] = field(default_factory=Counter)
     pace: Pace = field(default_factory=Pace)
+    assumed: str = "device"
     damaged: list[str] = field(default_factory=list)
     retriable: list[str] = field(default_factory=list)
 
@@ -80,8 +82,8 @@ class Survey:
 
     @property
     def device(self) -> str:
-        """The device that most of the time was spent on."""
-        return max(self.seconds, key=self.seconds.__getitem__, default="device")
+        """The device that most of the time was spent on; before that, the kind that is assumed."""
+        return max(self.seconds, key=self.seconds.__getitem__, default=self.assumed)
 
 
 def duration(seconds: float) -> str:
@@ -124,6 +126,8 @@ def survey(study: Study, layout: Layout) -> Survey:
     state.pace = _pace(study, state.models, entries, known)
     state.images = split_sizes(layout.data, study.data)
     _estimate(state, study)
+    if study.device != "auto" or set(state.basis) == {BASES[4]}:  # an assumed speed is a GPU's, but for `cpu`
+        state.assumed = "cpu" if study.device == "cpu" else "GPU"
     return state
 
 
