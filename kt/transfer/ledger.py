@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +76,6 @@ class Ledger:
         with contextlib.suppress(FileNotFoundError):  # another job may have met the same record
             self.path(key).replace(target)
         log.warning("ledger: record %s is damaged; set aside as %s and computed again", key[:12], target)
-
-    def records(self) -> Iterator[tuple[str, Record | None]]:
-        """Every key in the ledger with its outcome, or with None where the record is damaged."""
-        for path in sorted(self.folder.glob("[0-9a-f][0-9a-f]/*.json")):
-            try:
-                yield path.stem, self.read(path.stem)[1]
-            except ValueError:
-                yield path.stem, None
 
     def read(self, key: str) -> tuple[Record, Record]:
         """A record's unit and outcome.

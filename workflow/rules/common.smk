@@ -1,5 +1,4 @@
 import gc
-import math
 import re
 import sys
 from pathlib import Path
@@ -8,7 +7,6 @@ from snakemake.exceptions import WorkflowError
 
 from kt import config as kt_config
 from kt import pairs as kt_pairs
-from kt import resources as guess
 from kt import status, store
 from kt.errors import KtError
 from kt.layout import Layout
@@ -146,62 +144,6 @@ if workflow.is_main_process:
     )
     if SURVEY.damaged and not dry:
         status.forget(LAYOUT, SURVEY.damaged, damaged=True)
-
-
-def site(name, otherwise):
-    """A whole number among the profile's `default-resources`."""
-    given = workflow.resource_settings.default_resources
-    value = given.get(name).value if given and name in given else None
-    return value if isinstance(value, int) else otherwise
-
-
-def on_gpu(rule):
-    """Whether a rule's jobs will find a GPU, as far as that is known before they run."""
-    asked = workflow.resource_settings.overwrite_resources.get(rule, {})
-    return (
-        STUDY.device.startswith("cuda") or "gpus" in asked or site("gpus", 0) > 0
-    ) and STUDY.device != "cpu"
-
-
-# What jobs may ask for where nothing is known of their model, and the longest time that they ask for.
-PLAIN_MB, LONGEST = site("mem_mb", 2000), site("runtime", 1440)
-READ = ("transfer", "validation", "test")
-
-
-def images_of(split):
-    """Images of a split; infinitely many where only decoding the data set will tell."""
-    return SURVEY.images.get(split, math.inf)
-
-
-def memory(rule, model, splits, batch_size, attempt):
-    """Memory of a job for one model, from the model's size where it is known; more at every further attempt."""
-    facts = SURVEY.models.get(model, {})
-    if not (facts.get("params") and facts.get("macs")):
-        return PLAIN_MB * 2 ** (attempt - 1)
-    spec = STUDY.zoo.input_of(model)
-    prepared = sum(
-        guess.prepared_mb(images_of(split), len(spec.mean), spec.size)
-        for split in splits
-    )
-    return guess.memory_mb(
-        facts["params"],
-        facts["macs"],
-        batch_size,
-        prepared,
-        train=rule != "predictions",
-        gpu=on_gpu(rule),
-        attempt=attempt,
-    )
-
-
-def minutes(model, images):
-    """Time limit of a job that trains a model on so many images."""
-    pace = SURVEY.pace.of(model)
-    return (
-        guess.minutes(images * pace[0], LONGEST)
-        if pace and images < math.inf
-        else LONGEST
-    )
 
 
 onstart:

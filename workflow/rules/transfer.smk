@@ -1,15 +1,3 @@
-def training_images(wildcards):
-    """Images that a job's missing trainings see, each as often as it is seen."""
-    plan, methods = STUDY.transfer, STUDY.transfer.methods.chosen().values()
-    controls = sum(method.control for method in methods)
-    mine = min(len(teachers(wildcards)), plan.pairs_per_job)
-    own = controls if wildcards.chunk == "0" else 0
-    units = (mine * (len(methods) - controls) + own) * len(plan.seeds)
-    waiting = SURVEY.waiting.get(wildcards.student, units)
-    seen = plan.training.epochs * images_of("transfer")
-    return min(units, waiting) * seen
-
-
 rule transfer:
     input:
         # Where names alone decide the pairs, the job knows its own; a longer table must not run it again.
@@ -52,14 +40,6 @@ rule transfer:
     shell:
         "kt transfer --student {wildcards.student} --chunk {wildcards.chunk}"
         " {params.pairs} --out {output} --threads {resources.cpus_per_task} --log {log}"
-
-
-def group_images(wildcards):
-    """Images that the trainings of a student's groups see; methods that train one after another see more."""
-    size = kt_groups.largest(STUDY.groups.choose)
-    each = sum(method.budget(size) for method in STUDY.groups.methods.chosen().values())
-    trainings = GROUPS[wildcards.student] * each * len(STUDY.transfer.seeds)
-    return trainings * STUDY.transfer.training.epochs * images_of("transfer")
 
 
 rule groups:

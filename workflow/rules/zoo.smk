@@ -1,15 +1,3 @@
-def recipe_batch(wildcards):
-    train = member(wildcards).train
-    return train.batch_size if train else 1
-
-
-def recipe_images(wildcards):
-    """Images that a member's own training sees; none where its weights are given."""
-    train = member(wildcards).train
-    images = images_of("zoo")
-    return train.epochs * (train.images or images) if train else 0
-
-
 rule weights:
     input:
         LAYOUT.data / "meta.json",

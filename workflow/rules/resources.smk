@@ -1,0 +1,96 @@
+import math
+
+from kt import resources as guess
+
+
+def site(name, otherwise):
+    """A whole number among the profile's `default-resources`."""
+    given = workflow.resource_settings.default_resources
+    value = given.get(name).value if given and name in given else None
+    return value if isinstance(value, int) else otherwise
+
+
+def on_gpu(rule):
+    """Whether a rule's jobs will find a GPU, as far as that is known before they run."""
+    asked = workflow.resource_settings.overwrite_resources.get(rule, {})
+    return (
+        STUDY.device.startswith("cuda") or "gpus" in asked or site("gpus", 0) > 0
+    ) and STUDY.device != "cpu"
+
+
+# What jobs may ask for where nothing is known of their model, and the longest time that they ask for.
+PLAIN_MB, LONGEST = site("mem_mb", 2000), site("runtime", 1440)
+READ = ("transfer", "validation", "test")
+
+
+def images_of(split):
+    """Images of a split; infinitely many where only decoding the data set will tell."""
+    return SURVEY.images.get(split, math.inf)
+
+
+def memory(rule, model, splits, batch_size, attempt):
+    """Memory of a job for one model, from the model's size where it is known; more at every further attempt."""
+    facts = SURVEY.models.get(model, {})
+    if not (facts.get("params") and facts.get("macs")):
+        return PLAIN_MB * 2 ** (attempt - 1)
+    spec = STUDY.zoo.input_of(model)
+    prepared = sum(
+        guess.prepared_mb(images_of(split), len(spec.mean), spec.size)
+        for split in splits
+    )
+    return guess.memory_mb(
+        facts["params"],
+        facts["macs"],
+        batch_size,
+        prepared,
+        train=rule != "predictions",
+        gpu=on_gpu(rule),
+        attempt=attempt,
+    )
+
+
+def minutes(model, images):
+    """Time limit of a job that trains a model on so many images."""
+    pace = SURVEY.pace.of(model)
+    return (
+        guess.minutes(images * pace[0], LONGEST)
+        if pace and images < math.inf
+        else LONGEST
+    )
+
+
+def trained(wildcards):
+    """How the pipeline trains or fine-tunes a member; nothing where its weights are given."""
+    return member(wildcards).train or member(wildcards).finetune
+
+
+def recipe_batch(wildcards):
+    recipe = trained(wildcards)
+    return recipe.batch_size if recipe else 1
+
+
+def recipe_images(wildcards):
+    """Images that a member's own training sees; none where its weights are given."""
+    recipe = trained(wildcards)
+    images = images_of("zoo")
+    return recipe.epochs * (recipe.images or images) if recipe else 0
+
+
+def training_images(wildcards):
+    """Images that a job's missing trainings see, each as often as it is seen."""
+    plan, methods = STUDY.transfer, STUDY.transfer.methods.chosen().values()
+    controls = sum(method.control for method in methods)
+    mine = min(len(teachers(wildcards)), plan.pairs_per_job)
+    own = controls if wildcards.chunk == "0" else 0
+    units = (mine * (len(methods) - controls) + own) * len(plan.seeds)
+    waiting = SURVEY.waiting.get(wildcards.student, units)
+    seen = plan.training.epochs * images_of("transfer")
+    return min(units, waiting) * seen
+
+
+def group_images(wildcards):
+    """Images that the trainings of a student's groups see; methods that train one after another see more."""
+    size = kt_groups.largest(STUDY.groups.choose)
+    each = sum(method.budget(size) for method in STUDY.groups.methods.chosen().values())
+    trainings = GROUPS[wildcards.student] * each * len(STUDY.transfer.seeds)
+    return trainings * STUDY.transfer.training.epochs * images_of("transfer")
