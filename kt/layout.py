@@ -37,6 +37,10 @@ class Layout:
         """The rows of one transfer job."""
         return self.root / "transfer" / student / f"{chunk}.parquet"
 
+    def improved(self, student: str, key: str) -> Path:
+        """Weights of a student after the transfer of a unit; the card of the same name lies beside them."""
+        return self.root / "students" / student / f"{key[:16]}.safetensors"
+
     @property
     def ledger(self) -> Path:
         """Folder of finished units."""

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kt import pairs as pairing
-from kt import predictions, schema, status
+from kt import predictions, schema, status, store
 from kt.config import Study
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
@@ -24,11 +24,14 @@ from kt.layout import Layout
 from kt.progress import Progress
 from kt.stages.common import build, known_model, metadata, pick_device
 from kt.transfer import groups as grouping
+from kt.transfer.card import card
 from kt.transfer.ledger import Ledger, Record
 from kt.transfer.units import Task, Unit, enumerate_units, group_units, rows, tasks_of
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from kt.transfer.job import Workbench
 
 log = logging.getLogger(__name__)
 
@@ -84,29 +87,54 @@ def _do(
     """Train the units that the ledger does not have and write the rows of all; a control's for each of ``teachers``."""
     dataset, training = Dataset.open(layout.data), study.transfer.training
     tasks = tasks_of(units, student, status.fingerprints(layout, [student, *teachers]), dataset.hash, training)
+    labels = dataset.labels[dataset.rows("test")]
+    found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, "test")
+    right = {name: predictions.correct(p.logits, labels) for name, p in found.items()}
+    before = right.pop(student)
+
+    def rows_of(key: str, outcome: Record) -> list[dict[str, Any]]:
+        task = tasks[key]
+        epochs = task.unit.method.trained(training).epochs
+        return rows(task, key, outcome, student, right, before, labels, epochs)
+
+    def kept(key: str, outcome: Record) -> bool:
+        """Whether the unit's student lies in the folder of exported students, or need not."""
+        export, (row, *_) = study.transfer.export, rows_of(key, outcome)
+        wanted = export != "none" and row["trains"] and row["status"] == "ok"
+        wanted = wanted and (export == "all" or row["delta"] > 0)
+        return not wanted or layout.improved(student, key).with_suffix(".md").exists()
+
     ledger = Ledger(layout.ledger)
-    outcomes = {key: outcome for key in tasks if (outcome := ledger.get(key))}
+    outcomes = {key: outcome for key in tasks if (outcome := ledger.get(key)) and kept(key, outcome)}
     missing = {key: task for key, task in tasks.items() if key not in outcomes}
     teaching = {name for task in missing.values() for name in task.unit.teachers}
     counts = len(tasks), len(outcomes), len(missing), len(teaching)
     log.info("transfer to %s: %d trainings, %d in the ledger, %d to do from %d teachers", student, *counts)
     if missing:
-        outcomes |= _compute(study, layout, dataset, student, missing, ledger, threads)
-    labels = dataset.labels[dataset.rows("test")]
-    found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, "test")
-    right = {name: predictions.correct(p.logits, labels) for name, p in found.items()}
-    before = right.pop(student)
-    done = [
-        row
-        for key, task in tasks.items()
-        for row in rows(
-            task, key, outcomes[key], student, right, before, labels, task.unit.method.trained(training).epochs
-        )
-    ]
+        bench = _bench(study, layout, dataset, student, missing, threads)
+        progress = Progress(f"transfer to {student}", len(missing))
+        for key, task in missing.items():
+            outcomes[key] = bench.compute(task.unit, key)
+            if not kept(key, outcomes[key]):
+                _keep(study, layout, dataset, bench.student, task, rows_of(key, outcomes[key])[0])
+            ledger.add(task.description, outcomes[key])
+            names = " and ".join(task.unit.teachers) or "nobody"
+            progress.step(f"{task.unit.method.name} from {names}, seed {task.unit.seed}")
+    done = [row for key in tasks for row in rows_of(key, outcomes[key])]
     schema.write(out, "transfers", schema.build("transfers", done), metadata(study))
     failed = sum(outcome["status"] != "ok" for outcome in outcomes.values())
     if failed:
         log.warning("transfer to %s: %d of %d trainings failed; `kt retry` tries again", student, failed, len(tasks))
+
+
+def _keep(study: Study, layout: Layout, dataset: Dataset, model: nn.Module, task: Task, row: Mapping[str, Any]) -> None:
+    """Write a student's weights, and then its card."""
+    from kt.zoo import models
+
+    path, member = layout.improved(row["student"], row["key"]), study.zoo.models[row["student"]]
+    models.save_weights(model, path)
+    text = card(row, task.description, path.name, member.arch, member.args, dataset.classes, dataset.channels)
+    store.write_text(path.with_suffix(".md"), text)
 
 
 @dataclass(frozen=True)
@@ -142,16 +170,10 @@ class _Zoo:
         return self.study.zoo.input_of(name)
 
 
-def _compute(
-    study: Study,
-    layout: Layout,
-    dataset: Dataset,
-    student: str,
-    missing: Mapping[str, Task],
-    ledger: Ledger,
-    threads: int,
-) -> dict[str, Record]:
-    """Train the missing units, on verified predictions; each goes into the ledger as soon as it is finished."""
+def _bench(
+    study: Study, layout: Layout, dataset: Dataset, student: str, missing: Mapping[str, Task], threads: int
+) -> Workbench:
+    """The bench for the missing units, on verified predictions; a signal stops it."""
     from kt.transfer.job import Workbench
 
     device, stop = pick_device(study.device, threads), Event()
@@ -159,14 +181,7 @@ def _compute(
         signal.signal(number, lambda *_: stop.set())
     for name in {student} | {name for task in missing.values() for name in task.unit.teachers}:
         predictions.verify(layout.predictions(name))
-    bench = Workbench.set_up(
+    return Workbench.set_up(
         student, _Zoo(study, layout, dataset), dataset, study.transfer.training, layout.checkpoints,
         study.transfer.checkpoint_seconds, device, stop,
     )  # fmt: skip
-    progress, outcomes = Progress(f"transfer to {student}", len(missing)), {}
-    for key, task in missing.items():
-        outcomes[key] = bench.compute(task.unit, key)
-        ledger.add(task.description, outcomes[key])
-        teachers = " and ".join(task.unit.teachers) or "nobody"
-        progress.step(f"{task.unit.method.name} from {teachers}, seed {task.unit.seed}")
-    return outcomes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -61,6 +61,11 @@ class TransferSpec(Spec):
     training: Training
     pairs_per_job: PositiveInt = Field(
         16, description="teachers that one job of a student takes; does not change results"
+    )
+    export: Literal["none", "improved", "all"] = Field(
+        "none",
+        description="students to keep after transfer, as weights and card in `results/students`: those whose delta is "
+        "positive, or all; finished trainings whose students were not kept run again",
     )
     checkpoint_seconds: float = Field(600, ge=0, description="seconds between two checkpoints inside a training")
 

@@ -28,6 +28,7 @@ rule transfer:
         },
         seeds=STUDY.transfer.seeds,
         training=STUDY.transfer.training.plain(),
+        export=STUDY.transfer.export,
         teachers=teachers,
         models=lambda wildcards: (
             store.digest([RECIPES[name] for name in teachers(wildcards)])
@@ -71,6 +72,7 @@ rule groups:
         groups=STUDY.groups.plain() if STUDY.groups else {},
         seeds=STUDY.transfer.seeds,
         training=STUDY.transfer.training.plain(),
+        export=STUDY.transfer.export,
     message:
         "transfer from groups of teachers to {wildcards.student}"
     shell:

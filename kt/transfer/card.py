@@ -1,0 +1,52 @@
+"""The card of an exported student: what it is, from whom it learnt, what that did to it, and how to load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from kt.transfer.ledger import Record
+
+
+def card(
+    row: Mapping[str, Any], unit: Record, weights: str, arch: str, args: Mapping[str, Any], classes: int, channels: int
+) -> str:
+    """A model card as Markdown.
+
+    Args:
+        row: the unit's row of the table ``transfers``; it finished.
+        unit: the unit's description, as in the ledger.
+        weights: name of the weights file beside the card.
+        arch: the timm architecture.
+        args: its keyword arguments.
+        classes: number of classes.
+        channels: colour channels of the images.
+    """
+    teachers = " and ".join(row["teachers"]) if not row["control"] else "nobody (control)"
+    arguments = {"num_classes": classes, "in_chans": channels, **args, "checkpoint_path": weights}
+    call = ", ".join([repr(arch), *(f"{name}={value!r}" for name, value in arguments.items())])
+    described = json.dumps({name: unit[name] for name in ("method", "training", "seed", "data")}, indent=2)
+    return f"""# {row["student"]}, after `{row["method"]}` from {teachers}
+
+`{arch}` with {classes} classes. These are the weights after the last epoch.
+
+| | |
+|---|---|
+| accuracy before | {row["acc_before"]:.2f} % |
+| accuracy after | {row["acc_after"]:.2f} % |
+| transfer delta | {row["delta"]:+.2f} ± {row["delta_se"]:.2f} percentage points, on {row["n"]} test images |
+| knowledge gain / loss | {row["knowledge_gain"]:.2f} % / {row["knowledge_loss"]:.2f} % of the test images |
+| trainings spent | {row["budget"]} |
+| unit in the ledger | `{row["key"]}` |
+
+```python
+model = timm.create_model({call})
+```
+
+How it was trained:
+
+```json
+{described}
+```
+"""
