@@ -24,6 +24,7 @@ from kt.transfer import engine
 from kt.transfer.engine import State
 from kt.transfer.learners import Featured
 from kt.transfer.ledger import Record
+from kt.transfer.memory import estimate
 from kt.transfer.session import Session
 from kt.transfer.training import Training
 from kt.transfer.units import Unit
@@ -103,6 +104,16 @@ class Workbench:
         weights = {key: tensor.clone() for key, tensor in student.state_dict().items()}
         labels = {split: data.labels[data.rows(split)] for split in ("transfer", "validation", "test")}
         return cls(name, student, weights, models, data, labels, training, checkpoints, every, device, stop, {})
+
+    def memory(self) -> int:
+        """Estimate, and log, the bytes that a plain training takes; on a GPU beside what is free."""
+        image = self.view(self.name, "transfer")[slice(0, 1)]
+        needed = estimate(self.student, image, self.training)
+        free = ""
+        if self.device.type == "cuda":
+            free = f" of {torch.cuda.mem_get_info(self.device)[0] / 1e9:.2f} GB free"
+        log.info("a training of %s takes about %.2f GB of memory%s", self.name, needed / 1e9, free)
+        return needed
 
     def compute(self, unit: Unit, key: str) -> Record:
         """Train the student for one unit and return the outcome for the ledger; a failure is an outcome too.
