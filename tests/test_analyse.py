@@ -124,10 +124,19 @@ def test_the_best_of_k_tied_teachers_is_what_chance_would_take():
     assert heldout._best_taken(delta, np.array([3.0, 2, 1, 0]), 2) == 2
 
 
+def truth_share(truth):
+    return np.mean([value > 0 for value in truth.values()])
+
+
 def test_the_ceiling_is_what_seeds_leave():
-    transfers, zoo, scores = zoo_of(5)
-    transfers["delta"] = np.random.default_rng(0).normal(size=len(transfers))
-    assert gather(prepare(transfers, zoo, scores))[0].ceiling < 0.5
+    transfers, zoo, scores = zoo_of(20)
+    truth = {name: 10.0 * (name > "m4") for name in zoo["name"]}
+    noise = np.random.default_rng(0).normal(size=len(transfers))
+    transfers["delta"] = noise
+    assert gather(prepare(transfers, zoo, scores))[0].ceiling < 0.2
+    transfers["delta"] = transfers["student"].map(truth) + noise
+    spread = 25 * 4 * truth_share(truth) * (1 - truth_share(truth))
+    assert gather(prepare(transfers, zoo, scores))[0].ceiling == pytest.approx(spread / (spread + 0.5), abs=0.005)
     one_seed = transfers[transfers["seed"] == 0]
     assert np.isnan(gather(prepare(one_seed, zoo, scores))[0].ceiling)
 
@@ -259,7 +268,7 @@ def test_recommended_intervals_cover_new_students_about_as_often_as_they_say():
         zoo = zoo.drop(columns=["kind", "family", "year"])
         inputs = prepare(transfers[transfers["student"] != "m9"], zoo, scores)
         rows = advise.recommend(inputs, "m9", level=0.8).set_index("teacher")
-        truth = transfers[transfers["student"] == "m9"].set_index("teacher")["delta"]
+        truth = transfers[transfers["student"] == "m9"].set_index("teacher")["delta"][rows.index]
         covered.append(((rows["low"] < truth) & (truth < rows["high"])).mean())
     assert np.mean(covered) > 0.6
 

@@ -208,8 +208,10 @@ def several(inputs: Inputs, outcomes: list[Outcomes]) -> pd.DataFrame:
         [single[teacher, str(student)] for teacher in _listed(names) if (teacher, str(student)) in single]
         for names, student in zip(lists, rows["student"], strict=True)
     ]
-    counts = lists.map(lambda names: len(_listed(names)) or np.nan)
-    rows = rows.assign(count=counts, singles=pd.Series(singles, rows.index, dtype=object))
+    rows = rows.assign(
+        count=lists.map(lambda names: len(_listed(names)) or np.nan),
+        singles=pd.Series(singles, rows.index, dtype=object),
+    )
     made = []
     for (method, count), of_method in rows.groupby(["method", "count"], dropna=False):
         students = of_method.groupby("student")["delta"].mean()

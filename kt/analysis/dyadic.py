@@ -54,7 +54,7 @@ class Dyads:
     def of(cls, teachers: Sequence[Any] | NDArray[Any], students: Sequence[Any] | NDArray[Any]) -> Dyads:
         """Number the models of n pairs; raises ``ValueError`` where a pair's teacher is its student."""
         n = len(teachers)
-        codes, names = pd.factorize(np.concatenate([np.asarray(teachers, object), np.asarray(students, object)]))
+        codes, names = pd.factorize(np.concatenate([np.asarray(teachers), np.asarray(students)]))
         first, second = codes[:n].astype(np.int64), codes[n:].astype(np.int64)
         if (first == second).any():
             raise ValueError("a pair's teacher is its student")

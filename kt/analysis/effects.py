@@ -7,7 +7,7 @@ third has nothing left to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,13 +52,16 @@ def effects(outcomes: Outcomes, bootstrap: int, rng: np.random.Generator, draws:
     if outcomes.control or outcomes.models < LEAST_MODELS:
         return pd.DataFrame()
     names, _ = informative(outcomes.x)
+    columns = {name: outcomes.x[name].to_numpy(np.float64) for name in names}
     drawn = resample.weights(len(outcomes.known.names), bootstrap, rng)
     rows = []
     for given in (ALONE, GIVEN_GAP):
         others = [] if given == ALONE else [GAP]
         if set(others) <= set(names):
             tried = [
-                row for name in names if name not in others and (row := _row(outcomes, name, others, given, drawn))
+                row
+                for name in names
+                if name not in others and (row := _row(outcomes, columns, name, others, given, drawn))
             ]
             p = _permutation(outcomes, [row["property"] for row in tried], others, draws, rng)
             rows += [{**row, "p_permutation": value} for row, value in zip(tried, p, strict=True)]
@@ -66,10 +69,11 @@ def effects(outcomes: Outcomes, bootstrap: int, rng: np.random.Generator, draws:
     return _adjusted(pd.DataFrame(rows), "p_permutation" if draws > FEW_DRAWS else "p")
 
 
-def _row(outcomes: Outcomes, name: str, others: list[str], given: str, drawn: Floats) -> dict[str, Any] | None:
+def _row(
+    outcomes: Outcomes, columns: Mapping[str, Floats], name: str, others: list[str], given: str, drawn: Floats
+) -> dict[str, Any] | None:
     """One property's effect on delta, in points per standard deviation; None where it is a mixture of the others."""
-    columns = [name, *others]
-    x = outcomes.x[columns].to_numpy(np.float64)
+    x = np.column_stack([columns[one] for one in (name, *others)])
     known = np.isfinite(x).all(1)
     design, scale = _standardised(x[known])
     y, teachers, students = outcomes.delta[known], outcomes.teachers[known], outcomes.students[known]

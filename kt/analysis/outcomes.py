@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self.delta)
 
-    @property
+    @cached_property
     def dyads(self) -> Dyads:
         """The pairs' models, for standard errors."""
         return Dyads.of(self.teachers, self.students)

@@ -85,7 +85,7 @@ def collect(inputs: Inputs, names: list[str]) -> Properties:
         if column.map(_is_list).any():
             numbers |= _tags(name, column)
         elif pd.api.types.is_numeric_dtype(column):
-            values = np.asarray(column, np.float64)
+            values = column.to_numpy(np.float64, na_value=np.nan)
             size = pd.api.types.is_integer_dtype(column) and _spans_orders(values)
             numbers[f"log10_{name}" if size else name] = np.log10(values) if size else values
             sizes += [f"log10_{name}"] if size else []
