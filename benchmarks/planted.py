@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -93,14 +94,18 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=500, help="of each sort (default: %(default)s)")
     parser.add_argument("--models", type=int, default=30, help="models of a zoo (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long and count what is done")
     args = parser.parse_args()
-    rng = np.random.default_rng(args.seed)
+    rng, began, done = np.random.default_rng(args.seed), time.monotonic(), 0
     found = {given: dict.fromkeys(PLANTED, 0) for given in GIVEN}
     share: dict[str, list[float]] = {given: [] for given in GIVEN}
     any_false: dict[str, list[bool]] = {given: [] for given in GIVEN}
     tests = []
     for simulation in range(2 * args.simulations):
         planted = simulation % 2 == 0
+        if planted and time.monotonic() - began > 60 * args.minutes:
+            break
+        done = simulation // 2 + 1
         outcomes = gather(prepare(*simulate(args.models, rng, planted)))[0]
         everything = effects(outcomes, 2, rng, draws=999)
         for given in GIVEN:
@@ -119,11 +124,11 @@ def main() -> None:
             print(f"{(simulation + 1) // 2} of {args.simulations} of each sort", file=sys.stderr, flush=True)
 
     def over_simulations(counts: Mapping[str, int]) -> dict[str, float]:
-        return {name: round(count / args.simulations, 3) for name, count in counts.items()}
+        return {name: round(count / done, 3) for name, count in counts.items()}
 
     rates = dict(zip(("ordinary", "dyadic", "permutation"), np.mean(tests, 0).round(4).tolist(), strict=True))
     result = {
-        "simulations": args.simulations,
+        "simulations": done,
         "models": args.models,
         "found_alone": over_simulations(found[ALONE]),
         "found_at_equal_accuracy": over_simulations(found[GIVEN_GAP]),
