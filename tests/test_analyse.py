@@ -326,6 +326,24 @@ def test_bad_input_is_one_line(tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
+def test_ensembles_are_described_but_never_recommended():
+    transfers, zoo, scores = zoo_of(6, seeds=1, methods=("kl_dp", "ensemble_mean"))
+    transfers["trains"] = transfers["method"] != "ensemble_mean"
+    transfers.loc[~transfers["trains"], "delta"] += 50
+    inputs = prepare(transfers[transfers["teacher"] != "m0"], zoo, scores)
+    assert set(advise.recommend(inputs, "m1")["method"]) == {"kl_dp"}
+    assert design.choose(inputs, 1.0).method == "kl_dp"
+    assert "- `ensemble_mean`: +" in quick(transfers, zoo, scores).summary
+
+
+def test_controls_that_name_no_teacher_are_no_pairs():
+    transfers, zoo, scores = zoo_of(5, seeds=1)
+    alone = [{"teacher": None, "student": f"m{i}", "method": "self", "seed": 0, "delta": 0.1} for i in range(5)]
+    text = check_tables(quick(pd.concat([transfers, pd.DataFrame(alone)]), zoo, scores))
+    assert "`self` would do without a teacher" in text
+    assert "with several teachers" not in text
+
+
 def test_advice_refuses_what_it_does_not_know(tmp_path):
     inputs = prepare(*zoo_of(5))
     with pytest.raises(KtError, match="unknown model 'm9'"):

@@ -50,7 +50,7 @@ def recommend(
         raise KtError(unknown("model", student, inputs.zoo.index))
     if not 0 < level < 1:
         raise KtError(f"--level: {level} is not between 0 and 1")
-    outcomes = [found for found in gather(inputs, everyone=True) if not found.control]
+    outcomes = [found for found in gather(inputs, everyone=True) if found.trains and not found.control]
     if method is not None:
         if method not in (names := [found.method for found in outcomes]):
             raise KtError(unknown("method", method, names) if names else "no method with a teacher finished any pair")

@@ -192,10 +192,10 @@ def several(inputs: Inputs, outcomes: list[Outcomes]) -> pd.DataFrame:
 
     The single transfers are those of the method with the highest mean delta that has a teacher.
     """
-    rows = inputs.several[inputs.several["delta"].notna()]
+    rows = inputs.several[inputs.several["delta"].notna() & ~inputs.several["control"]]
     if rows.empty:
         return pd.DataFrame()
-    taught = [found for found in outcomes if not found.control]
+    taught = [found for found in outcomes if found.trains and not found.control]
     best = max(taught, key=lambda found: float(found.delta.mean()), default=None)
     single: dict[tuple[str, str], float] = {}
     if best is not None:

@@ -92,7 +92,7 @@ def choose(inputs: Inputs, budget: float, method: str | None = None) -> Plan:
 
 
 def _method(inputs: Inputs, method: str | None) -> Outcomes:
-    found = {o.method: o for o in gather(inputs, everyone=True) if not o.control}
+    found = {o.method: o for o in gather(inputs, everyone=True) if o.trains and not o.control}
     if not found:
         raise KtError("no method with a teacher finished any pair: there is nothing to learn from yet")
     if method is None:

@@ -32,7 +32,7 @@ FOLDS = 5
 FEW_PAIRS, REPEATS = 2_000, 3
 """Up to so many pairs the models are dealt anew so many times, because one deal is chance."""
 
-MOST_RANKINGS = 500
+MOST_RANKINGS = 200
 MOST_SHUFFLED = 5_000
 """Rankings scored, and held-out pairs of one fold shuffled, at most: more take time and change nothing visible."""
 

@@ -33,7 +33,7 @@ class Inputs:
 
     Attributes:
         transfers: rows of one teacher and one student, failed ones with a null ``delta``; has ``seed``, ``control``,
-            ``key``, ``seconds``, ``transfer_rate``, ``delta_se`` and ``acc_before`` whatever the file held.
+            ``trains``, ``key``, ``seconds``, ``transfer_rate``, ``delta_se`` and ``acc_before`` whatever the file held.
         several: rows of methods with several teachers, apart: they are no pairs.
         zoo: properties of models, indexed by name.
         scores: measures of ordered pairs, with ``acc_difference`` where accuracies are known; empty without any.
@@ -108,7 +108,9 @@ def _complete(rows: pd.DataFrame) -> pd.DataFrame:
         made["seed"] = known.groupby([*PAIR, "method"], dropna=False).cumcount()
     if "key" not in known:
         made["key"] = pd.Series(np.arange(len(known)).astype(str), known.index)
-    return known.assign(**made).astype({"control": bool})
+    if "trains" not in known:
+        made["trains"] = pd.Series(True, known.index)
+    return known.assign(**made).astype({"control": bool, "trains": bool})
 
 
 def numeric(values: pd.Series[float], table: str, column: str) -> pd.Series[float]:

@@ -26,6 +26,7 @@ class Outcomes:
     Attributes:
         method: the method.
         control: whether it has no teacher.
+        trains: false for ensembles, which improve no student.
         delta: mean over seeds, percentage points, [n].
         teachers: number of each pair's teacher among ``known.names``, int [n].
         students: number of each pair's student, int [n].
@@ -39,6 +40,7 @@ class Outcomes:
 
     method: str
     control: bool
+    trains: bool
     delta: Floats
     teachers: Ints
     students: Ints
@@ -85,7 +87,13 @@ def gather(inputs: Inputs, everyone: bool = False) -> list[Outcomes]:
     finished = rows[rows["delta"].notna()]
     if finished.empty:
         return []
-    pairs = over_seeds(finished, seconds=("seconds", "mean"), repeats=("delta", "size"), variance=("delta", "var"))
+    pairs = over_seeds(
+        finished,
+        seconds=("seconds", "mean"),
+        repeats=("delta", "size"),
+        variance=("delta", "var"),
+        trains=("trains", "first"),
+    )
     pairs = pairs.assign(t=known.number(pairs["teacher"]), s=known.number(pairs["student"]))
     shared: dict[tuple[bytes, bytes], pd.DataFrame] = {}
     made = []
@@ -110,6 +118,7 @@ def _outcomes(
     return Outcomes(
         method=method,
         control=bool(pairs["control"].iloc[0]),
+        trains=bool(pairs["trains"].iloc[0]),
         delta=pairs["delta"].to_numpy(np.float64),
         teachers=teachers,
         students=students,

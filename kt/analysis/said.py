@@ -183,6 +183,10 @@ def _importance(method: str, importances: pd.DataFrame, scores: pd.DataFrame) ->
 def _unsaid(tables: Tables, inputs: Inputs, outcomes: list[Outcomes]) -> Iterator[str]:
     if not inputs.measured:
         yield "Flips, agreement and other measures of pairs: there is no table `complementarity`."
+    apart = inputs.several.loc[inputs.several["control"], "method"].unique()
+    if len(apart):
+        controls = listing([f"`{name}`" for name in apart])
+        yield f"What {controls} would do without a teacher: the rows name no teacher, so that they belong to no pair."
     if not outcomes:
         return
     taught = [found for found in outcomes if not found.control]
