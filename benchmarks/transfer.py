@@ -27,15 +27,14 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
+from kt.transfer.checkpoint import Checkpoint
 from torch import Tensor, nn
 
 from kt.config import load
-from kt.data.datasets import load as load_data
+from kt.data import datasets
 from kt.data.views import Inputs
 from kt.transfer import engine, losses
-from kt.transfer.checkpoint import Checkpoint
 from kt.transfer.method import Method, Samples, registry
 from kt.transfer.optimise import learning_rate, optimiser_of
 from kt.transfer.training import Training
@@ -110,9 +109,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     study, device = load(args.config), torch.device("cpu")
     models.import_modules(study.zoo.modules)
-    data = load_data(study.data.source)
+    with TemporaryDirectory() as folder:  # what is mapped into memory outlives it
+        datasets.write(Path(folder), study.data, args.threads)
+        data = datasets.Dataset.open(Path(folder))
     training = study.transfer.training.model_copy(update={"epochs": args.epochs})
-    rows = np.arange(study.data.splits.known("transfer"))
+    rows = data.rows("transfer")
     inputs = Inputs(data.images, rows, study.zoo.input_of(args.model), device)
     labels = torch.from_numpy(data.labels[rows])
     methods = [registry()[name]() for name in METHODS]
@@ -120,12 +121,12 @@ def main() -> None:
 
     def build(seed: int) -> nn.Module:
         torch.manual_seed(seed)
-        model = models.build(member.arch, member.args, int(data.labels.max()) + 1, data.images.shape[-1])
+        model = models.build(member.arch, member.args, data.classes, data.channels)
         return model.to(memory_format=torch.channels_last).eval()
 
     student, frozen, teachers = build(0), build(0), [build(1 + i) for i in range(args.teachers)]
     start = {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
-    ready = torch.zeros(len(rows), int(data.labels.max()) + 1)
+    ready = torch.zeros(len(rows), data.classes)
 
     def forwarding(choose: Targets) -> None:
         for teacher in teachers:

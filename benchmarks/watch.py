@@ -22,11 +22,12 @@ import time
 from pathlib import Path
 
 import psutil
+
 from slurm import ROOT, count_calls
 
 sys.path.insert(0, str(ROOT / "plugins/snakemake-executor-plugin-submitit/tests"))
 
-from slurm_node import SlurmNode, missing  # noqa: E402
+from slurm_node import SlurmNode, missing
 
 SNAKEFILE = """
 rule all:

@@ -131,10 +131,10 @@ def _do(
 
 def _keep(study: Study, layout: Layout, dataset: Dataset, model: nn.Module, task: Task, row: Mapping[str, Any]) -> None:
     """Write a student's weights, and then its card."""
-    from kt.zoo import models
+    from kt.zoo import weights
 
     path, member = layout.improved(row["student"], row["key"]), study.zoo.models[row["student"]]
-    models.save_weights(model, path)
+    weights.save(model, path)
     text = card(row, task.description, path.name, member.arch, member.args, dataset.classes, dataset.channels)
     store.write_text(path.with_suffix(".md"), text)
 

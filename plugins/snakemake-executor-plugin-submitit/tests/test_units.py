@@ -74,7 +74,10 @@ def test_hints_in_the_output_of_slurm() -> None:
     assert hint("srun: error: vm: task 0: User defined signal 2") is V.TIMED_OUT
     assert hint("srun: error: Node failure on n1") is V.NODE_FAILURE
     assert hint("srun: error: Task launch for StepId=3.0 failed on node n1: Connection reset by peer") is V.NODE_FAILURE
-    assert hint("slurmstepd-n1: error: *** JOB 3 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO JOB REQUEUE ***") is V.PREEMPTED
+    assert (
+        hint("slurmstepd-n1: error: *** JOB 3 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO JOB REQUEUE ***")
+        is V.PREEMPTED
+    )
     assert hint("srun: error: vm: task 0: Exited with exit code 1") is None
     assert hint("Out Of Memory\nStarting with JobEnvironment()\nfine") is None
 

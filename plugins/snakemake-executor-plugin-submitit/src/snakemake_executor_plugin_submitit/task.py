@@ -89,7 +89,7 @@ class Task:
 
 
 class History:
-    """The times a job was put back into the queue, and its completion, one JSON line each, in a file beside submitit's."""
+    """The times a job was put back into the queue, and its completion, one JSON line each, beside submitit's files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
