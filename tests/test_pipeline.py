@@ -189,8 +189,9 @@ def test_a_new_model_is_scored_and_drawn_into_strata_without_scoring_the_rest_ag
     checkout = Checkout(tmp_path / "grown")
     checkout.study["zoo"]["models"]["late"] = {"arch": "test_byobnet", "train": {"epochs": 1}}
     checkout.study["pairs"] = {"select": "stratified", "gaps": [0.0]}
-    printed = checkout.succeed("--until", "pairs")
-    assert "4 of 6 ordered pairs scored on 60 validation images" in printed
+    printed = checkout.succeed("--until", "complementarity")
+    assert "4 of 6 ordered pairs scored on 150 test images" in printed
+    checkout.succeed("--until", "pairs")
     pairs = checkout.table("pairs")
     assert set(pairs["student"]) == {"byob", "mixer", "late"}
     kin = pairs["reason"].str.partition(", ")[2]
