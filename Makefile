@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PLUGIN := plugins/snakemake-executor-plugin-submitit
 SOURCES := kt tests benchmarks plugins
 
-.PHONY: run test test-cluster lint format status clean lock help
+.PHONY: run test lint format status clean lock help
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -17,12 +17,9 @@ help: ## say what can be made
 run: $(READY) ## the study in config.yaml, from images to results/report.html
 	$(BIN)/snakemake --cores $(CORES)
 
-test: $(READY) ## all tests that need no cluster, with coverage
-	$(BIN)/python -m pytest $(PLUGIN)/tests/test_units.py
+test: $(READY) ## all tests, with coverage; those on a cluster need root and Debian's slurmctld slurmd slurm-client munge
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PLUGIN)/tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=kt --cov-report=term --cov-fail-under=90
-
-test-cluster: $(READY) ## the executor plugin on real processes and a real one-node SLURM (Debian: slurmctld slurmd slurm-client munge)
-	$(BIN)/python -m pytest $(PLUGIN)/tests
 
 lint: $(READY) ## format, style, types, workflow
 	$(BIN)/ruff format --check $(SOURCES)

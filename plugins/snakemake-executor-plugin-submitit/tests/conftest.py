@@ -98,14 +98,21 @@ class Project:
             if found := re.search(pattern, self.output):
                 return found
             time.sleep(0.1)
-        raise AssertionError(f"{pattern!r} not in:\n{self.output}")
+        raise AssertionError(f"{pattern!r} not in:\n{self.output}{self.queue()}")
 
     def wait_for_file(self, name: str, seconds: float = 120) -> None:
         """Wait until a job has made a file."""
         end = time.monotonic() + seconds
         while not (self.folder / name).exists():
-            assert time.monotonic() < end, self.output + self.logs()
+            assert time.monotonic() < end, self.output + self.logs() + self.queue()
             time.sleep(0.1)
+
+    def queue(self) -> str:
+        """What SLURM says, for the message of a test that fails."""
+        if "SLURM_CONF" not in self.env:
+            return ""
+        shown = (["squeue", "--states=all"], ["sinfo", "--list-reasons"])
+        return "".join(subprocess.run(each, env=self.env, capture_output=True, text=True).stdout for each in shown)
 
     def logs(self, pattern: str = "*") -> str:
         """The job logs of all runs."""

@@ -56,6 +56,8 @@ JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
 ReturnToService=2
 SlurmdTimeout=5
+# a busy machine may take long to end a step, and the node would be drained
+UnkillableStepTimeout=900
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
 SelectType=select/cons_tres
@@ -243,7 +245,7 @@ class SlurmNode:
 
     def clear(self) -> None:
         """End all jobs."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 100
         while self.run("squeue", "--noheader", check=False) and time.monotonic() < end:
             self.run("scancel", "--user=root", check=False)
             time.sleep(0.3)
@@ -272,7 +274,7 @@ class SlurmNode:
         done = subprocess.run(command, env=self.env, check=check, capture_output=True, text=True, timeout=60)
         return done.stdout.strip()
 
-    def wait_for_state(self, job: str, state: str, seconds: float = 20) -> None:
+    def wait_for_state(self, job: str, state: str, seconds: float = 100) -> None:
         """Wait until a job is in a state."""
         _wait(lambda: self.state(job) == state, f"{state} of job {job}", seconds)
 
@@ -313,7 +315,7 @@ def _path() -> str:
     return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
-def _wait(until: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def _wait(until: Callable[[], bool], what: str, seconds: float = 100) -> None:
     end = time.monotonic() + seconds
     while not until():
         if time.monotonic() > end:

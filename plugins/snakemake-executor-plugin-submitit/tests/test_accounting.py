@@ -98,7 +98,7 @@ def test_jobs_that_squeue_has_forgotten_are_judged_from_the_accounts(
             cluster = Slurm(project.folder, array_size=0, parallel=0, signal_delay=90, setup=[])
             assert cluster.states(plain.values()) == {job: (state, "") for state, job in plain.items()}
         process.send_signal(signal.SIGCONT)
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=300) == 1
     output = project.output
     assert (project.folder / "good").exists()
     assert re.search(r"submitit: bad: code error \(exit status 1\); given up", output)

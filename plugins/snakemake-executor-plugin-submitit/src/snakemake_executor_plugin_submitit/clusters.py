@@ -74,7 +74,7 @@ def read_result(folder: Path, external: str) -> dict[str, Any]:
     # ids of local jobs are process ids: a later job with the same one must not find this result
     path.unlink()
     if outcome == "success":
-        return value
+        return dict(value)
     last = str(value).strip().splitlines()[-1]  # of a traceback
     name, _, text = last.partition(": ")
-    return json.loads(text) if name.endswith(JobFailed.__name__) else {"ending": None, "error": last}
+    return dict(json.loads(text)) if name.endswith(JobFailed.__name__) else {"ending": None, "error": last}

@@ -67,6 +67,8 @@ class Task:
         environment = submitit.JobEnvironment()
         history = History(Path(self.history))
         debug = environment.cluster == "debug"
+        ending: Verdict
+        status: int | None
         with open(self.log, "ab", buffering=0) as log:
             run = _Run(self, environment, history, log)
             if history.count(Verdict.COMPLETED):
@@ -89,7 +91,7 @@ class Task:
 
 
 class History:
-    """The times a job was put back into the queue, and its completion, one JSON line each, beside submitit's files."""
+    """How a job's starts ended that put it back into the queue, and its completion: one JSON line each, in a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
