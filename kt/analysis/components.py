@@ -46,7 +46,7 @@ def moments(values: Floats, teachers: Ints, students: Ints) -> Components:
 
     Half the squared differences within a teacher hold student and residual variance, those within a student hold
     teacher and residual variance, and those between any two pairs hold all three; with the counts of pairs that gives
-    three linear equations.
+    three linear equations. What comes out negative is set to zero, and the others are scaled to the same sum.
 
     Args:
         values: one number a pair, [n].
@@ -72,10 +72,12 @@ def moments(values: Floats, teachers: Ints, students: Ints) -> Components:
     if n < 4 or np.linalg.matrix_rank(system) < 3:
         return Components(0.0, 0.0, spread, known=False)
     found = [_within(values, teachers), _within(values, students), n * float(((values - values.mean()) ** 2).sum())]
-    teacher, student, residual = np.linalg.solve(system, np.array(found))
-    teacher, student = max(teacher, 0.0), max(student, 0.0)
-    both = _covariance(values, teachers, students, teacher, student)
-    return Components(teacher, student, max(residual, 0.0), both)
+    solved = np.linalg.solve(system, np.array(found))
+    positive = np.maximum(solved, 0)
+    if solved.sum() <= 0 or positive.sum() <= 0:
+        return Components(0.0, 0.0, spread, known=False)
+    teacher, student, residual = (float(part) for part in positive * (solved.sum() / positive.sum()))
+    return Components(teacher, student, residual, _covariance(values, teachers, students, teacher, student))
 
 
 def _covariance(values: Floats, teachers: Ints, students: Ints, teacher: float, student: float) -> float:
