@@ -18,6 +18,9 @@ from hypothesis import strategies as st
 from kt import config
 from kt.errors import KtError
 from kt.pairs import candidates
+from kt.zoo import registry as registry_of_models
+from kt.zoo import selection
+from kt.zoo.check import check as check_zoo
 
 GONE = "(the key is taken out)"
 """As a value: the key is left out."""
@@ -284,6 +287,18 @@ def test_any_leaf_of_another_type_is_refused_by_both(plain, data):
     text = refusal(raw)
     assert "\n" not in text
     assert text.startswith(f"c.yaml: {key.split('.')[0]}")
+
+
+def test_every_preset_is_a_configuration_that_the_schema_accepts(root):
+    presets = sorted((root / "presets").glob("*.yaml"))
+    assert presets
+    for path in presets:
+        raw = yaml.load(path.read_text("utf-8"), config._Loader)
+        VALIDATOR.validate(raw)
+        study = config.parse(raw, path.name)
+        known = registry_of_models.load(study.zoo.modules)
+        zoo = selection.expand(study.zoo, known, lambda tags: registry_of_models.sizes(tags))
+        check_zoo(zoo, known)
 
 
 def test_two_mistakes_give_two_lines(plain):
