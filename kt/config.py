@@ -85,10 +85,11 @@ class Study(Spec):
             KtError: a recipe or a batch asks for more images than its split has.
         """
         for name, member in self.zoo.models.items():
-            asked = (member.train.images or 1) if member.train else 0
+            recipe, key = member.train or member.finetune, "train" if member.train else "finetune"
+            asked = (recipe.images or 1) if recipe else 0
             if asked > counts.get("zoo", asked):
                 raise KtError(
-                    f"zoo.models.{name}.train.images: {asked} asked for, but data.splits.zoo is {counts['zoo']}"
+                    f"zoo.models.{name}.{key}.images: {asked} asked for, but data.splits.zoo is {counts['zoo']}"
                 )
         for at, training in self.trainings().items():
             if training.batch_size > counts.get("transfer", training.batch_size):

@@ -30,9 +30,6 @@ Stream = Callable[[NDArray[np.int64]], Iterator[Callable[[], Picture]]]
 """From increasing positions in a listing to one call an image, in that order; the calls may run in any thread."""
 
 EXTENSIONS = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
-BUILTIN = {"digits": 1797}
-"""Built-in data sets and their numbers of images."""
-
 TORCHVISION = (
     "cifar10", "cifar100", "fashion_mnist", "folder", "image_folder", "imagenet", "inat", "inaturalist", "kmnist",
     "mnist", "places365", "qmnist",
@@ -86,6 +83,17 @@ def digits() -> Listing:
     labels = data.target.astype(np.int64)
     pictures: Stream = lambda rows: (partial(images.__getitem__, i) for i in rows)  # noqa: E731
     return Listing(labels, numbered(labels), None, None, pictures, images.shape[1:])
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A data set that needs no file; its size is known before it is read."""
+
+    count: int
+    read: Callable[[], Listing]
+
+
+BUILTIN = {"digits": Builtin(1797, digits)}
 
 
 def _open_member(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype[np.generic]]:
@@ -279,7 +287,7 @@ def known_count(spec: DataSpec) -> int | None:
     if spec.classes or spec.class_file:
         return None
     if spec.source in BUILTIN:
-        return BUILTIN[spec.source]
+        return BUILTIN[spec.source].count
     if not spec.source.endswith(".npz"):
         return None
     listing = npz(Path(spec.source))
@@ -289,8 +297,8 @@ def known_count(spec: DataSpec) -> int | None:
 def read(spec: DataSpec) -> Listing:
     """List a source; raises as ``check_source`` does, or where the source is not what it should be."""
     check_source(spec)
-    if spec.source == "digits":
-        return digits()
+    if spec.source in BUILTIN:
+        return BUILTIN[spec.source].read()
     if spec.source.endswith(".npz"):
         return npz(Path(spec.source))
     if spec.by_timm:
