@@ -158,10 +158,7 @@ class _Zoo:
         return predictions.read(self.layout.predictions(name), split).logits
 
     def features(self, name: str, split: str) -> NDArray[np.float16] | None:
-        found: NDArray[np.float16] | None = getattr(
-            predictions.read(self.layout.predictions(name), split), "features", None
-        )
-        return found
+        return predictions.read(self.layout.predictions(name), split).features
 
     def load(self, name: str) -> nn.Module:
         from kt.zoo import weights

@@ -187,7 +187,8 @@ def _pace(study: Study, models: Mapping[str, Record], entries: list[Entry], know
         (names[e.student], e.seconds, e.images) for e in entries if e.status == "ok" and e.student in names and e.images
     ]
     macs = {name: int(facts["macs"]) for name, facts in models.items() if facts.get("macs")}
-    recipes = {name: study.zoo.models[name].train for name in models}
+    members = study.zoo.models
+    recipes = {name: members[name].train or members[name].finetune for name in models}
     zoo = [
         (name, float(facts["train_seconds"]), int(facts["train_images"]) * recipe.epochs)
         for name, facts in models.items()
