@@ -137,10 +137,10 @@ def _zoo(names: Sequence[str], right: np.ndarray) -> pd.DataFrame:
     share = right.mean(1)
     return pd.DataFrame(
         {
-            "name": names, "arch": "resnet10t", "family": "resnet",
+            "name": names, "arch": "resnet10t", "tag": None, "family": "resnet",
             "kind": [("cnn", "transformer", "mlp")[i % 3] for i in range(len(names))],
             "params": 250_000, "macs": 3_000_000, "input_size": 16, "feature_width": 64, "pretraining": "digits",
-            "recipe": [["augment=shift"]] * len(names), "licence": None, "train_images": 400, "train_seconds": 4.2,
+            "finetuning": None, "year": 2015, "recipe": [["augment=shift"]] * len(names), "licence": None, "train_images": 400, "train_seconds": 4.2,
             "fingerprint": [f"{i:064x}" for i in range(len(names))], "acc": 100 * share,
             "acc_se": 100 * np.sqrt(share * (1 - share) / right.shape[1]), "acc_validation": 100 * share, "ece": 3.1,
             "acc_published": None, "acc_agrees": None,

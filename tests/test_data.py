@@ -714,7 +714,8 @@ datasets.write(Path(sys.argv[1]), DataSpec.model_validate_json(sys.argv[2]))
 def test_the_facts_of_a_store_are_json_and_its_splits_are_a_table(tmp_path, spec):
     datasets.write(tmp_path, spec)
     meta = json.loads((tmp_path / "meta.json").read_text())
-    assert set(meta) == {"classes", "hash", "source", "damaged"}
+    assert set(meta) == {"classes", "hash", "source", "images", "damaged"}
+    assert meta["images"] == {"zoo": 10, "transfer": 20, "validation": 30, "test": 40}
     assert meta["classes"] == [str(c) for c in range(10)]
     assert len(schema.read_frame(tmp_path / "splits.parquet", "splits")) == 100
 
