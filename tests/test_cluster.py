@@ -111,6 +111,9 @@ def test_a_transfer_preempted_three_times_and_timed_out_once_ends_as_an_undistur
     def log() -> str:
         return "".join(path.read_text() for path in disturbed.glob("slurm_logs/*/transfer*.log"))
 
+    def starts() -> int:
+        return len(re.findall(r"^=== \S+ \S+ job \S+ on ", log(), re.MULTILINE))
+
     try:
         for count, cause in enumerate(("preempted", "preempted", "preempted", "timed out"), 1):
             done = steps(disturbed)
@@ -130,12 +133,7 @@ def test_a_transfer_preempted_three_times_and_timed_out_once_ends_as_an_undistur
             if cause == "timed out":
                 slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60", check=False)
             # where SLURM takes the end of the last start for the job's, the executor submits it anew
-            wait_until(
-                lambda: (
-                    len(re.findall(r"^=== \S+ \S+ job \S+ on ", log(), re.MULTILINE)) > count or slurm.release_held()
-                ),
-                run,
-            )  # noqa: B023
+            wait_until(lambda: starts() > count or slurm.release_held(), run)  # noqa: B023
         assert run.wait(timeout=300) == 0, (disturbed / "out.txt").read_text() + log()
         assert reference.wait(timeout=300) == 0
     finally:
