@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -76,6 +77,15 @@ def job_of(project: Project, label: str) -> str:
     tables = sorted((project.folder / ".snakemake/submitit").glob("*/jobs.tsv"))
     rows = [line.split("\t") for line in tables[-1].read_text().splitlines()]
     return next(row[0] for row in reversed(rows) if row[1] == f"{label}.log")
+
+
+def release_until_end(slurm: SlurmNode, process: subprocess.Popen[str], seconds: float) -> None:
+    """Wait for Snakemake, and start what SLURM would hold back for two minutes after it was requeued."""
+    end = time.monotonic() + seconds
+    while process.poll() is None:
+        assert time.monotonic() < end, slurm.run("squeue", "--array") + slurm.run("sinfo", "--list-reasons")
+        slurm.release_held()
+        time.sleep(0.5)
 
 
 @WITH_AND_WITHOUT_ACCOUNTING
@@ -167,8 +177,8 @@ rule short:
     slurm.run("scancel", "--signal=USR2", job_of(project, "short"))
     for label in ("low", "short"):
         project.wait_for_file(f"{label}.place", seconds=180)
-        slurm.release(job_of(project, label))
-    assert process.wait(timeout=300) == 0, project.output
+    release_until_end(slurm, process, 300)
+    assert process.returncode == 0, project.output
     for label in ("low", "short"):
         done = [int(line) for line in (project.folder / f"{label}.steps").read_text().split()]
         assert sorted(set(done)) == list(range(100))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import time
 
 from conftest import Project
 from slurm_node import SlurmNode
-from test_slurm import calls, count_calls, in_queue, job_of
+from test_slurm import calls, count_calls, in_queue, job_of, release_until_end
 
 FIFTY = """
 rule all:
@@ -53,15 +52,6 @@ def lose_node(slurm: SlurmNode) -> None:
         assert time.monotonic() < end, slurm.run("sinfo")
         time.sleep(0.3)
     slurm.start_slurmd()
-
-
-def release_until_end(slurm: SlurmNode, process: subprocess.Popen[str], seconds: float) -> None:
-    """Wait for Snakemake, and start what SLURM would hold back for two minutes after it was requeued."""
-    end = time.monotonic() + seconds
-    while process.poll() is None:
-        assert time.monotonic() < end, slurm.run("squeue", "--array") + slurm.run("sinfo", "--list-reasons")
-        slurm.release_held()
-        time.sleep(0.5)
 
 
 def test_of_fifty_jobs_each_ends_as_it_should_and_a_second_call_does_the_rest(
