@@ -282,16 +282,6 @@ class SlurmNode:
         """What squeue says of a job; empty if it does not know it."""
         return self.run("squeue", "-r", "-h", "-t", "all", "-j", job, "--format=%T", check=False)
 
-    def release(self, job: str) -> None:
-        """Start a requeued job now."""
-        self.wait_for_state(job, "PENDING")
-
-        def started() -> bool:
-            self.release_held()
-            return self.state(job) != "PENDING"
-
-        _wait(started, f"a new start of job {job}", 100)
-
     def release_held(self) -> None:
         """Start what SLURM holds back for two minutes after a requeue; it refuses that for the first seconds.
 
