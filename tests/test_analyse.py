@@ -74,6 +74,14 @@ def test_planted_properties_are_found_and_the_null_is_not():
     check_tables(result)
 
 
+def test_a_property_that_is_known_of_few_models_breaks_no_fold():
+    transfers, zoo, scores = zoo_of(8)
+    zoo["year"] = zoo["year"].where(zoo["name"].isin(["m0", "m1"]))  # unknown of all others, where these are held out
+    result = quick(transfers, zoo, scores)
+    assert TREES in set(result.tables["ladder"]["predictor"])
+    check_tables(result)
+
+
 def test_no_regression_contains_flips_both_ways_and_the_accuracy_difference():
     frames = zoo_of(40, seeds=1)
     result = quick(frames[0], frames[1].drop(columns=["kind", "family", "year"]), frames[2])

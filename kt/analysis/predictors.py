@@ -117,8 +117,14 @@ def linear(pairs: Pairs, delta: Floats, columns: Sequence[str]) -> Predict:
 
 
 def trees(pairs: Pairs, delta: Floats, columns: Sequence[str]) -> Predict:
-    """Gradient-boosted trees; unknown values are a branch of their own."""
-    x = pairs.x[list(columns)].to_numpy(np.float64)
+    """Gradient-boosted trees; unknown values are a branch of their own.
+
+    Columns that do not vary among these pairs are left out: trees cannot split them, and cannot bin what is all unknown.
+    """
+    columns = [name for name in columns if pairs.x[name].nunique() > 1]
+    if not columns:
+        return _constant(pairs, delta)
+    x = pairs.x[columns].to_numpy(np.float64)
     if len(delta) > MOST_FOR_TREES:
         some = np.random.default_rng(0).choice(len(delta), MOST_FOR_TREES, replace=False)
         x, delta = x[some], delta[some]
@@ -129,4 +135,4 @@ def trees(pairs: Pairs, delta: Floats, columns: Sequence[str]) -> Predict:
     )  # fmt: skip
     with threadpool_limits(1 if len(delta) < FEW_FOR_THREADS else None, "openmp"):  # threads that wait cost more
         model.fit(x, delta)
-    return lambda others: np.asarray(model.predict(others.x[list(columns)].to_numpy(np.float64)), np.float64)
+    return lambda others: np.asarray(model.predict(others.x[columns].to_numpy(np.float64)), np.float64)
