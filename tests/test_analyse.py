@@ -78,7 +78,7 @@ def test_a_property_that_is_known_of_few_models_breaks_no_fold():
     transfers, zoo, scores = zoo_of(8)
     zoo["year"] = zoo["year"].where(zoo["name"].isin(["m0", "m1"]))  # unknown of all others, where these are held out
     result = quick(transfers, zoo, scores)
-    assert TREES in set(result.tables["ladder"]["predictor"])
+    assert TREES in set(result.tables["ladder"]["rung"])
     check_tables(result)
 
 
