@@ -119,9 +119,9 @@ def linear(pairs: Pairs, delta: Floats, columns: Sequence[str]) -> Predict:
 def trees(pairs: Pairs, delta: Floats, columns: Sequence[str]) -> Predict:
     """Gradient-boosted trees; unknown values are a branch of their own.
 
-    Columns that do not vary among these pairs are left out: trees cannot split them, and cannot bin what is all unknown.
+    Columns that do not vary among these pairs are left out: trees cannot split them, nor bin what is all unknown.
     """
-    columns = [name for name in columns if pairs.x[name].nunique() > 1]
+    columns = [name for name in columns if pairs.x[name].min() < pairs.x[name].max()]
     if not columns:
         return _constant(pairs, delta)
     x = pairs.x[columns].to_numpy(np.float64)
