@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -312,6 +313,32 @@ def test_the_report_by_hand(made, no_squeue):
         "latest failures",
         f"  {T(0, 'c')}: out of memory at 03-01 11:30, logs/2026-01-01_00-00-00-1/{T(0, 'c')}.log",
     ]
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_job_that_left_the_queue_is_told_of_where_no_run_will_look(made, monkeypatch, lives):
+    study, layout = made
+    squeue = Path("bin/squeue")
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\necho '1_0|COMPLETED'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent.absolute()}:/bin")
+    owner = {"host": socket.gethostname(), "pid": os.getpid()} if lives else {}
+    run_folder(Path("logs"), "2026-01-01_00-00-00-1", EVENTS[:1], **owner)
+    run = next(
+        line for line in screen.lines(study, layout, Path("logs"), Path("config.yaml"), NOW) if line[:3] == "run"
+    )
+    assert ("nobody saw" in run) != lives
+    assert ("goes on" in run) == lives
+
+
+def test_jobs_with_groups_of_teachers_are_expected(made):
+    study, layout = made
+    study = config.parse({**STUDY, "results": study.results, "transfer": SEVERAL, "groups": GROUPS}, "x")
+    layout.transfer("b", "groups").parent.mkdir(parents=True)
+    layout.transfer("b", "groups").touch()
+    found = screen.expected(study, layout)["groups"]
+    assert found == {"groups.student=a": False, "groups.student=b": True, "groups.student=c": False}
 
 
 def test_a_failure_is_over_once_the_output_is_there(made, no_squeue):

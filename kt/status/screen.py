@@ -16,6 +16,7 @@ from kt.layout import Layout
 from kt.status import jobs as cluster
 from kt.status.jobs import Job, Record
 from kt.status.trainings import Survey, duration, survey
+from kt.transfer import groups as grouping
 
 STATES = ("done", "running", "queued", "requeued", "failed", "waiting")
 _LATEST = 5  # failures that are shown
@@ -24,9 +25,11 @@ _LATEST = 5  # failures that are shown
 def expected(study: Study, layout: Layout) -> dict[str, dict[str, bool]]:
     """The workflow's larger jobs by rule and name, `rule.wildcard=value`, and whether each one's output is there."""
     weights, logits = _stems(layout.weights("x").parent), _stems(layout.predictions("x").parent)
-    splits = ("validation", "test") if isinstance(study.pairs, pairs.Top) else ("test",)
+    splits = ("validation", "test") if pairs.needs_scores(study.pairs) else ("test",)
     count = pairs.jobs(study.names, study.pairs, study.transfer.pairs_per_job)
     tables = {student: _stems(layout.transfer(student, 0).parent, ".parquet") for student in count}
+    grouped = grouping.count(study.names, study.groups.choose) if study.groups else {}
+    groups = {f"groups.student={name}": layout.transfer(name, "groups").exists() for name in grouped}
     return {
         "data": {"data": (layout.data / "meta.json").exists()},
         "weights": {f"weights.model={name}": name in weights for name in study.names},
@@ -37,6 +40,7 @@ def expected(study: Study, layout: Layout) -> dict[str, dict[str, bool]]:
             for student, chunks in count.items()
             for chunk in range(chunks)
         },
+        **({"groups": groups} if groups else {}),
     }
 
 
@@ -128,8 +132,8 @@ def _run(record: Record, now: datetime) -> str:
         parts.append(f"squeue does not answer here: jobs as last seen {minutes:.0f} minutes ago")
     if active and not record.alive:
         parts.append("jobs are in the queue, but their Snakemake is not on this machine or was killed")
-    if gone:
-        parts.append(f"{gone} jobs left the queue and nobody saw how they ended; the next run finds out")
+    if gone and not record.alive:  # else that run will look in a moment
+        parts.append(f"jobs that left the queue, and nobody saw how they ended: {gone}; the next run finds out")
     return "; ".join(filter(None, parts))
 
 
