@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -361,12 +362,19 @@ def test_the_log_folder_is_the_profiles(tmp_path):
 
 def test_watching_prints_block_after_block_and_ends_with_ctrl_c(made):
     command = [sys.executable, "-m", "kt", "status", "--watch", "0.2"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # a test run in the background of a shell inherits SIGINT as ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert run.stdout is not None
     seen = 0
     while seen < 2:
         seen += run.stdout.readline().startswith("Three models")
-    run.send_signal(2)
+    run.send_signal(signal.SIGINT)
     assert run.wait(timeout=60) == 130
     assert "\x1b" not in run.stdout.read()
 
