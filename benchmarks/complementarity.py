@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from kt import schema
 from kt.complementarity import table
 from kt.complementarity.spec import ComplementaritySpec
-from kt.schema import SHARES
+from kt.schema_study import SHARES
 
 CLASSES = 1000
 COUNTED = ComplementaritySpec(measures=("agreement", "kappa", "double_fault", "q_statistic"))

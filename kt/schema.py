@@ -1,7 +1,7 @@
-"""The tables: every column's name, dtype, unit and meaning, and the only way to write or read one.
+"""All tables, and the only way to write or read one.
 
 Tables are Parquet files. Their metadata holds the schema version, the code version and what the writer adds
-(configuration hash, library versions). ``docs/tables.md`` is this file in words; a test holds the two together.
+(configuration hash, library versions). ``docs/tables.md`` is made from here; a test holds the two together.
 """
 
 from __future__ import annotations
@@ -16,196 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import kt
-from kt.columns import CLASSES, COUNT, FLAG, PAIR, REAL, TAGS, TEXT, Column
+from kt.columns import Column
 from kt.errors import KtError, nearest
 from kt.schema_analysis import ANALYSIS
+from kt.schema_study import STUDY
 from kt.store import atomic
 
 VERSION = "2"
 
-
-SHARES = (2, 5, 20, 50)
-"""Percent of the positive flips that an area of expertise holds at least."""
-
-TABLES: dict[str, tuple[Column, ...]] = {
-    "splits": (
-        Column("image_id", COUNT, "id", "the image's position in the data set"),
-        Column("row", COUNT, "index", "where the image lies in `images.npy` and `labels.npy`"),
-        Column("name", TEXT, "name", "its path or number in the source"),
-        Column("label", COUNT, "class", "its class"),
-        Column("split", TEXT, "name", "`zoo`, `transfer`, `validation` or `test`"),
-    ),
-    "zoo": (
-        Column("name", TEXT, "name", "the model's name in `config.yaml`"),
-        Column("arch", TEXT, "name", "the timm architecture"),
-        Column("tag", TEXT, "name", "timm's tag of the published weights", True),
-        Column("family", TEXT, "name", "the architecture's family: the timm module it comes from", True),
-        Column("kind", TEXT, "name", "`cnn`, `transformer`, `mlp` or `hybrid`", True),
-        Column("params", COUNT, "count", "number of parameters"),
-        Column("macs", COUNT, "count", "multiply-accumulate operations of one forward pass of one image"),
-        Column("input_size", COUNT, "pixels", "side of the square input image"),
-        Column("feature_width", COUNT, "count", "width of the features before the classifier"),
-        Column("pretraining", TEXT, "name", "what the weights were trained on first", True),
-        Column("finetuning", TEXT, "name", "what they were trained on then, in order, joined by `+`", True),
-        Column("recipe", TAGS, "tags", "how the weights were trained, e.g. `augment=shift`"),
-        Column("year", COUNT, "year", "first paper on the architecture", True),
-        Column("licence", TEXT, "SPDX", "licence of the weights", True),
-        Column(
-            "train_images", COUNT, "count", "images this pipeline trained the model on; given weights have none", True
-        ),
-        Column("train_seconds", REAL, "seconds", "time this pipeline took to train it; given weights have none", True),
-        Column("fingerprint", TEXT, "hash", "identifies architecture, input and weights"),
-        Column("acc", REAL, "percent", "top-1 accuracy on the test split"),
-        Column("acc_se", REAL, "percentage points", "binomial standard error of `acc`"),
-        Column("acc_published", REAL, "percent", "the published accuracy, where it was given", True),
-        Column(
-            "acc_agrees",
-            FLAG,
-            "flag",
-            "false where `acc` is more than three binomial standard errors from `acc_published`",
-            True,
-        ),
-        Column("acc_validation", REAL, "percent", "top-1 accuracy on the validation split"),
-        Column("ece", REAL, "percent", "expected calibration error on the test split, 15 equal-width bins"),
-    ),
-    "complementarity": (
-        *PAIR,
-        Column("split", TEXT, "name", "the split the row was measured on"),
-        Column("n", COUNT, "images", "images compared"),
-        Column("acc_teacher", REAL, "percent", "accuracy of the teacher"),
-        Column("acc_student", REAL, "percent", "accuracy of the student"),
-        Column("acc_difference", REAL, "percentage points", "teacher − student; equals pos_flips − neg_flips exactly"),
-        Column("pos_flips", REAL, "percent of images", "the student is wrong and the teacher is right"),
-        Column("pos_flips_se", REAL, "percentage points", "binomial standard error of `pos_flips`"),
-        Column("neg_flips", REAL, "percent of images", "the teacher is wrong and the student is right"),
-        Column("class_entropy", REAL, "nats", "entropy of the positive flips over the classes; ln C if uniform", True),
-        *(
-            Column(
-                f"expertise_{share}",
-                COUNT,
-                "classes",
-                f"fewest classes that hold at least {share} % of the positive flips",
-            )
-            for share in SHARES
-        ),
-        Column(
-            "expertise",
-            CLASSES,
-            "classes",
-            "the classes of `expertise_50`, most flips first; its first `expertise_20` classes are those of that area, "
-            "and so on; null where the table is too large to list classes",
-            True,
-        ),
-        Column(
-            "flips_by_class", CLASSES, "images", "positive flips of every class, class 0 first; null likewise", True
-        ),
-        Column("agreement", REAL, "percent of images", "both predict the same class", True),
-        Column("kappa", REAL, "−1 to 1", "error consistency: agreement on right/wrong beyond chance", True),
-        Column("double_fault", REAL, "percent of images", "both are wrong", True),
-        Column("q_statistic", REAL, "−1 to 1", "Yule's Q: 1 if both fail on the same images, 0 if independent", True),
-        *(
-            Column(
-                f"expertise_similarity_{share}",
-                REAL,
-                "−1 to 1",
-                f"mean cosine of the class vectors in the area of `expertise_{share}`; null below two classes",
-                True,
-            )
-            for share in SHARES
-        ),
-        Column("class_similarity", REAL, "−1 to 1", "mean cosine of all class vectors, to compare with", True),
-        Column("js_divergence", REAL, "nats", "mean Jensen-Shannon divergence of the predicted probabilities", True),
-        Column("leep", REAL, "nats", "mean log-likelihood of the teacher's classes under the student's outputs", True),
-        Column("cka", REAL, "0 to 1", "linear CKA of the penultimate features, unbiased", True),
-    ),
-    "pairs": (
-        *PAIR,
-        Column("reason", TEXT, "text", "the rule that chose the pair"),
-        Column("chunk", COUNT, "index", "the student's transfer job that does the pair"),
-    ),
-    "transfers": (
-        Column("teacher", TEXT, "name", "the model that teaches; null where several do", True),
-        Column("student", TEXT, "name", "the model that learns"),
-        Column("teachers", TAGS, "names", "all models that teach: one for a pair, several for a group"),
-        Column("method", TEXT, "name", "the transfer method, or the control `self` or `finetune`"),
-        Column("seed", COUNT, "number", "seed of the data order and of anything random in training"),
-        Column(
-            "control", FLAG, "flag", "true where the teacher plays no part: one training, shared by the student's pairs"
-        ),
-        Column(
-            "uses_labels",
-            FLAG,
-            "flag",
-            "true where the labels of the transfer images have a say: `finetune` is its control",
-        ),
-        Column("trains", FLAG, "flag", "false for ensembles: two models answer, and no student was trained"),
-        Column("status", TEXT, "name", "`ok` or `failed`"),
-        Column("reason", TEXT, "text", "why it failed: `diverged`, `out_of_memory` or `error`, and the message", True),
-        Column("n", COUNT, "images", "test images behind the row"),
-        Column("acc_before", REAL, "percent", "student's accuracy on the test split before transfer"),
-        Column("acc_after", REAL, "percent", "the same after the LAST epoch", True),
-        Column("delta", REAL, "percentage points", "transfer delta: acc_after − acc_before = gain − loss", True),
-        Column(
-            "delta_se",
-            REAL,
-            "percentage points",
-            "standard error of `delta`: a paired difference over the test images",
-            True,
-        ),
-        Column("knowledge_gain", REAL, "percent of images", "wrong before, right after", True),
-        Column("knowledge_loss", REAL, "percent of images", "right before, wrong after", True),
-        Column(
-            "transfer_rate",
-            REAL,
-            "percent",
-            "of the teacher's positive flips over the student, the share that the student now gets right, "
-            "on the very same images; null if the teacher has none; of several teachers all positive flips count",
-            True,
-        ),
-        Column(
-            "teacher_share",
-            REAL,
-            "percent of images",
-            "transfer images that a teacher has a say in; for `bikd` before training",
-            True,
-        ),
-        Column("epochs", COUNT, "epochs", "epochs trained"),
-        Column("best_epoch", COUNT, "epoch", "epoch with the best validation accuracy, counted from 1", True),
-        Column("delta_best", REAL, "percentage points", "`delta` at `best_epoch` instead of the last epoch", True),
-        Column("steps", COUNT, "steps", "optimiser steps taken", True),
-        Column("budget", COUNT, "trainings", "trainings of one model behind the row; `epochs` each", True),
-        Column("pieces", COUNT, "pieces", "a batch was cut into so many, to fit in memory; gradients add up", True),
-        Column("seconds", REAL, "seconds", "wall time of the training and its evaluations", True),
-        Column("device", TEXT, "name", "`cpu`, or the GPU's name", True),
-        Column("key", TEXT, "hash", "the unit of work in the ledger; rows of one control training share it"),
-    ),
-    "methods": (
-        Column("method", TEXT, "name", "the transfer method or control"),
-        Column("control", FLAG, "flag", "true for `self` and `finetune`"),
-        Column(
-            "uses_labels",
-            FLAG,
-            "flag",
-            "true where the labels of the transfer images have a say: `finetune` is its control",
-        ),
-        Column("trains", FLAG, "flag", "false for ensembles: two models answer, and no student was trained"),
-        Column("group", TEXT, "name", "`all` pairs, or those with a `weaker`, `equal` or `stronger` teacher"),
-        Column("pairs", COUNT, "pairs", "pairs behind the row"),
-        Column("students", COUNT, "models", "distinct students among them"),
-        Column("seeds", COUNT, "seeds", "most seeds per pair; a pair's delta is first averaged over its seeds"),
-        Column("failed", COUNT, "units", "failed units left out"),
-        Column("delta", REAL, "percentage points", "mean transfer delta over pairs"),
-        Column(
-            "delta_se", REAL, "percentage points", "its standard error, robust to pairs that share a model (dyadic)"
-        ),
-        Column("delta_se_iid", REAL, "percentage points", "the ordinary standard error, as if pairs were independent"),
-        Column("median", REAL, "percentage points", "median delta over pairs"),
-        Column("worst", REAL, "percentage points", "lowest delta of a pair"),
-        Column("success", REAL, "percent of pairs", "pairs with delta > 0"),
-        Column("transfer_rate", REAL, "percent", "mean transfer rate over pairs", True),
-    ),
-    **ANALYSIS,
-}
+TABLES: dict[str, tuple[Column, ...]] = {**STUDY, **ANALYSIS}
 
 
 def arrow_schema(table: str) -> pa.Schema:

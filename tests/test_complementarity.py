@@ -22,7 +22,7 @@ from kt.complementarity.bits import Places, Right
 from kt.complementarity.sources import Files
 from kt.complementarity.spec import ComplementaritySpec
 from kt.errors import KtError
-from kt.schema import SHARES
+from kt.schema_study import SHARES
 
 
 @st.composite

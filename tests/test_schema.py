@@ -15,16 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kt
-from kt import schema
+from kt import columns, schema
 from kt.errors import KtError
 
 SAMPLES = {
-    schema.TEXT: st.text(max_size=8),
-    schema.COUNT: st.integers(-(2**63), 2**63 - 1),
-    schema.REAL: st.floats(allow_nan=False),
-    schema.FLAG: st.booleans(),
-    schema.CLASSES: st.lists(st.integers(0, 2**31 - 1), max_size=4),
-    schema.TAGS: st.lists(st.text(max_size=5), max_size=3),
+    columns.TEXT: st.text(max_size=8),
+    columns.COUNT: st.integers(-(2**63), 2**63 - 1),
+    columns.REAL: st.floats(allow_nan=False),
+    columns.FLAG: st.booleans(),
+    columns.CLASSES: st.lists(st.integers(0, 2**31 - 1), max_size=4),
+    columns.TAGS: st.lists(st.text(max_size=5), max_size=3),
 }
 
 
@@ -126,7 +126,7 @@ def test_read_names_missing_and_damaged_files(tmp_path):
 
 
 def test_csv_writes_lists_as_values_with_spaces(tmp_path):
-    table = pa.table({"name": ["a, b", "c"], "classes": pa.array([[3, 1], []], schema.CLASSES), "x": [0.5, None]})
+    table = pa.table({"name": ["a, b", "c"], "classes": pa.array([[3, 1], []], columns.CLASSES), "x": [0.5, None]})
     schema.write_csv(tmp_path / "t.csv", table)
     with (tmp_path / "t.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["name", "classes", "x"], ["a, b", "3 1", "0.5"], ["c", "", ""]]

@@ -14,7 +14,7 @@ from kt.complementarity import counts
 from kt.complementarity.areas import Areas, class_entropy
 from kt.complementarity.bits import Right
 from kt.complementarity.embeddings import ClassVectors
-from kt.schema import SHARES
+from kt.schema_study import SHARES
 
 TILE = 64
 """Pairs at a time: what is worked on stays in a core's own cache."""
