@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kt import schema
+from kt import columns, schema
 from kt.errors import KtError
 from kt.pairs import All, Explicit, PairRule, Pattern, Random, Score, Stratified, Top, candidates, jobs, most, select
 
@@ -299,5 +299,5 @@ def test_top_by_a_column_without_values_is_an_error():
 
 
 def test_pairs_can_be_ranked_by_every_numeric_column_that_is_not_the_same_for_all():
-    numeric = {c.name for c in schema.TABLES["complementarity"] if c.dtype in (schema.REAL, schema.COUNT)}
+    numeric = {c.name for c in schema.TABLES["complementarity"] if c.dtype in (columns.REAL, columns.COUNT)}
     assert set(get_args(Score)) == numeric - {"n", "class_similarity"}
