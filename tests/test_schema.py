@@ -133,19 +133,19 @@ def test_csv_writes_lists_as_values_with_spaces(tmp_path):
 
 
 def test_column_names_are_distinct_and_every_column_says_what_it_means():
-    for table, columns in schema.TABLES.items():
-        names = [c.name for c in columns]
+    for table, listed in schema.TABLES.items():
+        names = [c.name for c in listed]
         assert len(set(names)) == len(names), table
-        assert all(c.unit and c.meaning for c in columns), table
+        assert all(c.unit and c.meaning for c in listed), table
 
 
 def test_markdown_has_a_row_for_every_column():
     text = schema.markdown()
-    for table, columns in schema.TABLES.items():
+    for table, listed in schema.TABLES.items():
         section = text.split(f"## {table}\n")[1].split("\n## ")[0]
         found = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
-        assert found == [c.name for c in columns]
-        assert section.count("may be null") == sum(c.nullable for c in columns)
+        assert found == [c.name for c in listed]
+        assert section.count("may be null") == sum(c.nullable for c in listed)
 
 
 def test_the_documentation_of_the_tables_is_generated_from_the_schema(root):

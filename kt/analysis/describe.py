@@ -28,7 +28,7 @@ def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_with
         equal_within: percentage points; a teacher this close to its student counts as equal.
 
     Returns:
-        The columns of ``methods`` in ``kt/schema_study.py``; groups without a finished pair are left out. The errors are
+        The columns of ``methods`` in ``kt/schema_study.py``; groups without a finished pair are left out. Errors are
         infinite where a group holds one pair.
     """
     pairs = pair_deltas(transfers, complementarity)
