@@ -31,14 +31,14 @@ from kt import config, pairs, store
 from kt.layout import Layout
 from kt.transfer.ledger import Ledger
 from kt.transfer.units import describe, enumerate_units
-from kt.zoo.registry import architectures
+from kt.zoo import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def study(models: int, chosen: int, per_job: int) -> dict[str, Any]:
     """The configuration as plain values."""
-    known = sorted(architectures())
+    known = sorted(registry.load(()).models)
     members = {
         f"{known[i % len(known)]}.{i}": {"arch": known[i % len(known)], "train": {"epochs": 100, "seed": i}}
         for i in range(models)

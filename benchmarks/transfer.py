@@ -28,9 +28,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from kt.transfer.checkpoint import Checkpoint
 from torch import Tensor, nn
 
+from kt.checkpoint import Checkpoint
 from kt.config import load
 from kt.data import datasets
 from kt.data.views import Inputs
