@@ -14,7 +14,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import RidgeCV
-from threadpoolctl import threadpool_limits
 
 from kt.analysis import components
 from kt.analysis.outcomes import Outcomes
@@ -29,8 +28,6 @@ MOST_FOR_TREES = 20_000
 
 LEAST_FOR_ALL = 5
 """Predictors on all properties need this many pairs at least."""
-
-FEW_FOR_THREADS = 5_000
 
 MEASURES = ("pos_flips", "agreement", "kappa", "cka", "leep")
 GAP = "acc_difference"
@@ -133,6 +130,5 @@ def trees(pairs: Pairs, delta: Floats, columns: Sequence[str]) -> Predict:
         max_iter=100, learning_rate=0.1, max_leaf_nodes=15, min_samples_leaf=leaf, l2_regularization=1.0,
         early_stopping=False, random_state=0,
     )  # fmt: skip
-    with threadpool_limits(1 if len(delta) < FEW_FOR_THREADS else None, "openmp"):  # threads that wait cost more
-        model.fit(x, delta)
+    model.fit(x, delta)
     return lambda others: np.asarray(model.predict(others.x[columns].to_numpy(np.float64)), np.float64)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from kt import schema, store
 from kt.analysis import breakdown, heldout, said
@@ -71,6 +72,11 @@ def analyse(
         draws: permutations of the models' labels; as many as the pairs allow where None.
         seed: seed of the folds, the bootstrap and the permutations.
     """
+    with threadpool_limits(1):  # the many small products of an analysis wait for their threads longer than they run
+        return _analyse(inputs, equal_within, bootstrap, draws, seed)
+
+
+def _analyse(inputs: Inputs, equal_within: float, bootstrap: int, draws: int | None, seed: int) -> Analysis:
     rng = np.random.default_rng(seed)
     outcomes = gather(inputs)
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in ANALYSIS}
