@@ -16,6 +16,7 @@ include: "workflow/rules/report.smk"
 localrules:
     all,
     pairs,
+    choose,
     zoo,
     tables,
     figures,

@@ -186,6 +186,17 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     _threads(sub)
     _out(sub, "table")
 
+    run = _stage(
+        lambda s, study, lay, a: s.search(study, lay, a.student, a.out or lay.transfer(a.student, "search"), a.threads)
+    )
+    sub = add("search", run, "train one student's candidates of the search", "kt search --student resnet")
+    sub.add_argument("--student", required=True, help="a name in `zoo.models`")
+    _threads(sub)
+    _out(sub, "table")
+
+    run = _stage(lambda s, study, lay, a: s.choose(study, lay, a.out or lay.table("search")))
+    _out(add("choose", run, "choose parameters from all students' candidates", "kt choose"), "table")
+
     run = _stage(lambda s, study, lay, a: s.gather(study, lay, a.out or lay.tables))
     _out(add("tables", run, "gather the final tables, as Parquet and CSV", "kt tables"), "folder")
 

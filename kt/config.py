@@ -99,11 +99,14 @@ class Study(Spec):
                 )
 
     def trainings(self) -> dict[str, Training]:
-        """How students are trained, by the place in the configuration that says so."""
+        """How students are trained, by the place in the configuration that says so; of a search the largest batch."""
         common = self.transfer.training
         methods = {f"transfer.methods.{name}": method for name, method in self.transfer.methods.chosen().items()}
         if self.groups:
             methods |= {f"groups.methods.{name}": method for name, method in self.groups.methods.chosen().items()}
+        for name, found in self.transfer.candidates().items():
+            largest = max(found.values(), key=lambda method: method.trained(common).batch_size)
+            methods[f"transfer.search.methods.{name}"] = largest
         return {"transfer": common} | {at: m.trained(common) for at, m in methods.items() if m.training}
 
 

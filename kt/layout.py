@@ -34,7 +34,7 @@ class Layout:
         return self.root / "complementarity" / f"{split}.parquet"
 
     def transfer(self, student: str, chunk: int | str) -> Path:
-        """The rows of one transfer job."""
+        """The rows of one transfer job: of a chunk of pairs, of the `groups`, or of the `search`."""
         return self.root / "transfer" / student / f"{chunk}.parquet"
 
     def improved(self, student: str, key: str) -> Path:

@@ -147,7 +147,7 @@ def _candidates(names: tuple[str, ...], rule: PairRule) -> tuple[Pair, ...]:
         every = (pair for pair in every if pair in included)
     pairs = [pair for pair in every if pair not in excluded] if excluded else list(every)
     if isinstance(rule, Random):
-        pairs = _draw(pairs, rule)
+        pairs = draw(pairs, rule.n, rule.seed)
     if not pairs:
         raise KtError(f"pairs: the rule {rule.select!r} selects no pair of the {len(names)} models")
     return tuple(pairs)
@@ -169,12 +169,12 @@ def _matching(patterns: Sequence[Pattern], names: Sequence[str]) -> set[Pair]:
     return found
 
 
-def _draw(pairs: list[Pair], rule: Random) -> list[Pair]:
+def draw(pairs: list[Pair], n: int, seed: int) -> list[Pair]:
     """The ``n`` pairs whose digests of [seed, teacher, student] come first, in the given order."""
-    if rule.n >= len(pairs):
+    if n >= len(pairs):
         return pairs
     # the bytes that `store.digest` hashes, the common part only once: six times as fast for a million pairs
-    begun = {t: sha256(canonical([rule.seed, t])[:-1] + b",") for t in {t for t, _ in pairs}}
+    begun = {t: sha256(canonical([seed, t])[:-1] + b",") for t in {t for t, _ in pairs}}
     ends = {s: canonical(s) + b"]" for s in {s for _, s in pairs}}
 
     def rank(pair: Pair) -> bytes:
@@ -184,8 +184,8 @@ def _draw(pairs: list[Pair], rule: Random) -> list[Pair]:
 
     # the first eight bytes of a digest decide nearly everything, and fit a number
     heads = np.fromiter((int.from_bytes(rank(pair)[:8], "big") for pair in pairs), np.uint64, len(pairs))
-    last = np.partition(heads, rule.n - 1)[rule.n - 1]
-    first = sorted(np.flatnonzero(heads <= last).tolist(), key=lambda i: rank(pairs[i]))[: rule.n]
+    last = np.partition(heads, n - 1)[n - 1]
+    first = sorted(np.flatnonzero(heads <= last).tolist(), key=lambda i: rank(pairs[i]))[:n]
     return [pairs[i] for i in sorted(first)]
 
 

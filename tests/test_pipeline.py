@@ -214,6 +214,27 @@ def test_a_changed_parameter_reruns_that_method_alone(finished: tuple[Checkout, 
     assert checkout.ledger() == ledger
 
 
+def test_a_search_comes_before_the_transfer_is_counted_and_trains_only_what_is_missing(
+    finished: tuple[Checkout, str],
+) -> None:
+    checkout, before = finished[0], finished[0].ledger()
+    checkout.study["transfer"]["search"] = {"methods": {"xekl": {"alpha": [0.5, 1.0]}}, "pairs": 1}
+    plan = checkout.succeed("-n")
+    # two candidates on one pair; the transfers of xekl, two pairs and two seeds, wait for the choice
+    assert "26 trainings: 20 done, 6 to do" in plan
+    assert [re.search(rf"^{rule} +(\d+)$", plan, re.MULTILINE)[1] for rule in ("search", "choose", "transfer")] == [
+        "1", "1", "2",
+    ]  # fmt: skip
+    checkout.succeed("--until", "tables")
+    chosen = checkout.table("search").set_index("parameters")["chosen"]
+    new = 2 if chosen['{"alpha": 0.5}'] else 6  # 0.5 is what xekl had before
+    assert len(checkout.ledger() - before) == new
+    assert f"{24 + 2} done, 0 to do" in checkout.succeed("-n")
+    del checkout.study["transfer"]["search"]
+    checkout.succeed("--until", "tables")
+    assert "24 done, 0 to do" in checkout.succeed("-n")
+
+
 def test_a_damaged_ledger_record_is_reported_set_aside_and_recomputed(finished: tuple[Checkout, str]) -> None:
     checkout = finished[0]
     checkout.succeed("--until", "tables")

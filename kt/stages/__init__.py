@@ -5,12 +5,13 @@ transfer job with nothing left to do, never wait for torch.
 """
 
 from kt.stages.members import data, predict, preview, zoo
-from kt.stages.results import gather, report
+from kt.stages.results import choose, gather, report
 from kt.stages.scores import complementarity, pairs
-from kt.stages.transfer import groups, transfer
+from kt.stages.transfer import groups, search, transfer
 from kt.stages.weights import weights
 
 __all__ = [
+    "choose",
     "complementarity",
     "data",
     "gather",
@@ -19,6 +20,7 @@ __all__ = [
     "predict",
     "preview",
     "report",
+    "search",
     "transfer",
     "weights",
     "zoo",

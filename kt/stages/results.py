@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import pandas as pd
+
 from kt import pairs as pairing
 from kt import schema, store, tables
 from kt.config import Study
+from kt.errors import KtError
 from kt.layout import Layout
 from kt.stages.common import metadata
+from kt.transfer import choice
 from kt.transfer import groups as grouping
 
 log = logging.getLogger(__name__)
@@ -39,6 +43,25 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     for name, table in made.items():
         schema.write_csv(out / f"{name}.csv", table)
     log.info("tables: %d rows of transfers in %s", transfers.num_rows, out)
+
+
+def choose(study: Study, layout: Layout, out: Path) -> None:
+    """Choose the parameters of the searched methods, and write the table ``search``, as CSV too.
+
+    Raises:
+        KtError: the configuration has no search, or its trials are not done.
+    """
+    plan = study.transfer
+    files = [layout.transfer(student, "search") for student in plan.trial_pairs(study.names, study.pairs)]
+    if not files:
+        raise KtError("choose: the configuration has no transfer.search")
+    trials = pd.concat([schema.read_frame(path, "trials") for path in files], ignore_index=True)
+    rows = choice.summarise(trials, {name: list(found) for name, found in plan.candidates().items()})
+    table = schema.build("search", rows.to_dict("list"))
+    schema.write(out, "search", table, metadata(study))
+    schema.write_csv(out.with_suffix(".csv"), table)
+    for row in rows[rows["chosen"]].to_dict("records"):
+        log.info("search: %s with %s", row["method"], row["parameters"])
 
 
 def report(study: Study, config: Path, source: Path, drawn: Path, out: Path) -> None:

@@ -23,6 +23,7 @@ from kt.errors import KtError
 from kt.layout import Layout
 from kt.progress import Progress
 from kt.stages.common import build, known_model, metadata, pick_device
+from kt.transfer import choice
 from kt.transfer import groups as grouping
 from kt.transfer.card import card
 from kt.transfer.ledger import Ledger, Record
@@ -52,8 +53,10 @@ def transfer(
     mine = chosen[chosen["student"] == known_model(study, student)]
     teachers = mine.loc[mine["chunk"] == chunk, "teacher"].tolist()
     first = chunk == 0 and len(mine) > 0
-    units = enumerate_units(plan.methods.chosen().values(), teachers, plan.seeds, first)
-    _do(study, layout, student, units, mine["teacher"].tolist() if first else teachers, out, threads)
+    methods = choice.resolve(plan.methods.chosen(), plan.candidates(), layout.table("search"))
+    units = enumerate_units(methods.values(), teachers, plan.seeds, first)
+    done = _do(study, layout, student, units, mine["teacher"].tolist() if first else teachers, threads)
+    _write(study, out, "transfers", [row for _, rows in done for row in rows])
 
 
 def groups(study: Study, layout: Layout, student: str, out: Path, threads: int) -> None:
@@ -72,7 +75,32 @@ def groups(study: Study, layout: Layout, student: str, out: Path, threads: int) 
         accuracy = {name: float(predictions.correct(p.logits, labels).mean()) for name, p in found.items()}
     sets = grouping.choose(student, study.names, rule, accuracy)
     units = group_units(study.groups.methods.chosen().values(), sets, study.transfer.seeds)
-    _do(study, layout, student, units, sorted({name for teachers in sets for name in teachers}), out, threads)
+    done = _do(study, layout, student, units, sorted({name for teachers in sets for name in teachers}), threads)
+    _write(study, out, "transfers", [row for _, rows in done for row in rows])
+
+
+def search(study: Study, layout: Layout, student: str, out: Path, threads: int) -> None:
+    """Do the missing trainings of one student's candidates and write a row for each.
+
+    Raises:
+        KtError: the configuration has no search, or no pair of it with this student.
+    """
+    teachers = study.transfer.trial_pairs(study.names, study.pairs).get(known_model(study, student))
+    if teachers is None:
+        raise KtError(f"search: the configuration tries no candidate on {student!r}")
+    done = _do(study, layout, student, study.transfer.trials(teachers), teachers, threads, "validation")
+    found = study.transfer.candidates().values()
+    texts = {method: text for of_method in found for text, method in of_method.items()}
+    columns = schema.arrow_schema("trials").names
+    trials = []
+    for unit, (row, *_) in done:  # a control's rows differ by their teacher alone
+        facts = {**row, "teacher": next(iter(unit.teachers), None), "parameters": texts[unit.method]}
+        trials.append({name: facts.get(name) for name in columns})
+    _write(study, out, "trials", trials)
+
+
+def _write(study: Study, out: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    schema.write(out, table, schema.build(table, rows), metadata(study))
 
 
 def _do(
@@ -81,14 +109,17 @@ def _do(
     student: str,
     units: Sequence[Unit],
     teachers: Sequence[str],
-    out: Path,
     threads: int,
-) -> None:
-    """Train the units that the ledger does not have and write the rows of all; a control's for each of ``teachers``."""
+    split: str = "test",
+) -> list[tuple[Unit, list[dict[str, Any]]]]:
+    """Train the units that the ledger does not have and give the rows of all; a control's for each of ``teachers``.
+
+    ``split`` is the one that the units are measured on.
+    """
     dataset, training = Dataset.open(layout.data), study.transfer.training
     tasks = tasks_of(units, student, status.fingerprints(layout, [student, *teachers]), dataset.hash, training)
-    labels = dataset.labels[dataset.rows("test")]
-    found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, "test")
+    labels = dataset.labels[dataset.rows(split)]
+    found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, split)
     right = {name: predictions.correct(p.logits, labels) for name, p in found.items()}
     before = right.pop(student)
 
@@ -100,7 +131,7 @@ def _do(
     def kept(key: str, outcome: Record) -> bool:
         """Whether the unit's student lies in the folder of exported students, or need not."""
         export, (row, *_) = study.transfer.export, rows_of(key, outcome)
-        wanted = export != "none" and row["trains"] and row["status"] == "ok"
+        wanted = export != "none" and split == "test" and row["trains"] and row["status"] == "ok"
         wanted = wanted and (export == "all" or row["delta"] > 0)
         return not wanted or layout.improved(student, key).with_suffix(".md").exists()
 
@@ -122,11 +153,10 @@ def _do(
             ledger.add(task.description, outcomes[key])
             names = " and ".join(task.unit.teachers) or "nobody"
             progress.step(f"{task.unit.method.name} from {names}, seed {task.unit.seed}")
-    done = [row for key in tasks for row in rows_of(key, outcomes[key])]
-    schema.write(out, "transfers", schema.build("transfers", done), metadata(study))
     failed = sum(outcome["status"] != "ok" for outcome in outcomes.values())
     if failed:
         log.warning("transfer to %s: %d of %d trainings failed; `kt retry` tries again", student, failed, len(tasks))
+    return [(task.unit, rows_of(key, outcomes[key])) for key, task in tasks.items()]
 
 
 def _keep(study: Study, layout: Layout, dataset: Dataset, model: nn.Module, task: Task, row: Mapping[str, Any]) -> None:

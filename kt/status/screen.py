@@ -29,12 +29,15 @@ def expected(study: Study, layout: Layout) -> dict[str, dict[str, bool]]:
     count = pairs.jobs(study.names, study.pairs, study.transfer.pairs_per_job)
     tables = {student: _stems(layout.transfer(student, 0).parent, ".parquet") for student in count}
     grouped = grouping.count(study.names, study.groups.choose) if study.groups else {}
+    trials = study.transfer.trial_pairs(study.names, study.pairs)
+    search = {f"search.student={name}": layout.transfer(name, "search").exists() for name in trials}
     groups = {f"groups.student={name}": layout.transfer(name, "groups").exists() for name in grouped}
     return {
         "data": {"data": (layout.data / "meta.json").exists()},
         "weights": {f"weights.model={name}": name in weights for name in study.names},
         "predictions": {f"predictions.model={name}": name in logits for name in study.names},
         "complementarity": {f"complementarity.split={s}": layout.complementarity(s).exists() for s in splits},
+        **({"search": search} if search else {}),
         "transfer": {
             f"transfer.chunk={chunk}.student={student}": str(chunk) in tables[student]
             for student, chunks in count.items()

@@ -122,7 +122,7 @@ def survey(study: Study, layout: Layout) -> Survey:
     except KtError:
         data, known = "", {}
     entries = index.read(layout.ledger)
-    _count(state, entries, asked, plans(study, data), known)
+    _count(state, entries, asked, plans(study, layout, data), known)
     state.pace = _pace(study, state.models, entries, known)
     state.images = split_sizes(layout.data, study.data)
     _estimate(state, study)
@@ -149,10 +149,10 @@ def _count(
             state.damaged.append(entry.key)
         elif entry.status == "failed" and entry.cause not in FINAL_CAUSES:
             state.retriable.append(entry.key)
-        units = [found for found in _units_of(entry, planned, names) if asked.asks_for(*found[1:])]
+        units = [found for found in _units_of(entry, planned, names) if asked.asks_for(*found)]
         for unit, student, teachers in units:
             state.waiting[student] -= 1
-            if len(teachers) == 1:
+            if len(teachers) == 1 and unit.split == "test":
                 of_pair[teachers[0], student] += 1
             if entry.status == "ok":
                 state.done += 1

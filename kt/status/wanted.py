@@ -11,6 +11,7 @@ from kt.config import Study
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.status import index
+from kt.transfer import choice
 from kt.transfer import groups as grouping
 from kt.transfer.method import Method
 from kt.transfer.units import Unit, describe, group_units
@@ -24,6 +25,7 @@ class Wanted:
         pairs: teacher and student.
         groups: a student and its teachers; those that are not known yet are left out.
         students: of the pairs; they have controls.
+        trials: the pairs of the search, and its students without a teacher.
         units: number of units of every student.
         per_pair: units of a pair.
     """
@@ -31,13 +33,16 @@ class Wanted:
     pairs: set[tuple[str, str]]
     groups: set[tuple[str, frozenset[str]]]
     students: set[str]
+    trials: set[tuple[str | None, str]]
     units: Mapping[str, int]
     per_pair: int
 
-    def asks_for(self, student: str, teachers: list[str]) -> bool:
-        """Whether there is something to do for a student with these teachers."""
+    def asks_for(self, unit: Unit, student: str, teachers: list[str]) -> bool:
+        """Whether such a unit is to be done for a student with these teachers."""
         if len(teachers) > 1:
             return (student, frozenset(teachers)) in self.groups
+        if unit.split == "validation":
+            return (teachers[0] if teachers else None, student) in self.trials
         return (teachers[0], student) in self.pairs if teachers else student in self.students
 
 
@@ -55,19 +60,33 @@ def wanted(study: Study, layout: Layout) -> Wanted:
             if not isinstance(rule, grouping.Ranked) or accuracy.keys() >= set(study.names):
                 sets = grouping.choose(student, study.names, rule, accuracy)
                 groups |= {(student, frozenset(teachers)) for teachers in sets}
+    trials: set[tuple[str | None, str]] = set()
+    for student, teachers in study.transfer.trial_pairs(study.names, study.pairs).items():
+        units[student] += len(study.transfer.trials(teachers))
+        trials |= {(teacher, student) for teacher in (None, *teachers)}
     taught = {(teacher, student) for student, teachers in chosen.items() for teacher in teachers}
-    return Wanted(taught, groups, set(chosen), units, per_pair)
+    return Wanted(taught, groups, set(chosen), trials, units, per_pair)
 
 
-def plans(study: Study, data: str) -> tuple[dict[str, Unit], dict[str, Unit]]:
+def plans(study: Study, layout: Layout, data: str) -> tuple[dict[str, Unit], dict[str, Unit]]:
     """What is done with every pair or student, and with every group, by the hash of it; ``data`` is the data's hash."""
-    of_groups = study.groups.methods.chosen().values() if study.groups else ()
-    return _plans(study, study.transfer.methods.chosen().values(), data), _plans(study, of_groups, data)
+    seeds = study.transfer.seeds
+    of_pairs = group_units(_methods(study, layout), [()], seeds) + study.transfer.trials([""])
+    of_groups = group_units(study.groups.methods.chosen().values(), [()], seeds) if study.groups else []
+    return _plans(study, of_pairs, data), _plans(study, of_groups, data)
 
 
-def _plans(study: Study, methods: Iterable[Method], data: str) -> dict[str, Unit]:
-    units = group_units(methods, [()], study.transfer.seeds)
+def _plans(study: Study, units: Iterable[Unit], data: str) -> dict[str, Unit]:
     return {index.plan_hash(describe(u, "", {"": ""}, data, study.transfer.training)): u for u in units}
+
+
+def _methods(study: Study, layout: Layout) -> list[Method]:
+    """The methods for pairs, as far as the search has chosen their parameters."""
+    methods, candidates = study.transfer.methods.chosen(), study.transfer.candidates()
+    try:
+        return list(choice.resolve(methods, candidates, layout.table("search")).values())
+    except KtError:
+        return [method for name, method in methods.items() if name not in candidates]
 
 
 def _count(study: Study, methods: Iterable[Method]) -> int:

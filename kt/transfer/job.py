@@ -65,7 +65,7 @@ class Workbench:
         weights: its original weights, to start every unit from.
         models: the zoo.
         data: the data set.
-        labels: classes of each split, int64 [n].
+        labels: classes of the splits that training reads, int64 [n].
         training: epochs, batch size, optimiser, schedule.
         checkpoints: folder of the checkpoints.
         every: seconds between two checkpoints.
@@ -102,7 +102,7 @@ class Workbench:
         """Put the student on the device."""
         student = models.load(name).to(device).to(memory_format=torch.channels_last)
         weights = {key: tensor.clone() for key, tensor in student.state_dict().items()}
-        labels = {split: data.labels[data.rows(split)] for split in ("transfer", "validation", "test")}
+        labels = {split: data.labels[data.rows(split)] for split in ("transfer", "validation")}
         return cls(name, student, weights, models, data, labels, training, checkpoints, every, device, stop, {})
 
     def memory(self) -> int:
@@ -152,7 +152,7 @@ class Workbench:
 
     def _run(self, unit: Unit, key: str, pieces: int) -> Record:
         start = time.perf_counter()
-        record = unit.method.run(Session(self, key, pieces), unit.teachers, unit.seed)
+        record = unit.method.run(Session(self, key, pieces, unit.split), unit.teachers, unit.seed)
         self._forget(key)
         return record | {
             "teacher_share": None if unit.method.control else record.get("teacher_share"),

@@ -100,10 +100,11 @@ class Session:
         bench: the student, the images and the models.
         key: the unit's key.
         pieces: cut every batch into so many pieces, to save memory.
+        split: the images that the outcome is measured on.
     """
 
-    def __init__(self, bench: Workbench, key: str, pieces: int = 1) -> None:
-        self.bench, self.key, self.pieces = bench, key, pieces
+    def __init__(self, bench: Workbench, key: str, pieces: int = 1, split: str = "test") -> None:
+        self.bench, self.key, self.pieces, self.split = bench, key, pieces, split
         self.student = bench.name
         self._learner: nn.Module = bench.student
         self._names = [bench.name]
@@ -169,7 +170,7 @@ class Session:
         only = trained.best_epoch == len(trained.loss)
         for which in ("last",) if only else ("best", "last"):
             self._learner.load_state_dict(getattr(trained, which))
-            said[which] = [pack(self.bench.classes(model, name, "test")) for name, model in self._members()]
+            said[which] = [pack(self.bench.classes(model, name, self.split)) for name, model in self._members()]
         record: Record = {
             "status": "ok",
             "best_epoch": trained.best_epoch,
@@ -189,7 +190,7 @@ class Session:
         }
 
     def untrained(self, classes: Tensor) -> Record:
-        """The record of a unit that answers the test images with some classes, int64 [N], without training."""
+        """The record of a unit that answers its split's images with some classes, int64 [N], without training."""
         said = pack(classes.cpu().numpy())
         record: Record = {"status": "ok", "last": said, "best": said, "best_epoch": None, "steps": 0}
         return record | {"loss": [], "validation": [], "teacher_share": None, "pieces": 1}

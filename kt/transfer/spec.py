@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import (
@@ -13,10 +14,16 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from kt.errors import unknown
+from kt.pairs import PairRule
 from kt.spec import Spec
+from kt.transfer import search as searching
 from kt.transfer.method import Method, registry
+from kt.transfer.search import SearchSpec, Seeds
 from kt.transfer.training import Training
+from kt.transfer.units import Unit
 
 
 class MethodsBase(Spec):
@@ -55,10 +62,11 @@ class TransferSpec(Spec):
     """Which methods run on the chosen pairs, how often, and how the work is cut into jobs."""
 
     methods: Methods
-    seeds: tuple[int, ...] = Field(
-        (0, 1, 2), min_length=1, description="one training a seed; distinct, 0 to 4294967295"
-    )
+    seeds: Seeds = Field((0, 1, 2), description="one training a seed; distinct, 0 to 4294967295")
     training: Training
+    search: SearchSpec | None = Field(
+        None, description="methods whose parameters are chosen on the validation split first; none when left out"
+    )
     pairs_per_job: PositiveInt = Field(
         16, description="teachers that one job of a student takes; does not change results"
     )
@@ -69,12 +77,33 @@ class TransferSpec(Spec):
     )
     checkpoint_seconds: float = Field(600, ge=0, description="seconds between two checkpoints inside a training")
 
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 1 << 32:
-            raise ValueError(f"seeds must be distinct and from 0 to {(1 << 32) - 1}, not {list(seeds)}")
-        return seeds
+    @model_validator(mode="after")
+    def _search_fits(self) -> TransferSpec:
+        if self.search is None:
+            return self
+        methods = self.methods.chosen()
+        for name in self.search.grids():
+            if name not in methods:
+                raise PydanticCustomError(
+                    "value_error", "{text}", {"text": f"search.methods: {unknown('method', name, methods)}"}
+                )
+        if shared := set(self.search.seeds) & set(self.seeds):
+            text = f"search.seeds: {sorted(shared)} are among transfer.seeds; the search needs seeds of its own"
+            raise PydanticCustomError("value_error", "{text}", {"text": text})
+        self.candidates()
+        return self
+
+    def candidates(self) -> dict[str, dict[str, Method]]:
+        """What the search tries: for every searched method its candidates, by their values as JSON."""
+        return searching.candidates(self.methods.chosen(), self.search) if self.search else {}
+
+    def trial_pairs(self, names: Sequence[str], rule: PairRule) -> dict[str, list[str]]:
+        """Teachers of every student that the search tries its candidates on, known before anything runs."""
+        return searching.pairs_of(names, rule, self.search.pairs) if self.search else {}
+
+    def trials(self, teachers: Sequence[str]) -> list[Unit]:
+        """The units of the search for one student and its teachers there."""
+        return searching.trials(self.candidates(), teachers, self.search.seeds) if self.search else []
 
     @field_validator("methods")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, create_model
+from pydantic.fields import FieldInfo
 
 from kt.spec import Spec
 
@@ -28,12 +29,16 @@ class Training(Spec):
     )
 
 
-def _optional(name: str) -> Any:
-    field = Training.model_fields[name]
+def constrained(field: FieldInfo) -> Any:
+    """The type of a section's field, with its constraints."""
     kind: Any = field.annotation
     for constraint in field.metadata:
         kind = Annotated[kind, constraint]
-    return (kind | None, Field(None, description=field.description))
+    return kind
+
+
+def _optional(field: FieldInfo) -> Any:
+    return (constrained(field) | None, Field(None, description=field.description))
 
 
 class ChangesBase(Spec):
@@ -49,5 +54,5 @@ Changes: type[ChangesBase] = create_model(
     "Changes",
     __base__=ChangesBase,
     __doc__=ChangesBase.__doc__,
-    **{name: _optional(name) for name in Training.model_fields},
+    **{name: _optional(field) for name, field in Training.model_fields.items()},
 )

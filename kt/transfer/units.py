@@ -32,11 +32,19 @@ FINAL_CAUSES = ("diverged",)
 
 @dataclass(frozen=True)
 class Unit:
-    """One transfer to a student; ``teachers`` is empty for the controls, one for a pair, several for a group."""
+    """One transfer to a student.
+
+    Attributes:
+        method: how.
+        teachers: none for the controls, one for a pair, several for a group.
+        seed: of the training.
+        split: the images that its outcome is measured on; `validation` for trials of the search.
+    """
 
     method: Method
     teachers: tuple[str, ...]
     seed: int
+    split: str = "test"
 
 
 def enumerate_units(
@@ -83,6 +91,7 @@ def describe(unit: Unit, student: str, fingerprints: Mapping[str, str], data: st
         "method": {"name": unit.method.name, "version": unit.method.version, **unit.method.parameters()},
         "training": {"version": ENGINE_VERSION, **unit.method.trained(training).plain()} if unit.method.trains else {},
         "seed": unit.seed,
+        **({"split": unit.split} if unit.split != "test" else {}),
     }
 
 
@@ -156,9 +165,9 @@ def rows(
         key: its key.
         outcome: what the ledger holds of it.
         student: its student's name.
-        teachers: which test images each teacher gets right, bool [n]; a control gives a row for each of them.
-        before: which test images the student got right before transfer, bool [n].
-        labels: of the test images, int64 [n].
+        teachers: which images of the unit's split each teacher gets right, bool [n]; a control gives a row for each.
+        before: which of them the student got right before transfer, bool [n].
+        labels: of these images, int64 [n].
         epochs: epochs of the training.
     """
     unit = task.unit

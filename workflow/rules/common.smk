@@ -99,6 +99,14 @@ def group_models(wildcards):
     return kt_groups.involved(wildcards.student, STUDY.names, STUDY.groups.choose)
 
 
+# Teachers of every student that the search of parameters tries its candidates on.
+TRIALS = STUDY.transfer.trial_pairs(STUDY.names, STUDY.pairs)
+
+
+def trial_models(wildcards):
+    return [wildcards.student, *TRIALS[wildcards.student]]
+
+
 # With so many pairs an edge for each makes the plan slow: transfers wait for the table of all models instead.
 GATED = sum(map(len, TEACHERS.values())) > 20_000
 

@@ -88,6 +88,13 @@ def training_images(wildcards):
     return min(units, waiting) * seen
 
 
+def trial_images(wildcards):
+    """Images that the trainings of a student's candidates see."""
+    units = STUDY.transfer.trials(TRIALS[wildcards.student])
+    epochs = sum(u.method.trained(STUDY.transfer.training).epochs for u in units)
+    return epochs * images_of("transfer")
+
+
 def group_images(wildcards):
     """Images that the trainings of a student's groups see; methods that train one after another see more."""
     size = kt_groups.largest(STUDY.groups.choose)

@@ -1,7 +1,64 @@
+rule search:
+    input:
+        weights=lambda wildcards: [
+            LAYOUT.weights(name) for name in trial_models(wildcards)
+        ],
+        logits=lambda wildcards: [
+            LAYOUT.predictions(name) for name in trial_models(wildcards)
+        ],
+    output:
+        LAYOUT.transfer("{student}", "search"),
+    log:
+        LOGS / "transfer/{student}.search.log",
+    conda:
+        "../../envs/kt.yaml"
+    threads: 1
+    resources:
+        cpus_per_task=lambda wildcards, threads: threads,
+        mem_mb=lambda wildcards, attempt: memory(
+            "search",
+            wildcards.student,
+            READ,
+            STUDY.transfer.training.batch_size,
+            attempt,
+        ),
+        runtime=lambda wildcards: minutes(wildcards.student, trial_images(wildcards)),
+    params:
+        teachers=lambda wildcards: TRIALS[wildcards.student],
+        candidates={
+            name: [method.plain() for method in found.values()]
+            for name, found in STUDY.transfer.candidates().items()
+        },
+        seeds=STUDY.transfer.search.seeds if STUDY.transfer.search else [],
+        training=STUDY.transfer.training.plain(),
+    message:
+        "candidates of the search on {wildcards.student}"
+    shell:
+        "kt search --student {wildcards.student} --out {output}"
+        " --threads {resources.cpus_per_task} --log {log}"
+
+
+rule choose:
+    input:
+        [LAYOUT.transfer(student, "search") for student in TRIALS],
+    output:
+        LAYOUT.tables / "search.csv",
+        table=LAYOUT.table("search"),
+    log:
+        LOGS / "choose.log",
+    conda:
+        "../../envs/kt.yaml"
+    message:
+        "choose the parameters of the searched methods"
+    shell:
+        "kt choose --out {output.table} --log {log}"
+
+
 rule transfer:
     input:
         # Where names alone decide the pairs, the job knows its own; a longer table must not run it again.
         pairs=LAYOUT.table("pairs") if NEEDS_SCORES else [],
+        search=LAYOUT.table("search") if TRIALS else [],
         weights=transfer_weights,
         logits=cached_logits,
     output:
@@ -28,6 +85,7 @@ rule transfer:
         },
         seeds=STUDY.transfer.seeds,
         training=STUDY.transfer.training.plain(),
+        search=STUDY.transfer.search.plain() if TRIALS else {},
         export=STUDY.transfer.export,
         teachers=teachers,
         models=lambda wildcards: (

@@ -27,7 +27,7 @@ class Ensemble(Method):
 
     def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
         """The outcome of the ensemble; nothing is random in it."""
-        student, (teacher,) = session.cached(session.student, "test"), [session.cached(t, "test") for t in teachers]
+        student, teacher = [session.cached(name, session.split) for name in (session.student, *teachers)]
         return session.untrained(self.combine(teacher, student).argmax(-1))
 
     def budget(self, teachers: int) -> int:

@@ -1,0 +1,144 @@
+"""Which parameters of a method are tried before the transfer, on which pairs, and with which seeds.
+
+Candidates train as any other unit does, but their outcomes are measured on the VALIDATION split, and
+``kt.transfer.choice`` takes the best of them: the test split has no say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, PositiveInt, create_model, field_validator
+from pydantic.fields import FieldInfo
+
+from kt import pairs
+from kt.spec import Spec
+from kt.store import digest
+from kt.transfer.method import Method, registry
+from kt.transfer.training import Training, constrained
+from kt.transfer.units import Unit, enumerate_units
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 1 << 32:
+        raise ValueError(f"seeds must be distinct and from 0 to {(1 << 32) - 1}, not {list(seeds)}")
+    return seeds
+
+
+Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class Grid(Spec):
+    """The values to try of each parameter; every combination of them is a candidate."""
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """All combinations; the last parameter changes first."""
+        tried = {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+        options = [value.combinations() if isinstance(value, Grid) else value for value in tried.values()]
+        return [dict(zip(tried, values, strict=True)) for values in product(*options)]
+
+
+def _grid(name: str, about: str, fields: Mapping[str, Any]) -> type[Grid]:
+    made: type[Grid] = create_model(name, __base__=Grid, __doc__=about, **fields)
+    return made
+
+
+def _values(field: FieldInfo) -> Any:
+    each: Any = constrained(field)
+    several: Any = Annotated[tuple[each, ...], Field(min_length=1)]
+    return (several | None, Field(None, description=field.description))
+
+
+TrainingGrid = _grid(
+    "TrainingGrid",
+    "Values to try of the training.",
+    {name: _values(field) for name, field in Training.model_fields.items()},
+)
+
+
+def _of_method(method: type[Method]) -> Any:
+    own = {name: _values(field) for name, field in method.model_fields.items() if name != "training"}
+    training = (TrainingGrid | None, Field(None, description="values to try of how this method trains"))
+    grid = _grid(f"{method.__name__}Grid", f"Values to try for `{method.name}`.", {**own, "training": training})
+    return (grid | None, Field(None, description=f"values to try for `{method.name}`"))
+
+
+Grids: type[Spec] = create_model(
+    "Grids",
+    __base__=Spec,
+    __doc__="The methods whose parameters are searched, with the values to try.",
+    **{name: _of_method(m) for name, m in registry().items() if m.takes != "group" and m.trains},
+)
+
+
+class SearchSpec(Spec):
+    """A search of methods' parameters, judged by the transfer delta on the validation split."""
+
+    methods: Grids = Field(description="values to try, a list a parameter")
+    n: PositiveInt | None = Field(
+        None, description="candidates of a method, drawn by a hash from all combinations; all of them when left out"
+    )
+    pairs: PositiveInt = Field(4, description="pairs that candidates train on, drawn by a hash of the names")
+    seeds: Seeds = Field((1000,), description="one training a candidate, pair and seed; none of `transfer.seeds`")
+
+    @field_validator("methods")
+    @classmethod
+    def _a_choice(cls, methods: Spec) -> Spec:
+        grids = {name: grid for name in type(methods).model_fields if (grid := getattr(methods, name)) is not None}
+        if not grids:
+            raise ValueError("no method to search")
+        for name, grid in grids.items():
+            if len(grid.combinations()) < 2:
+                raise ValueError(f"{name}: one combination leaves nothing to choose; give two values of a parameter")
+        return methods
+
+    def grids(self) -> dict[str, Grid]:
+        """The values to try, by method."""
+        fields = type(self.methods).model_fields
+        return {name: grid for name in fields if (grid := getattr(self.methods, name)) is not None}
+
+
+def candidates(methods: Mapping[str, Method], search: SearchSpec) -> dict[str, dict[str, Method]]:
+    """The candidates of every searched method, in the order of its grid, by their values as JSON.
+
+    Args:
+        methods: as the configuration has them, by name; what is not searched stays as it is there.
+        search: the values to try.
+    """
+    return {name: _of_grid(methods[name], grid, search.n) for name, grid in search.grids().items()}
+
+
+def _of_grid(method: Method, grid: Grid, n: int | None) -> dict[str, Method]:
+    tried = {json.dumps(values, sort_keys=True): values for values in grid.combinations()}
+    drawn = set(sorted(tried, key=lambda text: digest([method.name, text]))[:n])
+    return {text: _with(method, values) for text, values in tried.items() if text in drawn}
+
+
+def _with(method: Method, values: Mapping[str, Any]) -> Method:
+    own = method.model_dump()
+    training = {**(own["training"] or {}), **values.get("training", {})}
+    return type(method).model_validate({**own, **values, "training": training or None})
+
+
+def pairs_of(names: Sequence[str], rule: pairs.PairRule, n: int) -> dict[str, list[str]]:
+    """Teachers of every student in ``n`` pairs that candidates train on, known before anything runs."""
+    chosen: dict[str, list[str]] = {}
+    for teacher, student in pairs.draw(pairs.candidates(names, rule), n, 0):
+        chosen.setdefault(student, []).append(teacher)
+    return chosen
+
+
+def trials(found: Mapping[str, Mapping[str, Method]], teachers: Sequence[str], seeds: Sequence[int]) -> list[Unit]:
+    """The units of one student in the search: every candidate from each teacher, or without one for a control.
+
+    Args:
+        found: the candidates of every method.
+        teachers: of the student, in the search.
+        seeds: of the search.
+    """
+    methods = [method for of_method in found.values() for method in of_method.values()]
+    return [replace(unit, split="validation") for unit in enumerate_units(methods, teachers, seeds, controls=True)]
