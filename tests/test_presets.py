@@ -1,0 +1,111 @@
+"""Every preset can be planned as it is, with its paths changed, and the published studies run when shrunk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from kt import config, schema, stages
+from kt.layout import Layout
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = {path.stem: path for path in sorted((ROOT / "presets").glob("*.yaml"))}
+STUDIES = ("bikd", "fantastic-gains")
+
+
+def images(folder: Path, each: int) -> Path:
+    """Folders `train` and `val` of four classes, with a few tiny images in each."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in range(4):
+            (folder / part / f"n{name}").mkdir(parents=True)
+            for i in range(each):
+                picture = generator.integers(0, 60, (24, 20, 3)) + 45 * name
+                Image.fromarray(picture.astype(np.uint8)).save(folder / part / f"n{name}" / f"{i}.png")
+    return folder
+
+
+def with_paths(name: str, folder: Path) -> dict[str, Any]:
+    """A preset with its two paths changed."""
+    raw: dict[str, Any] = yaml.load(PRESETS[name].read_text("utf-8"), config._Loader)
+    if raw["data"]["source"].endswith(".npz"):
+        source = folder / "images.npz"
+        np.savez_compressed(source, images=np.zeros((42_000, 28, 28), np.uint8), labels=np.zeros(42_000, np.int64))
+    else:
+        source = images(folder / "images", 1)
+    raw["data"]["source"], raw["results"] = str(source), str(folder / "results")
+    return raw
+
+
+# the trainings: 42 · 3 + 7 · 2 + 3 groups, and 400 · 7 + 28 · 2 + 4 · 3
+PLANNED = {
+    "bikd": "7 models, 42 pairs (0 done), 143 trainings",
+    "fantastic-gains": "28 models, 400 pairs (0 done), 2868 trainings",
+    "fashion-mnist": "13 models, 24 pairs (0 done), ",
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_can_be_planned(name, tmp_path):
+    raw = with_paths(name, tmp_path)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "1", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--workflow-profile", str(ROOT / "profiles/default"), "--configfile", "study.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert PLANNED[name] in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def shrunk(name: str, folder: Path) -> config.Study:
+    """A published study with its methods and optimiser, on three tiny models and a few images."""
+    raw = with_paths(name, folder)
+    raw["data"] |= {"source": str(images(folder / "more", 12)), "size": 24, "num_classes": 10}
+    raw["data"]["splits"] |= {"zoo": 16, "validation": {"part": "val", "images": 12}}
+    raw["zoo"] = {
+        "modules": ["kt.zoo.digits"],
+        "input": {"size": 16, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+        "models": {
+            arch: {"arch": arch, "train": {"epochs": 1, "batch_size": 8}}
+            for arch in ("test_byobnet", "test_efficientnet", "tiny_mixer")
+        },
+    }
+    raw["transfer"]["training"] |= {"epochs": 1, "batch_size": 4}
+    if raw["groups"]["choose"]["select"] == "explicit":
+        student, *teachers = raw["zoo"]["models"]
+        raw["groups"]["choose"]["sets"] = [{"student": student, "teachers": teachers}]
+    else:
+        raw["groups"]["choose"] |= {"k": 2, "students": ["tiny_mixer"]}
+    (folder / "study.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    return config.load(folder / "study.yaml")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_published_study_runs_when_shrunk(name, tmp_path):
+    study = shrunk(name, tmp_path)
+    layout = Layout(Path(study.results))
+    stages.data(study, layout, 1)
+    for model in study.names:
+        stages.weights(study, layout, model, 1)
+        stages.predict(study, layout, model, 1)
+    stages.zoo(study, layout, layout.table("zoo"))
+    stages.complementarity(study, layout, "test", layout.complementarity("test"), 1)
+    stages.pairs(study, layout, None, None, layout.table("pairs"))
+    for model in study.names:
+        stages.transfer(study, layout, model, 0, None, layout.transfer(model, 0), 1)
+    grouped = ["test_byobnet"] if name == "bikd" else ["tiny_mixer"]
+    for model in grouped:
+        stages.groups(study, layout, model, layout.transfer(model, "groups"), 1)
+    stages.gather(study, layout, layout.tables)
+    rows = schema.read_frame(layout.table("transfers"), "transfers")
+    assert rows["status"].eq("ok").all(), rows["reason"].dropna().tolist()
+    of_pairs = rows[rows["teacher"].notna()]
+    assert of_pairs.groupby("method").size().to_dict() == dict.fromkeys(study.transfer.methods.chosen(), 6)
+    assert set(rows.loc[rows["teacher"].isna(), "method"]) == set(study.groups.methods.chosen())
