@@ -19,11 +19,11 @@ from PIL import Image
 
 from kt import schema, stages
 from kt.config import Study, check, parse
-from kt.data import datasets, decode, sources, views
+from kt.data import arrays, datasets, decode, sources, views
 from kt.data.datasets import Dataset
 from kt.data.decode import fit
 from kt.data.labels import class_map, relabel
-from kt.data.sources import Listing
+from kt.data.listing import Listing
 from kt.data.spec import SPLITS, DataSpec, InputSpec, SplitSizes
 from kt.data.splits import assign
 from kt.errors import KtError
@@ -75,7 +75,7 @@ def test_the_seed_decides_the_split():
 
 
 def test_the_split_of_the_digits_study_is_the_one_its_published_numbers_were_measured_on():
-    frame = assign(sources.digits().labels, sizes(400, 500, 150, 747), 0)
+    frame = assign(arrays.digits().labels, sizes(400, 500, 150, 747), 0)
     first = {split: frame.loc[frame["split"] == split, "row"].tolist()[:4] for split in SPLITS}
     assert first == FIRST_DIGITS
 
@@ -172,7 +172,7 @@ def all_images(listing: Listing) -> list[np.ndarray]:
 
 
 def test_digits_are_whole():
-    data = sources.digits()
+    data = arrays.digits()
     images = np.stack(all_images(data))
     assert (images.shape, images.dtype) == ((1797, 8, 8, 1), np.uint8)
     assert (images.min(), images.max()) == (0, 255)
@@ -653,7 +653,7 @@ def spec() -> DataSpec:
 
 def test_a_stored_data_set_opens_as_it_was_written(tmp_path, spec):
     datasets.write(tmp_path, spec)
-    data, digits = Dataset.open(tmp_path), sources.digits()
+    data, digits = Dataset.open(tmp_path), arrays.digits()
     images = np.stack(all_images(digits))
     assert isinstance(data.images, np.memmap)
     assert (data.images.shape, data.classes, data.channels) == ((100, 8, 8, 1), 10, 1)

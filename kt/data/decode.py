@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kt import store
-from kt.data.sources import Listing, Picture
+from kt.data.listing import Listing, Picture
 from kt.data.spec import DataSpec
 from kt.errors import KtError, listed
 from kt.growing import Growing

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from kt.data.sources import Listing
+from kt.data.listing import Listing
 from kt.data.spec import DataSpec
 from kt.errors import KtError, nearest
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kt.data.sources import DEFAULT_PART
+from kt.data.listing import DEFAULT_PART
 from kt.data.spec import SPLITS, SplitSizes, Take
 from kt.errors import KtError, listed, nearest
 

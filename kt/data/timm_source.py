@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kt.data.sources import Listing, Picture, named_parts, numbered
+from kt.data.listing import Listing, Picture, named_parts, numbered
 from kt.data.spec import DataSpec
 from kt.errors import KtError
 

@@ -1,0 +1,128 @@
+"""Images in arrays: data sets that ship with Python packages, and .npz files."""
+
+from __future__ import annotations
+
+import itertools
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kt.data.listing import Listing, Picture, Stream, numbered
+from kt.errors import KtError
+
+
+def digits() -> Listing:
+    """The 1,797 digits that ship with scikit-learn, uint8 [8, 8, 1]."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = data.target.astype(np.int64)
+    pictures: Stream = lambda rows: (partial(images.__getitem__, i) for i in rows)  # noqa: E731
+    return Listing(labels, numbered(labels), None, None, pictures, images.shape[1:])
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A data set that needs no file; its size is known before it is read."""
+
+    count: int
+    read: Callable[[], Listing]
+
+
+BUILTIN = {"digits": Builtin(1797, digits)}
+
+
+def _open_member(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype[np.generic]]:
+    """The stream of an array inside an .npz file, past its header; its shape and dtype."""
+    file = archive.open(f"{name}.npy")
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject or (fortran and len(shape) > 1):
+        raise ValueError(f"{name} holds {'Python objects' if dtype.hasobject else 'columns first'}")
+    return file, shape, dtype
+
+
+_UNREADABLE = (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile)
+
+
+def _npz_error(path: Path, error: Exception) -> KtError:
+    return KtError(f"data.source: {path}: not a readable .npz file ({error})")
+
+
+def _npz_parts(archive: zipfile.ZipFile, path: Path) -> dict[str, tuple[str, str]]:
+    """Names of the arrays of images and labels, by official part; the part is "" where there are none."""
+    names = [member.removesuffix(".npy") for member in archive.namelist()]
+    parts = {name[2:]: (name, f"y_{name[2:]}") for name in names if name.startswith("x_")}
+    if "images" in names or "labels" in names or not parts:
+        parts = {"": ("images", "labels")}
+    for name in itertools.chain.from_iterable(parts.values()):
+        if name not in names:
+            raise KtError(f"data.source: {path}: no array {name!r}; it holds: {', '.join(names)}")
+    return parts
+
+
+def _npz_labels(archive: zipfile.ZipFile, path: Path, name: str) -> NDArray[np.int64]:
+    file, shape, dtype = _open_member(archive, name)
+    labels = np.frombuffer(file.read(), dtype).reshape(shape)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
+        raise KtError(
+            f"data.source: {path}: {name} are {labels.dtype} {list(labels.shape)}; need integers ≥ 0, one an image"
+        )
+    return labels.astype(np.int64)
+
+
+def _npz_shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, ...]:
+    _, shape, dtype = _open_member(archive, name)
+    if dtype != np.uint8 or len(shape) not in (3, 4):
+        raise KtError(f"data.source: {path}: {name} are {dtype} {list(shape)}; need uint8 [N, H, W] or [N, H, W, C]")
+    return (*shape, 1)[:4]
+
+
+def npz(path: Path) -> Listing:
+    """An .npz file with ``images`` uint8 [N, H, W] or [N, H, W, C] and ``labels``; images are read one by one.
+
+    Official parts lie in pairs of arrays instead, ``x_<part>`` and ``y_<part>``.
+
+    Raises:
+        KtError: the file cannot be read, or its arrays have wrong types or shapes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = _npz_parts(archive, path)
+            labels = [_npz_labels(archive, path, name) for _, name in parts.values()]
+            shapes = {name: _npz_shape(archive, path, name) for name, _ in parts.values()}
+    except _UNREADABLE as error:
+        raise _npz_error(path, error) from error
+    for (name, shape), of_part in zip(shapes.items(), labels, strict=True):
+        if len(of_part) != shape[0]:
+            raise KtError(f"data.source: {path}: {len(of_part)} labels for {shape[0]} {name}; need one an image")
+    if len({shape[1:] for shape in shapes.values()}) > 1:
+        raise KtError(f"data.source: {path}: {', '.join(shapes)} have images of different shapes")
+    picture = next(iter(shapes.values()))[1:]
+
+    def stream(rows: NDArray[np.int64]) -> Iterator[Callable[[], Picture]]:
+        wanted, row = set(rows.tolist()), 0
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for name, shape in shapes.items():
+                    file, _, _ = _open_member(archive, name)
+                    for _ in range(shape[0]):  # to the end: only then is the file's checksum compared
+                        content = file.read(int(np.prod(picture)))
+                        if row in wanted:
+                            yield partial(np.frombuffer(content, np.uint8).reshape, picture)
+                        row += 1
+        except _UNREADABLE as error:
+            raise _npz_error(path, error) from error
+
+    every = np.concatenate(labels)
+    part_of = None if "" in parts else np.repeat(np.array(list(parts)), [len(of_part) for of_part in labels])
+    return Listing(every, numbered(every), part_of, None, stream, picture)
