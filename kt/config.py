@@ -21,11 +21,12 @@ from kt.complementarity.spec import MEASURES, ComplementaritySpec
 from kt.data.labels import class_map
 from kt.data.sources import check_source, known_count
 from kt.data.spec import SPLITS, DataSpec
-from kt.errors import KtError, unknown
+from kt.errors import KtError, listed, unknown
 from kt.pairs import PairRule
 from kt.spec import Spec
 from kt.transfer import groups
 from kt.transfer.groups import GroupSpec
+from kt.transfer.method import registry as registry_of_methods
 from kt.transfer.spec import TransferSpec
 from kt.transfer.training import Training
 from kt.zoo import registry, selection
@@ -214,6 +215,8 @@ def check(study: Study) -> Study:
     study.check_splits({split: images for split in SPLITS if (images := sizes.known(split)) is not None})
     if study.groups:
         groups.check(study.names, study.groups.choose)
+    if study.data.splits.transfer.folder:
+        _check_without_labels(study)
     _check_complementarity(study)
     pairs.candidates(study.names, study.pairs)
     store.check_writable(study.results)
@@ -228,10 +231,22 @@ def check_data(data: DataSpec) -> None:
     """
     check_source(data)
     class_map(data)
-    known = [images for split in SPLITS if (images := data.splits.known(split))]
+    known = [take.images for take in data.splits.takes().values() if take.images and not take.folder]
     images = known_count(data)
     if images is not None and sum(known) > images:
         raise KtError(f"data.splits: {sum(known)} images asked for, but {data.source!r} has {images}")
+
+
+def _check_without_labels(study: Study) -> None:
+    sections = {"transfer": study.transfer.methods, **({"groups": study.groups.methods} if study.groups else {})}
+    for section, methods in sections.items():
+        for name, method in methods.chosen().items():
+            if method.labelled:
+                allowed = [known for known in type(methods).model_fields if not registry_of_methods()[known]().labelled]
+                raise KtError(
+                    f"{section}.methods.{name}: uses labels, but the images of data.splits.transfer.folder have none; "
+                    f"allowed: {listed(allowed)}"
+                )
 
 
 def _check_complementarity(study: Study) -> None:

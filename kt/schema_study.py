@@ -12,7 +12,7 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column("image_id", COUNT, "id", "the image's position in the data set"),
         Column("row", COUNT, "index", "where the image lies in `images.npy` and `labels.npy`"),
         Column("name", TEXT, "name", "its path or number in the source"),
-        Column("label", COUNT, "class", "its class"),
+        Column("label", COUNT, "class", "its class; −1 where it has none"),
         Column("split", TEXT, "name", "`zoo`, `transfer`, `validation` or `test`"),
     ),
     "zoo": (

@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kt import schema
-from kt.errors import KtError
 from kt.transfer import units
 from kt.transfer.ledger import key as ledger_key
 from kt.transfer.ledger import pack
-from kt.transfer.method import Method, registry
+from kt.transfer.method import registry
 from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.ensemble import EnsembleMax
 from kt.transfer.methods.kl import KL
@@ -24,7 +23,6 @@ from kt.transfer.training import Training
 from kt.transfer.units import (
     Task,
     Unit,
-    check_labels,
     describe,
     enumerate_tasks,
     enumerate_units,
@@ -229,19 +227,3 @@ def test_an_ensemble_is_one_unit_whatever_the_training():
     assert key(unit) == key(unit, training=TRAINING.model_copy(update={"lr": 0.2}))
     (row,) = rows_of(unit, {**OUTCOME, "steps": 0, "budget": 0, "best_epoch": None})
     assert (row["trains"], row["steps"], row["budget"], row["best_epoch"]) == (False, 0, 0, None)
-
-
-def test_methods_that_need_labels_are_named_where_there_are_none_and_others_are_not():
-    def tasks(*methods: Method) -> list[Task]:
-        return list(tasks_of(enumerate_units(methods, ["a"], [0], True), "b", PRINTS, "d", TRAINING).values())
-
-    unlabelled = np.array([0, -1, -1])
-    with pytest.raises(
-        KtError, match=r"transfer.methods.kl_dp: uses labels, but 2 of 3 .* without labels: kl, kl_dp_u"
-    ):
-        check_labels(tasks(KL(), KLDP()), unlabelled)
-    check_labels(tasks(KL(), registry()["kl_dp_unsup"](), SelfDistillation()), unlabelled)
-    check_labels(tasks(KL(), KLDP()), LABELS)
-    unsupervised = Sequential.model_validate({"base": "kl_dp_unsup"})
-    units = group_units([unsupervised], [("a", "c")], [0])
-    check_labels(tasks_of(units, "b", PRINTS, "d", TRAINING).values(), unlabelled)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from kt.data.listing import DEFAULT_PART, Listing, named_parts, natural
+from kt.data.listing import DEFAULT_PART, Listing, Picture, named_parts, natural
 from kt.data.spec import DataSpec
 from kt.errors import KtError, nearest
 
@@ -66,4 +68,31 @@ def folder(spec: DataSpec) -> Listing:
         np.array(of_part) if has_parts else None,
         paths,
         lambda rows: (partial(_open, os.path.join(root, paths[i])) for i in rows),
+    )
+
+
+def with_unlabelled(listing: Listing, place: str) -> Listing:
+    """A source and, after its images, those of a folder without labels, which becomes an official part of its own.
+
+    Raises:
+        KtError: there is no image in the folder.
+    """
+    paths = _images_below(Path(place))
+    if not paths:
+        raise KtError(f"data.splits.transfer.folder: {place}: no image in it")
+    count = len(listing.labels)
+    names = listing.names if listing.names is not None else map(str, range(count))
+    parts = np.full(count, DEFAULT_PART) if listing.parts is None else listing.parts
+
+    def stream(rows: NDArray[np.int64]) -> Iterator[Callable[[], Picture]]:
+        yield from listing.stream(rows[rows < count])
+        yield from (partial(_open, paths[row - count]) for row in rows[rows >= count])
+
+    return Listing(
+        np.concatenate([listing.labels, np.full(len(paths), -1)]),
+        listing.classes,
+        np.concatenate([parts, np.full(len(paths), place)]),
+        [*names, *paths],
+        stream,
+        listing.shape,
     )

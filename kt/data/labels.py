@@ -45,7 +45,7 @@ def class_map(spec: DataSpec) -> dict[str, int] | None:
 
 
 def relabel(listing: Listing, spec: DataSpec) -> tuple[NDArray[np.int64], list[str]]:
-    """The label of every image, −1 for classes that are not taken, and the name of every label's class.
+    """The label of every image, −1 where it has none or its class is not taken, and the name of every label's class.
 
     Raises:
         KtError: a class is not in the source, or a label is not below ``data.num_classes``.
@@ -66,4 +66,4 @@ def relabel(listing: Listing, spec: DataSpec) -> tuple[NDArray[np.int64], list[s
     names = list(map(str, range(spec.num_classes or largest + 1)))
     for name, label in chosen.items():
         names[label] = name
-    return new[listing.labels], names
+    return np.where(listing.labels < 0, -1, new[listing.labels]), names

@@ -27,7 +27,7 @@ class Listing:
     """What a source holds; position i is the i-th image.
 
     Attributes:
-        labels: class of each image, int64 [N].
+        labels: class of each image, int64 [N]; −1 where it has none.
         classes: the classes' names, by label.
         parts: official part of each image, [N]; None where the source has no parts.
         names: the image's path or number in the source, [N]; None where it is the position.
@@ -55,5 +55,5 @@ def numbered(labels: NDArray[np.integer]) -> list[str]:
 
 def named_parts(spec: DataSpec) -> list[str]:
     """The official parts that the splits draw from, each once."""
-    takes = [take for take in spec.splits.takes().values() if take.images != 0]
+    takes = [take for take in spec.splits.takes().values() if take.images != 0 and not take.folder]
     return list(dict.fromkeys(take.part or DEFAULT_PART for take in takes))

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from kt.data.arrays import BUILTIN, npz
-from kt.data.folders import folder
+from kt.data.folders import folder, with_unlabelled
 from kt.data.listing import Listing
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
 from kt.errors import KtError, nearest, unknown
@@ -44,7 +44,10 @@ def check_source(spec: DataSpec) -> None:
         raise KtError(f"{at}: {unknown('data set', name, TORCHVISION)}")
     if spec.root is not None and not spec.download and not Path(spec.root).is_dir():
         raise KtError(f"data.root: {spec.root}: no such folder")
-    if spec.size is None and (spec.by_timm or spec.is_folder):
+    unlabelled = spec.splits.transfer.folder
+    if unlabelled and not Path(unlabelled).is_dir():
+        raise KtError(f"data.splits.transfer.folder: {unlabelled}: no such folder")
+    if spec.size is None and (spec.by_timm or spec.is_folder or unlabelled):
         raise KtError("data.size: needed for this source, since all stored images have one size; 256 suits ImageNet")
     for split in SPLITS:
         take = spec.splits.takes()[split]
@@ -69,6 +72,12 @@ def known_count(spec: DataSpec) -> int | None:
 def read(spec: DataSpec) -> Listing:
     """List a source; raises as ``check_source`` does, or where the source is not what it should be."""
     check_source(spec)
+    listing = _read(spec)
+    unlabelled = spec.splits.transfer.folder
+    return with_unlabelled(listing, unlabelled) if unlabelled else listing
+
+
+def _read(spec: DataSpec) -> Listing:
     if spec.source in BUILTIN:
         return BUILTIN[spec.source].read()
     if spec.source.endswith(".npz"):

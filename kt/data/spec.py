@@ -36,7 +36,7 @@ def _list_or_mapping(schema: JsonSchemaValue) -> None:
 
 
 class Take(Spec, json_schema_extra=_short_forms):
-    """The images of one split: `500` images, the share `0.1`, an official part, or the images that a file lists."""
+    """The images of one split: `500`, the share `0.1`, an official part, those of a file, or an unlabelled folder."""
 
     images: NonNegativeInt | None = Field(None, description="number of images")
     share: Share | None = Field(None, description="share of the images to draw from, e.g. 0.1")
@@ -45,6 +45,10 @@ class Take(Spec, json_schema_extra=_short_forms):
         description="official part to draw from, e.g. `val`; alone it means all that is left of it; default: `train`",
     )
     file: str | None = Field(None, description="text file with the name of one image a line")
+    folder: str | None = Field(
+        None,
+        description="folder of images without labels, at any depth, to draw from; only for `transfer`",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -61,8 +65,10 @@ class Take(Spec, json_schema_extra=_short_forms):
     @model_validator(mode="after")
     def _one_way(self) -> Take:
         ways = [name for name in ("images", "share", "file") if getattr(self, name) is not None]
-        if len(ways) > 1 or not (ways or self.part):
+        if len(ways) > 1 or not (ways or self.part or self.folder):
             raise PydanticCustomError("value_error", "give one of images, share or file, or a part of the data set")
+        if self.folder and (self.part or self.file):
+            raise PydanticCustomError("value_error", "folder: its images are in no part or file of the data set")
         return self
 
     @property
@@ -84,6 +90,10 @@ class SplitSizes(Spec):
         for name in SPLITS[1:]:
             if getattr(self, name).images == 0:
                 raise PydanticCustomError("value_error", "{name}: needs at least one image", {"name": name})
+        for name, take in self.takes().items():
+            if take.folder and name != "transfer":
+                text = "{name}.folder: its images have no labels; allowed for transfer alone"
+                raise PydanticCustomError("value_error", text, {"name": name})
         return self
 
     def takes(self) -> dict[str, Take]:

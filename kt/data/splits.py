@@ -31,7 +31,7 @@ def assign(
     proportion, up to rounding. A split that takes all the rest of its part gets what the others leave.
 
     Args:
-        labels: classes, int64 [N]; −1 for images that are not to be used.
+        labels: classes, int64 [N]; −1 for images that are not to be used, but by a split that takes their folder.
         sizes: what each split takes.
         seed: seed of the shuffle.
         parts: official part of each image.
@@ -50,6 +50,9 @@ def assign(
             raise KtError(f"data.splits.{split}.part: {what if have else 'the data set has no official parts'}")
     taken: dict[str, Rows] = {}
     free = labels >= 0
+    for take in sizes.takes().values():
+        if take.folder and parts is not None:
+            free |= parts == take.folder
     for split, take in sizes.takes().items():
         if take.file:
             taken[split] = _listed_in_file(take.file, f"data.splits.{split}.file", names, labels, free)
@@ -57,7 +60,7 @@ def assign(
     pools: dict[str | None, dict[str, Take]] = {}
     for split, take in sizes.takes().items():
         if not take.file:
-            pool = None if parts is None else take.part or DEFAULT_PART
+            pool = None if parts is None else take.folder or take.part or DEFAULT_PART
             pools.setdefault(pool, {})[split] = take
     for part, takes in pools.items():
         rows = np.flatnonzero(free if parts is None else free & (parts == part))

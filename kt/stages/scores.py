@@ -26,6 +26,8 @@ def complementarity(study: Study, layout: Layout, split: str, out: Path, threads
     dataset = Dataset.open(layout.data)
     source = Files({name: layout.predictions(name) for name in study.names}, split)
     labels = dataset.labels[dataset.rows(split)]
+    if labels.min(initial=0) < 0:
+        raise KtError(f"complementarity: the images of the split {split!r} have no labels; allowed: validation, test")
     with ThreadPoolExecutor(threads) as pool:
         made = table.make(source, labels, dataset.classes, split, study.complementarity, out, pool)
         rows = schema.write_pieces(out, "complementarity", made.pieces, metadata(study) | made.facts.metadata())

@@ -27,7 +27,7 @@ from kt.transfer import choice
 from kt.transfer import groups as grouping
 from kt.transfer.card import card
 from kt.transfer.ledger import Ledger, Record
-from kt.transfer.units import Task, Unit, check_labels, enumerate_units, group_units, rows, tasks_of
+from kt.transfer.units import Task, Unit, enumerate_units, group_units, rows, tasks_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -142,7 +142,6 @@ def _do(
     counts = len(tasks), len(outcomes), len(missing), len(teaching)
     log.info("transfer to %s: %d trainings, %d in the ledger, %d to do from %d teachers", student, *counts)
     if missing:
-        check_labels(missing.values(), dataset.labels[dataset.rows("transfer")])
         bench = _bench(study, layout, dataset, student, missing, threads)
         bench.memory()
         progress = Progress(f"transfer to {student}", len(missing))

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kt.errors import KtError, listed
 from kt.transfer.ledger import Record, unpack
 from kt.transfer.ledger import key as ledger_key
 from kt.transfer.measures import Right, change, transfer_rate
-from kt.transfer.method import Method, registry
+from kt.transfer.method import Method
 from kt.transfer.training import Training
 
 ENGINE_VERSION = 2
@@ -112,26 +111,6 @@ def tasks_of(
         description = describe(unit, student, fingerprints, data, training)
         tasks[ledger_key(description)] = Task(unit, description, fingerprints[student])
     return tasks
-
-
-def check_labels(tasks: Iterable[Task], labels: NDArray[np.int64]) -> None:
-    """Fail where a method needs labels of transfer images that have none.
-
-    Args:
-        tasks: what is to be trained.
-        labels: of the transfer images, int64 [N]; negative where there is none.
-
-    Raises:
-        KtError: naming the method and those that need no labels.
-    """
-    unlabelled = int((labels < 0).sum())
-    needy = sorted({task.unit.method.name for task in tasks if task.unit.method.labelled})
-    if unlabelled and needy:
-        free = [name for name, method in registry().items() if method.trains and not method().labelled]
-        raise KtError(
-            f"transfer.methods.{needy[0]}: uses labels, but {unlabelled} of {len(labels)} transfer images have none; "
-            f"without labels: {listed(free)}"
-        )
 
 
 def enumerate_tasks(
