@@ -120,7 +120,14 @@ STUDY: dict[str, tuple[Column, ...]] = {
         ),
         Column("trains", FLAG, "flag", "false for ensembles: two models answer, and no student was trained"),
         Column("status", TEXT, "name", "`ok` or `failed`"),
-        Column("reason", TEXT, "text", "why it failed: `diverged`, `out_of_memory` or `error`, and the message", True),
+        Column(
+            "reason",
+            TEXT,
+            "text",
+            "why it failed: `diverged`, `out_of_memory`, `same_model` (a teacher is the student under another name) or "
+            "`error`, and the message",
+            True,
+        ),
         Column("n", COUNT, "images", "test images behind the row"),
         Column("acc_before", REAL, "percent", "student's accuracy on the test split before transfer"),
         Column("acc_after", REAL, "percent", "the same after the LAST epoch", True),

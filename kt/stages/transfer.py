@@ -27,7 +27,7 @@ from kt.transfer import choice
 from kt.transfer import groups as grouping
 from kt.transfer.card import card
 from kt.transfer.ledger import Ledger, Record
-from kt.transfer.units import Task, Unit, enumerate_units, group_units, rows, tasks_of
+from kt.transfer.units import Task, Unit, enumerate_units, group_units, refusal, rows, tasks_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,6 +137,10 @@ def _do(
 
     ledger = Ledger(layout.ledger)
     outcomes = {key: outcome for key in tasks if (outcome := ledger.get(key)) and kept(key, outcome)}
+    for key, task in tasks.items():
+        if key not in outcomes and (outcome := refusal(task)):
+            ledger.add(task.description, outcome)
+            outcomes[key] = outcome
     missing = {key: task for key, task in tasks.items() if key not in outcomes}
     teaching = {name for task in missing.values() for name in task.unit.teachers}
     counts = len(tasks), len(outcomes), len(missing), len(teaching)
@@ -152,8 +156,10 @@ def _do(
             ledger.add(task.description, outcomes[key])
             names = " and ".join(task.unit.teachers) or "nobody"
             progress.step(f"{task.unit.method.name} from {names}, seed {task.unit.seed}")
-    failed = sum(outcome["status"] != "ok" for outcome in outcomes.values())
-    if failed:
+    causes = [outcome["cause"] for outcome in outcomes.values() if outcome["status"] != "ok"]
+    if same := causes.count("same_model"):
+        log.warning("transfer to %s: %d trainings left out: a teacher is the student under another name", student, same)
+    if failed := len(causes) - same:
         log.warning("transfer to %s: %d of %d trainings failed; `kt retry` tries again", student, failed, len(tasks))
     return [(task.unit, rows_of(key, outcomes[key])) for key, task in tasks.items()]
 

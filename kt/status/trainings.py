@@ -174,7 +174,9 @@ def _units_of(
     unit = planned[len(models) > 2].get(entry.plan)
     if unit is None or unit.method.control != (len(models) == 1):
         return
-    for i in range(len(models) if unit.method.joint else 1):  # trained together, each is the student in turn
+    # trained together, each is the student in turn
+    turns = [i for i, model in enumerate(models) if model not in models[:i]] if unit.method.joint else [0]
+    for i in turns:
         for student, *teachers in product(
             *(names.get(model, ()) for model in (models[i], *models[:i], *models[i + 1 :]))
         ):

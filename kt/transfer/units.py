@@ -25,7 +25,7 @@ ENGINE_VERSION = 2
 FROM_LEDGER = ("best_epoch", "steps", "budget", "pieces", "seconds", "device", "teacher_share")
 """Columns of the table ``transfers`` that the ledger holds as they are."""
 
-FINAL_CAUSES = ("diverged",)
+FINAL_CAUSES = ("diverged", "same_model")
 """Causes of failure that another try would only repeat."""
 
 
@@ -111,6 +111,16 @@ def tasks_of(
         description = describe(unit, student, fingerprints, data, training)
         tasks[ledger_key(description)] = Task(unit, description, fingerprints[student])
     return tasks
+
+
+def refusal(task: Task) -> Record | None:
+    """The outcome of a unit that is not worth a training: a teacher is its student under another name."""
+    unit = task.description
+    teachers = unit["teachers"] if "teachers" in unit else [unit["teacher"]]
+    if [unit["student"], *teachers].count(task.student) < 2:
+        return None
+    reason = "same_model: a teacher has the student's architecture, input and weights, under another name"
+    return {"status": "failed", "cause": "same_model", "reason": reason}
 
 
 def enumerate_tasks(

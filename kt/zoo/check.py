@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import pickletools
 import re
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
+from kt import store
 from kt.errors import KtError, listed, nearest
 from kt.zoo import overrides
 from kt.zoo.registry import Registry
@@ -45,10 +47,27 @@ def check(zoo: ZooSpec, registry: Registry) -> None:
         spec = zoo.input_of(name)
         if len(spec.mean) != len(spec.std):
             raise KtError(f"{at}: input.mean and input.std need the same number of channels")
+    _check_twins(zoo)
     if zoo.overrides:
         overrides.read(zoo.overrides, list(zoo.models))
     if zoo.published:
         overrides.published(zoo.published)
+
+
+def _check_twins(zoo: ZooSpec) -> None:
+    """Fail where two members are the same given weights: they could only teach each other what both know."""
+    seen: dict[str, str] = {}
+    for name, member in zoo.models.items():
+        if not (member.pretrained or member.checkpoint):
+            continue
+        file = os.path.realpath(member.checkpoint) if member.checkpoint else None
+        fit = member.finetune.plain() if member.finetune else None
+        same = store.digest([member.arch, member.args, zoo.input_of(name).plain(), file, fit])
+        if same in seen:
+            what = f"the same {'checkpoint' if file else 'published weights'}, input and arguments"
+            equal = f"{what} as {seen[same]!r}: teacher and student would be equal"
+            raise KtError(f"zoo.models.{name}: {equal}; leave one out")
+        seen[same] = name
 
 
 def _check_source(at: str, member: Member) -> None:
