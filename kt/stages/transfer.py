@@ -192,8 +192,12 @@ class _Zoo:
     def logits(self, name: str, split: str) -> predictions.Logits:
         return predictions.read(self.layout.predictions(name), split).logits
 
-    def features(self, name: str, split: str) -> NDArray[np.float16] | None:
-        return predictions.read(self.layout.predictions(name), split).features
+    def features(self, name: str, split: str) -> NDArray[np.float16]:
+        path = self.layout.predictions(name)
+        found = predictions.read(path, split).features
+        if found is None:
+            raise KtError(f"{path}: holds no features; `kt predictions --model {name}` makes it again with them")
+        return found
 
     def load(self, name: str) -> nn.Module:
         from kt.zoo import weights

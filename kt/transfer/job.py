@@ -22,18 +22,14 @@ from kt.errors import Interrupted
 from kt.predictions import Logits
 from kt.transfer import engine
 from kt.transfer.engine import State
-from kt.transfer.learners import Featured
 from kt.transfer.ledger import Record
 from kt.transfer.memory import estimate
 from kt.transfer.session import Session
 from kt.transfer.training import Training
 from kt.transfer.units import Unit
-from kt.zoo.inference import autocast, logits
+from kt.zoo.inference import logits
 
 log = logging.getLogger(__name__)
-
-BATCH = 256
-"""Images in one forward pass of a teacher, for its features."""
 
 
 class Models(Protocol):
@@ -45,8 +41,8 @@ class Models(Protocol):
     def logits(self, name: str, split: str) -> Logits:
         """Cached logits, float16 [N, C]."""
 
-    def features(self, name: str, split: str) -> NDArray[np.float16] | None:
-        """Cached penultimate features, float16 [N, D], where there are any."""
+    def features(self, name: str, split: str) -> NDArray[np.float16]:
+        """Cached penultimate features, float16 [N, D]."""
 
     def load(self, name: str) -> nn.Module:
         """The model with its weights."""
@@ -180,15 +176,6 @@ class Workbench:
         if place not in self.views:
             self.views[place] = Inputs(self.data.images, self.data.rows(split), place[1], self.device)
         return self.views[place]
-
-    def features(self, name: str, split: str) -> NDArray[np.float16]:
-        """Penultimate features of a teacher, float16 [N, D]: cached, or else computed by one forward pass."""
-        if (cached := self.models.features(name, split)) is not None:
-            return cached
-        teacher, view = Featured(self.model(name)).eval(), self.view(name, split)
-        with torch.inference_mode(), autocast(self.device):
-            parts = [teacher(view[slice(i, i + BATCH)])[1].to(torch.float16) for i in range(0, len(view), BATCH)]
-        return torch.cat(parts).cpu().numpy()
 
     def classes(self, model: nn.Module, name: str, split: str) -> NDArray[np.int64]:
         """The classes that a model, by its name's input, gives the images of a split, int64 [n]."""

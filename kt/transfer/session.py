@@ -202,7 +202,7 @@ class Session:
         sources = {name: self.cached(name, "transfer") for name in teachers} | {self.student: frozen}
         features = None
         if method.uses_features:
-            features = torch.from_numpy(bench.features(teachers[0], "transfer")).to(bench.device, torch.float32)
+            features = torch.from_numpy(bench.models.features(teachers[0], "transfer")).to(bench.device, torch.float32)
         parts = {}
         for name in self._names:
             others = [logits for other, logits in sources.items() if other != name]

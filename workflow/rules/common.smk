@@ -85,9 +85,9 @@ LOGITS = {name: str(LAYOUT.predictions(name)) for name in STUDY.names}
 
 
 def transfer_weights(wildcards):
-    """Weights that a job reads: its student's, and its teachers' where they train too or their features are needed."""
+    """Weights that a job reads: its student's, and its teachers' where they train too."""
     methods = STUDY.transfer.methods.chosen().values()
-    more = not GATED and any(method.joint or method.uses_features for method in methods)
+    more = not GATED and any(method.joint for method in methods)
     names = [wildcards.student, *(teachers(wildcards) if more else [])]
     return [LAYOUT.weights(name) for name in names]
 
