@@ -71,6 +71,15 @@ class Study(Spec):
         methods += self.groups.methods.chosen().values() if self.groups else ()
         return "cka" in self.complementarity.measures or any(method.uses_features for method in methods)
 
+    def views(self, split: str) -> int:
+        """How often every image of a split is seen by a model, in as many crops."""
+        return self.transfer.views.n if self.transfer.views and split == "transfer" else 1
+
+    def shown(self, data: str) -> str:
+        """Hash of the data set, from its own hash, and of how its transfer images are shown."""
+        views = self.transfer.views
+        return store.digest([data, views.plain()]) if views else data
+
     @property
     def hash(self) -> str:
         """Hash of the configuration, for the tables' metadata."""

@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from kt import pairs
+from kt import pairs, predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("flips_vs_accuracy", "flips_heatmap", "delta_by_method", "delta_vs_accuracy", "flips_by_class")
@@ -233,6 +234,27 @@ def test_a_search_comes_before_the_transfer_is_counted_and_trains_only_what_is_m
     del checkout.study["transfer"]["search"]
     checkout.succeed("--until", "tables")
     assert "24 done, 0 to do" in checkout.succeed("-n")
+
+
+def test_random_crops_are_predicted_and_trained_on(finished: tuple[Checkout, str]) -> None:
+    checkout, before = finished[0], finished[0].ledger()
+    transfer = checkout.study["transfer"]
+    checkout.study["transfer"] = {**transfer, "methods": {"kl": {}, "self": {}}, "views": {"n": 2, "scale": [0.5, 1]}}
+    checkout.succeed("--until", "tables")
+    found = predictions.read(checkout.folder / "results/predictions/byob.safetensors", "transfer")
+    assert found.logits.shape == (2 * 80, 10)
+    assert not np.array_equal(found.logits[:80], found.logits[80:])
+    assert np.array_equal(found.ids[:80], found.ids[80:])
+    rows = checkout.table("transfers")
+    assert rows["status"].eq("ok").all()
+    assert len(checkout.ledger() - before) == (2 + 2) * 2  # pairs by kl, students by self, two seeds
+    assert "8 done, 0 to do" in checkout.succeed("-n")
+    command = [sys.executable, "-m", "kt", "complementarity", "--split", "transfer", "--out", "t.parquet"]
+    refused = subprocess.run(command, cwd=checkout.folder, text=True, capture_output=True)
+    assert "transfer.views: pairs are scored on plain images" in refused.stderr
+    checkout.study["transfer"] = transfer
+    checkout.succeed("--until", "tables")
+    assert checkout.ledger() - before == set(rows["key"])
 
 
 def test_a_damaged_ledger_record_is_reported_set_aside_and_recomputed(finished: tuple[Checkout, str]) -> None:

@@ -168,6 +168,30 @@ class DataSpec(Spec):
         return not self.by_timm and Path(self.source).is_dir()
 
 
+Range = tuple[PositiveFloat, PositiveFloat]
+
+
+class ViewsSpec(Spec):
+    """Fixed augmented views of the transfer images: random resized crops, flipped or not, the same for all models.
+
+    Every model's targets are computed once for each view; training shows one view an epoch, one after another.
+    """
+
+    n: PositiveInt = Field(description="views of every image; costs as many predictions of the transfer split a model")
+    scale: Range = Field((0.08, 1.0), description="smallest and largest share of the image's area in a crop")
+    ratio: Range = Field((3 / 4, 4 / 3), description="smallest and largest ratio of a crop's width to its height")
+    flip: bool = Field(True, description="whether half of the views are mirrored")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ViewsSpec:
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high or (name == "scale" and high > 1):
+                text = f"{name}: [{low:g}, {high:g}]; the smaller comes first" + (", at most 1" * (name == "scale"))
+                raise PydanticCustomError("value_error", "{text}", {"text": text})
+        return self
+
+
 class InputSpec(Spec):
     """What a model expects of its input image."""
 

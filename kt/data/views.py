@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kt.data.spec import InputSpec
+from kt.data import crops
+from kt.data.crops import Boxes
+from kt.data.datasets import Dataset
+from kt.data.spec import InputSpec, ViewsSpec
 
 IN_MEMORY = 1 << 29
 """Bytes of prepared images kept for the whole of a job; larger splits are prepared batch by batch."""
@@ -68,6 +71,24 @@ def crop(x: Tensor, size: int, fill: tuple[float, ...]) -> Tensor:
     return x[..., top : top + size, left : left + size]
 
 
+def cut(images: NDArray[np.uint8], boxes: Boxes, spec: InputSpec, device: torch.device) -> Tensor:
+    """Crops of images uint8 [B, H, W, C], mirrored or not, at a model's size, float32 [B, C, size, size] in [0, 1].
+
+    Args:
+        images: the images.
+        boxes: one crop an image, [B, 5].
+        spec: the model's input; its own crop plays no part.
+        device: where the crops are computed.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    made = []
+    for image, (top, left, height, width, mirrored) in zip(x, boxes.tolist(), strict=True):
+        part = image[None, :, top : top + height, left : left + width].to(torch.float32).div_(255)
+        part = resize(part, (spec.size, spec.size), spec.interpolation)
+        made.append(part.flip(-1) if mirrored else part)
+    return torch.cat(made)
+
+
 def normalise(x: Tensor, spec: InputSpec) -> Tensor:
     """Float images [B, C, H, W] in [0, 1] with the model's own mean and standard deviation, channels last in memory."""
     mean, std = (torch.tensor(values, device=x.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
@@ -83,6 +104,8 @@ class Inputs:
         spec: the model's input.
         device: where the prepared images are wanted.
         keep: false for a single pass over the images, which are then never all in memory.
+        boxes: of fixed views of the images, [V · n, 5]; position i is then the crop ``boxes[i]`` of the image at
+            ``rows[i % n]``.
     """
 
     def __init__(
@@ -92,11 +115,13 @@ class Inputs:
         spec: InputSpec,
         device: torch.device,
         keep: bool = True,
+        boxes: Boxes | None = None,
     ) -> None:
         self.spec, self.device = spec, device
-        self._images, self._rows = images, rows
-        size = 4 * len(rows) * images.shape[-1] * spec.size**2
-        self._prepared = self._prepare(np.arange(len(rows))) if keep and size <= IN_MEMORY else None
+        self._images, self._boxes = images, boxes
+        self._rows = rows if boxes is None else np.tile(rows, len(boxes) // len(rows))
+        size = 4 * len(self._rows) * images.shape[-1] * spec.size**2
+        self._prepared = self._prepare(slice(None)) if keep and size <= IN_MEMORY else None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -108,7 +133,19 @@ class Inputs:
         return self._prepare(positions)
 
     def _prepare(self, positions: NDArray[np.int64] | slice) -> Tensor:
-        return normalise(to_unit(self._images[self._rows[positions]], self.spec, self.device), self.spec)
+        images = self._images[self._rows[positions]]
+        if self._boxes is None:
+            return normalise(to_unit(images, self.spec, self.device), self.spec)
+        return normalise(cut(images, self._boxes[positions], self.spec, self.device), self.spec)
+
+
+def inputs(
+    data: Dataset, split: str, spec: InputSpec, device: torch.device, views: ViewsSpec | None, keep: bool = True
+) -> Inputs:
+    """A split's images as a model sees them; those of `transfer` in fixed views, where there are any."""
+    rows = data.rows(split)
+    boxes = crops.draw(views, rows, *data.images.shape[1:3]) if views and split == "transfer" else None
+    return Inputs(data.images, rows, spec, device, keep, boxes)
 
 
 def _shift(x: Tensor, generator: torch.Generator) -> Tensor:

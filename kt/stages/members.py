@@ -6,6 +6,8 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
+
 from kt import predictions, schema, store, tables
 from kt.config import Study
 from kt.data import datasets
@@ -33,23 +35,24 @@ def data(study: Study, layout: Layout, threads: int) -> None:
 
 def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
     """Run a model once over every split that later stages read; a run that was killed goes on where it was."""
-    from kt.data.views import Inputs
+    from kt.data.views import inputs
     from kt.zoo import weights
     from kt.zoo.predict import predict as run
 
-    spec = study.zoo.input_of(known_model(study, name))
+    spec, views = study.zoo.input_of(known_model(study, name)), study.transfer.views
     dataset, device = Dataset.open(layout.data), pick_device(study.device, threads)
     fingerprint = store.read_json(layout.member(name))["fingerprint"]
     run(
         weights.load(build(study, name, dataset), layout.weights(name)).to(device).eval(),
-        {s: Inputs(dataset.images, dataset.rows(s), spec, device, keep=False) for s in predictions.SPLITS},
-        {s: dataset.ids(s) for s in predictions.SPLITS},
+        {s: inputs(dataset, s, spec, device, views, keep=False) for s in predictions.SPLITS},
+        {s: np.tile(dataset.ids(s), study.views(s)) for s in predictions.SPLITS},
         layout.predictions(name),
         fingerprint,
-        dataset.hash,
+        study.shown(dataset.hash),
         study.features,
     )
-    log.info("predict %s: %d images", name, sum(len(dataset.rows(split)) for split in predictions.SPLITS))
+    count = sum(study.views(split) * len(dataset.rows(split)) for split in predictions.SPLITS)
+    log.info("predict %s: %d images", name, count)
 
 
 def zoo(study: Study, layout: Layout, out: Path) -> None:
@@ -83,7 +86,7 @@ def preview(study: Study, layout: Layout, tera_macs: float) -> str:
         study.zoo,
         registry.load(modules),
         lambda tags: registry.sizes(tags, modules),
-        sum(images.get(split, 0) for split in predictions.SPLITS),
+        sum(study.views(split) * images.get(split, 0) for split in predictions.SPLITS),
         images.get("zoo", 0),
         rate,
     )

@@ -117,7 +117,8 @@ def _do(
     ``split`` is the one that the units are measured on.
     """
     dataset, training = Dataset.open(layout.data), study.transfer.training
-    tasks = tasks_of(units, student, status.fingerprints(layout, [student, *teachers]), dataset.hash, training)
+    models = status.fingerprints(layout, [student, *teachers])
+    tasks = tasks_of(units, student, models, study.shown(dataset.hash), training)
     labels = dataset.labels[dataset.rows(split)]
     found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, split)
     right = {name: predictions.correct(p.logits, labels) for name, p in found.items()}
@@ -221,5 +222,5 @@ def _bench(
         predictions.verify(layout.predictions(name))
     return Workbench.set_up(
         student, _Zoo(study, layout, dataset), dataset, study.transfer.training, layout.checkpoints,
-        study.transfer.checkpoint_seconds, device, stop,
+        study.transfer.checkpoint_seconds, device, stop, study.transfer.views,
     )  # fmt: skip

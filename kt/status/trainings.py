@@ -118,7 +118,7 @@ def survey(study: Study, layout: Layout) -> Survey:
     state.units = state.waiting.total()
     known = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
     try:
-        data = str(store.read_json(layout.data / "meta.json")["hash"])
+        data = study.shown(str(store.read_json(layout.data / "meta.json")["hash"]))
     except KtError:
         data, known = "", {}
     entries = index.read(layout.ledger)

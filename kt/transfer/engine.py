@@ -85,6 +85,7 @@ def train(
     checkpoint: Checkpoint,
     slow: SlowWeights | None = None,
     pieces: int = 1,
+    views: int = 1,
 ) -> History:
     """Train ``learner`` in place; it ends with the weights of the last epoch, or with the slow ones where asked for.
 
@@ -99,13 +100,15 @@ def train(
         checkpoint: where progress is kept; its state, if any, is where training starts.
         slow: weights that follow the learner's; validation, the best and the last weights are then theirs.
         pieces: cut every batch into so many pieces, to save memory; a checkpoint made with more of them goes on so.
+        views: the images are so many views of n / views images, view after view; an epoch shows one, in turn.
 
     Raises:
         Diverged: the loss of an epoch, or a weight after it, is not finite.
         KtError: a pattern in ``training.freeze`` matches nothing.
     """
     device, batch = images.device, training.batch_size
-    per_epoch = len(images) // batch
+    shown = len(images) // views
+    per_epoch = shown // batch
     torch.manual_seed(seed)
     parameters = list(learner.parameters())
     optimiser = optimiser_of(parameters, training)
@@ -117,7 +120,7 @@ def train(
         _restore(state, learner, optimiser, progress)
     with frozen(learner, training.freeze):
         for epoch in range(progress.epoch, training.epochs):
-            order = epoch_order(len(images), seed, epoch)
+            order = epoch_order(shown, seed, epoch) + shown * (epoch % views)
             for step in range(progress.step, per_epoch):
                 done = epoch * per_epoch + step
                 for group in optimiser.param_groups:

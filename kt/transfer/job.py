@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kt.data.datasets import Dataset
-from kt.data.spec import InputSpec
-from kt.data.views import Inputs
+from kt.data.spec import InputSpec, ViewsSpec
+from kt.data.views import Inputs, inputs
 from kt.errors import Interrupted
 from kt.predictions import Logits
 from kt.transfer import engine
@@ -67,6 +67,7 @@ class Workbench:
         every: seconds between two checkpoints.
         device: where students train.
         stop: set to end the running training after its next step, with a checkpoint.
+        crops: fixed views of the transfer images, if any.
         views: images of a split as some input shows them, made when they are first asked for.
     """
 
@@ -81,6 +82,7 @@ class Workbench:
     every: float
     device: torch.device
     stop: Event
+    crops: ViewsSpec | None
     views: dict[tuple[str, InputSpec], Inputs]
 
     @classmethod
@@ -94,12 +96,14 @@ class Workbench:
         every: float,
         device: torch.device,
         stop: Event,
+        crops: ViewsSpec | None = None,
     ) -> Workbench:
         """Put the student on the device."""
         student = models.load(name).to(device).to(memory_format=torch.channels_last)
         weights = {key: tensor.clone() for key, tensor in student.state_dict().items()}
         labels = {split: data.labels[data.rows(split)] for split in ("transfer", "validation")}
-        return cls(name, student, weights, models, data, labels, training, checkpoints, every, device, stop, {})
+        labels["transfer"] = np.tile(labels["transfer"], crops.n if crops else 1)
+        return cls(name, student, weights, models, data, labels, training, checkpoints, every, device, stop, crops, {})
 
     def memory(self) -> int:
         """Estimate, and log, the bytes that a plain training takes; on a GPU beside what is free."""
@@ -174,7 +178,7 @@ class Workbench:
         """The images of a split as a model sees them."""
         place = (split, self.models.input_of(name))
         if place not in self.views:
-            self.views[place] = Inputs(self.data.images, self.data.rows(split), place[1], self.device)
+            self.views[place] = inputs(self.data, split, place[1], self.device, self.crops)
         return self.views[place]
 
     def classes(self, model: nn.Module, name: str, split: str) -> NDArray[np.int64]:

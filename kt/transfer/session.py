@@ -153,6 +153,7 @@ class Session:
         history = engine.train(
             self._learner, Views(views) if method.joint else views[0], samples, method.loss, self._validation_accuracy,
             method.trained(bench.training), seed, progress, method.slow_weights(), self.pieces,
+            bench.crops.n if bench.crops else 1,
         )  # fmt: skip
         last = {name: tensor.clone() for name, tensor in self._learner.state_dict().items()}
         trained = Trained(

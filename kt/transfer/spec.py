@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from kt.data.spec import ViewsSpec
 from kt.errors import unknown
 from kt.pairs import PairRule
 from kt.spec import Spec
@@ -64,6 +65,9 @@ class TransferSpec(Spec):
     methods: Methods
     seeds: Seeds = Field((0, 1, 2), description="one training a seed; distinct, 0 to 4294967295")
     training: Training
+    views: ViewsSpec | None = Field(
+        None, description="random crops of the transfer images to train on; the plain images when left out"
+    )
     search: SearchSpec | None = Field(
         None, description="methods whose parameters are chosen on the validation split first; none when left out"
     )

@@ -28,6 +28,11 @@ def images_of(split):
     return SURVEY.images.get(split, math.inf)
 
 
+def shown(split):
+    """Images of a split as models see them: every view of an image is one."""
+    return STUDY.views(split) * images_of(split)
+
+
 def memory(rule, model, splits, batch_size, attempt):
     """Memory of a job for one model, from the model's size where it is known; more at every further attempt."""
     facts = SURVEY.models.get(model, {})
@@ -35,8 +40,7 @@ def memory(rule, model, splits, batch_size, attempt):
         return PLAIN_MB * 2 ** (attempt - 1)
     spec = STUDY.zoo.input_of(model)
     prepared = sum(
-        guess.prepared_mb(images_of(split), len(spec.mean), spec.size)
-        for split in splits
+        guess.prepared_mb(shown(split), len(spec.mean), spec.size) for split in splits
     )
     return guess.memory_mb(
         facts["params"],

@@ -44,10 +44,11 @@ rule predictions:
         # a forward pass is a third of a step of training
         runtime=lambda wildcards: minutes(
             wildcards.model,
-            sum(images_of(split) for split in READ) / 3,
+            sum(shown(split) for split in READ) / 3,
         ),
     params:
         features=STUDY.features,
+        views=STUDY.plain()["transfer"]["views"],
     message:
         "predictions of {wildcards.model}"
     shell:
