@@ -383,3 +383,39 @@ def test_status_imports_no_torch(made, python):
     code = "import sys; from kt.cli import main; main(['status']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr
+
+
+def test_what_is_left_counts_ensembles_as_nothing_and_every_training_of_a_unit(made):
+    study, layout = made
+    plain = {**STUDY, "results": study.results, "pairs": {"select": "explicit", "pairs": [{"student": "b"}]}}
+    plain["transfer"] = {
+        **STUDY["transfer"],
+        "methods": {"ensemble_mean": {}, "kl": {"training": {"epochs": 1}}, "bikd": {}, "self": {}},
+        "seeds": [0],
+    }
+    plain["groups"] = {
+        "choose": {"select": "explicit", "sets": [{"student": "a", "teachers": ["b", "c"]}]},
+        "methods": {"soup": {}, "parallel": {}, "bikd": {}},
+    }
+    study = config.parse(plain, "x")
+    state = status.survey(study, layout)
+    # 64 of 70 images an epoch, three epochs. To b, from a and from c: kl for one epoch, both models by bikd; and self.
+    epoch = 64
+    assert state.work["b"] == 2 * (1 * epoch + 2 * 3 * epoch) + 3 * epoch
+    # to a from both: two trainings of soup, one of parallel, three models by bikd
+    assert state.work["a"] == (2 + 1 + 3) * 3 * epoch
+    assert state.units == 2 * 3 + 1 + 3
+    cpu = ASSUMED["cpu"]
+    assert state.seconds_left == pytest.approx(cpu * (state.work["a"] * 1000 + state.work["b"] * 2000))
+
+    both = config.parse({**plain, "pairs": {"select": "all"}, "groups": None}, "x")
+    # all six directions: the two trainings of a pair by bikd are shared by its two students
+    assert status.survey(both, layout).work["b"] == 2 * (1 * epoch + 3 * epoch) + 3 * epoch
+    outcome = {**OK, "steps": 6, "models": {"a" * 8: {}, "b" * 8: {}}, "seconds": 24.0}
+    prints = {name: name * 8 for name in MODELS}
+    unit = Unit(both.transfer.methods.chosen()["bikd"], ("a",), 0)
+    Ledger(layout.ledger).add(describe(unit, "b", prints, "data", both.transfer.training), outcome)
+    state = status.survey(both, layout)
+    assert state.work["b"] == 2 * 1 * epoch + 3 * epoch + 3 * epoch
+    assert state.done == 2
+    assert 24.0 / (2 * 6 * 32) in (state.pace.own.get("a"), state.pace.own.get("b"))

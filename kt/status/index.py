@@ -19,7 +19,7 @@ from kt import store
 from kt.errors import KtError
 from kt.transfer.ledger import Ledger, Record
 
-VERSION = "2"
+VERSION = "3"
 
 
 class Entry(NamedTuple):
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
         teachers: fingerprints with spaces between; empty for a control.
         plan: hash of all else that determines the result.
         seconds: wall time of the training.
-        images: images that it trained on, each as often as it was seen.
+        images: images that it trained on, each as often as a model saw it.
         device: where.
     """
 
@@ -105,7 +105,9 @@ def _read(ledger: Ledger, key: str, size: int, changed: int) -> Entry:
         teachers=" ".join(unit.get("teachers") or filter(None, [unit.get("teacher")])),
         plan=plan_hash(unit),
         seconds=float(outcome.get("seconds") or 0),
-        images=int(outcome.get("steps") or 0) * int(unit.get("training", {}).get("batch_size", 0)),
+        images=int(outcome.get("steps") or 0)
+        * int(unit.get("training", {}).get("batch_size", 0))
+        * max(1, len(outcome.get("models", ()))),
         device=str(outcome.get("device") or ""),
     )
 

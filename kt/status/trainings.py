@@ -15,7 +15,7 @@ from kt.layout import Layout
 from kt.pace import BASES, Pace
 from kt.status import index
 from kt.status.index import Entry
-from kt.status.wanted import Wanted, plans, wanted
+from kt.status.wanted import Wanted, plans, wanted, work
 from kt.transfer.ledger import Ledger, Record
 from kt.transfer.units import FINAL_CAUSES, Unit
 
@@ -35,6 +35,7 @@ class Survey:
         failures: failed units as texts with what they did and why, and their students; the latest first.
         seconds: time spent on the study's finished units so far, by device.
         waiting: units to do, by student.
+        work: images that these see, each as often as it is seen, by student.
         seconds_left: estimate of what the missing units will take; None where nothing is known.
         basis: how many of the missing units rest on what, see ``kt.pace.BASES``.
         pace: what the estimate rests on.
@@ -53,6 +54,7 @@ class Survey:
     failures: list[tuple[str, str]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     waiting: Counter[str] = field(default_factory=Counter)
+    work: dict[str, float] = field(default_factory=dict)
     seconds_left: float | None = None
     basis: Counter[str] = field(default_factory=Counter)
     pace: Pace = field(default_factory=Pace)
@@ -112,9 +114,10 @@ def fingerprints(layout: Layout, names: list[str]) -> dict[str, str]:
 
 def survey(study: Study, layout: Layout) -> Survey:
     """Compare the units that a study asks for with its ledger."""
-    asked = wanted(study, layout)
-    state = Survey(models=members(layout, study.names), pairs=len(asked.pairs))
-    state.waiting = Counter(asked.units)
+    images = split_sizes(layout.data, study.data)
+    asked = wanted(study, layout, images.get("transfer", 0))
+    state = Survey(images, members(layout, study.names), pairs=len(asked.pairs))
+    state.waiting, state.work = Counter(asked.units), work(study, layout, asked)
     state.units = state.waiting.total()
     known = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
     try:
@@ -124,8 +127,7 @@ def survey(study: Study, layout: Layout) -> Survey:
     entries = index.read(layout.ledger)
     _count(state, entries, asked, plans(study, layout, data), known)
     state.pace = _pace(study, state.models, entries, known)
-    state.images = split_sizes(layout.data, study.data)
-    _estimate(state, study)
+    _estimate(state)
     if study.device != "auto" or set(state.basis) == {BASES[4]}:  # an assumed speed is a GPU's, but for `cpu`
         state.assumed = "cpu" if study.device == "cpu" else "GPU"
     return state
@@ -152,6 +154,7 @@ def _count(
         units = [found for found in _units_of(entry, planned, names) if asked.asks_for(*found)]
         for unit, student, teachers in units:
             state.waiting[student] -= 1
+            state.work[student] -= asked.seen(unit, student, teachers)
             if len(teachers) == 1 and unit.split == "test":
                 of_pair[teachers[0], student] += 1
             if entry.status == "ok":
@@ -199,21 +202,20 @@ def _pace(study: Study, models: Mapping[str, Record], entries: list[Entry], know
     return Pace.measured(trainings, macs, zoo, study.device)
 
 
-def _estimate(state: Survey, study: Study) -> None:
-    training = study.transfer.training
-    images = training.epochs * (state.images.get("transfer", 0) // training.batch_size) * training.batch_size
-    if not images:
+def _estimate(state: Survey) -> None:
+    if not state.images.get("transfer"):
         return
-    known, found = 0.0, [(units, state.pace.of(student)) for student, units in state.waiting.items() if units > 0]
-    for units, pace in found:
-        if pace:
-            known += units * images * pace[0]
+    seconds = images = rest = 0.0
+    for student, units in state.waiting.items():
+        if units > 0 and (pace := state.pace.of(student)):
+            images, seconds = images + state.work[student], seconds + state.work[student] * pace[0]
             state.basis[pace[1]] += units
-    rest = sum(units for units, pace in found if not pace)
-    if rest and state.basis:  # of these models nothing is known yet; take them to be like the others
-        known *= 1 + rest / state.basis.total()
-        state.basis["a guess"] += rest
-    state.seconds_left = known if state.basis else None
+        elif units > 0:
+            rest += state.work[student]
+    if rest and images:  # of these models nothing is known yet; take them to be like the others
+        seconds *= 1 + rest / images
+        state.basis["a guess"] += state.left - state.basis.total()
+    state.seconds_left = seconds if state.basis else None
 
 
 def forget(layout: Layout, keys: list[str], damaged: bool) -> list[str]:

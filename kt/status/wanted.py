@@ -14,6 +14,7 @@ from kt.status import index
 from kt.transfer import choice
 from kt.transfer import groups as grouping
 from kt.transfer.method import Method
+from kt.transfer.training import Training
 from kt.transfer.units import Unit, describe, group_units
 
 
@@ -28,6 +29,8 @@ class Wanted:
         trials: the pairs of the search, and its students without a teacher.
         units: number of units of every student.
         per_pair: units of a pair.
+        training: how students are trained, but for what a method changes of it.
+        images: transfer images, 0 where their number is not known yet.
     """
 
     pairs: set[tuple[str, str]]
@@ -36,6 +39,8 @@ class Wanted:
     trials: set[tuple[str | None, str]]
     units: Mapping[str, int]
     per_pair: int
+    training: Training
+    images: int
 
     def asks_for(self, unit: Unit, student: str, teachers: list[str]) -> bool:
         """Whether such a unit is to be done for a student with these teachers."""
@@ -45,9 +50,21 @@ class Wanted:
             return (teachers[0] if teachers else None, student) in self.trials
         return (teachers[0], student) in self.pairs if teachers else student in self.students
 
+    def seen(self, unit: Unit, student: str, teachers: list[str]) -> float:
+        """Images that a unit's trainings see, each as often as it is seen.
 
-def wanted(study: Study, layout: Layout) -> Wanted:
-    """All that a study asks for, as far as it is known yet."""
+        Where all models train, the unit is shared by those of them that are asked for as students.
+        """
+        training = unit.method.trained(self.training)
+        models, shared = [student, *teachers], 1
+        if unit.method.joint:
+            shared = sum(self.asks_for(unit, name, [other for other in models if other != name]) for name in models)
+        epoch = self.images // training.batch_size * training.batch_size
+        return unit.method.budget(len(teachers)) * training.epochs * epoch / max(shared, 1)
+
+
+def wanted(study: Study, layout: Layout, images: int) -> Wanted:
+    """All that a study asks for, as far as it is known yet; ``images`` are those of the transfer split."""
     chosen, methods = _pairs(study, layout), study.transfer.methods.chosen().values()
     controls, per_pair = (_count(study, [m for m in methods if m.control == own]) for own in (True, False))
     units = Counter({student: len(teachers) * per_pair + controls for student, teachers in chosen.items()})
@@ -65,7 +82,34 @@ def wanted(study: Study, layout: Layout) -> Wanted:
         units[student] += len(study.transfer.trials(teachers))
         trials |= {(teacher, student) for teacher in (None, *teachers)}
     taught = {(teacher, student) for student, teachers in chosen.items() for teacher in teachers}
-    return Wanted(taught, groups, set(chosen), trials, units, per_pair)
+    return Wanted(taught, groups, set(chosen), trials, units, per_pair, study.transfer.training, images)
+
+
+def work(study: Study, layout: Layout, asked: Wanted) -> dict[str, float]:
+    """Images that all trainings of every student see, each as often as it is seen; ensembles see none."""
+    seeds, found = study.transfer.seeds, dict.fromkeys(asked.units, 0.0)
+    methods = study.transfer.methods.chosen() | {method.name: method for method in _methods(study, layout)}
+    each = group_units([m for m in methods.values() if not (m.control or m.joint)], [()], seeds)
+    together = group_units([m for m in methods.values() if m.joint], [()], seeds)
+    controls = group_units([m for m in methods.values() if m.control], [()], seeds)
+    of_pair = sum(asked.seen(unit, "", [""]) for unit in each)
+    for student in asked.students:
+        found[student] += sum(asked.seen(unit, student, []) for unit in controls)
+    for student, number in Counter(student for _, student in asked.pairs).items():
+        found[student] += number * of_pair
+    for teacher, student in asked.pairs if together else ():
+        found[student] += sum(asked.seen(unit, student, [teacher]) for unit in together)
+    for student, teachers in study.transfer.trial_pairs(study.names, study.pairs).items():
+        found[student] += sum(asked.seen(u, student, list(u.teachers)) for u in study.transfer.trials(teachers))
+    if study.groups:
+        units = group_units(study.groups.methods.chosen().values(), [()], seeds)
+        known: dict[str, list[list[str]]] = {}
+        for student, group in asked.groups:
+            known.setdefault(student, []).append(sorted(group))
+        for student, number in grouping.count(study.names, study.groups.choose).items():
+            sets = known.get(student) or [[""] * grouping.largest(study.groups.choose)] * number
+            found[student] += sum(asked.seen(unit, student, teachers) for teachers in sets for unit in units)
+    return found
 
 
 def plans(study: Study, layout: Layout, data: str) -> tuple[dict[str, Unit], dict[str, Unit]]:

@@ -1,6 +1,7 @@
 import math
 
 from kt import resources as guess
+from kt.transfer.units import seeds_of
 
 
 def site(name, otherwise):
@@ -80,28 +81,41 @@ def recipe_images(wildcards):
     return recipe.epochs * (recipe.images or images) if recipe else 0
 
 
+def seen(methods, teachers):
+    """Images that a unit of each method sees with every seed, each as often as it is seen."""
+    plan = STUDY.transfer
+    return sum(
+        method.budget(teachers)
+        * method.trained(plan.training).epochs
+        * len(seeds_of(method, plan.seeds))
+        * images_of("transfer")
+        for method in methods
+        if method.trains
+    )
+
+
 def training_images(wildcards):
     """Images that a job's missing trainings see, each as often as it is seen."""
-    plan, methods = STUDY.transfer, STUDY.transfer.methods.chosen().values()
-    controls = sum(method.control for method in methods)
-    mine = min(len(teachers(wildcards)), plan.pairs_per_job)
-    own = controls if wildcards.chunk == "0" else 0
-    units = (mine * (len(methods) - controls) + own) * len(plan.seeds)
-    waiting = SURVEY.waiting.get(wildcards.student, units)
-    seen = plan.training.epochs * images_of("transfer")
-    return min(units, waiting) * seen
+    methods = STUDY.transfer.methods.chosen().values()
+    mine = min(len(teachers(wildcards)), STUDY.transfer.pairs_per_job)
+    images = mine * seen([m for m in methods if not m.control], 1)
+    if wildcards.chunk == "0":
+        images += seen([m for m in methods if m.control], 0)
+    return min(images, SURVEY.work.get(wildcards.student, images))
 
 
 def trial_images(wildcards):
     """Images that the trainings of a student's candidates see."""
     units = STUDY.transfer.trials(TRIALS[wildcards.student])
-    epochs = sum(u.method.trained(STUDY.transfer.training).epochs for u in units)
+    methods = [unit.method for unit in units]
+    training = STUDY.transfer.training
+    epochs = sum(m.budget(not m.control) * m.trained(training).epochs for m in methods)
     return epochs * images_of("transfer")
 
 
 def group_images(wildcards):
     """Images that the trainings of a student's groups see; methods that train one after another see more."""
     size = kt_groups.largest(STUDY.groups.choose)
-    each = sum(method.budget(size) for method in STUDY.groups.methods.chosen().values())
-    trainings = GROUPS[wildcards.student] * each * len(STUDY.transfer.seeds)
-    return trainings * STUDY.transfer.training.epochs * images_of("transfer")
+    return GROUPS[wildcards.student] * seen(
+        STUDY.groups.methods.chosen().values(), size
+    )
