@@ -18,10 +18,12 @@ from pydantic_core import ErrorDetails
 
 from kt import pairs, store
 from kt.complementarity.spec import MEASURES, ComplementaritySpec
-from kt.data.labels import class_map
+from kt.data.folders import check_folder
+from kt.data.labels import class_map, known_classes
 from kt.data.sources import check_source, known_count
 from kt.data.spec import SPLITS, DataSpec
 from kt.errors import KtError, listed, unknown
+from kt.layout import Layout
 from kt.pairs import PairRule
 from kt.spec import Spec
 from kt.transfer import groups
@@ -31,6 +33,7 @@ from kt.transfer.spec import TransferSpec
 from kt.transfer.training import Training
 from kt.zoo import registry, selection
 from kt.zoo.check import check as check_zoo
+from kt.zoo.check import check_heads
 from kt.zoo.spec import ZooSpec
 
 
@@ -220,6 +223,11 @@ def check(study: Study) -> Study:
     check_zoo(zoo, known)
     study = study.model_copy(update={"zoo": zoo})
     check_data(study.data)
+    if not (Layout(Path(study.results)).data / "meta.json").exists():  # else the stage `data` has looked closer
+        if study.data.is_folder:
+            check_folder(study.data)
+        if (classes := known_classes(study.data)) is not None:
+            check_heads(zoo, known, classes)
     sizes = study.data.splits
     study.check_splits({split: images for split in SPLITS if (images := sizes.known(split)) is not None})
     if study.groups:

@@ -157,7 +157,7 @@ def test_probing_leaves_the_published_weights_as_they_are(folder: Path) -> None:
     }
 
 
-def test_own_models_bring_their_weights_in_a_pth_file(folder: Path) -> None:
+def test_own_models_bring_their_weights_in_a_pth_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import kt_tests_own_models as own
 
     torch.manual_seed(1)
@@ -170,7 +170,6 @@ def test_own_models_bring_their_weights_in_a_pth_file(folder: Path) -> None:
     models = {
         "given": {**common, "checkpoint": "given.pth", "kind": "cnn", "licence": "MIT", "pretraining": "mine"},
         "tuned": {**common, "checkpoint": "other.pth", "finetune": tuned},
-        "refused": {**common, "checkpoint": "other.pth"},
     }
     study(folder, "own.yaml", {"modules": ["kt_tests_own_models"], "models": models})
     run("own.yaml", "data")
@@ -180,7 +179,13 @@ def test_own_models_bring_their_weights_in_a_pth_file(folder: Path) -> None:
     facts = store.read_json("own/zoo/given.json")
     assert (facts["kind"], facts["pretraining"], facts["year"], facts["tag"]) == ("cnn", "mine", None, None)
     assert weights.read("own/zoo/tuned.safetensors")["head.weight"].shape == (CLASSES, 3)
-    assert main(["weights", "--model", "refused", "--config", "own.yaml"]) == 1
+    models["refused"] = {**common, "checkpoint": "other.pth"}
+    study(folder, "own.yaml", {"modules": ["kt_tests_own_models"], "models": models})
+    for command in (["data"], ["weights", "--model", "refused"]):
+        capsys.readouterr()
+        assert main([*command, "--config", "own.yaml"]) == 1
+        assert "zoo.models.refused" in (said := capsys.readouterr().err.strip().splitlines()[-1])
+        assert "other.pth: its head has 7 classes, the data 4; give `finetune`" in said
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,12 @@ from kt.errors import KtError, nearest
 EXTENSIONS = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 
 
-def _images_below(folder: Path) -> list[str]:
-    """Paths of the images in a folder and its subfolders, in natural order."""
-    found = [
-        os.path.join(root, file)
-        for root, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith(".")
-    ]
-    return sorted(found, key=natural)
+def _images_below(folder: Path) -> Iterator[str]:
+    """Paths of the images in a folder and its subfolders; none where there is no such folder."""
+    for root, _, files in os.walk(folder, followlinks=True):
+        for file in files:
+            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
+                yield os.path.join(root, file)
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -37,35 +34,47 @@ def _open(path: str) -> Image.Image:
     return Image.open(path)
 
 
-def folder(spec: DataSpec) -> Listing:
-    """A folder of class folders, or one with a subfolder ``train``, whose subfolders are then official parts.
+def check_folder(spec: DataSpec) -> tuple[list[str], list[str]]:
+    """Official parts that are read, [""] where there are none, and classes; only one image a class is looked for.
 
     Raises:
         KtError: a part that a split names is not there, no class folders, an empty class folder, or classes that
             differ between parts.
     """
     root = Path(spec.source)
-    has_parts = DEFAULT_PART in _subfolders(root)
-    parts = named_parts(spec) if has_parts else [""]
+    parts = named_parts(spec) if DEFAULT_PART in _subfolders(root) else [""]
     for part in parts:
         if not (root / part).is_dir():
             raise KtError(f"data.splits: no part {part!r} in {root}{nearest(part, _subfolders(root))}")
     classes = sorted({name for part in parts for name in _subfolders(root / part)}, key=natural)
     if not classes:
         raise KtError(f"data.source: {root}: no class folders in it; it needs a folder a class, with images inside")
+    for part in parts:
+        for name in classes:
+            wanted = spec.classes is None or name in spec.classes
+            if wanted and next(_images_below(root / part / name), None) is None:
+                raise KtError(f"data.source: {root / part / name}: no image in this class folder; delete or fill it")
+    return parts, classes
+
+
+def folder(spec: DataSpec) -> Listing:
+    """A folder of class folders, or one with a subfolder ``train``, whose subfolders are then official parts.
+
+    Raises:
+        KtError: as ``check_folder`` does.
+    """
+    root, (parts, classes) = Path(spec.source), check_folder(spec)
     paths, labels, of_part = [], [], []
     for part in parts:
         for label, name in enumerate(classes):
-            found = _images_below(root / part / name) if (root / part / name).is_dir() else []
-            if not found and (spec.classes is None or name in spec.classes):
-                raise KtError(f"data.source: {root / part / name}: no image in this class folder; delete or fill it")
+            found = sorted(_images_below(root / part / name), key=natural)
             paths += [os.path.relpath(path, root) for path in found]
             labels += [label] * len(found)
             of_part += [part] * len(found)
     return Listing(
         np.array(labels, np.int64),
         classes,
-        np.array(of_part) if has_parts else None,
+        np.array(of_part) if parts != [""] else None,
         paths,
         lambda rows: (partial(_open, os.path.join(root, paths[i])) for i in rows),
     )
@@ -77,7 +86,7 @@ def with_unlabelled(listing: Listing, place: str) -> Listing:
     Raises:
         KtError: there is no image in the folder.
     """
-    paths = _images_below(Path(place))
+    paths = sorted(_images_below(Path(place)), key=natural)
     if not paths:
         raise KtError(f"data.splits.transfer.folder: {place}: no image in it")
     count = len(listing.labels)

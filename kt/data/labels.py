@@ -9,6 +9,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from kt.data.arrays import BUILTIN
+from kt.data.folders import check_folder
 from kt.data.listing import Listing
 from kt.data.spec import DataSpec
 from kt.errors import KtError, nearest
@@ -42,6 +44,20 @@ def class_map(spec: DataSpec) -> dict[str, int] | None:
     if not right:
         raise KtError(f"{at}: needs one class a line (.txt), or a list or a mapping from class to integer ≥ 0")
     return {str(name): label for name, label in value.items()}
+
+
+def known_classes(spec: DataSpec) -> int | None:
+    """Number of classes where it is known before the source is read; None for arrays and timm's data sets.
+
+    Raises:
+        KtError: as ``class_map`` does, or a folder of classes is not one.
+    """
+    chosen = class_map(spec)
+    if spec.num_classes or chosen:
+        return spec.num_classes or max((chosen or {}).values()) + 1
+    if spec.source in BUILTIN:
+        return BUILTIN[spec.source].classes
+    return len(check_folder(spec)[1]) if spec.is_folder else None
 
 
 def relabel(listing: Listing, spec: DataSpec) -> tuple[NDArray[np.int64], list[str]]:

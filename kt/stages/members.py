@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from kt import predictions, schema, store, tables
 from kt.config import Study
 from kt.data import datasets
 from kt.data.datasets import Dataset
-from kt.errors import listed
+from kt.errors import KtError, listed
 from kt.layout import Layout
-from kt.stages.common import build, known_model, metadata, pick_device
+from kt.stages.common import build, channels, known_model, metadata, pick_device
 from kt.zoo import check, overrides, registry
 from kt.zoo import preview as previewing
 
@@ -26,11 +27,29 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     datasets.write(layout.data, study.data, threads, study.check_splits)
     dataset = Dataset.open(layout.data)
     check.check_heads(study.zoo, registry.load(study.zoo.modules), dataset.classes)
+    _check_checkpoints(study, dataset)
     wanted = {name: math.floor((spec := study.zoo.input_of(name)).size / spec.crop_pct) for name in study.names}
     if small := [f"{name} ({side})" for name, side in wanted.items() if study.data.size and side > study.data.size]:
         log.warning("data: images of %d pixels are enlarged for %s", study.data.size, listed(small))
     counts = dataset.splits["split"].value_counts(sort=False)
     log.info("data: %s decoded, %s images", study.data.source, ", ".join(f"{n} {split}" for split, n in counts.items()))
+
+
+def _check_checkpoints(study: Study, dataset: Dataset) -> None:
+    """Fail where the head of a checkpoint has another class count than the data, before any job asks for a GPU."""
+    given = {name: m for name, m in study.zoo.models.items() if m.checkpoint and not m.finetune}
+    if not given:
+        return
+    from kt.zoo import models, weights
+
+    models.import_modules(study.zoo.modules)
+    for name, member in given.items():
+        colours = channels(study, name, dataset)
+        build = partial(models.build, member.arch, member.args, channels=colours)
+        try:
+            weights.check_head(build, str(member.checkpoint), dataset.classes)
+        except KtError as error:
+            raise KtError(f"zoo.models.{name}.checkpoint: {error}") from error
 
 
 def predict(study: Study, layout: Layout, name: str, threads: int) -> None:

@@ -18,6 +18,9 @@ from kt.zoo.spec import Member, ZooSpec
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".pth.tar")
 
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, torch.compile and wrapping modules put before the names."""
+
 HARMLESS = ("torch", "collections", "argparse", "numpy", "_codecs", "builtins", "__builtin__")
 """Packages whose objects a file of weights may name; torch itself has the last word when it loads."""
 
@@ -82,23 +85,48 @@ def _check_source(at: str, member: Member) -> None:
 
 
 def check_heads(zoo: ZooSpec, registry: Registry, classes: int) -> None:
-    """Fail where a published head has another class count than the data, and no new one is trained.
+    """Fail where a given head has another class count than the data, and no new one is trained.
+
+    Of checkpoints only headers of .safetensors files are read, for architectures whose classifier timm names.
 
     Raises:
         KtError: naming the models and what helps.
     """
     heads = {
-        name: registry.tags[member.arch].num_classes
+        name: _outputs(member, registry)
         for name, member in zoo.models.items()
-        if member.pretrained and not member.finetune
+        if (member.pretrained or member.checkpoint) and not member.finetune
     }
-    if wrong := {name: has for name, has in heads.items() if has != classes}:
+    if wrong := {name: has for name, has in heads.items() if has not in (None, classes)}:
         name, has = next(iter(wrong.items()))
         more = f" (and {len(wrong) - 1} models more)" if len(wrong) > 1 else ""
         raise KtError(
             f"zoo.models.{name}: its head has {has} classes, the data {classes}{more}; give `finetune` for a new head, "
             f"or select models by `classes: {classes}`"
         )
+
+
+def _outputs(member: Member, registry: Registry) -> int | None:
+    """Outputs of a member's given head; None where only loading it will tell."""
+    if member.pretrained:
+        return registry.tags[member.arch].num_classes
+    known = registry.tags.get(registry.tag(member.arch.partition(".")[0]) or "")
+    if not (known and known.classifier and (member.checkpoint or "").endswith(".safetensors")):
+        return None
+    from safetensors import safe_open
+
+    with safe_open(member.checkpoint, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            if unprefixed(name) == f"{known.classifier}.weight":
+                return int(file.get_slice(name).get_shape()[0])
+    return None
+
+
+def unprefixed(name: str) -> str:
+    """A tensor's name without what wrappers put before it."""
+    while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def check_checkpoint(at: str, path: Path) -> None:

@@ -38,6 +38,7 @@ def everything() -> dict[str, Any]:
             "input_size": known.input_size,
             **{key: getattr(known, key) for key in PLAIN},
             "default": plain.tag == known.tag,
+            "classifier": known.classifier if isinstance(known.classifier, str) else None,
         }
     return {"models": families, "tags": tags}
 

@@ -46,6 +46,7 @@ class Pretrained:
         license: of the weights, or None.
         hf_hub_id: repository on the Hugging Face hub, or None.
         default: whether the architecture's name alone means this tag.
+        classifier: name of the layer that gives the logits, where there is one.
     """
 
     arch: str
@@ -59,6 +60,7 @@ class Pretrained:
     license: str | None
     hf_hub_id: str | None
     default: bool
+    classifier: str | None = None
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from kt import store
 from kt.errors import KtError, listed
 from kt.zoo import models
+from kt.zoo.check import PREFIXES
 
 Tensors = dict[str, Tensor]
 
 WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "net", "weights")
 """Keys under which training scripts keep a model's tensors, the averaged ones first, as timm takes them."""
-
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and wrapping modules put before the names."""
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -35,8 +33,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         save_file(tensors, temporary)
 
 
-def read(path: str | os.PathLike[str]) -> Tensors:
+def read(path: str | os.PathLike[str], device: str = "cpu") -> Tensors:
     """Tensors by name from a .safetensors file or one that ``torch.save`` wrote, unwrapped from ``WRAPPERS``.
+
+    On the device ``meta`` the tensors of a file that ``torch.save`` wrote have shapes, but no content.
 
     Raises:
         KtError: the file is missing or damaged, or holds something else than weights: such a file is never run.
@@ -45,7 +45,7 @@ def read(path: str | os.PathLike[str]) -> Tensors:
         if Path(path).suffix == ".safetensors":
             return load_file(Path(path))
         with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings beside the weights
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location=device, weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise KtError(f"{path}: weights cannot be read ({reason[0]})") from error
@@ -110,6 +110,22 @@ def classes_of(model: nn.Module, tensors: Tensors) -> int | None:
     found = unprefixed(tensors, model.state_dict())
     shapes = [found[key].shape[0] for name in names for key in (f"{name}.weight", f"{name}.bias") if key in found]
     return shapes[0] if shapes else None
+
+
+def check_head(build: Callable[[int], nn.Module], path: str, classes: int) -> None:
+    """Fail where a checkpoint's head has another class count than the data; its architecture is built without memory.
+
+    Raises:
+        KtError: as above, or the file cannot be read.
+    """
+    tensors = read(path, "meta")
+    try:
+        with torch.device("meta"):
+            has = classes_of(build(classes), tensors)
+    except Exception:  # an architecture may raise anything while it is built so; loading it will tell
+        return
+    if has not in (None, classes):
+        raise KtError(f"{path}: {other_head(has, classes)}")
 
 
 def given(build: Callable[[int], nn.Module], path: str, classes: int, new_head: bool) -> nn.Module:
