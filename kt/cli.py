@@ -65,11 +65,12 @@ def _tables_docs(args: argparse.Namespace) -> None:
 def _figures(args: argparse.Namespace) -> None:
     from kt.figures import draw
 
-    tables, out = args.tables, args.out
+    tables, analysis, out = args.tables, args.analysis, args.out
     if not (tables and out):  # tables from anywhere need no configuration
         _, layout = _study(args)
+        analysis = analysis or (None if tables else layout.analysis)
         tables, out = tables or layout.tables, out or layout.figures
-    draw(tables, out, args.names or None)
+    draw(tables, out, args.names or None, analysis)
     logging.getLogger(__name__).info("figures: drawn into %s", out)
 
 
@@ -119,6 +120,11 @@ def _seconds(text: str) -> float:
 
 def _out(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--out", type=Path, help=f"{what} to write (default: in the results folder)")
+
+
+def _analysis(parser: argparse.ArgumentParser) -> None:
+    about = "folder of the analysis (default: in the results folder, or none where --tables is given)"
+    parser.add_argument("--analysis", type=Path, help=about)
 
 
 def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -203,15 +209,22 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     sub = add("figures", _figures, "draw figures from tables", "kt figures delta_by_method")
     sub.add_argument("names", nargs="*", help="which figures (default: all)")
     sub.add_argument("--tables", type=Path, help="folder of tables (default: in the results folder)")
+    _analysis(sub)
     _out(sub, "folder")
 
     run = _stage(
         lambda s, study, lay, a: s.report(
-            study, a.config, a.tables or lay.tables, a.figures or lay.figures, a.out or lay.report
+            study,
+            a.config,
+            a.tables or lay.tables,
+            a.analysis or (None if a.tables else lay.analysis),
+            a.figures or lay.figures,
+            a.out or lay.report,
         )
     )
     sub = add("report", run, "write the HTML report from tables and figures", "kt report --out report.html")
     sub.add_argument("--tables", type=Path, help="folder of tables (default: in the results folder)")
+    _analysis(sub)
     sub.add_argument("--figures", type=Path, help="folder of figures (default: in the results folder)")
     _out(sub, "page")
 

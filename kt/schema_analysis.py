@@ -15,6 +15,7 @@ def _real(name: str, unit: str, meaning: str) -> Column:
 POINTS = "percentage points"
 INTERVAL = (
     _real("se", POINTS, "standard error, robust to pairs that share a model (dyadic)"),
+    _real("se_two_way", POINTS, "standard error clustered by teacher and by student, to compare with"),
     _real("se_iid", POINTS, "ordinary standard error, as if pairs were independent"),
     _real("low", POINTS, "lower end of the 95 % interval from `se`"),
     _real("high", POINTS, "its upper end"),
@@ -28,7 +29,7 @@ ANALYSIS: dict[str, tuple[Column, ...]] = {
         CONTROL,
         Column("grouping", TEXT, "name", "by what pairs are grouped: `all`, `teacher` (weaker …), `student kind`, …"),
         Column("level", TEXT, "name", "the group; bins of the accuracy difference are numbered"),
-        _real("low_end", POINTS, "lower end of the bin"),
+        _real("low_end", POINTS, "lower end of a range of the accuracy difference"),
         _real("high_end", POINTS, "upper end of the bin"),
         Column("pairs", COUNT, "pairs", "finished pairs"),
         Column("students", COUNT, "models", "distinct students"),

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 
 from kt import schema
+from kt.analysis import inputs, run
 from kt.analysis.describe import summarise
 from kt.complementarity import table
 from kt.complementarity.spec import ComplementaritySpec
+from kt.figures.tables import Tables
 
 Effect = Callable[[float], float]
 """Transfer delta in percentage points, given how many points better the teacher is than the student."""
@@ -164,3 +166,30 @@ def write(folder: Path, tables: Mapping[str, pd.DataFrame]) -> Path:
         clean = frame.astype(object).where(frame.notna(), None) if name != "complementarity" else frame
         schema.write(folder / f"{name}.parquet", name, schema.build(name, clean.to_dict("list")))
     return folder
+
+
+def analysed(study: Mapping[str, pd.DataFrame]) -> run.Analysis:
+    """The analysis of a study, with as few samples as make every column."""
+    prepared = inputs.prepare(study["transfers"], study["zoo"], study["complementarity"])
+    return run.analyse(prepared, EQUAL_WITHIN, bootstrap=20, draws=99)
+
+
+def whole(study: Mapping[str, pd.DataFrame]) -> Tables:
+    """A study with its analysis, as figures and report take them."""
+    made = analysed(study)
+    return Tables.of(study, made.tables, made.summary)
+
+
+def with_groups(study: dict[str, pd.DataFrame], gain: float = 4.0) -> dict[str, pd.DataFrame]:
+    """The study with rows of two methods that take the first three other models as teachers together."""
+    transfers = study["transfers"]
+    names = study["zoo"]["name"].tolist()
+    of_one = transfers[transfers["method"] == "kl_dp"].drop_duplicates(["student", "seed"])
+    groups = [
+        of_one.assign(
+            teacher=None, method=method, delta=gain + more, key=of_one["key"] + method,
+            teachers=[[name for name in names if name != student][:3] for student in of_one["student"]],
+        )
+        for method, more in (("parallel", 0.0), ("soup", 1.0))
+    ]  # fmt: skip
+    return {**study, "transfers": pd.concat([transfers, *groups], ignore_index=True)}

@@ -10,12 +10,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
+from kt.captions import CAPTIONS
 from kt.errors import KtError
 from kt.figures import FIGURES, draw
 from kt.figures.complementarity import telling
-from kt.figures.style import RC, Tables
+from kt.figures.concentration import even_areas, even_entropy
+from kt.figures.style import RC
+from kt.figures.tables import Tables
+from kt.schema_study import SHARES
 
-NAMES = {"flips_vs_accuracy", "flips_heatmap", "delta_by_method", "delta_vs_accuracy", "flips_by_class"}
+NAMES = set(CAPTIONS)
 
 
 def failing():
@@ -36,6 +40,23 @@ def unknown_kinds():
     return study
 
 
+def one_family_and_size():
+    study = tables.study(models=5, effects={"kl_dp": lambda gap: 1.0, "self": lambda gap: 0.0})
+    study["zoo"]["kind"] = "cnn"
+    return study
+
+
+def unmeasured():
+    """What a table may lack: shares, rates, times, lists of classes and similarities."""
+    study = tables.study(models=4, seeds=1)
+    study["transfers"][["teacher_share", "transfer_rate", "seconds"]] = None
+    scores = study["complementarity"]
+    study["complementarity"] = scores.assign(
+        flips_by_class=None, expertise=None, kappa=np.nan, **{f"expertise_similarity_{s}": np.nan for s in SHARES}
+    )
+    return study
+
+
 STUDIES = {
     "eight": tables.study,
     "three_perfect": lambda: tables.study(models=3, seeds=1, effects={"kl": lambda gap: 0.0}, accuracy=(1.0, 1.0)),
@@ -45,6 +66,9 @@ STUDIES = {
     "failing": failing,
     "all_failed": all_failed,
     "two_of_unknown_kind": unknown_kinds,
+    "one_family_and_size": one_family_and_size,
+    "unmeasured": unmeasured,
+    "groups": lambda: tables.with_groups(tables.study(models=5, seeds=1)),
     "controls_only": lambda: tables.study(models=3, effects={"self": lambda gap: 0.0}),
 }
 
@@ -55,7 +79,7 @@ def drawings_of(name):
 
 
 def drawings(study):
-    data = Tables(**study)
+    data = tables.whole(study)
     with mpl.rc_context(RC):
         for name, function in FIGURES.items():
             drawing = function(data)
@@ -104,13 +128,16 @@ def test_tick_labels_do_not_overlap_in(study):
 
 def test_figures_say_what_they_rest_on():
     for name, drawing in drawings_of("eight"):
-        footer = drawing.figure.get_supxlabel()
+        if drawing.missing:
+            assert name == "several_teachers"
+            continue
+        footer = drawing.figure.get_supxlabel().replace("\n", " ")
         assert "56 ordered pairs" in footer, name
         assert "1,000 test images" in footer, name
         assert "standard error" in footer, name
-        if name.startswith("delta"):
+        if CAPTIONS[name].section != "knows":
             assert "2 seeds" in footer, name
-        unit = ("points", "percent", "%", "test images", "(number)", "student")
+        unit = ("points", "percent", "%", "test images", "(number)", "student", "R²", "−1 to 1")
         labelled = [axes for axes in drawing.figure.axes if axes.axison and axes.get_xlabel()]
         assert labelled, name
         assert all(any(u in axes.get_xlabel() for u in unit) for axes in labelled), name
@@ -123,13 +150,22 @@ def test_failed_trainings_are_counted_under_the_figure():
 
 def test_what_is_drawn_is_what_the_tables_say(tmp_path):
     study = tables.study()
-    draw(tables.write(tmp_path / "tables", study), tmp_path / "figures")
-    data = {name: pd.read_csv(tmp_path / "figures" / f"{name}.csv") for name in NAMES}
+    analysed = tables.analysed(study)
+    analysed.write(tmp_path / "analysis")
+    draw(tables.write(tmp_path / "tables", study), tmp_path / "figures", analysis=tmp_path / "analysis")
+    data = {name: pd.read_csv(tmp_path / "figures" / f"{name}.csv") for name in NAMES - {"several_teachers"}}
     scores, methods = study["complementarity"], study["methods"].query("group == 'all'").set_index("method")
     means = data["delta_by_method"].groupby("method")["delta"].mean()
     assert means.to_dict() == pytest.approx(methods["delta"].to_dict())
     assert data["flips_vs_accuracy"]["pos_flips"].tolist() == pytest.approx(scores["pos_flips"].tolist())
     assert data["flips_vs_accuracy"]["kinds"].value_counts().to_dict() == {"different kinds": 42, "same kind": 14}
+    success = data["success_by_method"].query("role == 'student'").groupby("method")["success"].mean()
+    assert success.to_dict() == pytest.approx(methods["success"].to_dict())  # every student has as many teachers
+    ladder, shown = analysed.tables["ladder"], data["predictor_ladder"]
+    assert shown["r2"].tolist() == pytest.approx(ladder[ladder["method"].isin(set(shown["method"]))]["r2"].tolist())
+    weaker = data["delta_by_method"].query("group == 'weaker' and method == 'kl'")
+    expected = study["methods"].query("group == 'weaker' and method == 'kl'").iloc[0]
+    assert (len(weaker), weaker["delta"].mean()) == pytest.approx((expected["pairs"], expected["delta"]))
     for (teacher, student), rows in data["flips_by_class"].groupby(["teacher", "student"]):
         expected = scores.set_index(["teacher", "student"])["flips_by_class"][teacher, student]
         assert rows["flips"].tolist() == list(expected)
@@ -197,3 +233,45 @@ def test_telling_pairs_follow_their_rules():
     assert telling(scores) == [("weaker teacher, most flips", 1), ("most concentrated", 2), ("most uniform", 3)]
     assert telling(scores.iloc[[3]]) == [("most concentrated", 3)]
     assert telling(scores.iloc[[5]]) == []
+
+
+def test_figures_without_an_analysis_say_how_to_get_one(tmp_path):
+    draw(tables.write(tmp_path / "tables", tables.study(models=3)), tmp_path, ["predictor_ladder", "success_by_method"])
+    for name in ("predictor_ladder", "success_by_method"):
+        assert len(pd.read_csv(tmp_path / f"{name}.csv")) == 0
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert "kt analyse" in image.info["missing"]
+
+
+def test_too_few_models_leave_predictions_and_properties_undrawn():
+    found = {name: drawing.missing for name, drawing in drawings_of("three_perfect")}
+    assert "too few models" in found["predictor_ladder"]
+    assert "too few models" in found["property_effects"]
+    assert found["delta_by_method"] is None
+
+
+def test_groups_of_teachers_are_drawn_where_there_are_some():
+    (drawing,) = [d for n, d in drawings_of("groups") if n == "several_teachers"]
+    assert drawing.missing is None
+    assert drawing.data.set_index("method")["delta"].to_dict() == pytest.approx({"parallel": 4.0, "soup": 5.0})
+    assert "5 students, 1 seed" in drawing.figure.get_supxlabel()
+
+
+def test_equal_within_is_what_the_analysis_took():
+    assert tables.whole(tables.study(models=5, seeds=1)).equal_within == tables.EQUAL_WITHIN
+    assert Tables.of(tables.study(models=2, seeds=1)).equal_within == 0
+
+
+def test_entropy_of_flips_spread_at_random_by_hand():
+    # one flip lies in one class; two lie in the same class with chance 1/C, else they give ln 2
+    assert even_entropy([1, 2], 4) == pytest.approx([0.0, 0.75 * np.log(2)])
+    assert even_entropy([5000], 10)[0] == pytest.approx(np.log(10), abs=0.001)
+
+
+def test_areas_of_flips_spread_at_random_are_those_of_a_slow_count():
+    dealt = np.random.default_rng(0).multinomial([30, 7], np.full(5, 0.2))
+    for row, flips, counts in zip(even_areas([30, 7], 5), (30, 7), dealt, strict=True):
+        largest_first = sorted(counts, reverse=True)
+        for place, share in enumerate(SHARES):
+            k = next(k for k in range(1, 6) if 100 * sum(largest_first[:k]) >= share * flips)
+            assert row[place] == k

@@ -4,11 +4,14 @@ from html.parser import HTMLParser
 import pytest
 import tables
 
+from kt.analysis.deltas import PAIR
 from kt.analysis.describe import answer
+from kt.captions import CAPTIONS
 from kt.errors import KtError
 from kt.figures import FIGURES, draw
+from kt.figures.tables import Tables
 from kt.report import code, render
-from kt.report.captions import CAPTIONS
+from kt.report.verdict import verdict
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -42,11 +45,11 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", "".join(self.words))
 
 
-def report(folder, study, title="A study", config="title: x\n"):
+def report(folder, study, title="A study", config="title: x\n", analysis=None):
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    source = tables.write(folder / "tables", study)
-    return render(source, figures, config, {"python": "3.11.0", "torch": "2.11"}, title, tables.EQUAL_WITHIN)
+    data = Tables.read(tables.write(folder / "tables", study), analysis)
+    return render(data, figures, config, {"python": "3.11.0", "torch": "2.11"}, title, tables.EQUAL_WITHIN)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +60,10 @@ def study():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, study):
     folder = tmp_path_factory.mktemp("report")
-    draw(tables.write(folder / "tables", study), folder / "figures")
-    return report(folder, study)
+    analysis = folder / "analysis"
+    tables.analysed(study).write(analysis)
+    draw(tables.write(folder / "tables", study), folder / "figures", analysis=analysis)
+    return report(folder, study, analysis=analysis)
 
 
 def test_page_is_whole_and_asks_nothing_of_the_network(page):
@@ -73,16 +78,18 @@ def test_page_is_whole_and_asks_nothing_of_the_network(page):
 
 def test_sections_come_in_the_order_of_a_readers_questions(page):
     ids = [attributes["id"] for attributes in Page(page).all("section")]
-    assert ids == ["asked", "answer", "summary", "figures", "zoo", "pairs", "methods", "reproduce"]
+    questions = ["works", "whom", "predicts", "recommend", "knows", "zoo", "pairs", "unsaid"]
+    assert ids == ["answer", "asked", *questions, "methods", "reproduce"]
 
 
 def test_answer_is_the_one_that_the_tables_give(page, study):
     words = answer(study["methods"], study["transfers"], study["complementarity"], tables.EQUAL_WITHIN)
     assert words.replace("`", "") in Page(page).text
+    assert verdict(tables.whole(study), tables.EQUAL_WITHIN).replace("`", "") in Page(page).text
 
 
 def test_summary_shows_every_method_with_its_error_and_success(page, study):
-    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', page.split('id="summary"')[1].split("</table>")[0], re.S)
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', page.split('id="works"')[1].split("</table>")[0], re.S)
     shown = {name: re.findall(r"<td[^>]*>(.*?)</td>", cells) for name, cells in rows}
     assert list(shown) == ["kl_dp", "kl_dp_unsup", "kl", "finetune (control)", "self (control)"]
     for row in study["methods"].query("group == 'all'").itertuples():
@@ -94,10 +101,12 @@ def test_summary_shows_every_method_with_its_error_and_success(page, study):
 def test_every_figure_has_a_caption_a_text_alternative_and_a_size(page):
     parsed = Page(page)
     assert set(CAPTIONS) == set(FIGURES)
-    assert len(parsed.all("img")) == len(FIGURES)
+    assert len(parsed.all("img")) == len(FIGURES) - 2
+    assert "Not drawn: “Who teaches how much”, no method shares the images out" in parsed.text
+    assert "several_teachers" not in page  # no group taught: neither a section nor an empty picture
     assert all(len(image["alt"]) > 40 and int(image["width"]) > 0 for image in parsed.all("img"))
-    for caption in CAPTIONS.values():
-        assert caption.reading.replace("`", "") in parsed.text
+    for name, caption in CAPTIONS.items():
+        assert name in ("several_teachers", "teacher_share") or caption.reading.replace("`", "") in parsed.text
 
 
 def test_page_is_accessible(page):
@@ -166,4 +175,82 @@ def test_versions_and_configuration_are_on_the_page(page):
 
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(KtError, match=r"zoo\.parquet: no such file"):
-        render(tmp_path, tmp_path, "", {}, "t", 2.0)
+        render(Tables.read(tmp_path), tmp_path, "", {}, "t", 2.0)
+
+
+def sentence(**effects):
+    """The verdict on a study of these methods' effects."""
+    return verdict(Tables.of(tables.study(models=8, effects=effects)), tables.EQUAL_WITHIN)
+
+
+def test_the_verdict_follows_when_an_effect_is_turned_round():
+    beyond = sentence(kl_dp=lambda gap: 3.0, finetune=lambda gap: 1.0)
+    assert beyond.startswith("Knowledge transfers: beyond what training gives without a teacher, `kl_dp` gains +2.")
+    assert re.search(
+        r"points more than `finetune`\. From teachers weaker .* too, over \d+ pairs: `kl_dp` gains", beyond
+    )
+    behind = sentence(kl_dp=lambda gap: 1.0, finetune=lambda gap: 3.0)
+    assert behind.startswith("No transfer of knowledge is shown")
+    assert "clearly less than `finetune`" in behind
+    assert "From teachers weaker than their student by over 2 points no method clearly gains more" in behind
+    assert "56 ordered pairs of 8 models with 2 seeds and 1,000 test images" in behind
+
+
+def test_the_verdict_tells_weaker_teachers_from_others():
+    only_better = sentence(kl=lambda gap: 4.0 if gap > 0 else 0.0, self=lambda gap: 0.0)
+    assert "`kl` gains" in only_better
+    assert "no method clearly gains more than its control (the best, `kl` against `self`" in only_better
+    harmless = sentence(kl=lambda gap: 0.5 * gap - 6, self=lambda gap: -9.0)
+    assert "though its own gain" in harmless  # beats its control, and still harms
+    assert "`kl` even clearly lowers accuracy" in harmless
+
+
+def test_each_method_is_held_against_the_control_of_its_labels():
+    text = sentence(kl=lambda gap: 1.0, kl_dp=lambda gap: 1.0, self=lambda gap: -1.0, finetune=lambda gap: 3.0)
+    assert re.search(r"`kl` gains \+\S+ ± \S+ points more than `self`\. Not so `kl_dp` \(−", text)
+
+
+def test_the_verdict_claims_nothing_without_controls_teachers_or_transfers():
+    assert "cannot be told: no control finished" in sentence(kl=lambda gap: 2.0)
+    assert sentence(self=lambda gap: 0.0) == "Only controls finished, so nothing can be said about teachers."
+    study = tables.study(models=3)
+    tables.fail(study, study["transfers"]["seed"] >= 0)
+    assert verdict(Tables.of(study), 2.0) == "No transfer finished, so nothing can be said about transfer."
+    few = verdict(Tables.of(tables.study(models=3)), 2.0)
+    assert "take all this for a description" in few
+
+
+def test_the_verdict_names_the_property_that_is_planted_and_no_other():
+    study = tables.study(models=12, seeds=1, effects={"kl": lambda gap: gap, "self": lambda gap: -20.0}, noise=0.1)
+    made = tables.whole(study)
+    effects = made.analysis["effects"].copy()
+    effects["p_bh"] = (effects["property"] != "acc_difference").astype(float)
+    found = Tables.of(study, {**made.analysis, "effects": effects}, made.summary)
+    assert re.search(r"The gain of `kl` goes with the accuracy gap \(\+\S+ ± \S+\), in points", verdict(found, 2.0))
+    assert "predicts it with R²" in verdict(found, 2.0)
+    none = Tables.of(study, {**made.analysis, "effects": effects.assign(p_bh=1.0)}, made.summary)
+    assert "none clearly goes with the gain of `kl`" in verdict(none, 2.0)
+
+
+def test_paired_differences_stand_beside_their_controls(page, study):
+    section = page.split('id="works"')[1].split("</section>")[0]
+    rows = dict(re.findall(r'<th scope="row">(\w+)</th>\s*<td>(\w+)</td>', section))
+    assert rows == {"kl": "self", "kl_dp": "finetune", "kl_dp_unsup": "self"}
+    deltas = study["transfers"].groupby(["method", *PAIR])["delta"].mean()
+    difference = (deltas["kl_dp"] - deltas["finetune"]).mean()
+    assert f"{difference:+.2f}".replace("-", "−") in section
+
+
+def test_what_cannot_be_said_is_on_the_page(page):
+    said = page.split('id="unsaid"')[1].split("</section>")[0]
+    assert "4 models are few" in said
+    assert "Causes: models were found, not assigned" in said
+
+
+def test_groups_of_teachers_have_a_section_only_where_there_are_some(tmp_path, page):
+    assert 'id="several"' not in page
+    study = tables.with_groups(tables.study(models=4, seeds=1))
+    tables.analysed(study).write(tmp_path / "analysis")
+    found = Page(report(tmp_path, study, analysis=tmp_path / "analysis"))
+    assert "several" in [attributes["id"] for attributes in found.all("section")]
+    assert "parallel" in found.text

@@ -53,8 +53,13 @@ def _members(outcomes: Outcomes, equal_within: float) -> Iterator[Member]:
         gap = outcomes.x["acc_difference"]
         known = gap.notna().to_numpy()
         region = group_of(gap, equal_within).to_numpy(object)
-        for name in ("weaker", "equal", "stronger"):
-            yield "teacher", name, known & (region == name), None, None
+        ends = {
+            "weaker": (None, -equal_within),
+            "equal": (-equal_within, equal_within),
+            "stronger": (equal_within, None),
+        }
+        for name, (low, high) in ends.items():
+            yield "teacher", name, known & (region == name), low, high
         if known.sum() >= 2 * GAP_BINS:
             values = gap.to_numpy(np.float64)
             edges = np.unique(np.quantile(values[known], np.linspace(0, 1, GAP_BINS + 1)))
@@ -75,11 +80,12 @@ def _described(outcomes: Outcomes, member: NDArray[np.bool_], drawn: Floats) -> 
     delta, teachers, students = outcomes.delta[member], outcomes.teachers[member], outcomes.students[member]
     n = len(delta)
     facts = {"pairs": n, "students": len(np.unique(students)), "teachers": len(np.unique(teachers))}
-    low = high = se = None
+    low = high = se = two_way = None
     boot = (-np.inf, np.inf)
     if n > 1:
         fit = dyadic.ols(delta, np.ones((n, 1)), dyadic.Dyads.of(teachers, students))
         low, high, se = float(fit.interval()[0][0]), float(fit.interval()[1][0]), float(fit.se[0])
+        two_way = float(fit.se_two_way[0])
         boot = resample.interval(resample.means(delta, teachers, students, drawn))
     quartiles = np.quantile(delta, [0.25, 0.5, 0.75])
     rate = outcomes.rate[member]
@@ -87,6 +93,7 @@ def _described(outcomes: Outcomes, member: NDArray[np.bool_], drawn: Floats) -> 
         **facts,
         "delta": float(delta.mean()),
         "se": se,
+        "se_two_way": two_way,
         "se_iid": dyadic.ordinary(delta) if n > 1 else None,
         "low": low,
         "high": high,

@@ -75,6 +75,17 @@ class Dyads:
         of_both = _sums(self.both, x, self.couples)
         return of_model.T @ of_model - of_both.T @ of_both
 
+    def two_way(self, x: Floats) -> Floats:
+        """Sum of x_p x_q over all p, q of one teacher or of one student, [k], from x [n, k].
+
+        The sums are corrected for few clusters by G/(G − 1). Source: Cameron, Gelbach, Miller 2011.
+        """
+        parts = []
+        for role in (self.first, self.second):
+            clusters = len(np.unique(role))
+            parts.append((_sums(role, x, self.models) ** 2).sum(0) * clusters / max(clusters - 1, 1))
+        return np.asarray(parts[0] + parts[1] - (x**2).sum(0), np.float64)
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -83,6 +94,7 @@ class Fit:
     Attributes:
         beta: coefficients, [k].
         se: their standard errors, robust to pairs that share a model, [k]; infinite where none can be had.
+        se_two_way: standard errors clustered by teacher and by student, which miss that one model is both, [k].
         se_iid: the ordinary standard errors, as if pairs were independent, [k].
         df: degrees of freedom of the t distribution that ``beta / se`` is held against, [k].
         n: pairs.
@@ -91,6 +103,7 @@ class Fit:
 
     beta: Floats
     se: Floats
+    se_two_way: Floats
     se_iid: Floats
     df: Floats
     n: int
@@ -147,8 +160,9 @@ def ols(y: ArrayLike, x: ArrayLike, dyads: Dyads) -> Fit:
     residuals = values - regressors @ beta
     unknown = np.full(k, np.inf)
     if n <= k:
-        return Fit(beta, unknown, unknown, np.ones(k), n, dyads.models)
+        return Fit(beta, unknown, unknown, unknown, np.ones(k), n, dyads.models)
     se_iid = np.sqrt(np.diag(inverse) * float(residuals @ residuals) / (n - k))
+    two_way = np.sqrt(np.maximum(dyads.two_way(weights * residuals[:, None]), 0))
     robust = np.diag(dyads.over_sharing(weights * residuals[:, None]))
     left = _left(weights, regressors, inverse, dyads)
     usable = left > NOTHING_LEFT
@@ -157,7 +171,7 @@ def ols(y: ArrayLike, x: ArrayLike, dyads: Dyads) -> Fit:
     variance = np.where(usable, np.maximum(robust / np.where(usable, left, 1), LEAST * carried.sum(0)), se_iid**2)
     with np.errstate(invalid="ignore", divide="ignore"):
         effective = np.where(variance > 0, carried.sum(0) ** 2 / (carried**2).sum(0), dyads.models)
-    return Fit(beta, np.sqrt(variance), se_iid, np.maximum(effective - 1, 1), n, dyads.models)
+    return Fit(beta, np.sqrt(variance), two_way, se_iid, np.maximum(effective - 1, 1), n, dyads.models)
 
 
 def _left(weights: Floats, x: Floats, inverse: Floats, dyads: Dyads) -> Floats:

@@ -97,6 +97,7 @@ def _described(
         "models": fit.models,
         "effect": fit.beta[place],
         "se": fit.se[place],
+        "se_two_way": fit.se_two_way[place],
         "se_iid": fit.se_iid[place],
         "df": fit.df[place],
         "low": low[place],

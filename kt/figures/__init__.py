@@ -7,24 +7,33 @@ from pathlib import Path
 
 from matplotlib import rc_context
 
+from kt.captions import CAPTIONS
 from kt.errors import KtError, unknown
-from kt.figures.complementarity import flips_by_class, flips_heatmap, flips_vs_accuracy
-from kt.figures.style import RC, Drawing, Tables, save
-from kt.figures.transfer import delta_by_method, delta_vs_accuracy
+from kt.figures import complementarity, concentration, gap, models, prediction, several, transfer
+from kt.figures.style import RC, Drawing, save
+from kt.figures.tables import Tables
 
-FIGURES: dict[str, Callable[[Tables], Drawing]] = {
-    function.__name__: function
-    for function in (delta_by_method, delta_vs_accuracy, flips_vs_accuracy, flips_heatmap, flips_by_class)
-}
+Draw = Callable[[Tables], Drawing]
 
 
-def draw(tables: Path, out: Path, names: Sequence[str] | None = None) -> None:
+def _named(name: str) -> Draw:
+    """The function of a figure: it has its name."""
+    rooms = (transfer, gap, models, prediction, several, complementarity, concentration)
+    found: Draw = next(getattr(room, name) for room in rooms if hasattr(room, name))
+    return found
+
+
+FIGURES: dict[str, Draw] = {name: _named(name) for name in CAPTIONS}
+
+
+def draw(tables: Path, out: Path, names: Sequence[str] | None = None, analysis: Path | None = None) -> None:
     """Draw figures from the tables in a folder, as ``NAME.png`` (200 dpi), ``NAME.pdf`` and ``NAME.csv``.
 
     Args:
         tables: folder of ``zoo``, ``complementarity``, ``pairs``, ``transfers`` and ``methods`` as Parquet.
         out: folder of the figures.
         names: which figures; all where None.
+        analysis: folder of the analysis; figures that need it say so where None.
 
     Raises:
         KtError: a figure is unknown, or a table is missing or does not fit its schema.
@@ -32,7 +41,7 @@ def draw(tables: Path, out: Path, names: Sequence[str] | None = None) -> None:
     for name in names or ():
         if name not in FIGURES:
             raise KtError(unknown("figure", name, FIGURES))
-    data = Tables.read(tables)
+    data = Tables.read(tables, analysis)
     with rc_context(RC):
         for name in FIGURES if names is None else names:
             save(FIGURES[name](data), out, name)

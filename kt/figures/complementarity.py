@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from kt.analysis.deltas import TINY
 from kt.analysis.wording import number, signed
 from kt.figures import style
-from kt.figures.style import BLUE, COLUMN, GREEN, GREY, MANY, ORANGE, PAGE, Drawing, Tables
+from kt.figures.published import FLIPS, FLIPS_LEAST
+from kt.figures.style import BLUE, COLUMN, GREEN, GREY, MANY, ORANGE, PAGE, PURPLE, Drawing
+from kt.figures.tables import Tables
 
 NOTHING = "no pairs were scored"
 KIND_MARKS = {
@@ -30,9 +32,9 @@ def flips_vs_accuracy(tables: Tables) -> Drawing:
     known = teacher.notna() & student.notna()
     data["kinds"] = np.select([known & (teacher == student), known], ["same kind", "different kinds"], "kind unknown")
     if data.empty:
-        return Drawing(style.empty(NOTHING), data)
+        return style.nothing(NOTHING, data)
 
-    figure = Figure(figsize=(COLUMN, 3.1), layout="constrained")
+    figure = Figure(figsize=(COLUMN, 3.5), layout="constrained")
     axes: Axes = figure.add_subplot()
     x, y = data["acc_difference"], data["pos_flips"]
     if len(data) <= MANY:
@@ -48,6 +50,11 @@ def flips_vs_accuracy(tables: Tables) -> Drawing:
                 label=f"{kind} ({len(of_kind):,})", zorder=2, **style.marks(len(data)),
             )  # fmt: skip
     reach = max(float(x.abs().max()), 1.0) * 1.08
+    published = [point for point in FLIPS if point[0] <= reach]
+    axes.plot(
+        *zip(*published, strict=True), "*", markersize=8, markerfacecolor="white", color=PURPLE, zorder=3,
+        label="published, ImageNet",
+    )  # fmt: skip
     top = max(float((y + data["pos_flips_se"]).max()) * 1.08, reach, 1.0)
     axes.fill_between([0, reach], [0, reach], color="#EFEFEF", linewidth=0, zorder=0)
     impossible = "impossible: fewer flips than\nthe accuracy difference"
@@ -55,8 +62,9 @@ def flips_vs_accuracy(tables: Tables) -> Drawing:
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
     axes.set(xlim=(-reach, reach), ylim=(-0.02 * top, top))
     axes.set(xlabel="accuracy of teacher − student (percentage points)", ylabel="positive flips (% of test images)")
-    style.legend_marks(axes.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2))
-    style.footer(figure, style.scored(tables), error)
+    style.legend_above(figure, [axes], ncols=2)
+    least = f"Published (FG): 466 ImageNet pairs, each with at least about {FLIPS_LEAST:g} %"
+    style.footer(figure, style.scored(tables), error, least)
     return Drawing(figure, data)
 
 
@@ -64,7 +72,7 @@ def flips_heatmap(tables: Tables) -> Drawing:
     """Positive flips of every ordered pair as a map, models sorted by accuracy."""
     data = tables.complementarity[["teacher", "student", "pos_flips", "pos_flips_se"]].copy()
     if data.empty:
-        return Drawing(style.empty(NOTHING), data)
+        return style.nothing(NOTHING, data)
     accuracy = tables.zoo.set_index("name")["acc"]
     order = [str(name) for name in accuracy.sort_values(ascending=False, kind="stable").index]
     grid = data.pivot_table("pos_flips", "teacher", "student").reindex(index=order, columns=order)
@@ -121,10 +129,10 @@ def flips_by_class(tables: Tables) -> Drawing:
     pairs = telling(scores)
     columns = ["rule", "teacher", "student", "class", "flips", "flips_se"]
     if not pairs:
-        return Drawing(style.empty("no pair has positive flips"), pd.DataFrame(columns=columns))
+        return style.nothing("no pair has positive flips", pd.DataFrame(columns=columns))
     if scores["flips_by_class"].isna().any():
         text = "the table does not list classes; set complementarity.class_lists: true"
-        return Drawing(style.empty(text), pd.DataFrame(columns=columns))
+        return style.nothing(text, pd.DataFrame(columns=columns))
     frames = []
     figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
     panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]

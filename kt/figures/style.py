@@ -20,15 +20,21 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from numpy.typing import NDArray
 
-from kt import schema
-from kt.analysis.deltas import of_pairs, on_test
 from kt.analysis.wording import counted
+from kt.figures.tables import HEADLINE, Tables
 from kt.store import atomic
 
 COLUMN, PAGE = 3.5, 7.0
 """Width in inches of one column of a paper, and of its page."""
 
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#7A7A7A", "#222222"
+PURPLE = "#7B3294"
+"""Published numbers, always hollow: another design than ours."""
+
+SERIES = (
+    (BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), ("#CC79A7", "D"), ("#56B4E9", "v"), ("#B8860B", "P"), (INK, "X"),
+)  # fmt: skip
+"""Colour and marker of the first, second, … series of a figure."""
 
 RC: Any = {
     "figure.dpi": 100,
@@ -64,33 +70,27 @@ MANY = 150
 
 
 @dataclass(frozen=True)
-class Tables:
-    """The tables that figures are drawn from: of pairs of models, ``complementarity`` on the test split."""
-
-    zoo: pd.DataFrame
-    complementarity: pd.DataFrame
-    pairs: pd.DataFrame
-    transfers: pd.DataFrame
-    methods: pd.DataFrame
-
-    @classmethod
-    def read(cls, folder: Path) -> Tables:
-        """Read ``NAME.parquet`` for every table.
-
-        Raises:
-            KtError: a table is missing or does not fit its schema.
-        """
-        frames = {name: schema.read_frame(folder / f"{name}.parquet", name) for name in cls.__dataclass_fields__}
-        scores = on_test(frames["complementarity"]).reset_index(drop=True)
-        return cls(**{**frames, "complementarity": scores, "transfers": of_pairs(frames["transfers"])})
-
-
-@dataclass(frozen=True)
 class Drawing:
-    """A figure, and the numbers drawn in it as a table."""
+    """A figure, and the numbers drawn in it as a table.
+
+    Attributes:
+        figure: the figure.
+        data: what it shows, a row a mark.
+        missing: why nothing could be drawn; None for a real figure.
+    """
 
     figure: Figure
     data: pd.DataFrame
+    missing: str | None = None
+
+
+def nothing(why: str, data: pd.DataFrame) -> Drawing:
+    """A small figure that says why nothing is drawn, and a table without rows."""
+    figure = Figure(figsize=(COLUMN, 1.5))
+    axes: Axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, textwrap.fill(why, 50), ha="center", va="center", transform=axes.transAxes)
+    return Drawing(figure, data.iloc[:0], why)
 
 
 def footer(figure: Figure, *parts: str) -> None:
@@ -109,14 +109,27 @@ def scored(tables: Tables) -> str:
 def transferred(tables: Tables) -> str:
     """Pairs with a finished transfer, seeds, test images and failures, in words."""
     ok = tables.transfers[tables.transfers["status"] == "ok"]
+    return _rests_on(tables.transfers, counted(ok.groupby(["teacher", "student"]).ngroups, "ordered pair"))
+
+
+def of_groups(tables: Tables) -> str:
+    """The same of students with several teachers."""
+    ok = tables.several[tables.several["status"] == "ok"]
+    return _rests_on(tables.several, counted(ok["student"].nunique(), "student"))
+
+
+def _rests_on(transfers: pd.DataFrame, what: str) -> str:
+    ok = transfers[transfers["status"] == "ok"]
     n = int(ok["n"].max()) if len(ok) else 0
-    failed = tables.transfers.loc[tables.transfers["status"] != "ok", "key"].nunique()
-    parts = [
-        counted(ok.groupby(["teacher", "student"]).ngroups, "ordered pair"),
-        counted(ok["seed"].nunique(), "seed"),
-        counted(n, "test image"),
-    ]
+    failed = transfers.loc[transfers["status"] != "ok", "key"].nunique()
+    parts = [what, counted(ok["seed"].nunique(), "seed"), counted(n, "test image")]
     return ", ".join([*parts, f"{counted(failed, 'failed training')} left out"] if failed else parts)
+
+
+def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every method; the headline methods have the same ones in all figures."""
+    ordered = [*HEADLINE, *sorted(set(names) - set(HEADLINE))]
+    return {name: SERIES[place % len(SERIES)] for place, name in enumerate(ordered)}
 
 
 def label(method: str, control: bool) -> str:
@@ -134,6 +147,17 @@ def marks(points: int) -> dict[str, Any]:
     }
 
 
+def legend_above(figure: Figure, panels: Sequence[Axes], order: Sequence[str] = (), ncols: int = 4) -> None:
+    """One legend above all panels, each label once: those of ``order`` first."""
+    once: dict[str, Any] = {}
+    for axes in panels:
+        for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
+            once.setdefault(text, handle)
+    shown = sorted(once, key=lambda text: order.index(text) if text in order else len(order))
+    where: dict[str, Any] = {"loc": "outside upper left", "ncols": ncols, "handletextpad": 0.1, "columnspacing": 0.8}
+    legend_marks(figure.legend([once[text] for text in shown], shown, **where))
+
+
 def legend_marks(legend: Legend) -> None:
     """Marks in a legend must be seen, however small they are in the figure."""
     for handle in legend.legend_handles:
@@ -149,19 +173,13 @@ def thinned(names: Sequence[str], most: int) -> tuple[NDArray[np.intp], list[str
     return positions, list(names[::step])
 
 
-def empty(message: str) -> Figure:
-    """A figure that says why nothing is drawn."""
-    figure = Figure(figsize=(COLUMN, 1.5))
-    axes: Axes = figure.add_subplot()
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes)
-    return figure
-
-
 def save(drawing: Drawing, out: Path, name: str) -> None:
-    """Write ``NAME.png``, ``NAME.pdf`` and ``NAME.csv``; equal drawings give equal bytes."""
+    """Write ``NAME.png``, ``NAME.pdf`` and ``NAME.csv``; equal drawings give equal bytes.
+
+    The PNG's text ``missing`` says why nothing is drawn, where that is so.
+    """
     nameless: dict[str, dict[str, str | None]] = {
-        "png": {"Software": None},
+        "png": {"Software": None, **({"missing": drawing.missing} if drawing.missing else {})},
         "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
     }
     for kind, metadata in nameless.items():

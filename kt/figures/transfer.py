@@ -1,9 +1,9 @@
-"""Figures of what transfer did to the students. Source of the measures: FG section 4."""
+"""Figures of what each method does to students. Source of the measures: FG section 4."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,40 +11,66 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kt.analysis.deltas import pair_deltas, records
+from kt.analysis.deltas import group_of, pair_deltas, records
 from kt.analysis.wording import counted, number, with_error
-from kt.figures import style
-from kt.figures.style import BLUE, GREY, INK, MANY, ORANGE, PAGE, Drawing, Tables
+from kt.figures import published, style
+from kt.figures.style import BLUE, GREY, INK, ORANGE, PAGE, PURPLE, Drawing
+from kt.figures.tables import Tables
 
 NOTHING = "no transfer finished"
 WEAKER, STRONGER, CONTROL = "teacher less accurate", "teacher as accurate or more", "student of a control"
 TEACHERS = {WEAKER: ("v", ORANGE), STRONGER: ("o", BLUE), CONTROL: ("D", GREY)}
-ACROSS = 3
-"""Panels in a row of small multiples."""
+PUBLISHED = "published mean (FG, ImageNet)"
 
 
 def delta_by_method(tables: Tables) -> Drawing:
-    """Distribution of the pairs' transfer deltas for every method, controls marked, with success rate and n."""
+    """Transfer deltas of every method over all pairs and over those with a weaker teacher, controls marked."""
     data = pair_deltas(tables.transfers, tables.complementarity)
     if data.empty:
-        return Drawing(style.empty(NOTHING), data)
-    summary = tables.methods[tables.methods["group"] == "all"]
-    rows = records(summary)
-    names = [row["method"] for row in rows]
+        return style.nothing(NOTHING, data)
+    data["group"] = group_of(data["acc_difference"], tables.equal_within)
+    summary = tables.methods
+    names = summary.loc[summary["group"] == "all", "method"].tolist()
+    within = f" by over {tables.equal_within:g} points" if tables.equal_within else ""
+    blocks = [("all", "All pairs", data)]
+    if (weaker := data[data["group"] == "weaker"]).size and (summary["group"] == "weaker").any():
+        blocks.append(("weaker", f"Only pairs whose teacher is weaker{within}", weaker))
 
-    figure = Figure(figsize=(PAGE, 1.4 + 0.42 * len(names)), layout="constrained")
-    axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(0.68, 0.32))
+    height = 0.36 * len(names)
+    figure = Figure(figsize=(PAGE, 1.5 + (height + 0.45) * len(blocks)), layout="constrained")
+    panels = figure.subplots(len(blocks), 2, sharex="col", squeeze=False, width_ratios=(0.66, 0.34))
+    for (group, title, rows), (axes, beside) in zip(blocks, panels, strict=True):
+        _block(axes, rows, records(summary[summary["group"] == group]), names)
+        _columns_of_text(beside, records(summary[summary["group"] == group]), names)
+        axes.set_title(title, pad=8)
+    if landmarks := {name: published.DELTA[name] for name in names if name in published.DELTA}:
+        places = [names.index(name) for name in landmarks]
+        panels[0, 0].plot(
+            list(landmarks.values()), places, "*", markersize=8, markerfacecolor="white", color=PURPLE, zorder=5,
+            label=PUBLISHED,
+        )  # fmt: skip
+    panels[-1, 0].set_xlabel("transfer delta (percentage points)")
+    style.legend_above(figure, panels[:, 0].tolist(), (*TEACHERS, PUBLISHED))
+    style.footer(
+        figure,
+        f"{style.transferred(tables)}; a pair's delta is its mean over seeds. Box: quartiles; whiskers: 5–95 %.",
+        "Square and bar: mean ± 1 standard error over pairs, robust to pairs that share a model.",
+    )
+    return Drawing(figure, data)
+
+
+def _block(axes: Axes, data: pd.DataFrame, rows: list[dict[str, Any]], names: Sequence[str]) -> None:
+    """A row a method: box, points, and mean with its error."""
     axes.axvline(0, color=GREY, linewidth=0.8)
     thin = {"color": GREY, "linewidth": 0.8}
-    axes.boxplot(
-        [data.loc[data["method"] == name, "delta"] for name in names], positions=range(len(names)), widths=0.62,
-        orientation="horizontal", whis=(5, 95), showfliers=False, manage_ticks=False, boxprops=thin, whiskerprops=thin,
-        capprops=thin, medianprops=thin,
-    )  # fmt: skip
-    axes.set_ylim(len(names) - 0.4, -0.6)  # the first method on top
     rng = np.random.default_rng(0)  # jitter only
-    for place, row in enumerate(rows):
+    for row in rows:
+        place = names.index(row["method"])
         of_method = data[data["method"] == row["method"]]
+        axes.boxplot(
+            [of_method["delta"]], positions=[place], widths=0.62, orientation="horizontal", whis=(5, 95),
+            showfliers=False, manage_ticks=False, boxprops=thin, whiskerprops=thin, capprops=thin, medianprops=thin,
+        )  # fmt: skip
         for kind, points in _by_teacher(of_method, row["control"]):
             marker, colour = TEACHERS[kind]
             height = place + rng.uniform(-0.22, 0.22, len(points))
@@ -55,21 +81,15 @@ def delta_by_method(tables: Tables) -> Drawing:
             row["delta"], place, xerr=error, fmt="s", color=INK, markersize=4, markerfacecolor="white", elinewidth=1.6,
             capsize=2.5, zorder=4,
         )  # fmt: skip
-    axes.set_yticks(range(len(names)), [style.label(r["method"], r["control"]) for r in rows])
-    axes.set(xlabel="transfer delta (percentage points)", ylabel="")
+    control = {row["method"]: row["control"] for row in rows}
+    axes.set_yticks(range(len(names)), [style.label(name, control.get(name, False)) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first method on top
     axes.grid(visible=False, axis="y")
-    _columns_of_text(beside, rows)
-    _legend(figure, axes)
-    style.footer(
-        figure,
-        f"{style.transferred(tables)}; a pair's delta is its mean over seeds. Box: quartiles; whiskers: 5–95 %.",
-        "Square and bar: mean ± 1 standard error over pairs, robust to pairs that share a model.",
-    )
-    return Drawing(figure, data)
 
 
-def _columns_of_text(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Mean, success and n of every row, in axes that share the rows' height."""
+def _columns_of_text(axes: Axes, rows: list[dict[str, Any]], names: Sequence[str]) -> None:
+    """Mean, success and n of every row, level with the rows of the panel to the left."""
+    axes.set_ylim(len(names) - 0.4, -0.6)
     columns = (
         (0.0, "mean ± SE (points)", [with_error(row["delta"], row["delta_se"]) for row in rows]),
         (0.52, "success", [f"{number(row['success'], 0)} %" for row in rows]),
@@ -77,7 +97,8 @@ def _columns_of_text(axes: Axes, rows: list[dict[str, Any]]) -> None:
     )
     for x, title, texts in columns:
         axes.text(x, 1.02, title, transform=axes.transAxes, fontsize=7, color="#555555", va="bottom")
-        for place, text in enumerate(texts):
+        for row, text in zip(rows, texts, strict=True):
+            place = names.index(row["method"])
             axes.text(x, place, text, transform=axes.get_yaxis_transform(), fontsize=7, va="center")
     axes.set_axis_off()
 
@@ -97,58 +118,42 @@ def _by_teacher(pairs: pd.DataFrame, control: bool) -> Iterator[tuple[str, pd.Da
             yield kind, pairs[chosen]
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Each kind of point once, above everything else."""
-    handles, labels = axes.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    style.legend_marks(
-        figure.legend(
-            [once[kind] for kind in TEACHERS if kind in once], [kind for kind in TEACHERS if kind in once],
-            loc="outside upper left", ncols=3, handletextpad=0.1, columnspacing=1,
-        )
-    )  # fmt: skip
-
-
-def delta_vs_accuracy(tables: Tables) -> Drawing:
-    """Transfer delta of every pair against the accuracy difference, one panel a method."""
-    data = pair_deltas(tables.transfers, tables.complementarity)
+def success_by_method(tables: Tables) -> Drawing:
+    """Success rates of every method: one dot a student over its teachers, and one a teacher over its students."""
+    data = tables.analysis["by_model"]
     if data.empty:
-        return Drawing(style.empty(NOTHING), data)
-    methods = records(tables.methods[tables.methods["group"] == "all"])
-    down = math.ceil(len(methods) / ACROSS)
-    across = min(ACROSS, len(methods))
-    figure = Figure(figsize=(PAGE * max(across, 2) / ACROSS, max(3.0, 0.9 + 1.9 * down)), layout="constrained")
-    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    reach = max(float(data["acc_difference"].abs().max()), 1.0) * 1.06
-    few = data.groupby("method").size().max() <= MANY
-    for axes, row in zip(panels.flat, methods, strict=False):
-        points = data[data["method"] == row["method"]]
-        x, y = points["acc_difference"], points["delta"]
-        marker, colour = ("D", GREY) if row["control"] else ("o", BLUE)
-        if few:
-            axes.errorbar(x, y, points["delta_se"], fmt="none", ecolor="#BBBBBB", elinewidth=0.7, zorder=1)
-        axes.scatter(x, y, marker=marker, color=colour, zorder=2, **style.marks(len(points)))
-        axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
-        axes.axline((0, 0), slope=1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        axes.set_title(f"{style.label(row['method'], row['control'])}, {counted(row['pairs'], 'pair')}")
-    low, high = float((data["delta"] - data["delta_se"]).min()), float((data["delta"] + data["delta_se"]).max())
-    margin = 0.05 * max(high - low, 1.0)
-    panels[0, 0].set(xlim=(-reach, reach), ylim=(low - margin, high + margin))
-    for axes in panels.flat[len(methods) :]:
-        axes.set_axis_off()
-    for place in range(max(0, len(methods) - across), len(methods)):
-        panels.flat[place].tick_params(labelbottom=True)
-        panels.flat[place].set_xlabel("teacher − student (points)", fontsize=7)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("transfer delta (points)", fontsize=7)
-    bars = "Bars: ± 1 standard error over test images, mean over seeds." if few else _median_error(data)
+        return style.nothing(tables.why_not("by_model", NOTHING), data)
+    rows = records(tables.methods[tables.methods["group"] == "all"])
+    names = [row["method"] for row in rows]
+    figure = Figure(figsize=(PAGE, 1.5 + 0.36 * len(names)), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    rng = np.random.default_rng(0)  # jitter only
+    for axes, role in zip(panels, ("student", "teacher"), strict=True):
+        for place, row in enumerate(rows):
+            of_role = data[(data["method"] == row["method"]) & (data["role"] == role)]["success"]
+            if of_role.empty:
+                axes.text(2, place, "has no teacher", fontsize=7, va="center", color="#555555")
+                continue
+            low, middle, high = np.quantile(of_role, [0.25, 0.5, 0.75])
+            colour = GREY if row["control"] else BLUE
+            axes.hlines(place, low, high, color=colour, linewidth=7, alpha=0.3, zorder=1)
+            axes.plot(middle, place, "|", color=INK, markersize=10, markeredgewidth=1.8, zorder=3)
+            jitter = place + rng.uniform(-0.13, 0.13, len(of_role))
+            marker = "D" if row["control"] else "o"
+            axes.scatter(of_role, jitter, marker=marker, color=colour, zorder=2, **style.marks(len(of_role)))
+            if role == "student" and row["method"] in published.SUCCESS:
+                low, middle, high = published.SUCCESS[row["method"]]
+                axes.hlines(place + 0.36, low, high, color=PURPLE, linewidth=1.2)
+                axes.plot(middle, place + 0.36, "*", color=PURPLE, markerfacecolor="white", markersize=7, clip_on=False)
+        models = data[data["role"] == role]["model"].nunique()
+        axes.set_title(f"by {role} (dots: {counted(models, 'model')})")
+        axes.set(xlim=(-3, 103), xlabel=f"success: pairs of the {role} with delta > 0 (%)")
+        axes.grid(visible=False, axis="y")
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    panels[0].set_yticks(range(len(names)), [style.label(row["method"], row["control"]) for row in rows])
     style.footer(
         figure,
-        "Both axes in percentage points. Dashed: the student becomes as good as its teacher was.",
-        f"{style.transferred(tables)}. {bars}",
+        f"{style.transferred(tables)}. Stroke: median; bar: quartiles over models (their spread, no standard error).",
+        f"Hollow star and line: median and quartiles published over students ({published.DESIGN}).",
     )
     return Drawing(figure, data)
-
-
-def _median_error(data: pd.DataFrame) -> str:
-    return f"Median standard error {number(data['delta_se'].median(), 2)} points, over test images."

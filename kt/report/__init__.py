@@ -4,63 +4,73 @@ from __future__ import annotations
 
 import base64
 import re
-import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+from PIL import Image
 
 import kt
 from kt.analysis.describe import answer
-from kt.figures import FIGURES
-from kt.figures.style import Tables
-from kt.report import content
-from kt.report.captions import CAPTIONS
+from kt.captions import CAPTIONS
+from kt.figures.tables import Tables
+from kt.report.sections import SECTIONS, SPEAKS_FOR_ITSELF, Facts
+from kt.report.verdict import focus, held, verdict
 from kt.transfer.method import registry
 
 PAPERS = {
     "FG": ("Roth et al.: Fantastic Gains and Where to Find Them, ICLR 2024", "2310.17653"),
     "BiKD": ("Jain, Karthik, Gandhi: Simplifying Knowledge Transfer in Pretrained Models, TMLR 2025", "2510.22208"),
 }
-STANDARD_ERROR = ("Aronow, Samii, Assenova: Cluster-Robust Variance Estimation for Dyadic Data, 2015", "1312.3398")
+ERRORS = {
+    "robust error": ("Aronow, Samii, Assenova: Cluster-Robust Variance Estimation for Dyadic Data, 2015", "1312.3398"),
+}
 SHOWN = 120 / 200
 """CSS pixels a dot: figures have 200 dots an inch and are shown a quarter larger than in print (96 pixels an inch)."""
 
 
 def render(
-    tables: Path, figures: Path, config_text: str, versions: Mapping[str, str], title: str, equal_within: float
+    data: Tables, figures: Path, config_text: str, versions: Mapping[str, str], title: str, equal_within: float
 ) -> str:
     """The whole report as one HTML page.
 
     Args:
-        tables: folder of the final tables.
+        data: the tables; what needs those of the analysis is left out where there are none.
         figures: folder of the drawn figures; one that is not there is left out.
         config_text: ``config.yaml`` as the user wrote it.
         versions: of Python and the libraries, by name.
         title: the study's title.
         equal_within: percentage points; a teacher this close to its student counts as equal.
-
-    Raises:
-        KtError: a table is missing or does not fit its schema.
     """
-    data = Tables.read(tables)
     template = _environment().get_template("template.html")
     return template.render(
         title=title,
+        verdict=verdict(data, equal_within),
         answer=answer(data.methods, data.transfers, data.complementarity, equal_within),
-        equal_within=equal_within,
-        summary=content.summary(data),
-        figures=[_figure(figures / f"{name}.png", name) for name in FIGURES if (figures / f"{name}.png").exists()],
-        zoo=content.zoo(data),
-        top_pairs=content.top_pairs(data),
-        failures=content.failures(data),
+        sections=list(_sections(data, figures, equal_within)),
         methods=_definitions(data),
-        papers=[*PAPERS.items(), ("standard error", STANDARD_ERROR)],
+        papers=[*PAPERS.items(), *ERRORS.items()],
         config=config_text,
         versions={"kt": kt.__version__, **versions},
     )
+
+
+def _sections(data: Tables, folder: Path, equal_within: float) -> Iterator[dict[str, Any]]:
+    """Every section that has rows, figures or words of its own."""
+    compared = held(data, equal_within)
+    method = focus(data, compared) if data.chosen(1) else None
+    facts = Facts(data, compared, method, equal_within)
+    for section in SECTIONS:
+        part = section.make(facts)
+        names = [name for name, caption in CAPTIONS.items() if caption.section == section.name]
+        drawn = [_figure(path, name) for name in names if (path := folder / f"{name}.png").exists()]
+        grids = [grid for grid in part.grids if grid.rows]
+        shown = [figure for figure in drawn if not figure["missing"]]
+        if grids or shown or (section.name in SPEAKS_FOR_ITSELF and part.before):
+            missing = [figure for figure in drawn if figure["missing"]]
+            yield {**section._asdict(), **part._asdict(), "grids": grids, "figures": shown, "missing": missing}
 
 
 def _environment() -> Environment:
@@ -78,14 +88,15 @@ def code(text: str) -> Markup:
 
 
 def _figure(path: Path, name: str) -> dict[str, Any]:
-    image = path.read_bytes()
-    width, height = struct.unpack(">II", image[16:24])  # of the PNG's first chunk: the page must not jump as it loads
+    with Image.open(path) as image:
+        (width, height), missing = image.size, image.info.get("missing")
     return {
         "name": name,
         "caption": CAPTIONS[name],
-        "data": base64.b64encode(image).decode(),
-        "width": round(width * SHOWN),
+        "data": base64.b64encode(path.read_bytes()).decode(),
+        "width": round(width * SHOWN),  # the page must not jump as it loads
         "height": round(height * SHOWN),
+        "missing": missing,
     }
 
 

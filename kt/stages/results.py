@@ -64,10 +64,14 @@ def choose(study: Study, layout: Layout, out: Path) -> None:
         log.info("search: %s with %s", row["method"], row["parameters"])
 
 
-def report(study: Study, config: Path, source: Path, drawn: Path, out: Path) -> None:
-    """Write the HTML report from tables and figures."""
+def report(study: Study, config: Path, source: Path, analysis: Path | None, drawn: Path, out: Path) -> None:
+    """Write the HTML report from tables, analysis and figures."""
+    from kt.figures.tables import Tables
     from kt.report import render
 
-    page = render(source, drawn, config.read_text("utf-8"), tables.versions(), study.title, study.analysis.equal_within)
+    page = render(
+        Tables.read(source, analysis), drawn, config.read_text("utf-8"), tables.versions(), study.title,
+        study.analysis.equal_within,
+    )  # fmt: skip
     store.write_text(out, page)
     log.info("report: %s", out)

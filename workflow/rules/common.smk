@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 from kt import config as kt_config
 from kt import pairs as kt_pairs
 from kt import status, store
+from kt.captions import CAPTIONS
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.schema_analysis import ANALYSIS

@@ -1,13 +1,12 @@
-FIGURES = [
-    "flips_vs_accuracy",
-    "flips_heatmap",
-    "delta_by_method",
-    "delta_vs_accuracy",
-    "flips_by_class",
-]
 TABLES = [
     LAYOUT.table(name)
     for name in ("zoo", "complementarity", "pairs", "transfers", "methods")
+]
+
+
+# The analysis's files that figures and report are made from.
+ANALYSED = [LAYOUT.analysis / f"{name}.parquet" for name in ANALYSIS] + [
+    LAYOUT.analysis / "summary.md"
 ]
 
 
@@ -36,10 +35,11 @@ rule analysis:
 rule figures:
     input:
         TABLES,
+        ANALYSED,
     output:
         [
             LAYOUT.figures / f"{name}.{kind}"
-            for name in FIGURES
+            for name in CAPTIONS
             for kind in ("png", "pdf", "csv")
         ],
     log:
@@ -55,8 +55,8 @@ rule figures:
 rule report:
     input:
         TABLES,
-        [LAYOUT.figures / f"{name}.png" for name in FIGURES],
-        LAYOUT.analysis / "summary.md",
+        [LAYOUT.figures / f"{name}.png" for name in CAPTIONS],
+        ANALYSED,
     output:
         LAYOUT.report,
     log:

@@ -1,0 +1,97 @@
+"""What figures and report are drawn from: the tables of a study, and those of its analysis where it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from kt import schema
+from kt.analysis.deltas import of_pairs, on_test, records
+from kt.errors import KtError
+from kt.schema_analysis import ANALYSIS
+
+STUDY = ("zoo", "complementarity", "pairs", "transfers", "methods")
+HEADLINE = ("kl", "kl_dp", "kl_dp_unsup")
+"""Methods that a figure with room for few shows in any case."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables by name, as ``docs/tables.md`` has them.
+
+    Attributes:
+        zoo: the models.
+        complementarity: scores of ordered pairs on the test split.
+        pairs: the pairs chosen for a transfer.
+        transfers: rows of one teacher.
+        several: rows of several teachers.
+        methods: the methods over groups of pairs, best mean delta first, controls last.
+        analysis: the tables of ``kt analyse``, each empty where there is none.
+        summary: the analysis's summary, Markdown.
+    """
+
+    zoo: pd.DataFrame
+    complementarity: pd.DataFrame
+    pairs: pd.DataFrame
+    transfers: pd.DataFrame
+    several: pd.DataFrame
+    methods: pd.DataFrame
+    analysis: Mapping[str, pd.DataFrame]
+    summary: str
+
+    @classmethod
+    def of(
+        cls, study: Mapping[str, pd.DataFrame], analysis: Mapping[str, pd.DataFrame] | None = None, summary: str = ""
+    ) -> Tables:
+        """From frames in memory: those of ``STUDY``, and any of the analysis."""
+        made = {name: pd.DataFrame(columns=[c.name for c in columns]) for name, columns in ANALYSIS.items()}
+        transfers = study["transfers"]
+        return cls(
+            zoo=study["zoo"],
+            complementarity=on_test(study["complementarity"]).reset_index(drop=True),
+            pairs=study["pairs"],
+            transfers=of_pairs(transfers),
+            several=transfers[transfers["teacher"].isna()].reset_index(drop=True),
+            methods=study["methods"],
+            analysis={**made, **(analysis or {})},
+            summary=summary,
+        )
+
+    @classmethod
+    def read(cls, folder: Path, analysis: Path | None = None) -> Tables:
+        """Read ``NAME.parquet`` for every table of the study and, where its folder is given, of the analysis.
+
+        Raises:
+            KtError: a table is missing or does not fit its schema.
+        """
+        study = {name: schema.read_frame(folder / f"{name}.parquet", name) for name in STUDY}
+        if analysis is None:
+            return cls.of(study)
+        made = {name: schema.read_frame(analysis / f"{name}.parquet", name) for name in ANALYSIS}
+        try:
+            summary = (analysis / "summary.md").read_text("utf-8")
+        except OSError as error:
+            raise KtError(f"{analysis / 'summary.md'}: not readable ({error.strerror})") from error
+        return cls.of(study, made, summary)
+
+    @property
+    def equal_within(self) -> float:
+        """Percentage points within which the analysis counts a teacher as equal to its student; 0 where unknown."""
+        groups = self.analysis["groups"]
+        ends = groups.loc[groups["grouping"] == "teacher", ["low_end", "high_end"]].abs().min().min()
+        return float(ends) if pd.notna(ends) else 0.0
+
+    def chosen(self, most: int) -> list[str]:
+        """At most so many methods that teach a student: the headline methods, then by mean delta; in table order."""
+        rows = self.methods[(self.methods["group"] == "all") & ~self.methods["control"] & self.methods["trains"]]
+        names = [row["method"] for row in records(rows)]
+        first = [*(name for name in HEADLINE if name in names), *(name for name in names if name not in HEADLINE)]
+        return [name for name in names if name in first[:most]]
+
+    def why_not(self, table: str, otherwise: str) -> str:
+        """Why a table of the analysis has no rows: it was not made, or ``otherwise``."""
+        made = any(len(frame) for frame in self.analysis.values())
+        return otherwise if made else f"no analysis: `kt analyse` makes the table {table}"
