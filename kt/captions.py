@@ -63,7 +63,8 @@ CAPTIONS = {
         "whom",
         "Families of students and teachers",
         "Mean transfer delta by family of the student and of the teacher, and success rate by family of the student.",
-        "As above, for families: the number of models behind every row stands under its name.",
+        "The number of models behind every row stands under its name. A family with one model is that model: its "
+        "interval says how its pairs differ, not how others of the family would do.",
     ),
     "transfer_rate_vs_size": Caption(
         "whom",

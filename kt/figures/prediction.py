@@ -19,8 +19,9 @@ MOST_METHODS = 3
 MOST_PROPERTIES = 14
 CLEAR = 0.05
 SCHEMES = {"students": "new students", "teachers": "new teachers", "both": "both new"}
-SCORES = {"r2": "R² (share of variance)", "tau": "τ (−1 to 1), ranking"}
+SCORES = {"r2": "R² (share of variance)", "tau": "weighted τ (−1 to 1)"}
 PANELS = (("r2", "students"), ("r2", "teachers"), ("r2", "both"), ("tau", "students"))
+RANKED = ", ranking"
 LEAST = -0.5
 """Where the axes of scores begin: what is worse sits there, hollow."""
 
@@ -56,7 +57,7 @@ def predictor_ladder(tables: Tables) -> Drawing:
         axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
         axes.set(xlim=(LEAST - 0.05, 1.03), xlabel=SCORES[score], xticks=(-0.5, 0, 0.5, 1))
         pairs = int(data.loc[data["scheme"] == scheme, "pairs"].max())
-        axes.set_title(f"{SCHEMES[scheme]}\n({counted(pairs, 'pair')})")
+        axes.set_title(f"{SCHEMES[scheme]}{RANKED * (score == 'tau')}\n({counted(pairs, 'pair')})")
     panels[0].set_yticks(range(len(rungs)), rungs)
     panels[0].set_ylim(len(rungs) - 0.4, -0.6)  # the simplest on top
     style.legend_above(figure, list(panels))
