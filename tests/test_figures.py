@@ -253,6 +253,8 @@ def test_too_few_models_leave_predictions_and_properties_undrawn():
 def test_groups_of_teachers_are_drawn_where_there_are_some():
     (drawing,) = [d for n, d in drawings_of("groups") if n == "several_teachers"]
     assert drawing.missing is None
+    labels = [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()]
+    assert labels == ["parallel, 3 teachers\n5 students", "soup, 3 teachers\n5 students"]
     assert drawing.data.set_index("method")["delta"].to_dict() == pytest.approx({"parallel": 4.0, "soup": 5.0})
     assert "5 students, 1 seed" in drawing.figure.get_supxlabel()
 

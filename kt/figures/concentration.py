@@ -85,7 +85,8 @@ def _entropy(axes: Axes, data: pd.DataFrame, classes: int | None) -> None:
         low, high = int(data["flips"].min()), int(data["flips"].max())
         grid = np.unique(np.geomspace(max(low, 1), max(high, 2), 40).round().astype(int))
         axes.plot(grid, even_entropy(grid, classes), color=GREY, linewidth=1.4, zorder=0)
-    axes.set(xscale="log", xlabel="positive flips (test images)", ylabel="entropy over classes (nats)")
+    axes.set(xlabel="positive flips (test images)", ylabel="entropy over classes (nats)")
+    style.log_scale(axes, float(data["flips"].min()) / 1.3, float(data["flips"].max()) * 1.3)
     axes.set_ylim(bottom=0)
     style.legend_marks(axes.legend(loc="lower right", handletextpad=0.1, borderaxespad=0.1))
 

@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
 from scipy.stats import spearmanr
 
 from kt.analysis.deltas import pair_deltas, records
@@ -58,10 +57,8 @@ def transfer_rate_vs_size(tables: Tables) -> Drawing:
             axes.plot(*zip(*published.RATE_BY_SIZE, strict=True), "*--", color=PURPLE, markerfacecolor="white")
     sizes = data["params"].dropna()
     low, high = float(sizes.min()) / 1.5, float(sizes.max()) * 1.5
-    panels[0, 0].set(xscale="log", xlim=(low, high), ylim=(-3, 103))
-    ticks = _sizes(low, high)
-    panels[0, 0].set_xticks(ticks, [f"{tick / 1e6:g}M" for tick in ticks])
-    panels[0, 0].xaxis.set_minor_locator(NullLocator())
+    panels[0, 0].set_ylim(-3, 103)
+    style.log_scale(panels[0, 0], low, high, 1e6, "M")
     for axes in panels.flat[len(names) :]:
         axes.set_axis_off()
     for place in range(max(0, len(names) - across), len(names)):
@@ -80,13 +77,6 @@ def transfer_rate_vs_size(tables: Tables) -> Drawing:
         + (" (dashed)." if seen else ", all larger than these models: beyond the right edge." if high < small else "."),
     )
     return Drawing(figure, data)
-
-
-def _sizes(low: float, high: float) -> list[float]:
-    """Round numbers of parameters to mark on an axis: at most five."""
-    steps = (1.0, 2.0, 5.0) if high / low < 50 else (1.0,)
-    round_ones = [step * 10.0**power for power in range(2, 12) for step in steps]
-    return [size for size in round_ones if low <= size <= high][:: 1 if high / low < 3e4 else 2]
 
 
 def _trend(rows: pd.DataFrame) -> str:

@@ -12,11 +12,15 @@ from matplotlib.figure import Figure
 from kt.analysis.deltas import records
 from kt.analysis.wording import counted, number
 from kt.figures import style
-from kt.figures.style import GREY, INK, PAGE, Drawing
+from kt.figures.style import BLUE, GREY, INK, ORANGE, PAGE, Drawing
 from kt.figures.tables import Tables
 
 MOST_METHODS = 3
 MOST_PROPERTIES = 14
+GIVEN = {
+    "nothing": ("alone", -0.17, "o", BLUE),
+    "acc_difference": ("at equal accuracy difference", 0.17, "s", ORANGE),
+}
 CLEAR = 0.05
 SCHEMES = {"students": "new students", "teachers": "new teachers", "both": "both new"}
 SCORES = {"r2": "R² (share of variance)", "tau": "weighted τ (−1 to 1)"}
@@ -78,7 +82,7 @@ def property_effects(tables: Tables) -> Drawing:
     """Effect of every property on delta, alone and at equal accuracy difference, with robust and naive intervals."""
     effects = tables.analysis["effects"]
     names = [name for name in tables.chosen(MOST_METHODS) if name in set(effects["method"])]
-    data = effects[effects["method"].isin(names) & effects["given"].isin(["nothing", "acc_difference"])]
+    data = effects[effects["method"].isin(names) & effects["given"].isin(list(GIVEN))]
     if data.empty:
         return style.nothing(tables.why_not("effects", NO_PROPERTY), data)
     ranked = data.groupby("property", sort=False).agg(p=("p_bh", "min"), size=("effect", lambda v: v.abs().max()))
@@ -90,8 +94,8 @@ def property_effects(tables: Tables) -> Drawing:
     ends = data[["low", "high"]].abs().max(axis=1)
     reach = 1.15 * max(float(data["effect"].abs().max()), float(ends.quantile(0.75)))
     for axes, name in zip(panels, names, strict=True):
-        for given, shift, marker in (("nothing", -0.17, "o"), ("acc_difference", 0.17, "s")):
-            colour = style.BLUE if given == "nothing" else style.ORANGE
+        for given, (label, shift, marker, colour) in GIVEN.items():
+            axes.plot([], [], marker, color=colour, markersize=4, label=label)
             for row in records(data[(data["method"] == name) & (data["given"] == given)]):
                 y = shown.index(row["property"]) + shift
                 clear = row["p_bh"] < CLEAR
@@ -101,7 +105,7 @@ def property_effects(tables: Tables) -> Drawing:
                     axes.hlines(y, max(row["low"], -reach), min(row["high"], reach), color=colour, linewidth=1)
                 axes.plot(
                     row["effect"], y, marker, color=colour, markersize=4, zorder=3,
-                    markerfacecolor=colour if clear else "white", label=LABELS[given],
+                    markerfacecolor=colour if clear else "white",
                 )  # fmt: skip
         axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
         of_method = data[data["method"] == name]
@@ -122,9 +126,6 @@ def property_effects(tables: Tables) -> Drawing:
         " (Benjamini-Hochberg).",
     )
     return Drawing(figure, data)
-
-
-LABELS = {"nothing": "alone", "acc_difference": "at equal accuracy difference"}
 
 
 def predicted_vs_measured(tables: Tables) -> Drawing:

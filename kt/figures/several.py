@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,7 +42,7 @@ def several_teachers(tables: Tables) -> Drawing:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("transfer delta (percentage points)")
     axes.grid(visible=False, axis="y")
-    style.legend_above(figure, [axes], ncols=2)
+    style.legend_above(figure, [axes], ("together",), ncols=2)
     single = next((row["single"] for row in rows if isinstance(row["single"], str)), None)
     taken = f" Single teachers by `{single}`, the method with the highest mean delta." if single else ""
     style.footer(
@@ -51,6 +53,5 @@ def several_teachers(tables: Tables) -> Drawing:
     return Drawing(figure, data)
 
 
-def _teachers(row: dict[str, object]) -> str:
-    count = row["teachers"]
-    return f"{count:g} teachers" if isinstance(count, float) and pd.notna(count) else "teachers unknown"
+def _teachers(row: dict[str, Any]) -> str:
+    return f"{int(row['teachers'])} teachers" if pd.notna(row["teachers"]) else "teachers unknown"

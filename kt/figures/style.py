@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
 from kt.analysis.wording import counted
@@ -164,6 +165,16 @@ def legend_marks(legend: Legend) -> None:
         if isinstance(handle, PathCollection):
             handle.set_sizes([16])
             handle.set_alpha(1)
+
+
+def log_scale(axes: Axes, low: float, high: float, unit: float = 1.0, suffix: str = "") -> None:
+    """A logarithmic x axis between two positive ends, with few and round numbers on it."""
+    steps = (1.0, 2.0, 5.0) if high / low < 50 else (1.0,)
+    ticks = [step * 10.0**power for power in range(-1, 13) for step in steps]
+    shown = [tick for tick in ticks if low <= tick <= high][:: 1 if high / low < 3e4 else 2]
+    axes.set(xscale="log", xlim=(low, high))
+    axes.set_xticks(shown, [f"{tick / unit:g}{suffix}" for tick in shown])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def thinned(names: Sequence[str], most: int) -> tuple[NDArray[np.intp], list[str]]:
