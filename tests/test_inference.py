@@ -38,8 +38,8 @@ def slow_covariance(y, x, t, s):
     return meat, 1 - taken / (w**2).sum(0)
 
 
-def slow_two_way(y, x, first, second):
-    """Cameron, Gelbach and Miller 2011: clusters of one sort, plus the other, minus both."""
+def slow_two_way(y, x, first, second, few=False):
+    """Cameron, Gelbach and Miller 2011: clusters of one sort, plus the other, minus both; corrected for few or not."""
 
     def clustered(groups):
         bread = np.linalg.inv(x.T @ x)
@@ -47,7 +47,11 @@ def slow_two_way(y, x, first, second):
         meat = sum(np.outer(g, g) for c in set(groups) for g in [(x * e[:, None])[groups == c].sum(0)])
         return bread @ meat @ bread
 
-    return clustered(first) + clustered(second) - clustered(first * 1000 + second)
+    def factor(groups):
+        return len(set(groups)) / (len(set(groups)) - 1) if few else 1
+
+    both = clustered(first * 1000 + second)
+    return clustered(first) * factor(first) + clustered(second) * factor(second) - both
 
 
 def design(rng, t, s, models):
@@ -84,6 +88,16 @@ def test_where_no_model_is_in_both_roles_dyadic_is_two_way_clustering():
     e = y - x @ bread @ x.T @ y
     ours = Dyads.of(t, s).over_sharing((x @ bread) * e[:, None])
     assert ours == pytest.approx(slow_two_way(y, x, t, s))
+
+
+def test_two_way_errors_agree_with_the_slow_sum_over_clusters():
+    rng = np.random.default_rng(2)
+    t, s = some_pairs(rng, 12, 0.7)
+    x = design(rng, t, s, 12)
+    y = rng.normal(size=12)[t] + rng.normal(size=12)[s] + rng.normal(size=len(t))
+    expected = np.diag(slow_two_way(y, x, t, s, few=True))
+    assert (expected > 0).all()
+    assert ols(y, x, Dyads.of(t, s)).se_two_way == pytest.approx(np.sqrt(expected))
 
 
 def test_ordinary_errors_are_those_of_the_textbook():
