@@ -254,3 +254,35 @@ def test_groups_of_teachers_have_a_section_only_where_there_are_some(tmp_path, p
     found = Page(report(tmp_path, study, analysis=tmp_path / "analysis"))
     assert "several" in [attributes["id"] for attributes in found.all("section")]
     assert "parallel" in found.text
+
+
+def all_failed():
+    study = tables.study(models=3)
+    tables.fail(study, study["transfers"]["seed"] >= 0)
+    return study
+
+
+def unmeasured():
+    study = tables.study(models=4, seeds=1)
+    study["transfers"][["teacher_share", "transfer_rate", "seconds"]] = None
+    study["zoo"][["kind", "family", "train_images"]] = None
+    return study
+
+
+@pytest.mark.parametrize(
+    ("make", "said", "absent"),
+    [
+        (all_failed, "nothing can be said about transfer", ["works", "whom", "predicts", "recommend"]),
+        (lambda: tables.study(models=3, seeds=1), "take all this for a description", ["predicts", "recommend"]),
+        (lambda: tables.study(models=5, effects={"kl": lambda gap: 1.0}), "no control finished", ["failures"]),
+        (lambda: tables.study(models=3, effects={"self": lambda gap: 0.0}), "Only controls finished", ["recommend"]),
+        (unmeasured, "Of the differences between pairs", ["several"]),
+    ],
+)
+def test_little_data_makes_a_page_that_says_what_cannot_be_said(tmp_path, make, said, absent):
+    study = make()
+    tables.analysed(study).write(tmp_path / "analysis")
+    parsed = Page(report(tmp_path, study, analysis=tmp_path / "analysis"))
+    assert said in parsed.text
+    assert not re.search(r"\b(nan|None|inf)\b", parsed.text)
+    assert not set(absent) & {attributes["id"] for attributes in parsed.all("section")}
