@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -455,3 +456,16 @@ def test_the_preview_counts_passes_bytes_and_seconds_by_hand(tmp_path, monkeypat
     text = preview.render(found, 1000.0)
     assert "4 models, 0 million parameters" in text
     assert "1 models have no published size" in text
+
+
+def test_the_table_of_sizes_is_that_of_the_pinned_timm() -> None:
+    from kt.zoo import listing
+
+    first, _, *rows = registry.TABLE.read_text("utf-8").splitlines()
+    pinned = (Path(__file__).resolve().parent.parent / "envs/requirements.lock").read_text("utf-8")
+    assert f"timm=={first.removeprefix('# timm ')} " in pinned
+    assert len(rows) == len(timm.list_pretrained())
+    some = ["resnet18.a1_in1k", "mixer_b16_224.goog_in21k_ft_in1k", "vit_tiny_patch16_224.augreg_in21k_ft_in1k"]
+    known = {row.split(",")[0]: row.split(",")[1:] for row in rows}
+    for name, size in listing.sizes(some).items():
+        assert known[name] == [str(size[key]) for key in ("params", "macs", "feature_width")]

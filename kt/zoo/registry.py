@@ -117,7 +117,7 @@ def sizes(names: Iterable[str], modules: Sequence[str] = ()) -> dict[str, Size |
     second each.
     """
     names = list(names)
-    found: dict[str, Any] = {name: known for name, known in _table().items() if name in set(names)}
+    found: dict[str, Any] = dict(_table())
     if all(name in found for name in names):
         return {name: found[name] for name in names}
     path = cache_folder() / f"sizes-{_key(modules)}.json"
