@@ -80,8 +80,8 @@ class Study(Spec):
 
     def shown(self, data: str) -> str:
         """Hash of the data set, from its own hash, and of how its transfer images are shown."""
-        views = self.transfer.views
-        return store.digest([data, views.plain()]) if views else data
+        views, top = self.transfer.views, self.transfer.top_k
+        return store.digest([data, views and views.plain(), top]) if views or top else data
 
     @property
     def hash(self) -> str:

@@ -3,7 +3,8 @@
 One safetensors file a model: ``<split>.logits`` float16 [N, C], ``<split>.predicted`` [N] (their classes, so that
 scoring reads two bytes an image), ``<split>.ids`` int64 [N] and, where the study asks for them, penultimate features
 ``<split>.features`` float16 [N, D]; memory-mappable, with the model's fingerprint, the data set's hash and a content
-hash in the header. Nothing here holds more than ``BLOCK`` bytes of logits at once.
+hash in the header. Of the transfer split, where the study asks for that, there are only the largest logits and what
+the others share (``kt.compression``). Nothing here holds more than ``BLOCK`` bytes of logits at once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from kt import store
+from kt import compression, store
 from kt.errors import KtError
 
 Logits = NDArray[np.float16]
@@ -42,7 +43,7 @@ class Prediction:
     """One model's logits on one split.
 
     Attributes:
-        logits: float16 [N, C], memory-mapped.
+        logits: float16 [N, C], memory-mapped; where only the largest are kept, in memory.
         ids: image ids, int64 [N].
         fingerprint: the model that made them.
         data: hash of the data set.
@@ -94,6 +95,7 @@ def write(
     fingerprint: str,
     data: str,
     features: Mapping[str, NDArray[np.float16]] | None = None,
+    kept: Mapping[str, compression.Largest] | None = None,
 ) -> None:
     """Write one model's logits and image ids of every split, atomically.
 
@@ -103,12 +105,20 @@ def write(
         fingerprint: the model's.
         data: the data set's hash.
         features: penultimate features float16 [N, D] of each split.
+        kept: of some splits the largest logits, which are written in place of all.
     """
     tensors: dict[str, NDArray[Any]] = {f"{split}.features": array for split, array in (features or {}).items()}
     for split, (logits, ids) in splits.items():
-        tensors |= {f"{split}.logits": logits, f"{split}.predicted": classes(logits), f"{split}.ids": ids}
+        tensors |= {f"{split}.predicted": classes(logits), f"{split}.ids": ids}
+        if kept and split in kept:
+            tensors |= {f"{split}.{part}": array for part, array in kept[split]._asdict().items()}
+        else:
+            tensors[f"{split}.logits"] = logits
     described = {name: (str(array.dtype), array.shape, blocks(array)) for name, array in tensors.items()}
-    facts = {"fingerprint": fingerprint, "data": data, "content": _content([fingerprint, data], described)}
+    facts = {"fingerprint": fingerprint, "data": data}
+    if kept:
+        facts["classes"] = str(next(logits.shape[1] for logits, _ in splits.values()))
+    facts["content"] = _content(list(facts.values()), described)
     header: dict[str, Any] = {"__metadata__": facts}
     order, end = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)), 0  # all begin at their alignment
     for name in order:
@@ -160,13 +170,18 @@ def read(path: str | os.PathLike[str], split: str) -> Prediction:
         KtError: the file is missing or damaged, or has no such split.
     """
     facts, tensors = _open(path)
-    if f"{split}.logits" not in tensors:
+    if not {f"{split}.logits", f"{split}.values"} & set(tensors):
         have = ", ".join(sorted({name.rsplit(".", 1)[0] for name in tensors}))
         raise KtError(f"{path}: no predictions for the split {split!r}; it has: {have}")
     try:
         features = tensors.get(f"{split}.features")
+        if f"{split}.logits" in tensors:
+            logits = _map(path, tensors[f"{split}.logits"])
+        else:
+            parts = (_map(path, tensors[f"{split}.{part}"]) for part in compression.Largest._fields)
+            logits = compression.expand(compression.Largest(*parts), int(facts["classes"]))
         return Prediction(
-            _map(path, tensors[f"{split}.logits"]),
+            logits,
             np.array(_map(path, tensors[f"{split}.ids"])),
             facts["fingerprint"],
             facts["data"],
@@ -184,7 +199,8 @@ def verify(path: str | os.PathLike[str]) -> None:
     """
     facts, tensors = _open(path)
     described = {name: (str(t.dtype), t.shape, _bytes(path, t)) for name, t in tensors.items()}
-    if _content([facts.get("fingerprint", ""), facts.get("data", "")], described) != facts.get("content"):
+    said = [facts[name] for name in ("fingerprint", "data", "classes") if name in facts]
+    if _content(said, described) != facts.get("content"):
         raise KtError(f"{path}: its content is not what was written; delete it and run again")
 
 

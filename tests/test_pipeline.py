@@ -253,7 +253,10 @@ def test_random_crops_are_predicted_and_trained_on(finished: tuple[Checkout, str
     assert "8 done, 0 to do" in checkout.succeed("-n")
     command = [sys.executable, "-m", "kt", "complementarity", "--split", "transfer", "--out", "t.parquet"]
     refused = subprocess.run(command, cwd=checkout.folder, text=True, capture_output=True)
-    assert "transfer.views: pairs are scored on plain images" in refused.stderr
+    assert (
+        "transfer.views: pairs are scored on plain images and all logits; allowed splits: validation, test"
+        in refused.stderr
+    )
     checkout.study["transfer"] = transfer
     checkout.succeed("--until", "tables")
     assert checkout.ledger() - before == set(rows["key"])

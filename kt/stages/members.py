@@ -69,6 +69,7 @@ def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
         fingerprint,
         study.shown(dataset.hash),
         study.features,
+        study.transfer.top_k,
     )
     count = sum(study.views(split) * len(dataset.rows(split)) for split in predictions.SPLITS)
     log.info("predict %s: %d images", name, count)

@@ -23,8 +23,9 @@ def complementarity(study: Study, layout: Layout, split: str, out: Path, threads
     """Score every ordered pair on a split; rows of the table that ``out`` is now are kept where they still hold."""
     if split not in predictions.SPLITS:
         raise KtError(unknown("split", split, predictions.SPLITS))
-    if split == "transfer" and study.transfer.views:
-        raise KtError("transfer.views: pairs are scored on plain images; allowed splits: validation, test")
+    if split == "transfer" and (study.transfer.views or study.transfer.top_k):
+        text = "pairs are scored on plain images and all logits; allowed splits: validation, test"
+        raise KtError(f"transfer.{'views' if study.transfer.views else 'top_k'}: {text}")
     dataset = Dataset.open(layout.data)
     source = Files({name: layout.predictions(name) for name in study.names}, split)
     labels = dataset.labels[dataset.rows(split)]

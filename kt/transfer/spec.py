@@ -68,6 +68,9 @@ class TransferSpec(Spec):
     views: ViewsSpec | None = Field(
         None, description="random crops of the transfer images to train on; the plain images when left out"
     )
+    top_k: PositiveInt | None = Field(
+        None, description="logits to keep of each transfer image on disk, the largest; all when left out"
+    )
     search: SearchSpec | None = Field(
         None, description="methods whose parameters are chosen on the validation split first; none when left out"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kt import predictions
+from kt import compression, predictions
 from kt.data.views import Inputs
 from kt.errors import KtError
 from kt.growing import Growing
 from kt.progress import Progress
 from kt.zoo.inference import batches, forward
+
+log = logging.getLogger(__name__)
 
 PART_BYTES = 1 << 24
 """Bytes of outputs after which they are safely on disk, about."""
@@ -29,6 +32,7 @@ def predict(
     fingerprint: str,
     data: str,
     features: bool,
+    top: int | None = None,
 ) -> None:
     """Write a model's predictions on every split.
 
@@ -40,15 +44,18 @@ def predict(
         fingerprint: the model's.
         data: the data set's hash.
         features: whether penultimate features are kept.
+        top: how many of each transfer image's logits are kept; all if None.
 
     Raises:
-        KtError: logits are not finite, or the model has no features.
+        KtError: logits are not finite, the model has no features, or it has no more classes than ``top``.
     """
     first = next(iter(inputs.values()))
     if first.device.type == "cuda":
         model.to(memory_format=torch.channels_last)
     probe = forward(model, first[slice(0, 1)], features)
     classes = probe.logits.shape[1]
+    if top is not None and top >= classes:
+        raise KtError(f"transfer.top_k: {top}, but {path.stem} has {classes} classes; allowed: fewer than that")
     width = classes + (probe.features.shape[1] if probe.features is not None else 0)
     parts = {
         split: Growing(path.with_name(f".{path.stem}.{split}.part"), f"{fingerprint} {data}", np.float16, (width,))
@@ -63,9 +70,19 @@ def predict(
         fingerprint,
         data,
         {split: array[:, classes:] for split, array in rows.items()} if features else None,
+        {"transfer": _largest(rows["transfer"][:, :classes], top, path.stem)} if top else None,
     )
     for growing in parts.values():
         growing.remove()
+
+
+def _largest(logits: predictions.Logits, top: int, name: str) -> compression.Largest:
+    """The largest logits; what that costs is measured and said."""
+    kept = compression.largest(logits, top)
+    lost = compression.divergence(logits, kept)
+    said = f"{top} of {logits.shape[1]} logits kept: KL divergence {lost.mean():.2g} nats on average"
+    log.info("predict %s on transfer: %s, %.2g at the 99th percentile", name, said, np.quantile(lost, 0.99))
+    return kept
 
 
 def _fill(

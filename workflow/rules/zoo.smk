@@ -49,6 +49,7 @@ rule predictions:
     params:
         features=STUDY.features,
         views=STUDY.plain()["transfer"]["views"],
+        top_k=STUDY.transfer.top_k,
     message:
         "predictions of {wildcards.model}"
     shell:
