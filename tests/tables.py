@@ -126,7 +126,7 @@ def _transfers(
                         "delta_se": 100 * float(np.sqrt((gain + loss - (gain - loss) ** 2) / images)),
                         "knowledge_gain": 100 * gain, "knowledge_loss": 100 * loss,
                         "transfer_rate": 40.0 if pair.pos_flips > 0 else None,
-                        "teacher_share": None if control else 50.0, "epochs": 4, "best_epoch": 4,
+                        "teacher_share": None if control else 50 + pair.acc_difference, "epochs": 4, "best_epoch": 4,
                         "delta_best": 100 * (gain - loss), "steps": 16, "budget": 1, "pieces": 1,
                         "seconds": 0.5, "device": "cpu",
                         "key": f"{method}-{'' if control else pair.teacher}-{pair.student}-{seed}",

@@ -144,7 +144,7 @@ def test_every_stage_runs_by_hand(
     monkeypatch.chdir(by_hand)
     for model in ("teacher", "student"):
         assert main(["transfer", "--student", model, "--pairs", "results/tables/pairs.parquet"]) == 0
-    for command in ("tables", "figures", "report", "status", "retry"):
+    for command in ("tables", "analyse", "figures", "report", "status", "retry"):
         assert main([command]) == 0
     printed = capsys.readouterr()
     assert "2 of 2 done\ntrainings  4 of 4 done, 0 to do" in printed.out

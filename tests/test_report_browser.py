@@ -75,7 +75,7 @@ def test_figures_load_tables_sort_nothing_overflows_and_the_console_is_empty(pag
     assert found["width"] == width
     assert found["wide"] <= width  # tables and large figures scroll inside their own boxes
     assert found["resources"] == 0
-    assert len(found["images"]) == len(CAPTIONS) - 1  # all but the teacher's share, which is constant in these tables
+    assert len(found["images"]) == len(CAPTIONS)
     for natural_width, natural_height, ratio in found["images"]:
         assert natural_width > 300
         assert ratio == pytest.approx(natural_width / natural_height, rel=0.02)

@@ -117,7 +117,7 @@ def teacher_share(tables: Tables) -> Drawing:
     style.legend_above(figure, [axes], ncols=3)
     always = sorted(set(shares["method"]) - set(data["method"]))
     never = f" Share constant: {', '.join(always)}." if always else ""
-    spread = float(finished.groupby(["method", *PAIR])["teacher_share"].std().max())
-    error = f"largest standard deviation over seeds {number(spread)} points" if math.isfinite(spread) else "one seed"
+    spread = float(finished.groupby(["method", *PAIR])["teacher_share"].sem().max())
+    error = f"largest standard error over seeds {number(spread)} points" if math.isfinite(spread) else "one seed"
     style.footer(figure, f"{style.transferred(tables)}. Points: pairs, mean over seeds; {error}.{never}")
     return Drawing(figure, data)
