@@ -19,9 +19,9 @@ import pytest
 import yaml
 
 from kt import pairs, predictions
+from kt.captions import CAPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
-FIGURES = ("flips_vs_accuracy", "flips_heatmap", "delta_by_method", "delta_vs_accuracy", "flips_by_class")
 
 STUDY: dict[str, Any] = {
     "title": "A tiny study",
@@ -92,10 +92,10 @@ def test_a_run_makes_every_table_figure_and_the_report(finished: tuple[Checkout,
     for name in ("zoo", "complementarity", "pairs", "transfers", "methods"):
         assert (results / f"tables/{name}.parquet").stat().st_size > 0
         assert len(pd.read_csv(results / f"tables/{name}.csv")) == len(finished[0].table(name))
-    for name in FIGURES:
+    for name in CAPTIONS:
         assert (results / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (results / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
-    drawn = [name for name in FIGURES if len(pd.read_csv(results / f"figures/{name}.csv")) > 0]
+    drawn = [name for name in CAPTIONS if len(pd.read_csv(results / f"figures/{name}.csv")) > 0]
     assert {"delta_by_method", "success_by_method", "flips_vs_accuracy"} <= set(drawn)
     assert "predictor_ladder" not in drawn  # two models leave none to hold out
     page = (results / "report.html").read_text()
