@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from pydantic import Field, PositiveFloat, ValidationError
 from pydantic_core import ErrorDetails
 
 from kt import pairs, store
+from kt.amalgamate.spec import Amalgamation
 from kt.complementarity.spec import MEASURES, ComplementaritySpec
-from kt.data.labels import class_map
+from kt.data.labels import class_map, known_names
 from kt.data.sources import check_source, known_count
-from kt.data.spec import SPLITS, DataSpec
+from kt.data.spec import SPLITS, DataSpec, InputSpec
 from kt.errors import KtError, unknown
+from kt.experiments.spec import Experiment
 from kt.pairs import PairRule
 from kt.spec import Spec
 from kt.transfer import groups
@@ -30,7 +32,9 @@ from kt.transfer.spec import TransferSpec
 from kt.transfer.training import Training
 from kt.zoo import registry, selection
 from kt.zoo.check import check as check_zoo
-from kt.zoo.spec import ZooSpec
+from kt.zoo.check import check_classes
+from kt.zoo.classes import labels_of
+from kt.zoo.spec import Name, ZooSpec
 
 
 class AnalysisSpec(Spec):
@@ -56,11 +60,41 @@ class Study(Spec):
     pairs: PairRule
     transfer: TransferSpec
     groups: GroupSpec | None = Field(None, description="experiments with several teachers; none when left out")
+    amalgamate: dict[Name, Amalgamation] = Field(
+        default_factory=dict, description="experiments by name: teachers of some classes each, one student of all"
+    )
     analysis: AnalysisSpec = AnalysisSpec()
 
     @property
+    def experiments(self) -> dict[str, Mapping[str, Experiment]]:
+        """The experiments by name, by the section that they stand in."""
+        return {"amalgamate": self.amalgamate}
+
+    def student_input(self, experiment: Experiment) -> InputSpec:
+        """What an experiment's student sees."""
+        spec = experiment.student.input or self.zoo.input
+        assert spec is not None, "kt.experiments.spec.Experiment.check requires it"
+        return spec
+
+    def check_classes(self, known: Sequence[str]) -> None:
+        """Fail where specialists and experiments do not fit the data set's classes, given by label."""
+        check_classes(self.zoo, known)
+        for rule, name, experiment in self.each_experiment():
+            own = {t: labels_of(t, self.zoo.models[t], known) for t in experiment.teachers}
+            experiment.classes(f"{rule}.{name}", own, known)
+
+    def each_experiment(self) -> list[tuple[str, str, Experiment]]:
+        """Section, name and experiment of all of them."""
+        return [(rule, name, found) for rule, named in self.experiments.items() for name, found in named.items()]
+
+    @property
     def names(self) -> list[str]:
-        """The zoo's models, in the order of the file."""
+        """The models that are compared and paired, in the order of the file: those without classes of their own."""
+        return self.zoo.generalists
+
+    @property
+    def members(self) -> list[str]:
+        """All of the zoo's models, specialists included, in the order of the file."""
         return list(self.zoo.models)
 
     @property
@@ -104,7 +138,16 @@ class Study(Spec):
         methods = {f"transfer.methods.{name}": method for name, method in self.transfer.methods.chosen().items()}
         if self.groups:
             methods |= {f"groups.methods.{name}": method for name, method in self.groups.methods.chosen().items()}
-        return {"transfer": common} | {at: m.trained(common) for at, m in methods.items() if m.training}
+        found = {"transfer": common} | {at: m.trained(common) for at, m in methods.items() if m.training}
+        for rule, name, experiment in self.each_experiment():
+            at = f"{rule}.{name}"
+            found[at] = experiment.plan
+            found |= {
+                f"{at}.methods.{method}": approach.trained(experiment.plan)
+                for method, approach in experiment.approaches().items()
+                if approach.training
+            }
+        return found
 
 
 class _Loader(yaml.SafeLoader):
@@ -206,9 +249,12 @@ def check(study: Study) -> Study:
     zoo = selection.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
     check_zoo(zoo, known)
     study = study.model_copy(update={"zoo": zoo})
+    for rule, name, experiment in study.each_experiment():
+        experiment.check(f"{rule}.{name}", zoo, known)
     check_data(study.data)
     sizes = study.data.splits
     study.check_splits({split: images for split in SPLITS if (images := sizes.known(split)) is not None})
+    _check_specialists(study)
     if study.groups:
         groups.check(study.names, study.groups.choose)
     _check_complementarity(study)
@@ -229,6 +275,17 @@ def check_data(data: DataSpec) -> None:
     images = known_count(data)
     if images is not None and sum(known) > images:
         raise KtError(f"data.splits: {sum(known)} images asked for, but {data.source!r} has {images}")
+
+
+def _check_specialists(study: Study) -> None:
+    """Classes that are known before the images are, and no specialist where models of all classes are compared."""
+    if names := known_names(study.data):
+        study.check_classes(names)
+    if len(study.names) < 2:
+        raise KtError(f"zoo.models: at least 2 models without `classes` needed, not {len(study.names)}")
+    for at, name in [*pairs.named(study.pairs), *(groups.named(study.groups.choose) if study.groups else ())]:
+        if name in study.zoo.models and name not in study.names:
+            raise KtError(f"{at}: {name!r} is a specialist (zoo.models.{name}.classes); allowed: models of all classes")
 
 
 def _check_complementarity(study: Study) -> None:

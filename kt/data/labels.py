@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from kt.data.sources import Listing
+from kt.data.sources import BUILTIN, Listing
 from kt.data.spec import DataSpec
 from kt.errors import KtError, nearest
 
@@ -63,7 +64,19 @@ def relabel(listing: Listing, spec: DataSpec) -> tuple[NDArray[np.int64], list[s
     largest = max(chosen.values(), default=-1)
     if spec.num_classes is not None and largest >= spec.num_classes:
         raise KtError(f"data.num_classes: {spec.num_classes}, but a label is {largest}; labels count from 0")
-    names = list(map(str, range(spec.num_classes or largest + 1)))
+    return new[listing.labels], _by_label(chosen, spec.num_classes or largest + 1)
+
+
+def known_names(spec: DataSpec) -> list[str] | None:
+    """Names of the classes by label where they are known without listing the images, else None."""
+    chosen = class_map(spec)
+    if chosen is None and spec.source in BUILTIN:
+        chosen = {str(label): label for label in range(BUILTIN[spec.source].classes)}
+    return None if chosen is None else _by_label(chosen, spec.num_classes or max(chosen.values()) + 1)
+
+
+def _by_label(chosen: Mapping[str, int], classes: int) -> list[str]:
+    names = list(map(str, range(classes)))
     for name, label in chosen.items():
         names[label] = name
-    return new[listing.labels], names
+    return names

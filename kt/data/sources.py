@@ -87,13 +87,14 @@ def digits() -> Listing:
 
 @dataclass(frozen=True)
 class Builtin:
-    """A data set that needs no file; its size is known before it is read."""
+    """A data set that needs no file; its numbers of images and classes are known before it is read."""
 
     count: int
+    classes: int
     read: Callable[[], Listing]
 
 
-BUILTIN = {"digits": Builtin(1797, digits)}
+BUILTIN = {"digits": Builtin(1797, 10, digits)}
 
 
 def _open_member(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype[np.generic]]:

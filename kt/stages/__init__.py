@@ -4,6 +4,7 @@ What a stage needs beyond tables (torch, timm, matplotlib) is imported when it r
 transfer job with nothing left to do, never wait for torch.
 """
 
+from kt.stages.experiments import experiment
 from kt.stages.members import data, predict, preview, zoo
 from kt.stages.results import gather, report
 from kt.stages.scores import complementarity, pairs
@@ -13,6 +14,7 @@ from kt.stages.weights import weights
 __all__ = [
     "complementarity",
     "data",
+    "experiment",
     "gather",
     "groups",
     "pairs",

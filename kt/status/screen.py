@@ -32,8 +32,8 @@ def expected(study: Study, layout: Layout) -> dict[str, dict[str, bool]]:
     groups = {f"groups.student={name}": layout.transfer(name, "groups").exists() for name in grouped}
     return {
         "data": {"data": (layout.data / "meta.json").exists()},
-        "weights": {f"weights.model={name}": name in weights for name in study.names},
-        "predictions": {f"predictions.model={name}": name in logits for name in study.names},
+        "weights": {f"weights.model={name}": name in weights for name in study.members},
+        "predictions": {f"predictions.model={name}": name in logits for name in study.members},
         "complementarity": {f"complementarity.split={s}": layout.complementarity(s).exists() for s in splits},
         "transfer": {
             f"transfer.chunk={chunk}.student={student}": str(chunk) in tables[student]

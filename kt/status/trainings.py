@@ -113,7 +113,7 @@ def fingerprints(layout: Layout, names: list[str]) -> dict[str, str]:
 def survey(study: Study, layout: Layout) -> Survey:
     """Compare the units that a study asks for with its ledger."""
     asked = wanted(study, layout)
-    state = Survey(models=members(layout, study.names), pairs=len(asked.pairs))
+    state = Survey(models=members(layout, study.members), pairs=len(asked.pairs))
     state.waiting = Counter(asked.units)
     state.units = state.waiting.total()
     known = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
@@ -227,7 +227,8 @@ def forget(layout: Layout, keys: list[str], damaged: bool) -> list[str]:
     """
     ledger, wanted = Ledger(layout.ledger), set(keys)
     tables = []
-    for path in sorted((layout.root / "transfer").glob("*/*.parquet")):
+    folders = ((layout.root / "transfer", "*/*.parquet"), (layout.root / "experiments", "*/*/rows.parquet"))
+    for path in sorted(path for folder, pattern in folders for path in folder.glob(pattern)):
         if wanted & set(schema.read(path, "transfers")["key"].to_pylist()):
             path.unlink()
             tables.append(str(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, StringConstraints
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, StringConstraints
 
 from kt.data.spec import InputSpec
 from kt.spec import Spec
@@ -82,6 +82,12 @@ class Member(Spec):
     )
     pretrained: bool = Field(False, description="take the weights that timm publishes, from cache or hub")
     finetune: FineTune | None = Field(None, description="fit `checkpoint` or `pretrained` weights to the zoo split")
+    classes: tuple[NonNegativeInt | str, ...] | None = Field(
+        None,
+        min_length=2,
+        description="a specialist: the only classes it tells apart, by number or name, in the order of its outputs; it "
+        "has no part in `pairs` and `groups` and can teach in `amalgamate`",
+    )
     pretraining: str | None = Field(None, description="what the weights were trained on, for the zoo table")
     kind: Kind | None = Field(None, description="overrides what is known of the architecture")
     family: str | None = Field(None, description="overrides what is known of the architecture")
@@ -132,6 +138,11 @@ class ZooSpec(Spec):
         description="CSV file of published accuracies with columns `model` and `top1`, as timm's results-imagenet.csv, "
         "for members with their published weights",
     )
+
+    @property
+    def generalists(self) -> list[str]:
+        """Names of the members that tell all classes apart, in the order of the file."""
+        return [name for name, member in self.models.items() if member.classes is None]
 
     def input_of(self, name: str) -> InputSpec:
         """The input that a member expects; every member has one once the study is loaded."""

@@ -43,7 +43,7 @@ shell.prefix(
 
 
 wildcard_constraints:
-    model="|".join(STUDY.names),
+    model="|".join(STUDY.members),
     student="|".join(STUDY.names),
     chunk=r"\d+",
     split="validation|test",

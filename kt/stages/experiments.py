@@ -1,0 +1,121 @@
+"""The stage of experiments: the missing trials of one, and its rows; the same for every kind of experiment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kt import predictions, schema, status, store
+from kt.config import Study
+from kt.data.datasets import Dataset
+from kt.errors import KtError, unknown
+from kt.experiments.spec import Experiment, Problem
+from kt.experiments.units import Trial, describe, identity, row
+from kt.layout import Layout
+from kt.progress import Progress
+from kt.stages.common import channels_of, metadata, pick_device, stop_on_signal
+from kt.stages.transfer import ZooFiles
+from kt.transfer.card import card
+from kt.transfer.ledger import Ledger, Record
+from kt.transfer.ledger import key as ledger_key
+from kt.zoo.classes import labels_of, positions
+
+if TYPE_CHECKING:
+    from kt.experiments.bench import Bench
+
+log = logging.getLogger(__name__)
+
+
+def experiment(study: Study, layout: Layout, rule: str, name: str, threads: int) -> None:
+    """Do the missing trials of one experiment, and write its rows of ``transfers`` and of its detail table."""
+    section = study.experiments.get(rule, {})
+    if name not in section:
+        raise KtError(f"{rule}: {unknown('experiment', name, section)}")
+    dataset, chosen, at = Dataset.open(layout.data), section[name], f"{rule}.{name}"
+    tasks, problem = plan(study, layout, at, chosen, dataset)
+    ledger = Ledger(layout.ledger)
+    outcomes = {key: found for key in tasks if (found := ledger.get(key)) and _kept(study, layout, at, key, found)}
+    missing = [key for key in tasks if key not in outcomes]
+    log.info("%s: %d trials, %d in the ledger, %d to do", at, len(tasks), len(outcomes), len(missing))
+    if missing:
+        bench = _bench(study, layout, at, chosen, problem, dataset, threads)
+        progress = Progress(at, len(missing))
+        for key in missing:
+            trial, unit = tasks[key]
+            outcomes[key] = bench.compute(chosen.run, trial, key)
+            if not _kept(study, layout, at, key, outcomes[key]):
+                _keep(layout, at, bench, unit, row(chosen, name, trial, key, outcomes[key], problem.truth))
+            ledger.add(unit, outcomes[key])
+            progress.step(f"{trial.approach.name}, seed {trial.seed}")
+    done = {key: (trial, outcomes[key]) for key, (trial, _) in tasks.items()}
+    rows = [row(chosen, name, trial, key, outcome, problem.truth) for key, (trial, outcome) in done.items()]
+    schema.write(layout.experiment(rule, name), "transfers", schema.build("transfers", rows), metadata(study))
+    parts = [
+        {**identity(chosen, name, trial, key), **part}
+        for key, (trial, outcome) in done.items()
+        if outcome["status"] == "ok"
+        for part in chosen.details(trial, outcome, problem)
+    ]
+    table = schema.build(chosen.table, parts)
+    schema.write(layout.details(rule, name), chosen.table, table, metadata(study))
+    if failed := sum(outcome["status"] != "ok" for outcome in outcomes.values()):
+        log.warning("%s: %d of %d trials failed; `kt retry` tries again", at, failed, len(tasks))
+
+
+def plan(
+    study: Study, layout: Layout, at: str, chosen: Experiment, dataset: Dataset
+) -> tuple[dict[str, tuple[Trial, Record]], Problem]:
+    """An experiment's trials with their descriptions, by key, and what is to be told apart.
+
+    Raises:
+        KtError: the teachers' classes do not fit together, or no test image has one of the student's.
+    """
+    own = {name: labels_of(name, study.zoo.models[name], dataset.class_names) for name in chosen.teachers}
+    classes = chosen.classes(at, own, dataset.class_names)
+    student = {**chosen.student.plain(), "input": study.student_input(chosen).plain()}
+    prints = status.fingerprints(layout, list(chosen.teachers))
+    units = [(t, describe(t, chosen, student, prints, own, classes, dataset.hash)) for t in chosen.trials()]
+    truth = positions(dataset.labels[dataset.rows("test")], classes)
+    among = {name: positions(labels, classes) for name, labels in own.items()}
+    return {ledger_key(unit): (trial, unit) for trial, unit in units}, Problem(classes, among, truth[truth >= 0])
+
+
+def _kept(study: Study, layout: Layout, at: str, key: str, outcome: Record) -> bool:
+    """Whether a trial's student lies in the folder of exported students, or need not."""
+    wanted = study.transfer.export == "all" and outcome["status"] == "ok" and outcome["steps"] > 0
+    return not wanted or _export(layout, at, key).with_suffix(".md").exists()
+
+
+def _export(layout: Layout, at: str, key: str) -> Path:
+    return layout.improved(at.replace(".", "/", 1), key)
+
+
+def _keep(layout: Layout, at: str, bench: Bench, unit: Record, found: Mapping[str, Any]) -> None:
+    """Write a student's weights, and then its card."""
+    from kt.zoo import weights
+
+    assert bench.trained is not None, "a trial that trains leaves its student"
+    path, arch, args = _export(layout, at, found["key"]), *bench.architecture
+    weights.save(bench.trained, path)
+    text = card(found, unit, path.name, arch, args, len(bench.problem.classes), bench.channels)
+    store.write_text(path.with_suffix(".md"), text)
+
+
+def _bench(
+    study: Study, layout: Layout, at: str, chosen: Experiment, problem: Problem, dataset: Dataset, threads: int
+) -> Bench:
+    """The bench for the missing trials, on verified predictions; a signal stops it."""
+    from kt.experiments.bench import Bench
+    from kt.zoo import models
+
+    models.import_modules(study.zoo.modules)
+    for name in chosen.teachers:
+        predictions.verify(layout.predictions(name))
+    spec = study.student_input(chosen)
+    return Bench(
+        at, (chosen.student.arch, chosen.student.args), spec, channels_of(f"{at}.student", spec, dataset), problem,
+        ZooFiles(study, layout, dataset), dataset, layout.checkpoints, study.transfer.checkpoint_seconds,
+        pick_device(study.device, threads), stop_on_signal(),
+    )  # fmt: skip
