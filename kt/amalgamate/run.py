@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kt.amalgamate.spec import KD, Amalgamation, EnsembleLogits, EnsembleSoftmax, Supervised, Teachers
+from kt.amalgamate.common import Learner, Output
+from kt.amalgamate.losses import concatenate, soft_cross_entropy
+from kt.amalgamate.setup import Images, learner_of
+from kt.amalgamate.spec import CFL, KD, Amalgamation, EnsembleLogits, EnsembleSoftmax, Supervised, Teachers
 from kt.experiments.bench import Bench
 from kt.experiments.units import Trial
 from kt.transfer import engine, losses
@@ -17,29 +20,11 @@ from kt.transfer.method import Samples
 Run = Callable[[Bench, Amalgamation, Trial, str], Record]
 
 
-def concatenate(parts: Sequence[Tensor], where: Sequence[Tensor], classes: int, absent: float = 0.0) -> Tensor:
-    """Scores of several teachers as scores of all classes, float32 [N, K]: the mean where several know a class.
-
-    Args:
-        parts: each teacher's scores, float32 [N, K'].
-        where: where its classes stand among all, int64 [K'].
-        classes: K.
-        absent: the score of a class that none of them knows.
-    """
-    total, known = parts[0].new_zeros(len(parts[0]), classes), parts[0].new_zeros(classes)
-    for scores, columns in zip(parts, where, strict=True):
-        total[:, columns] += scores
-        known[columns] += 1
-    return torch.where(known > 0, total / known.clamp(min=1), absent)
-
-
 def scores(bench: Bench, teachers: Sequence[str], split: str, softmax: bool = False) -> Tensor:
     """The teachers' concatenated logits, or probabilities, on the chosen images of a split, float32 [n, K]."""
     parts = [bench.cached(name, split) for name in teachers]
-    columns = [torch.from_numpy(bench.positions(name)).to(bench.device) for name in teachers]
-    return concatenate(
-        [part.softmax(-1) for part in parts] if softmax else parts, columns, len(bench.classes), float("-inf")
-    )
+    where = [torch.from_numpy(bench.positions(name)).to(bench.device) for name in teachers]
+    return concatenate([p.softmax(-1) for p in parts] if softmax else parts, where, len(bench.classes), float("-inf"))
 
 
 def samples(bench: Bench, trial: Trial) -> Samples:
@@ -47,11 +32,6 @@ def samples(bench: Bench, trial: Trial) -> Samples:
     labels = torch.from_numpy(bench.labels("transfer")).to(bench.device)
     targets = scores(bench, trial.teachers, "transfer")
     return Samples(targets, labels, torch.ones_like(labels).bool(), torch.arange(len(labels), device=bench.device))
-
-
-def soft_cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
-    """−Σ softmax(target) · log softmax(logits), float32 [B], from logits [B, K]. Source: CFL, T = 1."""
-    return -(target.float().softmax(-1) * logits.float().log_softmax(-1)).sum(-1)
 
 
 def _plain(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> Record:
@@ -70,6 +50,40 @@ def _plain(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> Re
     return bench.outcome(student, student, history)
 
 
+def _common(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> Record:
+    """The student with soft targets and common features."""
+    method = trial.approach
+    assert isinstance(method, CFL)
+    teachers = {name: bench.teacher(name) for name in trial.teachers}
+    student, training = bench.student(trial.seed), method.trained(experiment.plan)
+    learner = learner_of(bench, method, student, teachers, trial.seed)
+    images, known = Images.of(bench, method, learner, teachers), samples(bench, trial)
+    del teachers
+
+    def loss(output: Output, batch: Samples) -> Tensor:
+        common = method.mmd_weight * output.mmd + method.reconstruction_weight * output.reconstruction
+        return soft_cross_entropy(batch.targets, output.logits) + common
+
+    history = engine.train(
+        learner, images, known, loss, lambda _: bench.validation_accuracy(student), training, trial.seed,
+        bench.checkpoint(key),
+    )  # fmt: skip
+    return bench.outcome(learner, student, history) | {"losses": at_end(learner, images, known, training.batch_size)}
+
+
+@torch.no_grad()
+def at_end(learner: Learner, images: Images, known: Samples, batch: int) -> dict[str, float]:
+    """Mean losses over the transfer images after training, in eval mode, batch by batch as in training."""
+    learner.eval()
+    sums = torch.zeros(3, dtype=torch.float64)
+    steps = len(images) // batch
+    for positions in torch.arange(steps * batch).reshape(steps, batch):
+        output = learner(images[positions.numpy()])
+        soft = soft_cross_entropy(known.targets[positions.to(images.device)], output.logits).mean()
+        sums += torch.stack([soft, output.mmd, output.reconstruction]).cpu()
+    return dict(zip(("loss_soft", "loss_mmd", "loss_reconstruction"), (sums / steps).tolist(), strict=True))
+
+
 def _answer(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> Record:
     """The teachers themselves, from their cached logits."""
     found = scores(bench, trial.teachers, "test", trial.approach.name == EnsembleSoftmax.name)
@@ -77,9 +91,11 @@ def _answer(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> R
 
 
 RUN: dict[str, Run] = {
+    CFL.name: _common,
     KD.name: _plain,
     Supervised.name: _plain,
     Teachers.name: _answer,
     EnsembleLogits.name: _answer,
     EnsembleSoftmax.name: _answer,
 }
+"""What does the trials of each method."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from kt.errors import KtError, listed
 from kt.experiments.spec import Experiment, Labels, Problem
@@ -19,6 +19,29 @@ from kt.transfer.training import Training
 
 if TYPE_CHECKING:
     from kt.experiments.bench import Bench
+
+
+class CFL(Approach):
+    """Soft targets, and features that meet in a common space from which the teachers' are rebuilt. Source: CFL.
+
+    Loss: CE_soft + mmd_weight · L_M + reconstruction_weight · L_R.
+    """
+
+    name: ClassVar[str] = "cfl"
+
+    variant: Literal["map", "vector"] = Field(
+        "map", description="`map`: feature maps of stages; `vector`: the pooled features before the classifier"
+    )
+    stages: tuple[int, ...] = Field(
+        (-1,), min_length=1, description="feature stages of every network, from 0, or from the last one as -1; of `map`"
+    )
+    width: PositiveInt = Field(128, description="channels of the common space")
+    blocks: PositiveInt = Field(3, description="residual 3x3 blocks of the shared extractor; of `map`")
+    sigmas: tuple[PositiveFloat, ...] = Field(
+        (0.001, 0.01, 0.05, 0.1, 0.2, 1.0, 2.0), min_length=1, description="widths of the MMD's Gaussian kernels"
+    )
+    mmd_weight: float = Field(10.0, ge=0, description="of L_M")
+    reconstruction_weight: float = Field(10.0, ge=0, description="of L_R")
 
 
 class KD(Approach):
@@ -58,6 +81,7 @@ class EnsembleSoftmax(Approach):
 class Methods(Options):
     """How the student is made, and whom it is compared with."""
 
+    cfl: CFL | None = Field(None, description="common feature learning with soft targets")
     kd: KD | None = Field(None, description="plain distillation on concatenated logits")
     supervised: Supervised | None = Field(None, description="control: labels instead of teachers")
     teachers: Teachers | None = Field(None, description="each teacher alone on its own classes, no training")
@@ -99,6 +123,14 @@ class Amalgamation(Experiment):
                 raise KtError(f"{at}.teachers: {whose}; `overlap: mean` allows it")
             found |= {label: name for label in own[name].tolist() if label not in found}
         return np.array(list(found), np.int64)
+
+    def inspect(self, bench: Bench) -> None:
+        """Build the student, and all that the common features need; see ``kt.amalgamate.setup.inspect``."""
+        super().inspect(bench)
+        if self.methods.cfl:
+            from kt.amalgamate.setup import inspect
+
+            inspect(bench, self, self.methods.cfl)
 
     def run(self, bench: Bench, trial: Trial, key: str) -> Record:
         """Do a trial."""

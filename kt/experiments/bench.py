@@ -116,6 +116,13 @@ class Bench:
         found = torch.from_numpy(self.teachers.logits(teacher, split)[self.chosen[split]])
         return found.to(self.device, torch.float32)
 
+    def shape(self, teacher: str | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of what the student, or a teacher, sees."""
+        if teacher is None:
+            return self.channels, self.spec.size, self.spec.size
+        spec = self.teachers.input_of(teacher)
+        return max(len(spec.mean), self.data.channels), spec.size, spec.size
+
     # models
 
     def teacher(self, name: str) -> nn.Module:
@@ -129,7 +136,7 @@ class Bench:
             KtError: it cannot be built, or has another number of outputs than classes.
         """
         torch.manual_seed(seed)
-        (arch, args), shape = self.architecture, (self.channels, self.spec.size, self.spec.size)
+        (arch, args), shape = self.architecture, self.shape()
         try:
             model = build(arch, args, len(self.classes), self.channels)
         except KtError as error:

@@ -124,6 +124,21 @@ class Experiment(Spec):
             KtError: the teachers' classes do not fit together.
         """
 
+    def inspect(self, bench: Bench) -> None:
+        """Fail where the experiment cannot be: called before anything is trained, with teachers of fresh weights.
+
+        Raises:
+            KtError: the student cannot be built, its outputs are not its classes, or a batch has too many images.
+        """
+        bench.student(self.seeds[0])
+        images = len(bench.view("transfer"))
+        trainings = {"training": self.plan}
+        trainings |= {f"methods.{n}.training": a.trained(self.plan) for n, a in self.approaches().items()}
+        for key, training in trainings.items():
+            if training.batch_size > images:
+                what = f"{images} transfer images of the student's classes"
+                raise KtError(f"{bench.at}.{key}.batch_size: {training.batch_size}, but there are {what}")
+
     @abstractmethod
     def run(self, bench: Bench, trial: Trial, key: str) -> Record:
         """Do a trial; its record holds ``last``, the packed positions among ``classes`` that it gives the test images.

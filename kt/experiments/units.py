@@ -16,7 +16,7 @@ from kt.transfer.ledger import Record, unpack
 from kt.transfer.units import ENGINE_VERSION, FROM_LEDGER
 
 if TYPE_CHECKING:
-    from kt.experiments.spec import Experiment
+    from kt.experiments.spec import Experiment, Problem
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ def describe(
     experiment: Experiment,
     student: Record,
     fingerprints: Mapping[str, str],
-    own: Mapping[str, NDArray[np.int64]],
-    classes: NDArray[np.int64],
+    problem: Problem,
     data: str,
 ) -> Record:
     """All that determines a trial's result, as plain JSON; its hash is the trial's key.
@@ -52,8 +51,7 @@ def describe(
         experiment: its names do not count, only what they stand for.
         student: the student's architecture, arguments and input.
         fingerprints: of the teachers by name.
-        own: labels behind each teacher's outputs, by name.
-        classes: labels behind the student's outputs.
+        problem: what is to be told apart.
         data: the data set's hash, splits included.
     """
     approach = trial.approach
@@ -62,9 +60,9 @@ def describe(
         "data": data,
         "student": store.digest(student),
         "architecture": student,
-        "classes": classes.tolist(),
+        "classes": problem.classes.tolist(),
         "teachers": [fingerprints[name] for name in trial.teachers],
-        "teachers_classes": [own[name].tolist() for name in trial.teachers],
+        "teachers_classes": [problem.own[name].tolist() for name in trial.teachers],
         "method": {"name": approach.name, "version": approach.version, **approach.parameters()},
         "training": {"version": ENGINE_VERSION, **approach.trained(experiment.plan).plain()} if approach.trains else {},
         "seed": trial.seed,

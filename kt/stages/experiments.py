@@ -16,7 +16,7 @@ from kt.experiments.units import Trial, describe, identity, row
 from kt.layout import Layout
 from kt.progress import Progress
 from kt.stages.common import channels_of, metadata, pick_device, stop_on_signal
-from kt.stages.transfer import ZooFiles
+from kt.stages.transfer import FreshZoo, ZooFiles
 from kt.transfer.card import card
 from kt.transfer.ledger import Ledger, Record
 from kt.transfer.ledger import key as ledger_key
@@ -34,13 +34,17 @@ def experiment(study: Study, layout: Layout, rule: str, name: str, threads: int)
     if name not in section:
         raise KtError(f"{rule}: {unknown('experiment', name, section)}")
     dataset, chosen, at = Dataset.open(layout.data), section[name], f"{rule}.{name}"
-    tasks, problem = plan(study, layout, at, chosen, dataset)
+    problem, prints = problem_of(study, at, chosen, dataset), status.fingerprints(layout, list(chosen.teachers))
+    tasks = tasks_of(study, chosen, problem, prints, dataset.hash)
     ledger = Ledger(layout.ledger)
     outcomes = {key: found for key in tasks if (found := ledger.get(key)) and _kept(study, layout, at, key, found)}
     missing = [key for key in tasks if key not in outcomes]
     log.info("%s: %d trials, %d in the ledger, %d to do", at, len(tasks), len(outcomes), len(missing))
     if missing:
-        bench = _bench(study, layout, at, chosen, problem, dataset, threads)
+        for teacher in chosen.teachers:
+            predictions.verify(layout.predictions(teacher))
+        bench = _bench(study, layout, at, chosen, problem, ZooFiles(study, layout, dataset), threads)
+        chosen.inspect(bench)
         progress = Progress(at, len(missing))
         for key in missing:
             trial, unit = tasks[key]
@@ -64,22 +68,21 @@ def experiment(study: Study, layout: Layout, rule: str, name: str, threads: int)
         log.warning("%s: %d of %d trials failed; `kt retry` tries again", at, failed, len(tasks))
 
 
-def plan(
-    study: Study, layout: Layout, at: str, chosen: Experiment, dataset: Dataset
-) -> tuple[dict[str, tuple[Trial, Record]], Problem]:
-    """An experiment's trials with their descriptions, by key, and what is to be told apart.
-
-    Raises:
-        KtError: the teachers' classes do not fit together, or no test image has one of the student's.
-    """
+def problem_of(study: Study, at: str, chosen: Experiment, dataset: Dataset) -> Problem:
+    """What an experiment's student is to tell apart; raises ``KtError`` where the teachers' classes do not fit."""
     own = {name: labels_of(name, study.zoo.models[name], dataset.class_names) for name in chosen.teachers}
     classes = chosen.classes(at, own, dataset.class_names)
-    student = {**chosen.student.plain(), "input": study.student_input(chosen).plain()}
-    prints = status.fingerprints(layout, list(chosen.teachers))
-    units = [(t, describe(t, chosen, student, prints, own, classes, dataset.hash)) for t in chosen.trials()]
     truth = positions(dataset.labels[dataset.rows("test")], classes)
-    among = {name: positions(labels, classes) for name, labels in own.items()}
-    return {ledger_key(unit): (trial, unit) for trial, unit in units}, Problem(classes, among, truth[truth >= 0])
+    return Problem(classes, {name: positions(labels, classes) for name, labels in own.items()}, truth[truth >= 0])
+
+
+def tasks_of(
+    study: Study, chosen: Experiment, problem: Problem, fingerprints: Mapping[str, str], data: str
+) -> dict[str, tuple[Trial, Record]]:
+    """An experiment's trials with their descriptions, by key."""
+    student = {**chosen.student.plain(), "input": study.student_input(chosen).plain()}
+    units = [(trial, describe(trial, chosen, student, fingerprints, problem, data)) for trial in chosen.trials()]
+    return {ledger_key(unit): (trial, unit) for trial, unit in units}
 
 
 def _kept(study: Study, layout: Layout, at: str, key: str, outcome: Record) -> bool:
@@ -103,19 +106,26 @@ def _keep(layout: Layout, at: str, bench: Bench, unit: Record, found: Mapping[st
     store.write_text(path.with_suffix(".md"), text)
 
 
+def inspect(study: Study, layout: Layout, threads: int) -> None:
+    """Fail where an experiment cannot be, before anything is trained; raises ``KtError``."""
+    dataset = Dataset.open(layout.data)
+    for rule, name, chosen in study.each_experiment():
+        at = f"{rule}.{name}"
+        problem = problem_of(study, at, chosen, dataset)
+        chosen.inspect(_bench(study, layout, at, chosen, problem, FreshZoo(study, layout, dataset), threads))
+
+
 def _bench(
-    study: Study, layout: Layout, at: str, chosen: Experiment, problem: Problem, dataset: Dataset, threads: int
+    study: Study, layout: Layout, at: str, chosen: Experiment, problem: Problem, zoo: ZooFiles, threads: int
 ) -> Bench:
-    """The bench for the missing trials, on verified predictions; a signal stops it."""
+    """The bench for an experiment's trials; a signal stops it."""
     from kt.experiments.bench import Bench
     from kt.zoo import models
 
     models.import_modules(study.zoo.modules)
-    for name in chosen.teachers:
-        predictions.verify(layout.predictions(name))
-    spec = study.student_input(chosen)
+    spec, dataset = study.student_input(chosen), zoo.dataset
     return Bench(
         at, (chosen.student.arch, chosen.student.args), spec, channels_of(f"{at}.student", spec, dataset), problem,
-        ZooFiles(study, layout, dataset), dataset, layout.checkpoints, study.transfer.checkpoint_seconds,
+        zoo, dataset, layout.checkpoints, study.transfer.checkpoint_seconds,
         pick_device(study.device, threads), stop_on_signal(),
     )  # fmt: skip

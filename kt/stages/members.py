@@ -12,6 +12,7 @@ from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.errors import listed
 from kt.layout import Layout
+from kt.stages import experiments
 from kt.stages.common import build, known_model, metadata, pick_device
 from kt.zoo import check, overrides, registry
 from kt.zoo import preview as previewing
@@ -29,6 +30,7 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     wanted = {name: math.floor((spec := study.zoo.input_of(name)).size / spec.crop_pct) for name in study.members}
     if small := [f"{name} ({side})" for name, side in wanted.items() if study.data.size and side > study.data.size]:
         log.warning("data: images of %d pixels are enlarged for %s", study.data.size, listed(small))
+    experiments.inspect(study, layout, threads)
     counts = dataset.splits["split"].value_counts(sort=False)
     log.info("data: %s decoded, %s images", study.data.source, ", ".join(f"{n} {split}" for split, n in counts.items()))
 

@@ -172,6 +172,14 @@ class ZooFiles:
         return self.study.zoo.input_of(name)
 
 
+class FreshZoo(ZooFiles):
+    """The same before any weights are there."""
+
+    def load(self, name: str) -> nn.Module:
+        """The architecture with fresh weights."""
+        return build(self.study, name, self.dataset)
+
+
 def _bench(
     study: Study, layout: Layout, dataset: Dataset, student: str, missing: Mapping[str, Task], threads: int
 ) -> Workbench:
