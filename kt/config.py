@@ -61,7 +61,9 @@ class Study(Spec):
     transfer: TransferSpec
     groups: GroupSpec | None = Field(None, description="experiments with several teachers; none when left out")
     amalgamate: dict[Name, Amalgamation] = Field(
-        default_factory=dict, description="experiments by name: teachers of some classes each, one student of all"
+        default_factory=dict,
+        json_schema_extra={"additionalProperties": False},
+        description="experiments by name: teachers of some classes each, one student of all",
     )
     analysis: AnalysisSpec = AnalysisSpec()
 

@@ -26,7 +26,7 @@ def labels_of(name: str, member: Member, known: Sequence[str]) -> NDArray[np.int
         return np.arange(len(known))
     at, found = f"zoo.models.{name}.classes", list[int]()
     for given in member.classes:
-        if isinstance(given, int) and given >= len(known):
+        if isinstance(given, int) and not 0 <= given < len(known):
             raise KtError(f"{at}: no class {given}; the data set has {len(known)}, counted from 0")
         if isinstance(given, str) and given not in known:
             raise KtError(f"{at}: {unknown('class', given, known)}")

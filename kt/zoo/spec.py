@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, StringConstraints
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, StringConstraints
 
 from kt.data.spec import InputSpec
 from kt.spec import Spec
@@ -22,6 +22,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _class(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"a class is given by its number or its name, not {value!r}")
+    return value
+
+
+ClassName = Annotated[int | str, BeforeValidator(_class, json_schema_input_type=int | str)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_several, json_schema_input_type=str | tuple[str, ...])]
 Numbers = Annotated[
     tuple[PositiveInt, ...], BeforeValidator(_several, json_schema_input_type=PositiveInt | tuple[PositiveInt, ...])
@@ -82,7 +89,7 @@ class Member(Spec):
     )
     pretrained: bool = Field(False, description="take the weights that timm publishes, from cache or hub")
     finetune: FineTune | None = Field(None, description="fit `checkpoint` or `pretrained` weights to the zoo split")
-    classes: tuple[NonNegativeInt | str, ...] | None = Field(
+    classes: tuple[ClassName, ...] | None = Field(
         None,
         min_length=2,
         description="a specialist: the only classes it tells apart, by number or name, in the order of its outputs; it "

@@ -47,6 +47,7 @@ wildcard_constraints:
     student="|".join(STUDY.names),
     chunk=r"\d+",
     split="validation|test",
+    experiment="[^/]+",
 
 
 def member(wildcards):
