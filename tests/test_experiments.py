@@ -27,9 +27,9 @@ from kt.data.spec import DataSpec, InputSpec, SplitSizes
 from kt.data.views import Inputs
 from kt.errors import Interrupted, KtError
 from kt.experiments.bench import Bench
+from kt.experiments.plan import problem_of, tasks_of
 from kt.experiments.spec import Problem
 from kt.experiments.units import Trial, accuracy, describe, row
-from kt.stages.experiments import problem_of, tasks_of
 from kt.transfer.ledger import pack, unpack
 from kt.zoo.classes import labels_of, positions
 from kt.zoo.inference import logits
@@ -92,7 +92,7 @@ def checked(raw: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) 
         ("zoo.models.low.classes", [0, 1, "1"], r"zoo\.models\.low\.classes: the class '1' is given twice"),
         ("zoo.models.low.classes", [3], r"zoo\.models\.low\.classes: at least 2 needed, not \[3\]"),
         ("zoo.models.low.classes", [-1, 2], r"zoo\.models\.low\.classes: no class -1; the data set has 10"),
-        ("zoo.models.low.classes", [0, 1.5], r"zoo\.models\.low\.classes\.1: a class is given by its number or its name, not 1\.5"),
+        ("zoo.models.low.classes", [0, 1.5], r"low\.classes\.1: a class is given by its number or its name, not 1\.5"),
         ("zoo.models.b.classes", [0, 1], "at least 2 models without `classes` needed, not 1"),
         (
             "pairs",

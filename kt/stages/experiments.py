@@ -11,16 +11,15 @@ from kt import predictions, schema, status, store
 from kt.config import Study
 from kt.data.datasets import Dataset
 from kt.errors import KtError, unknown
+from kt.experiments.plan import problem_of, tasks_of
 from kt.experiments.spec import Experiment, Problem
-from kt.experiments.units import Trial, describe, identity, row
+from kt.experiments.units import identity, row
 from kt.layout import Layout
 from kt.progress import Progress
 from kt.stages.common import channels_of, metadata, pick_device, stop_on_signal
 from kt.stages.transfer import FreshZoo, ZooFiles
 from kt.transfer.card import card
 from kt.transfer.ledger import Ledger, Record
-from kt.transfer.ledger import key as ledger_key
-from kt.zoo.classes import labels_of, positions
 
 if TYPE_CHECKING:
     from kt.experiments.bench import Bench
@@ -35,6 +34,8 @@ def experiment(study: Study, layout: Layout, rule: str, name: str, threads: int)
         raise KtError(f"{rule}: {unknown('experiment', name, section)}")
     dataset, chosen, at = Dataset.open(layout.data), section[name], f"{rule}.{name}"
     problem, prints = problem_of(study, at, chosen, dataset), status.fingerprints(layout, list(chosen.teachers))
+    if absent := [teacher for teacher in chosen.teachers if teacher not in prints]:
+        raise KtError(f"{at}: {absent[0]!r} has no weights yet; run: kt weights --model {absent[0]}")
     tasks = tasks_of(study, chosen, problem, prints, dataset.hash)
     ledger = Ledger(layout.ledger)
     outcomes = {key: found for key in tasks if (found := ledger.get(key)) and _kept(study, layout, at, key, found)}
@@ -66,23 +67,6 @@ def experiment(study: Study, layout: Layout, rule: str, name: str, threads: int)
     schema.write(layout.details(rule, name), chosen.table, table, metadata(study))
     if failed := sum(outcome["status"] != "ok" for outcome in outcomes.values()):
         log.warning("%s: %d of %d trials failed; `kt retry` tries again", at, failed, len(tasks))
-
-
-def problem_of(study: Study, at: str, chosen: Experiment, dataset: Dataset) -> Problem:
-    """What an experiment's student is to tell apart; raises ``KtError`` where the teachers' classes do not fit."""
-    own = {name: labels_of(name, study.zoo.models[name], dataset.class_names) for name in chosen.teachers}
-    classes = chosen.classes(at, own, dataset.class_names)
-    truth = positions(dataset.labels[dataset.rows("test")], classes)
-    return Problem(classes, {name: positions(labels, classes) for name, labels in own.items()}, truth[truth >= 0])
-
-
-def tasks_of(
-    study: Study, chosen: Experiment, problem: Problem, fingerprints: Mapping[str, str], data: str
-) -> dict[str, tuple[Trial, Record]]:
-    """An experiment's trials with their descriptions, by key."""
-    student = {**chosen.student.plain(), "input": study.student_input(chosen).plain()}
-    units = [(trial, describe(trial, chosen, student, fingerprints, problem, data)) for trial in chosen.trials()]
-    return {ledger_key(unit): (trial, unit) for trial, unit in units}
 
 
 def _kept(study: Study, layout: Layout, at: str, key: str, outcome: Record) -> bool:

@@ -41,6 +41,11 @@ def expected(study: Study, layout: Layout) -> dict[str, dict[str, bool]]:
             for chunk in range(chunks)
         },
         **({"groups": groups} if groups else {}),
+        **{
+            rule: {f"{rule}.experiment={name}": layout.details(rule, name).exists() for name in found}
+            for rule, found in study.experiments.items()
+            if found
+        },
     }
 
 

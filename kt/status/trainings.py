@@ -13,7 +13,7 @@ from kt.data.datasets import split_sizes
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.pace import BASES, Pace
-from kt.status import index
+from kt.status import experiments, index
 from kt.status.index import Entry
 from kt.status.wanted import Wanted, plans, wanted
 from kt.transfer.ledger import Ledger, Record
@@ -115,6 +115,7 @@ def survey(study: Study, layout: Layout) -> Survey:
     asked = wanted(study, layout)
     state = Survey(models=members(layout, study.members), pairs=len(asked.pairs))
     state.waiting = Counter(asked.units)
+    state.waiting.update({f"{rule}.{name}": len(found.trials()) for rule, name, found in study.each_experiment()})
     state.units = state.waiting.total()
     known = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
     try:
@@ -123,6 +124,7 @@ def survey(study: Study, layout: Layout) -> Survey:
         data, known = "", {}
     entries = index.read(layout.ledger)
     _count(state, entries, asked, plans(study, data), known)
+    _count_experiments(state, entries, experiments.keys(study, layout, known))
     state.pace = _pace(study, state.models, entries, known)
     state.images = split_sizes(layout.data, study.data)
     _estimate(state, study)
@@ -166,6 +168,21 @@ def _count(
     state.pairs_done = sum(of_pair[pair] == asked.per_pair for pair in asked.pairs)
 
 
+def _count_experiments(state: Survey, entries: list[Entry], keys: Mapping[str, Mapping[str, str]]) -> None:
+    """The same for trials of experiments, whose keys are known; two experiments may share a trial."""
+    for at, trials in keys.items():
+        for entry in entries:
+            if entry.key not in trials or entry.status == "damaged":
+                continue
+            state.waiting[at] -= 1
+            if entry.status == "ok":
+                state.done += 1
+                state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
+            else:
+                state.failed[entry.cause] += 1
+                state.failures.append((f"{trials[entry.key]}: {entry.reason}", at))
+
+
 def _units_of(
     entry: Entry, planned: tuple[dict[str, Unit], dict[str, Unit]], names: Mapping[str, list[str]]
 ) -> Iterator[tuple[Unit, str, list[str]]]:
@@ -198,16 +215,22 @@ def _pace(study: Study, models: Mapping[str, Record], entries: list[Entry], know
 
 
 def _estimate(state: Survey, study: Study) -> None:
-    training = study.transfer.training
-    images = training.epochs * (state.images.get("transfer", 0) // training.batch_size) * training.batch_size
-    if not images:
+    trainings = {f"{rule}.{name}": found.plan for rule, name, found in study.each_experiment()}
+
+    def images(student: str) -> int:
+        """Images that one training of a student, or of an experiment, sees."""
+        training = trainings.get(student, study.transfer.training)
+        return training.epochs * (state.images.get("transfer", 0) // training.batch_size) * training.batch_size
+
+    waiting = {student: units for student, units in state.waiting.items() if units > 0}
+    if not any(map(images, waiting)):
         return
-    known, found = 0.0, [(units, state.pace.of(student)) for student, units in state.waiting.items() if units > 0]
-    for units, pace in found:
+    known, found = 0.0, [(student, units, state.pace.of(student)) for student, units in waiting.items()]
+    for student, units, pace in found:
         if pace:
-            known += units * images * pace[0]
+            known += units * images(student) * pace[0]
             state.basis[pace[1]] += units
-    rest = sum(units for units, pace in found if not pace)
+    rest = sum(units for _, units, pace in found if not pace)
     if rest and state.basis:  # of these models nothing is known yet; take them to be like the others
         known *= 1 + rest / state.basis.total()
         state.basis["a guess"] += rest
