@@ -60,7 +60,8 @@ def amalgamation(details: pd.DataFrame) -> Drawing:
         axes.set_title(name)
     panels[-1].set_xlabel("accuracy on the test images (percent)")
     seeds = data.loc[data["seeds"] > 1, "seeds"]
-    over = f"over {seeds.min()} to {seeds.max()} seeds, and " if len(seeds) else ""
+    counts = "/".join(map(str, sorted(seeds.unique())))
+    over = f"over {counts} seeds, and " if counts else ""
     style.footer(
         figure,
         "Squares: all classes. Other marks: the images of one teacher's classes.",
@@ -93,4 +94,7 @@ def _panel(axes: Axes, data: pd.DataFrame, methods: list[str]) -> None:
     axes.grid(visible=False, axis="y")
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
-    axes.legend(once.values(), once.keys(), loc="lower left", ncols=len(once), handletextpad=0.1, columnspacing=1)
+    axes.legend(
+        once.values(), once.keys(), loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(once), handletextpad=0.1,
+        columnspacing=1,
+    )  # fmt: skip
