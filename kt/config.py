@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from kt.errors import KtError, unknown
 from kt.experiments.spec import Experiment
 from kt.pairs import PairRule
 from kt.spec import Spec
+from kt.strict_yaml import Loader
 from kt.transfer import groups
 from kt.transfer.groups import GroupSpec
 from kt.transfer.spec import TransferSpec
@@ -150,30 +151,6 @@ class Study(Spec):
                 if approach.training
             }
         return found
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML where a key given twice is an error and ``5e-4`` is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # keys merged from an anchor may be overridden
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if not isinstance(key, Hashable):
-                break  # refused below
-            if key in seen:
-                raise KtError(
-                    f"line {line}: {key!r} is given twice (first in line {seen[key]}); names must be distinct"
-                )
-            seen[key] = line
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def _line(error: ErrorDetails) -> str:
@@ -307,7 +284,7 @@ def load(path: str | Path) -> Study:
         KtError: one line for each thing that is wrong, with the file's name.
     """
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 (derives from SafeLoader)
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)  # noqa: S506 (derives from SafeLoader)
         study = check(parse(raw, str(path)))
     except OSError as error:
         raise KtError(f"{path}: cannot be read ({error.strerror})") from error

@@ -10,8 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
+from kt import schema
 from kt.errors import KtError
 from kt.figures import FIGURES, draw
+from kt.figures.amalgamation import amalgamation
 from kt.figures.complementarity import telling
 from kt.figures.style import RC, Tables
 
@@ -197,3 +199,31 @@ def test_telling_pairs_follow_their_rules():
     assert telling(scores) == [("weaker teacher, most flips", 1), ("most concentrated", 2), ("most uniform", 3)]
     assert telling(scores.iloc[[3]]) == [("most concentrated", 3)]
     assert telling(scores.iloc[[5]]) == []
+
+
+def test_accuracies_of_an_amalgamation_are_means_over_seeds_with_paired_differences():
+    rows = [
+        {"experiment": "x", "method": method, "part": "all", "seed": seed, "n": 100, "acc": acc, "acc_se": 4.0,
+         "trains": method != "ensemble_logits"}
+        for method, of_seeds in {"cfl": (80.0, 84.0), "kd": (79.0, 81.0), "ensemble_logits": (82.0,)}.items()
+        for seed, acc in enumerate(of_seeds)
+    ]  # fmt: skip
+    drawing = amalgamation(pd.DataFrame(rows))
+    found = drawing.data.set_index("method")
+    assert found.loc["cfl", ["acc", "acc_se", "gain", "gain_se"]].tolist() == [82.0, 2.0, 2.0, 1.0]
+    assert found.loc["kd", "gain"] != found.loc["kd", "gain"], "nothing to compare with itself"
+    assert found.loc["ensemble_logits", ["acc", "acc_se", "seeds"]].tolist() == [82.0, 4.0, 1]
+    assert drawing.figure.axes[0].texts[0].get_text() == "82.0 ± 2.0  (+2.00 ± 1.00)"
+    assert amalgamation(pd.DataFrame(rows).head(0)).data.empty
+
+
+def test_the_figure_of_an_experiment_is_drawn_where_its_table_is(tmp_path):
+    study = tables.write(tmp_path / "tables", tables.study(models=3))
+    columns = {"experiment": "x", "method": "kd", "seed": 0, "student": "a", "teachers": ["b", "c"], "key": "k"}
+    columns |= {"uses_labels": False, "trains": True, "part": "all", "classes": [0], "n": 9, "acc": 50.0}
+    detail = schema.build("amalgamation", [columns | {"acc_se": 1.0, "acc_best": 50.0}])
+    draw(study, tmp_path / "without", ["delta_by_method"])
+    assert not (tmp_path / "without/amalgamation.png").exists()
+    schema.write(study / "amalgamation.parquet", "amalgamation", detail)
+    draw(study, tmp_path / "with", ["amalgamation"])
+    assert (tmp_path / "with/amalgamation.png").read_bytes().startswith(b"\x89PNG")

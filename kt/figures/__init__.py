@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
 from matplotlib import rc_context
 
+from kt import schema
 from kt.errors import KtError, unknown
+from kt.figures.amalgamation import amalgamation
 from kt.figures.complementarity import flips_by_class, flips_heatmap, flips_vs_accuracy
 from kt.figures.style import RC, Drawing, Tables, save
 from kt.figures.transfer import delta_by_method, delta_vs_accuracy
@@ -16,6 +19,10 @@ FIGURES: dict[str, Callable[[Tables], Drawing]] = {
     function.__name__: function
     for function in (delta_by_method, delta_vs_accuracy, flips_vs_accuracy, flips_heatmap, flips_by_class)
 }
+
+
+EXPERIMENTS: dict[str, Callable[[pd.DataFrame], Drawing]] = {"amalgamation": amalgamation}
+"""Figures of experiments, each from the detail table of its name; drawn where that is there."""
 
 
 def draw(tables: Path, out: Path, names: Sequence[str] | None = None) -> None:
@@ -30,9 +37,14 @@ def draw(tables: Path, out: Path, names: Sequence[str] | None = None) -> None:
         KtError: a figure is unknown, or a table is missing or does not fit its schema.
     """
     for name in names or ():
-        if name not in FIGURES:
-            raise KtError(unknown("figure", name, FIGURES))
+        if name not in (*FIGURES, *EXPERIMENTS):
+            raise KtError(unknown("figure", name, (*FIGURES, *EXPERIMENTS)))
     data = Tables.read(tables)
+    there = [name for name in EXPERIMENTS if (tables / f"{name}.parquet").exists()]
     with rc_context(RC):
-        for name in FIGURES if names is None else names:
-            save(FIGURES[name](data), out, name)
+        for name in (*FIGURES, *there) if names is None else names:
+            if name in EXPERIMENTS:
+                drawing = EXPERIMENTS[name](schema.read_frame(tables / f"{name}.parquet", name))
+            else:
+                drawing = FIGURES[name](data)
+            save(drawing, out, name)

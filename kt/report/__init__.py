@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 import kt
 from kt.analysis.describe import answer
-from kt.figures import FIGURES
+from kt.figures import EXPERIMENTS, FIGURES
 from kt.figures.style import Tables
 from kt.report import content
 from kt.report.captions import CAPTIONS
@@ -22,6 +22,7 @@ from kt.transfer.method import registry
 
 PAPERS = {
     "FG": ("Roth et al.: Fantastic Gains and Where to Find Them, ICLR 2024", "2310.17653"),
+    "CFL": ("Luo et al.: Knowledge Amalgamation by Common Feature Learning, IJCAI 2019", "1906.10546"),
     "BiKD": ("Jain, Karthik, Gandhi: Simplifying Knowledge Transfer in Pretrained Models, TMLR 2025", "2510.22208"),
 }
 STANDARD_ERROR = ("Aronow, Samii, Assenova: Cluster-Robust Variance Estimation for Dyadic Data, 2015", "1312.3398")
@@ -52,7 +53,11 @@ def render(
         answer=answer(data.methods, data.transfers, data.complementarity, equal_within),
         equal_within=equal_within,
         summary=content.summary(data),
-        figures=[_figure(figures / f"{name}.png", name) for name in FIGURES if (figures / f"{name}.png").exists()],
+        figures=[
+            _figure(figures / f"{name}.png", name)
+            for name in (*FIGURES, *EXPERIMENTS)
+            if (figures / f"{name}.png").exists()
+        ],
         zoo=content.zoo(data),
         top_pairs=content.top_pairs(data),
         failures=content.failures(data),

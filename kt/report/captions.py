@@ -49,4 +49,11 @@ CAPTIONS = {
         "are chosen by rule: the less accurate teacher with the most positive flips; then, among the pairs with "
         "at least the median number of flips, the lowest and the highest entropy over classes.",
     ),
+    "amalgamation": Caption(
+        "One student for the classes of several teachers",
+        "Accuracy of each method with its standard error, on all classes and on those of each teacher, by experiment.",
+        "`cfl` and `kd` learn from the teachers alone, without labels; `supervised` is the control with labels. What "
+        "common features add is the paired difference to `kd`, beside the accuracies. `teachers` answer each among its "
+        "own classes; the ensembles choose among all of them, as the student must.",
+    ),
 }

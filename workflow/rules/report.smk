@@ -4,10 +4,11 @@ FIGURES = [
     "delta_by_method",
     "delta_vs_accuracy",
     "flips_by_class",
+    *DETAILS,
 ]
 TABLES = [
     LAYOUT.table(name)
-    for name in ("zoo", "complementarity", "pairs", "transfers", "methods")
+    for name in ("zoo", "complementarity", "pairs", "transfers", "methods", *DETAILS)
 ]
 
 
