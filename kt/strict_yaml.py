@@ -15,6 +15,7 @@ class Loader(yaml.SafeLoader):
     """YAML where a key given twice is an error and ``5e-4`` is a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; raises ``KtError`` where a key is given twice."""
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
