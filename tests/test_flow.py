@@ -53,12 +53,11 @@ def network(
     x = images(1)
     found = [find(teacher, x, (), "teacher") for teacher in teachers]
     torch.manual_seed(3)
-    return Flow(student, teachers, inlets(find(student, x, (), "student"), found, every), 8, 3, 32, until, 1.0)
+    return Flow(student, teachers, inlets(find(student, x, (), "student"), found, every), 8, 3, 4, 8, until, 1.0)
 
 
 def step(flow: Flow, n: int = 4, dependency: float = 0.5, stability: float = 0.3) -> Tensor:
-    logits, same = flow([images(n)] * (1 + len(flow.teachers)))
-    assert same is flow
+    logits = flow([images(n)] * (1 + len(flow.teachers)))
     return flow.loss(logits, torch.arange(n) % 3, torch.arange(n), dependency, stability)
 
 
@@ -66,37 +65,36 @@ def step(flow: Flow, n: int = 4, dependency: float = 0.5, stability: float = 0.3
 
 
 def test_equal_scalars_give_equal_weights_and_a_known_dependency() -> None:
-    scalars = [torch.zeros(3), torch.zeros(2)]
-    assert losses.mixing(scalars[0]).tolist() == pytest.approx([1 / 3] * 3)
-    assert losses.dependency(scalars).item() == pytest.approx(math.log(3) + math.log(2))
+    scalars = torch.zeros(2, 3)
+    assert losses.mixing(scalars).tolist() == [pytest.approx([1 / 3] * 3)] * 2
+    assert losses.dependency(scalars).item() == pytest.approx(2 * math.log(3))
 
 
 def test_dependency_by_hand() -> None:
-    scalars = torch.tensor([math.log(6), math.log(3), math.log(1)])
-    assert losses.mixing(scalars).tolist() == pytest.approx([0.6, 0.3, 0.1])
-    assert losses.dependency([scalars]).item() == pytest.approx(-math.log(0.6))
+    scalars = torch.tensor([[math.log(6), math.log(3), math.log(1)], [math.log(2), math.log(1), math.log(1)]])
+    assert losses.mixing(scalars).tolist() == [pytest.approx([0.6, 0.3, 0.1]), pytest.approx([0.5, 0.25, 0.25])]
+    assert losses.dependency(scalars).item() == pytest.approx(-math.log(0.6) - math.log(0.5))
 
 
-@given(st.lists(st.lists(st.floats(-20, 20), min_size=2, max_size=4), min_size=1, max_size=4))
+@given(st.lists(st.lists(st.floats(-20, 20), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_dependency_and_weights_agree_with_a_plain_reference(free: list[list[float]]) -> None:
-    expected = 0.0
-    for scalars in free:
+    expected, found_weights = 0.0, losses.mixing(torch.tensor(free)).tolist()
+    for j, scalars in enumerate(free):
         exponentials = [math.exp(value) for value in scalars]
         weights = [value / sum(exponentials) for value in exponentials]
-        assert losses.mixing(torch.tensor(scalars)).tolist() == pytest.approx(weights, abs=1e-6)
+        assert found_weights[j] == pytest.approx(weights, abs=1e-6)
         expected -= math.log(weights[0])
-    found = losses.dependency([torch.tensor(scalars) for scalars in free]).item()
+    found = losses.dependency(torch.tensor(free)).item()
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert found >= 0
 
 
 def test_dependency_is_zero_where_nothing_is_taken_and_falls_as_the_own_scalar_rises() -> None:
-    assert losses.dependency([torch.tensor([200.0, 0.0])]).item() == 0
-    free = torch.tensor([0.0, 1.0, 2.0], requires_grad=True)
-    torch.autograd.backward(losses.dependency([free]))
-    weights = losses.mixing(free.detach())
+    assert losses.dependency(torch.tensor([[200.0, 0.0]])).item() == 0
+    free = torch.tensor([[0.0, 1.0, 2.0]], requires_grad=True)
+    torch.autograd.backward(losses.dependency(free))
     assert free.grad is not None
-    assert free.grad.tolist() == pytest.approx((weights - torch.tensor([1.0, 0.0, 0.0])).tolist(), abs=1e-6)
+    assert torch.allclose(free.grad, losses.mixing(free.detach()) - torch.tensor([[1.0, 0.0, 0.0]]), atol=1e-6)
 
 
 def test_stability_by_hand_and_without_gradient_to_the_past() -> None:
@@ -126,10 +124,10 @@ def test_loss_is_the_sum_of_its_parts_by_a_plain_reference() -> None:
     assert torch.allclose(first, nn.functional.cross_entropy(before, labels, reduction="none"))  # nothing grown yet
     with torch.no_grad():
         flow.scalars[0].copy_(torch.tensor([1.0, 0.5, 0.0]))
-    logits, _ = flow(x)
+    logits = flow(x)
     found = flow.loss(logits, labels, torch.arange(4), 0.5, 0.3)
     p, q = before.softmax(1), logits.detach().softmax(1)
-    dependency = -sum(math.log(losses.mixing(free.detach())[0]) for free in flow.scalars)
+    dependency = -float(losses.mixing(flow.scalars.detach())[:, 0].log().sum())
     for i in range(4):
         kl = sum(float(p[i, c] * (p[i, c] / q[i, c]).log()) for c in range(3))
         expected = -float(q[i, labels[i]].log()) + 0.5 * (4 / 32) * dependency + 0.3 * kl
@@ -297,11 +295,10 @@ def test_with_all_weight_on_itself_the_student_is_as_if_alone(arch: str, every: 
     student = build(arch, **{"resnet10t": RESNET, "vit_tiny_patch16_224": VIT}.get(arch, {}))
     flow = network(student, every=every)
     x = images(4)
-    assert not torch.allclose(flow([x] * 3)[0], student(x), atol=1e-3)
+    assert not torch.allclose(flow([x] * 3), student(x), atol=1e-3)
     with torch.no_grad():
-        for scalars in flow.scalars:
-            scalars[0] = 1e4
-    assert torch.equal(flow([x] * 3)[0], student(x))
+        flow.scalars[:, 0] = 1e4
+    assert torch.equal(flow([x] * 3), student(x))
     assert losses.dependency(flow.free()).item() == 0
 
 
@@ -316,15 +313,14 @@ def test_a_student_on_its_own_asks_no_teacher() -> None:
     assert not flow.open
     flow.teachers = (Never(), Never())
     x = images(4)
-    assert torch.equal(flow([x] * 3)[0], flow.student(x))
-    assert [weights.tolist() for weights in flow.weights()] == [[1, 0, 0]] * len(flow.inlets)
+    assert torch.equal(flow([x] * 3), flow.student(x))
+    assert flow.weights().tolist() == [[1, 0, 0]] * len(flow.inlets)
 
 
 def test_gradients_go_where_the_paper_has_them_and_nowhere_else() -> None:
     flow = network()
     step(flow)
-    for scalars in flow.scalars:
-        scalars.data[0] = 0.3
+    flow.scalars.data[:, 0] = 0.3
     torch.autograd.backward(step(flow).mean())
 
     def reached(module: nn.Module) -> list[bool]:
@@ -332,7 +328,8 @@ def test_gradients_go_where_the_paper_has_them_and_nowhere_else() -> None:
 
     assert all(reached(flow.student))
     assert all(reached(flow.transforms))
-    assert all(reached(flow.scalars))
+    assert flow.scalars.grad is not None
+    assert flow.scalars.grad.abs().min() > 0
     assert all(p.grad is None for teacher in flow.teachers for p in teacher.parameters())
     assert not flow.previous.requires_grad
 
@@ -346,9 +343,9 @@ def test_each_term_reaches_its_own_parameters(group: str) -> None:
         torch.autograd.backward(losses.dependency(flow.free()))
         assert all(p.grad is None for part in (flow.student, flow.transforms) for p in part.parameters())
     else:
-        torch.autograd.backward(losses.stability(torch.randn(4, 3), flow(x)[0]).mean())
+        torch.autograd.backward(losses.stability(torch.randn(4, 3), flow(x)).mean())
         assert all(p.grad is not None for part in (flow.student, flow.transforms) for p in part.parameters())
-    assert all(scalars.grad is not None for scalars in flow.scalars)
+    assert flow.scalars.grad is not None
 
 
 def test_once_alone_only_the_student_learns() -> None:
@@ -356,13 +353,13 @@ def test_once_alone_only_the_student_learns() -> None:
     step(flow)
     torch.autograd.backward(step(flow).mean())
     assert all(p.grad is not None for p in flow.student.parameters())
-    assert all(p.grad is None for part in (flow.transforms, flow.scalars) for p in part.parameters())
+    assert all(p.grad is None for p in (*flow.transforms.parameters(), flow.scalars))
 
 
 def test_teachers_are_no_part_of_what_is_trained_or_kept() -> None:
     flow = network()
     kept = {name.split(".")[0] for name in flow.state_dict()}
-    assert kept == {"student", "transforms", "scalars", "previous", "known", "seen"}
+    assert kept == {"student", "transforms", "scalars", "previous", "known", "seen", "trace"}
     flow.train()
     assert not any(module.training for teacher in flow.teachers for module in teacher.modules())
 
@@ -372,7 +369,7 @@ def test_equal_stages_of_two_teachers_are_not_confused() -> None:
     flow = network(resnet(), [first, second])
     swapped = network(resnet(), [second, first])
     x = images(4)
-    assert not torch.equal(flow([x] * 3)[0], swapped([x] * 3)[0])
+    assert not torch.equal(flow([x] * 3), swapped([x] * 3))
     stage = flow.inlets[0].stage
     assert flow.inlets[0] == Inlet(stage, (Candidate(0, stage), Candidate(1, stage)))
 

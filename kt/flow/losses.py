@@ -8,24 +8,21 @@ from kt.transfer.losses import distillation
 
 
 def mixing(scalars: Tensor) -> Tensor:
-    """Normalised weights of a layer's own features and its candidates: their softmax, float32 [1 + K].
+    """Normalised weights of each stage's own features and its candidates: a softmax, float32 [J, 1 + K].
 
     Args:
-        scalars: one free scalar for the layer itself, then one a candidate, [1 + K].
+        scalars: free scalars, of each stage's own features first, [J, 1 + K].
     """
-    return scalars.float().softmax(0)
+    return scalars.float().softmax(1)
 
 
-def dependency(scalars: list[Tensor]) -> Tensor:
-    """−Σ_j log w_self_j over the layers j, float32 []: zero where no layer takes anything from a teacher.
+def dependency(scalars: Tensor) -> Tensor:
+    """−Σ_j log w_self_j over the stages j, float32 []: zero where no stage takes anything from a teacher.
 
     Args:
-        scalars: of each layer, [1 + K_j], the layer's own first.
+        scalars: as for ``mixing``.
     """
-    total = scalars[0].new_zeros(())
-    for free in scalars:
-        total = total - free.float().log_softmax(0)[0]
-    return total
+    return -scalars.float().log_softmax(1)[:, 0].sum()
 
 
 def stability(previous: Tensor, logits: Tensor) -> Tensor:

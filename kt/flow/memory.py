@@ -19,7 +19,7 @@ class _Attached(nn.Module):
         self.network, self.images = network, images
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network([image.expand(len(x), *image.shape[1:]) for image in self.images])[0]
+        logits: Tensor = self.network([image.expand(len(x), *image.shape[1:]) for image in self.images])
         return logits
 
 

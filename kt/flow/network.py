@@ -61,10 +61,11 @@ class Flow(nn.Module):
     Args:
         student: in its place on the device.
         teachers: on the same device; they are put into eval mode.
-        inlets: which stages take what.
+        inlets: which stages take what; all have the same number of candidates.
         images: transfer images, of which it remembers its last output.
         classes: outputs of the student.
-        total: images that the whole training sees, each as often as it is seen.
+        epochs: of the training.
+        seen_each: images that an epoch sees.
         until: share of the training after which the student is on its own, above 0 and at most 1.
         rate: the softmax is taken of ``rate`` times the parameters: how much faster they move than others with an
             optimiser whose steps do not depend on the gradient's size, as Adam's.
@@ -73,6 +74,7 @@ class Flow(nn.Module):
     seen: Tensor
     previous: Tensor
     known: Tensor
+    trace: Tensor
 
     def __init__(
         self,
@@ -81,7 +83,8 @@ class Flow(nn.Module):
         inlets: Sequence[Inlet],
         images: int,
         classes: int,
-        total: int,
+        epochs: int,
+        seen_each: int,
         until: float,
         rate: float,
     ) -> None:
@@ -89,40 +92,47 @@ class Flow(nn.Module):
         self.student = student
         self.teachers = tuple(teacher.eval() for teacher in teachers)
         self.inlets = tuple(inlets)
-        self.total, self.until, self.rate = total, until, rate
-        device = next(student.parameters()).device
+        self.seen_each, self.until, self.rate = seen_each, until, rate
+        device, sources = next(student.parameters()).device, 1 + len(inlets[0].candidates)
         self.transforms = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(c.stage.channels, inlet.stage.channels, 1) for c in inlet.candidates)
             for inlet in inlets
         ).to(device)
-        self.scalars = nn.ParameterList(torch.zeros(1 + len(inlet.candidates), device=device) for inlet in inlets)
+        self.scalars = nn.Parameter(torch.zeros(len(inlets), sources, device=device))
         self.register_buffer("previous", torch.zeros(images, classes, device=device))
         self.register_buffer("known", torch.zeros(images, dtype=torch.bool, device=device))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # stays on the CPU, where it is read
+        # on the CPU, where they are read
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("trace", torch.zeros(epochs, len(inlets), sources))
 
     @property
     def progress(self) -> float:
         """Share of the training that is done."""
-        return int(self.seen) / self.total
+        return int(self.seen) / (self.seen_each * len(self.trace))
 
     @property
     def open(self) -> bool:
-        """Whether teachers still have a say."""
-        return self.progress < self.until
+        """Whether teachers still have a say; to the end and after it where the student is never on its own."""
+        return self.until == 1 or self.progress < self.until
 
-    def free(self) -> list[Tensor]:
-        """The free scalars of each stage, the stage's own first, [1 + K] each."""
-        return [self.rate * scalars for scalars in self.scalars]
+    def free(self) -> Tensor:
+        """The free scalars of each stage, its own first, [J, 1 + K]."""
+        return self.rate * self.scalars
 
-    def weights(self) -> list[Tensor]:
-        """The normalised weights of each stage, its own first, float32 [1 + K] each; its own is 1 at the end."""
+    def weights(self) -> Tensor:
+        """The normalised weights of each stage, its own first, float32 [J, 1 + K]; its own is 1 once it is alone."""
         if self.open:
-            return [losses.mixing(free) for free in self.free()]
-        return [F.one_hot(torch.tensor(0), len(scalars)).to(scalars) for scalars in self.scalars]
+            return losses.mixing(self.free())
+        return F.one_hot(torch.zeros(len(self.scalars), dtype=torch.int64), self.scalars.shape[1]).to(self.scalars)
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, Flow]:
-        """Logits [B, C], with the network itself, from the student's view of a batch and each teacher's."""
-        return self.flowing(views) if self.open else self.student(views[0]), self
+    def record(self) -> None:
+        """Note the weights at the end of an epoch in ``trace``, float32 [epochs, J, 1 + K]."""
+        self.trace[int(self.seen) // self.seen_each - 1] = self.weights().detach()
+
+    def forward(self, views: Sequence[Tensor]) -> Tensor:
+        """Logits [B, C] from the student's view of a batch and each teacher's."""
+        logits: Tensor = self.flowing(views) if self.open else self.student(views[0])
+        return logits
 
     def flowing(self, views: Sequence[Tensor]) -> Tensor:
         """Logits [B, C] of the student with what its teachers add."""
