@@ -208,7 +208,10 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     _out(sub, "page")
 
 
-EXPERIMENTS = {"amalgamate": "amalgamate teachers of some classes each into one student"}
+EXPERIMENTS = {
+    "amalgamate": "amalgamate teachers of some classes each into one student",
+    "flow": "let teachers' features flow into a student that learns a task of its own",
+}
 """Kinds of experiments, which are sections of the configuration, and what they do."""
 
 

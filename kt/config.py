@@ -24,6 +24,7 @@ from kt.data.sources import check_source, known_count
 from kt.data.spec import SPLITS, DataSpec, InputSpec
 from kt.errors import KtError, unknown
 from kt.experiments.spec import Experiment
+from kt.flow.spec import FlowExperiment
 from kt.pairs import PairRule
 from kt.spec import Spec
 from kt.strict_yaml import Loader
@@ -66,12 +67,15 @@ class Study(Spec):
         json_schema_extra={"additionalProperties": False},
         description="experiments by name: teachers of some classes each, one student of all",
     )
+    flow: dict[Name, FlowExperiment] = Field(
+        default_factory=dict, description="experiments by name: teachers of other tasks, a student that learns its own"
+    )
     analysis: AnalysisSpec = AnalysisSpec()
 
     @property
     def experiments(self) -> dict[str, Mapping[str, Experiment]]:
         """The experiments by name, by the section that they stand in."""
-        return {"amalgamate": self.amalgamate}
+        return {"amalgamate": self.amalgamate, "flow": self.flow}
 
     def student_input(self, experiment: Experiment) -> InputSpec:
         """What an experiment's student sees."""

@@ -26,6 +26,7 @@ from kt.data.datasets import Dataset
 from kt.data.spec import DataSpec, InputSpec, SplitSizes
 from kt.data.views import Inputs
 from kt.errors import Interrupted, KtError
+from kt.experiments import memory
 from kt.experiments.bench import Bench
 from kt.experiments.plan import problem_of, tasks_of
 from kt.experiments.spec import Problem
@@ -167,6 +168,13 @@ class Zoo:
         arch, classes = self.ARCHITECTURES[name]
         return timm.create_model(arch, num_classes=classes, in_chans=1).eval()
 
+    def fresh(self, name: str) -> nn.Module:
+        arch, classes = self.ARCHITECTURES[name]
+        return timm.create_model(arch, num_classes=classes, in_chans=1)
+
+    def architecture(self, name: str) -> tuple[str, dict[str, Any]]:
+        return self.ARCHITECTURES[name][0], {}
+
     def input_of(self, name: str) -> InputSpec:
         return InputSpec(size=16, mean=(0.4 if name == "low" else 0.3,), std=(0.33,))
 
@@ -232,8 +240,8 @@ def test_every_training_gives_a_record_and_its_rows(stored, tmp_path, method):
     assert record["steps"] == steps
     assert set(unpack(record["last"]).tolist()) <= set(range(5))
     assert json.loads(json.dumps(record)) == record
-    assert isinstance(bench.trained, nn.Module)
-    assert bench.said(bench.trained, "test").tolist() == unpack(record["last"]).tolist()
+    assert bench.trained is not None
+    assert bench.said(bench.trained.model, "test").tolist() == unpack(record["last"]).tolist()
     trial = trial_of(chosen, method)
     found = row(chosen, "two", trial, "key", record, bench.problem.truth)
     right = unpack(record["last"]) == bench.problem.truth
@@ -404,6 +412,6 @@ def test_memory_is_said_and_too_little_of_it_is_an_error(stored, tmp_path, monke
     with caplog.at_level("INFO"):
         chosen.inspect(bench)
     assert "GB of memory (training" in caplog.text
-    monkeypatch.setattr(setup, "_free", lambda device: 1000)
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
     with pytest.raises(KtError, match=r"amalgamate\.two: needs about .* GB of memory .* lower training\.batch_size"):
         chosen.inspect(bench)

@@ -359,7 +359,7 @@ def test_once_alone_only_the_student_learns() -> None:
 def test_teachers_are_no_part_of_what_is_trained_or_kept() -> None:
     flow = network()
     kept = {name.split(".")[0] for name in flow.state_dict()}
-    assert kept == {"student", "transforms", "scalars", "previous", "known", "seen", "trace"}
+    assert kept == {"student", "transforms", "scalars", "previous", "known", "seen", "trace", "attached"}
     flow.train()
     assert not any(module.training for teacher in flow.teachers for module in teacher.modules())
 

@@ -80,7 +80,7 @@ def run(checkpoint: Checkpoint, flow: Flow, dependency: float = 1.0, stability: 
         model.train()
         return 100 * float((said == torch.from_numpy(labels)).double().mean())
 
-    return train(flow, views(), labels, validate, TRAINING, 5, checkpoint, dependency, stability)
+    return train(flow, views(), labels, validate, lambda: 50.0, TRAINING, 5, checkpoint, dependency, stability)
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,12 +14,11 @@ from kt.amalgamate.features import common_grids, features_of, meet, with_feature
 from kt.amalgamate.spec import CFL, Amalgamation
 from kt.data.views import IN_MEMORY, Inputs
 from kt.errors import KtError
+from kt.experiments import memory
 from kt.experiments.bench import Bench
 from kt.transfer.memory import estimate
 from kt.transfer.training import Training
 from kt.zoo.inference import autocast
-
-log = logging.getLogger(__name__)
 
 BATCH = 256
 """Images in one forward pass of a teacher, for its features."""
@@ -146,18 +143,6 @@ def inspect(bench: Bench, experiment: Amalgamation, method: CFL) -> None:
     student = estimate(_Probe(learner, shapes), image, training)
     weights = sum(t.numel() * t.element_size() for model in teachers.values() for t in model.state_dict().values())
     features = min(IN_MEMORY, feature_bytes(bench, learner, featured) * len(bench.view("transfer")))
-    needed, free = student + weights + features, _free(bench.device)
-    parts = f"training {student / 1e9:.3f}, teachers {weights / 1e9:.3f}, their features {features / 1e9:.3f}"
-    log.info("%s: about %.3f of %.1f GB of memory (%s)", bench.at, needed / 1e9, free / 1e9, parts)
-    if needed > free:
-        raise KtError(
-            f"{bench.at}: needs about {needed / 1e9:.3f} GB of memory ({parts}), but {free / 1e9:.1f} GB are there; "
-            f"lower training.batch_size ({training.batch_size}) or methods.cfl.width ({method.width})"
-        )
-
-
-def _free(device: torch.device) -> int:
-    """Bytes that a GPU has free, or that the machine has."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    parts = {"training": student, "teachers": weights, "their features": features}
+    hint = f"lower training.batch_size ({training.batch_size}) or methods.cfl.width ({method.width})"
+    memory.check(bench.at, parts, bench.device, hint)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Event
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,12 +30,29 @@ from kt.zoo.classes import positions
 from kt.zoo.inference import logits
 from kt.zoo.models import build
 
+Architecture = tuple[str, dict[str, Any]]
+"""``arch`` and ``args`` of a member or a student."""
+
+
+class Trained(NamedTuple):
+    """What a trial leaves: a model, its ``arch`` and ``args``, and the colour channels that it sees."""
+
+    model: nn.Module
+    architecture: Architecture
+    channels: int
+
 
 class Teachers(Protocol):
     """What a trial reads of its teachers, by their names."""
 
     def load(self, name: str) -> nn.Module:
         """The teacher with its weights."""
+
+    def fresh(self, name: str) -> nn.Module:
+        """Its architecture with fresh weights, from torch's global generator."""
+
+    def architecture(self, name: str) -> Architecture:
+        """Its ``arch`` and ``args``."""
 
     def input_of(self, name: str) -> InputSpec:
         """What the teacher sees of an image."""
@@ -64,7 +81,7 @@ class Bench:
     def __init__(
         self,
         at: str,
-        architecture: tuple[str, dict[str, Any]],
+        architecture: Architecture,
         spec: InputSpec,
         channels: int,
         problem: Problem,
@@ -78,7 +95,7 @@ class Bench:
         self.at, self.architecture, self.spec, self.channels = at, architecture, spec, channels
         self.problem, self.classes, self.teachers, self.data = problem, problem.classes, teachers, data
         self.checkpoints, self.every, self.device, self.stop = checkpoints, every, device, stop
-        self.trained: nn.Module | None = None
+        self.trained: Trained | None = None
         self._views: dict[tuple[str, InputSpec], Inputs] = {}
 
     # images
@@ -128,6 +145,17 @@ class Bench:
     def teacher(self, name: str) -> nn.Module:
         """A teacher on the device, in eval mode, without gradients."""
         return self.teachers.load(name).to(self.device).eval().requires_grad_(False)
+
+    def untaught(self, name: str) -> nn.Module:
+        """The same with fresh weights, from torch's global generator."""
+        return self.teachers.fresh(name).to(self.device).eval().requires_grad_(False)
+
+    def instead(self, name: str) -> Bench:
+        """The same bench, with a teacher's architecture in the student's place."""
+        other = copy.copy(self)
+        other.architecture, other.spec = self.teachers.architecture(name), self.teachers.input_of(name)
+        other.channels = self.shape(name)[0]
+        return other
 
     def student(self, seed: int) -> nn.Module:
         """The student with the fresh weights of a seed, on the device.
@@ -194,7 +222,7 @@ class Bench:
         learner.load_state_dict(history.best)
         best = pack(self.said(student, "test"))
         learner.load_state_dict(last)
-        self.trained = student
+        self.trained = Trained(student, self.architecture, self.channels)
         return {
             "status": "ok",
             "last": pack(self.said(student, "test")),

@@ -75,6 +75,7 @@ class Flow(nn.Module):
     previous: Tensor
     known: Tensor
     trace: Tensor
+    attached: Tensor
 
     def __init__(
         self,
@@ -104,6 +105,7 @@ class Flow(nn.Module):
         # on the CPU, where they are read
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("trace", torch.zeros(epochs, len(inlets), sources))
+        self.register_buffer("attached", torch.zeros(epochs, dtype=torch.float64))
 
     @property
     def progress(self) -> float:
@@ -125,9 +127,13 @@ class Flow(nn.Module):
             return losses.mixing(self.free())
         return F.one_hot(torch.zeros(len(self.scalars), dtype=torch.int64), self.scalars.shape[1]).to(self.scalars)
 
-    def record(self) -> None:
-        """Note the weights at the end of an epoch in ``trace``, float32 [epochs, J, 1 + K]."""
-        self.trace[int(self.seen) // self.seen_each - 1] = self.weights().detach()
+    def record(self, accuracy: float) -> None:
+        """Note the weights at the end of an epoch in ``trace``, float32 [epochs, J, 1 + K].
+
+        ``accuracy`` is that of the student with its teachers, percent; ``attached`` has it, float64 [epochs].
+        """
+        epoch = int(self.seen) // self.seen_each - 1
+        self.trace[epoch], self.attached[epoch] = self.weights().detach(), accuracy
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:
         """Logits [B, C] from the student's view of a batch and each teacher's."""

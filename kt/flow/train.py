@@ -57,6 +57,7 @@ def train(
     views: Sequence[Inputs],
     labels: NDArray[np.int64],
     validate: Callable[[nn.Module], float],
+    attached: Callable[[], float],
     training: Training,
     seed: int,
     checkpoint: Checkpoint,
@@ -70,6 +71,7 @@ def train(
         views: the n transfer images as the student sees them, and as each teacher does.
         labels: int64 [n].
         validate: validation accuracy of the student by itself, percent.
+        attached: that of the student with its teachers, as it is.
         training: epochs, batch size, optimiser, schedule.
         seed: of the order of images and of anything random in the student.
         checkpoint: where progress is kept.
@@ -89,7 +91,7 @@ def train(
         return network.loss(logits, batch.labels, batch.positions, dependency, stability)
 
     def alone(_: nn.Module) -> float:
-        network.record()
+        network.record(attached())
         return validate(network.student)
 
     return engine.train(network, Views(views), known, loss, alone, training, seed, checkpoint)

@@ -84,9 +84,9 @@ def _keep(layout: Layout, at: str, bench: Bench, unit: Record, found: Mapping[st
     from kt.zoo import weights
 
     assert bench.trained is not None, "a trial that trains leaves its student"
-    path, arch, args = _export(layout, at, found["key"]), *bench.architecture
-    weights.save(bench.trained, path)
-    text = card(found, unit, path.name, arch, args, len(bench.problem.classes), bench.channels)
+    path, (model, (arch, args), channels) = _export(layout, at, found["key"]), bench.trained
+    weights.save(model, path)
+    text = card(found, unit, path.name, arch, args, len(bench.problem.classes), channels)
     store.write_text(path.with_suffix(".md"), text)
 
 

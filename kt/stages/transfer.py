@@ -167,6 +167,15 @@ class ZooFiles:
 
         return weights.load(build(self.study, name, self.dataset), self.layout.weights(name))
 
+    def fresh(self, name: str) -> nn.Module:
+        """The architecture with fresh weights, from torch's global generator."""
+        return build(self.study, name, self.dataset)
+
+    def architecture(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Its ``arch`` and ``args``."""
+        member = self.study.zoo.models[name]
+        return member.arch, member.args
+
     def input_of(self, name: str) -> InputSpec:
         """What the model sees of an image."""
         return self.study.zoo.input_of(name)
@@ -177,7 +186,7 @@ class FreshZoo(ZooFiles):
 
     def load(self, name: str) -> nn.Module:
         """The architecture with fresh weights."""
-        return build(self.study, name, self.dataset)
+        return self.fresh(name)
 
 
 def _bench(

@@ -20,12 +20,26 @@ def labels_of(name: str, member: Member, known: Sequence[str]) -> NDArray[np.int
         known: names of the data set's classes, by label.
 
     Raises:
-        KtError: a class is not in the data set, or is given twice, by number and by name.
+        KtError: as ``labels_named``.
     """
     if member.classes is None:
         return np.arange(len(known))
-    at, found = f"zoo.models.{name}.classes", list[int]()
-    for given in member.classes:
+    return labels_named(f"zoo.models.{name}.classes", member.classes, known)
+
+
+def labels_named(at: str, classes: Sequence[int | str], known: Sequence[str]) -> NDArray[np.int64]:
+    """The data set's labels of classes that are given by number or name, int64 [K].
+
+    Args:
+        at: their place in the configuration.
+        classes: numbers or names.
+        known: names of the data set's classes, by label.
+
+    Raises:
+        KtError: a class is not in the data set, or is given twice, by number and by name.
+    """
+    found = list[int]()
+    for given in classes:
         if isinstance(given, int) and not 0 <= given < len(known):
             raise KtError(f"{at}: no class {given}; the data set has {len(known)}, counted from 0")
         if isinstance(given, str) and given not in known:

@@ -56,7 +56,18 @@ rule amalgamate:
     params:
         plan=experiment_plan("amalgamate"),
     message:
-        "amalgamation {wildcards.experiment}"
+        "{rule} {wildcards.experiment}"
     shell:
-        "kt amalgamate --experiment {wildcards.experiment}"
+        "kt {rule} --experiment {wildcards.experiment}"
         " --threads {resources.cpus_per_task} --log {log}"
+
+
+use rule amalgamate as flow with:
+    input:
+        experiment_models("flow"),
+    output:
+        experiment_tables("flow", "{experiment}"),
+    log:
+        LOGS / "flow/{experiment}.log",
+    params:
+        plan=experiment_plan("flow"),
