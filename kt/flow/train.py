@@ -71,7 +71,7 @@ def train(
         views: the n transfer images as the student sees them, and as each teacher does.
         labels: int64 [n].
         validate: validation accuracy of the student by itself, percent.
-        attached: that of the student with its teachers, as it is.
+        attached: that of the student with its teachers, as it is; asked for while they have a say.
         training: epochs, batch size, optimiser, schedule.
         seed: of the order of images and of anything random in the student.
         checkpoint: where progress is kept.
@@ -91,7 +91,8 @@ def train(
         return network.loss(logits, batch.labels, batch.positions, dependency, stability)
 
     def alone(_: nn.Module) -> float:
-        network.record(attached())
-        return validate(network.student)
+        accuracy = validate(network.student)
+        network.record(attached() if network.open else accuracy)
+        return accuracy
 
     return engine.train(network, Views(views), known, loss, alone, training, seed, checkpoint)
