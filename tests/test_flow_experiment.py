@@ -28,10 +28,10 @@ from kt.data.spec import DataSpec, SplitSizes
 from kt.errors import Interrupted, KtError
 from kt.experiments import memory
 from kt.experiments.bench import Bench
+from kt.experiments.plan import problem_of, tasks_of
 from kt.experiments.units import Trial
 from kt.flow.run import draw, restricted
 from kt.flow.spec import FlowExperiment
-from kt.stages.experiments import problem_of, tasks_of
 from kt.transfer.ledger import unpack
 
 METHODS = ("flow", "flow_untrained", "distil", "finetune_teacher", "scratch")
