@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from kt import schema
-from kt.figures.flow import by_method, flow_accuracy, flow_weights
+from kt.figures.flow import by_method, over_seeds
+from kt.figures.flow import flow as draw
 from kt.figures.style import save
 
 
@@ -50,16 +51,15 @@ def test_means_and_standard_errors_are_over_seeds_and_trials_count_once(flow: pd
 
 
 def test_a_teachers_weights_at_a_stage_add_up(flow: pd.DataFrame, tmp_path: Path) -> None:
-    drawing = flow_weights(flow)
-    low = drawing.data[drawing.data["source"] == "low"]
-    assert low["mean"].to_numpy() == pytest.approx(0.3)
-    assert drawing.data.groupby(["experiment", "stage", "epoch"])["mean"].sum().to_numpy() == pytest.approx(1.0)
-    assert len(drawing.figure.axes) == 2 * 3
-    save(drawing, tmp_path, "flow_weights")
-    save(flow_accuracy(flow), tmp_path, "flow_accuracy")
+    found = over_seeds(flow[flow["method"] == "flow"])
+    assert found.loc[found["source"] == "low", "mean"].to_numpy() == pytest.approx(0.3)
+    assert found.groupby(["experiment", "stage", "epoch"])["mean"].sum().to_numpy() == pytest.approx(1.0)
+    drawing = draw(flow)
+    assert len(drawing.figure.axes) == 1 + 2 * 3
+    save(drawing, tmp_path, "flow")
     assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".pdf", ".csv"}
 
 
-def test_without_any_trial_the_figures_say_so(flow: pd.DataFrame) -> None:
-    assert flow_accuracy(flow.iloc[:0]).data.empty
-    assert flow_weights(flow[flow["method"] == "scratch"]).data.empty
+def test_what_is_missing_is_left_out_and_without_any_trial_the_figure_says_so(flow: pd.DataFrame) -> None:
+    assert draw(flow.iloc[:0]).data.empty
+    assert len(draw(flow[flow["method"] == "scratch"]).figure.axes) == 1

@@ -12,6 +12,7 @@ from kt import schema
 from kt.errors import KtError, unknown
 from kt.figures.amalgamation import amalgamation
 from kt.figures.complementarity import flips_by_class, flips_heatmap, flips_vs_accuracy
+from kt.figures.flow import flow
 from kt.figures.style import RC, Drawing, Tables, save
 from kt.figures.transfer import delta_by_method, delta_vs_accuracy
 
@@ -21,7 +22,7 @@ FIGURES: dict[str, Callable[[Tables], Drawing]] = {
 }
 
 
-EXPERIMENTS: dict[str, Callable[[pd.DataFrame], Drawing]] = {"amalgamation": amalgamation}
+EXPERIMENTS: dict[str, Callable[[pd.DataFrame], Drawing]] = {"amalgamation": amalgamation, "flow": flow}
 """Figures of experiments, each from the detail table of its name; drawn where that is there."""
 
 

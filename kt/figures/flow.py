@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from kt.analysis.deltas import records
 from kt.analysis.wording import counted
@@ -20,18 +19,18 @@ LOOKS = (("o", BLUE), ("s", ORANGE), ("^", GREEN), ("D", GREY), ("v", INK), ("P"
 """Marks and colours, one a series."""
 
 
-def by_method(flow: pd.DataFrame) -> pd.DataFrame:
+def by_method(details: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each method by training images: mean and standard error over seeds, and their number.
 
     Args:
-        flow: the table ``flow``.
+        details: the table ``flow``.
 
     Returns:
         Columns ``experiment``, ``images`` (NaN where all were used), ``name`` (the method, and the teacher where each
         takes the student's place), ``acc`` and ``se`` (percent, percentage points; NaN for one seed), ``seeds``, and
         ``gain`` and ``gain_se`` against training from scratch, paired by seed (percentage points; NaN without it).
     """
-    trials = flow.drop_duplicates("key")
+    trials = details.drop_duplicates("key")
     alone = trials["method"].eq("finetune_teacher")
     names = trials["method"].where(~alone, trials["method"] + " " + trials["teachers"].map(" ".join))
     scratch = trials[trials["method"] == "scratch"].set_index(["experiment", "seed"])["acc"]
@@ -44,18 +43,38 @@ def by_method(flow: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def flow_accuracy(flow: pd.DataFrame) -> Drawing:
-    """Test accuracy by method and number of training images, with standard errors over seeds."""
-    data = by_method(flow)
+def flow(details: pd.DataFrame) -> Drawing:
+    """Accuracy by method and number of training images, and below it how the teachers fade and what that costs.
+
+    ``details`` is the table ``flow``; the numbers drawn are those of the upper part.
+    """
+    data = by_method(details)
     if data.empty:
         return Drawing(style.empty(NOTHING), data)
-    sizes = records(data.drop_duplicates("experiment")[["experiment", "images"]])
-    labels = [f"{row['experiment']}\n{_images(row['images'])}" for row in sizes]
-    place = {row["experiment"]: i for i, row in enumerate(sizes)}
-    names = list(dict.fromkeys(data["name"]))
+    over_time = details[details["method"] == "flow"].dropna(subset=["epoch"])
+    experiments = list(over_time["experiment"].unique())
+    heights = [2.4, 0.5 + 1.2 * len(experiments)] if experiments else [2.4]
+    figure = Figure(figsize=(PAGE, 0.8 + sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    _by_method(parts[0], data)
+    for part in parts[1:]:
+        _over_time(part, over_time, experiments)
+    seeds = sorted({int(s) for s in data["seeds"]})
+    style.footer(
+        figure,
+        f"{counted(int(details['n'].max()), 'test image')}, last epoch. Bars and bands: ± 1 standard error over "
+        f"{' or '.join(map(str, seeds))} seeds.",
+        "Below: weights of the student's own features and of each teacher's, by stage of the student; at the right "
+        "validation accuracy with what flows into the student, and by itself.",
+    )
+    return Drawing(figure, data)
 
-    figure = Figure(figsize=(PAGE, 3.2), layout="constrained")
-    axes: Axes = figure.add_subplot()
+
+def _by_method(figure: SubFigure, data: pd.DataFrame) -> None:
+    sizes = records(data.drop_duplicates("experiment")[["experiment", "images"]])
+    place = {row["experiment"]: i for i, row in enumerate(sizes)}
+    names = list(data["name"].unique())
+    axes: Axes = figure.subplots()
     for i, name in enumerate(names):
         marker, colour = LOOKS[i % len(LOOKS)]
         rows = data[data["name"] == name]
@@ -64,76 +83,57 @@ def flow_accuracy(flow: pd.DataFrame) -> Drawing:
             x, rows["acc"], yerr=rows["se"].fillna(0), fmt=marker, color=colour, markersize=4.5, elinewidth=1.4,
             capsize=2, label=name,
         )  # fmt: skip
-    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xticks(range(len(sizes)), [f"{row['experiment']}\n{_images(row['images'])}" for row in sizes])
     axes.set_ylabel("test accuracy (percent)")
     axes.grid(visible=False, axis="x")
-    figure.legend(loc="outside upper left", ncols=3, columnspacing=1, handletextpad=0.3)
-    n, seeds = int(flow["n"].max()), sorted({int(s) for s in data["seeds"]})
-    said = " or ".join(map(str, seeds))
-    style.footer(figure, f"{counted(n, 'test image')}; mean ± 1 standard error over {said} seeds; last epoch.")
-    return Drawing(figure, data)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.3)
 
 
 def _images(images: float) -> str:
     return "all images" if math.isnan(images) else counted(int(images), "image")
 
 
-def flow_weights(flow: pd.DataFrame) -> Drawing:
-    """Normalised weights over time at every stage, and what the student is worth with and without its teachers."""
-    data = flow[flow["method"] == "flow"].dropna(subset=["epoch"])
-    if data.empty:
-        return Drawing(style.empty(NOTHING), data)
-    experiments, stages = (list(dict.fromkeys(data[column])) for column in ("experiment", "stage"))
-    figure = Figure(figsize=(PAGE, 0.9 + 1.35 * len(experiments)), layout="constrained")
+def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str]) -> None:
+    """A row of panels an experiment: the weights at each stage, and the accuracies."""
+    stages = list(data["stage"].unique())
     grid = figure.subplots(len(experiments), len(stages) + 1, squeeze=False, sharex="row")
-    weights = [
-        _weights(data[data["experiment"] == name], panels, stages)
-        for name, panels in zip(experiments, grid, strict=True)
-    ]
     for name, panels in zip(experiments, grid, strict=True):
-        _accuracies(data[data["experiment"] == name], panels[-1])
+        rows = data[data["experiment"] == name]
+        _weights(rows, panels, stages)
+        _accuracies(rows, panels[-1])
         panels[0].set_ylabel(f"{name}\nweight")
         panels[-1].yaxis.tick_right()
     for panel, title in zip(grid[0], [*stages, "validation (percent)"], strict=True):
         panel.set_title(title)
     for panel in grid[-1]:
         panel.set_xlabel("epoch")
-    once: dict[str, Any] = {}
-    for panel in (grid[0][0], grid[0][-1]):
-        handles, names = panel.get_legend_handles_labels()
-        once |= dict(zip(names, handles, strict=True))
-    figure.legend(list(once.values()), list(once), loc="outside upper left", ncols=6, columnspacing=1)
-    seeds = data["seed"].nunique()
-    style.footer(
-        figure,
-        f"Mean over {counted(seeds, 'seed')}, band: ± 1 standard error. A teacher's weight is the sum over its stages.",
-        "Last column: validation accuracy of the student with what flows into it, and by itself.",
-    )
-    return Drawing(figure, pd.concat(weights, ignore_index=True))
+    grid[0][0].legend(loc="center right")
+    grid[0][-1].legend(loc="lower right", fontsize=6, handlelength=1, handletextpad=0.4, borderaxespad=0)
 
 
-def _weights(data: pd.DataFrame, panels: Sequence[Axes], stages: Sequence[str]) -> pd.DataFrame:
-    """Draw the weights of one experiment, a panel a stage; returns what is drawn."""
+def over_seeds(data: pd.DataFrame) -> pd.DataFrame:
+    """Weights by experiment, stage, source and epoch: ``mean`` and ``sem`` over seeds, a teacher's stages summed."""
     each = data.groupby(["experiment", "stage", "source", "epoch", "seed"], sort=False)["weight"].sum()
-    found: pd.DataFrame = (
-        each.groupby(["experiment", "stage", "source", "epoch"], sort=False).agg(["mean", "sem"]).reset_index()
-    )
-    sources = list(dict.fromkeys(found["source"]))
+    found: pd.DataFrame = each.groupby(["experiment", "stage", "source", "epoch"], sort=False).agg(["mean", "sem"])
+    return found.reset_index()
+
+
+def _weights(data: pd.DataFrame, panels: Sequence[Axes], stages: Sequence[str]) -> None:
+    found = over_seeds(data)
     for panel, stage in zip(panels[: len(stages)], stages, strict=True):
-        for i, source in enumerate(sources):
+        for i, source in enumerate(found["source"].unique()):
             rows = found[(found["stage"] == stage) & (found["source"] == source)]
             _band(panel, rows, LOOKS[i % len(LOOKS)][1], "-" if source == "self" else "--", source)
         panel.set_ylim(-0.03, 1.03)
         if panel is not panels[0]:
             panel.tick_params(labelleft=False)
-    return found
 
 
 def _accuracies(data: pd.DataFrame, panel: Axes) -> None:
     each = data.drop_duplicates(["key", "epoch"])
     for column, colour, line in (("attached", ORANGE, "--"), ("detached", BLUE, "-")):
         rows = each.groupby("epoch")[column].agg(["mean", "sem"]).reset_index()
-        _band(panel, rows, colour, line, "with teachers" if column == "attached" else "student alone")
+        _band(panel, rows, colour, line, "with teachers" if column == "attached" else "alone")
 
 
 def _band(panel: Axes, rows: pd.DataFrame, colour: str, line: str, name: str) -> None:

@@ -56,4 +56,13 @@ CAPTIONS = {
         "common features add is the paired difference to `kd`, beside the accuracies. `teachers` answer each among its "
         "own classes; the ensembles choose among all of them, as the student must.",
     ),
+    "flow": Caption(
+        "What flows from teachers into a student that learns its own task",
+        "Accuracy of each method with its standard error, by experiment; below, the weights of the student's own "
+        "features and of its teachers' over time, and the student's accuracy with its teachers and by itself.",
+        "Hold `flow` against `scratch`, which learnt from the same images without teachers, and against "
+        "`flow_untrained`, whose teachers know nothing. Below, the teachers' weights fall and the student's own rises "
+        "to one. Where the two accuracies at the right meet without the upper one falling, the student has taken over "
+        "what its teachers gave.",
+    ),
 }
