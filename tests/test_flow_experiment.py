@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+import re
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from test_experiments import CPU, NET, STUDY, Zoo, checked
@@ -227,6 +229,15 @@ def test_keys_change_with_images_and_with_the_methods_parameters() -> None:
     assert not keys() & keys(images=30)
     assert not keys() & keys(task=[0, 1, 2])
     assert len(keys() & keys(methods={name: {} for name in METHODS} | {"flow": {"dependency": 2.0}})) == 10
+
+
+def test_the_example_of_the_guide_is_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", (root / "docs/flow.md").read_text("utf-8"), re.DOTALL)
+    raw = study_with() | yaml.safe_load(example)
+    raw["flow"]["digits"]["training"] = {"epochs": 60}
+    raw["data"]["splits"]["transfer"] = 100
+    study = checked(raw, tmp_path, monkeypatch)
+    assert study.flow["digits"].plan.batch_size == 25
 
 
 # what is refused before anything is trained
