@@ -12,6 +12,7 @@ from kt.captions import CAPTIONS
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.schema_analysis import ANALYSIS
+from kt.schema_experiments import EXPERIMENTS
 from kt.transfer import groups as kt_groups
 
 # The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.
@@ -44,10 +45,11 @@ shell.prefix(
 
 
 wildcard_constraints:
-    model="|".join(STUDY.names),
+    model="|".join(STUDY.members),
     student="|".join(STUDY.names),
     chunk=r"\d+",
     split="validation|test",
+    experiment="[^/]+",
 
 
 def member(wildcards):
