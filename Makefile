@@ -9,13 +9,16 @@ READY := $(VENV)/.ready
 PLUGIN := plugins/snakemake-executor-plugin-submitit
 SOURCES := kt tests benchmarks plugins
 
-.PHONY: run test lint format status clean lock help
+.PHONY: run run-more test lint format status clean lock help
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 run: $(READY) ## the study in config.yaml, from images to results/report.html
 	$(BIN)/snakemake --cores $(CORES)
+
+run-more: $(READY) ## the study in presets/digits-more.yaml: specialists, several teachers, one student
+	$(BIN)/snakemake --cores $(CORES) --configfile presets/digits-more.yaml
 
 test: $(READY) ## all tests, with coverage; those on a cluster need root and Debian's slurmctld slurmd slurm-client munge
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PLUGIN)/tests

@@ -8,6 +8,7 @@ include: "workflow/rules/resources.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/zoo.smk"
 include: "workflow/rules/score.smk"
+include: "workflow/rules/experiments.smk"
 include: "workflow/rules/transfer.smk"
 include: "workflow/rules/report.smk"
 

@@ -105,6 +105,24 @@ CAPTIONS = {
         "A method with several teachers is worth its budget where it lies right of the square. The triangle is the "
         "best of the same teachers alone, which nobody knows beforehand.",
     ),
+    "amalgamation": Caption(
+        "amalgamation",
+        "One student for the classes of several teachers",
+        "Accuracy of each method with its standard error, on all classes and on those of each teacher, by experiment.",
+        "`cfl` and `kd` learn from the teachers alone, without labels; `supervised` is the control with labels. What "
+        "common features add is the paired difference to `kd`, beside the accuracies. `teachers` answer each among its "
+        "own classes; the ensembles choose among all of them, as the student must.",
+    ),
+    "flow": Caption(
+        "flow",
+        "Whether the flow helps, and when the teachers fade",
+        "Accuracy of each method with its standard error, by experiment; below, the weights of the student's own "
+        "features and of its teachers' over time, and the student's accuracy with its teachers and by itself.",
+        "Hold `flow` against `scratch`, which learnt from the same images without teachers, and against "
+        "`flow_untrained`, whose teachers know nothing. Below, the teachers' weights fall and the student's own rises "
+        "to one. Where the two accuracies at the right meet without the upper one falling, the student has taken over "
+        "what its teachers gave.",
+    ),
     "flips_vs_accuracy": Caption(
         "knows",
         "What models know that others do not",

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,6 +204,8 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     run = _stage(lambda s, study, lay, a: s.choose(study, lay, a.out or lay.table("search")))
     _out(add("choose", run, "choose parameters from all students' candidates", "kt choose"), "table")
 
+    _add_experiments(add)
+
     run = _stage(lambda s, study, lay, a: s.gather(study, lay, a.out or lay.tables))
     _out(add("tables", run, "gather the final tables, as Parquet and CSV", "kt tables"), "folder")
 
@@ -227,6 +230,25 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     _analysis(sub)
     sub.add_argument("--figures", type=Path, help="folder of figures (default: in the results folder)")
     _out(sub, "page")
+
+
+EXPERIMENTS = {
+    "amalgamate": "amalgamate teachers of some classes each into one student",
+    "flow": "let teachers' features flow into a student that learns a task of its own",
+}
+"""Kinds of experiments, which are sections of the configuration, and what they do."""
+
+
+def _experiment(rule: str, stages: Any, study: Study, layout: Layout, args: argparse.Namespace) -> None:
+    stages.experiment(study, layout, rule, args.experiment, args.threads)
+
+
+def _add_experiments(add: Callable[..., argparse.ArgumentParser]) -> None:
+    for rule, about in EXPERIMENTS.items():
+        run = _stage(partial(_experiment, rule))
+        sub = add(rule, run, about, f"kt {rule} --experiment halves")
+        sub.add_argument("--experiment", required=True, help=f"a name in `{rule}`")
+        _threads(sub)
 
 
 def _add_tools(add: Callable[..., argparse.ArgumentParser]) -> None:

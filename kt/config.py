@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,28 @@ from pydantic import Field, PositiveFloat, ValidationError
 from pydantic_core import ErrorDetails
 
 from kt import pairs, store
+from kt.amalgamate.spec import Amalgamation
 from kt.complementarity.spec import MEASURES, ComplementaritySpec
 from kt.data.folders import check_folder
-from kt.data.labels import class_map, known_classes
+from kt.data.labels import class_map, known_classes, known_names
 from kt.data.sources import check_source, known_count
-from kt.data.spec import SPLITS, DataSpec
+from kt.data.spec import SPLITS, DataSpec, InputSpec
 from kt.errors import KtError, listed, unknown
+from kt.experiments.spec import Experiment
+from kt.flow.spec import FlowExperiment
 from kt.layout import Layout
 from kt.pairs import PairRule
-from kt.spec import Spec
+from kt.spec import Options, Spec
+from kt.strict_yaml import Loader
 from kt.transfer import groups
 from kt.transfer.groups import GroupSpec
-from kt.transfer.method import registry as registry_of_methods
 from kt.transfer.spec import TransferSpec
 from kt.transfer.training import Training
 from kt.zoo import registry, selection
 from kt.zoo.check import check as check_zoo
-from kt.zoo.check import check_heads
-from kt.zoo.spec import ZooSpec
+from kt.zoo.check import check_classes, check_heads
+from kt.zoo.classes import labels_of
+from kt.zoo.spec import Name, ZooSpec
 
 
 class AnalysisSpec(Spec):
@@ -60,11 +64,46 @@ class Study(Spec):
     pairs: PairRule
     transfer: TransferSpec
     groups: GroupSpec | None = Field(None, description="experiments with several teachers; none when left out")
+    amalgamate: dict[Name, Amalgamation] = Field(
+        default_factory=dict,
+        json_schema_extra={"additionalProperties": False},
+        description="experiments by name: teachers of some classes each, one student of all",
+    )
+    flow: dict[Name, FlowExperiment] = Field(
+        default_factory=dict, description="experiments by name: teachers of other tasks, a student that learns its own"
+    )
     analysis: AnalysisSpec = AnalysisSpec()
 
     @property
+    def experiments(self) -> dict[str, Mapping[str, Experiment]]:
+        """The experiments by name, by the section that they stand in."""
+        return {"amalgamate": self.amalgamate, "flow": self.flow}
+
+    def student_input(self, experiment: Experiment) -> InputSpec:
+        """What an experiment's student sees."""
+        spec = experiment.student.input or self.zoo.input
+        assert spec is not None, "kt.experiments.spec.Experiment.check requires it"
+        return spec
+
+    def check_classes(self, known: Sequence[str]) -> None:
+        """Fail where specialists and experiments do not fit the data set's classes, given by label."""
+        check_classes(self.zoo, known)
+        for rule, name, experiment in self.each_experiment():
+            own = {t: labels_of(t, self.zoo.models[t], known) for t in experiment.teachers}
+            experiment.classes(f"{rule}.{name}", own, known)
+
+    def each_experiment(self) -> list[tuple[str, str, Experiment]]:
+        """Section, name and experiment of all of them."""
+        return [(rule, name, found) for rule, named in self.experiments.items() for name, found in named.items()]
+
+    @property
     def names(self) -> list[str]:
-        """The zoo's models, in the order of the file."""
+        """The models that are compared and paired, in the order of the file: those without classes of their own."""
+        return self.zoo.generalists
+
+    @property
+    def members(self) -> list[str]:
+        """All of the zoo's models, specialists included, in the order of the file."""
         return list(self.zoo.models)
 
     @property
@@ -117,34 +156,19 @@ class Study(Spec):
         methods = {f"transfer.methods.{name}": method for name, method in self.transfer.methods.chosen().items()}
         if self.groups:
             methods |= {f"groups.methods.{name}": method for name, method in self.groups.methods.chosen().items()}
-        for name, found in self.transfer.candidates().items():
-            largest = max(found.values(), key=lambda method: method.trained(common).batch_size)
+        for name, candidates in self.transfer.candidates().items():
+            largest = max(candidates.values(), key=lambda method: method.trained(common).batch_size)
             methods[f"transfer.search.methods.{name}"] = largest
-        return {"transfer": common} | {at: m.trained(common) for at, m in methods.items() if m.training}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML where a key given twice is an error and ``5e-4`` is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # keys merged from an anchor may be overridden
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if not isinstance(key, Hashable):
-                break  # refused below
-            if key in seen:
-                raise KtError(
-                    f"line {line}: {key!r} is given twice (first in line {seen[key]}); names must be distinct"
-                )
-            seen[key] = line
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+        found = {"transfer": common} | {at: m.trained(common) for at, m in methods.items() if m.training}
+        for rule, name, experiment in self.each_experiment():
+            at = f"{rule}.{name}"
+            found[at] = experiment.plan
+            found |= {
+                f"{at}.methods.{method}": approach.trained(experiment.plan)
+                for method, approach in experiment.approaches().items()
+                if approach.training
+            }
+        return found
 
 
 def _line(error: ErrorDetails) -> str:
@@ -222,14 +246,20 @@ def check(study: Study) -> Study:
     zoo = selection.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
     check_zoo(zoo, known)
     study = study.model_copy(update={"zoo": zoo})
+    for rule, name, experiment in study.each_experiment():
+        experiment.check(f"{rule}.{name}", zoo, known)
+        _check_plain(study, f"{rule}.{name}", experiment)
     check_data(study.data)
     if not (Layout(Path(study.results)).data / "meta.json").exists():  # else the stage `data` has looked closer
         if study.data.is_folder:
             check_folder(study.data)
-        if (classes := known_classes(study.data)) is not None:
+        if names := known_names(study.data):
+            study.check_classes(names)
+        if classes := known_classes(study.data):
             check_heads(zoo, known, classes)
     sizes = study.data.splits
     study.check_splits({split: images for split in SPLITS if (images := sizes.known(split)) is not None})
+    _check_specialists(study)
     if study.groups:
         groups.check(study.names, study.groups.choose)
     if study.data.splits.transfer.folder:
@@ -255,15 +285,37 @@ def check_data(data: DataSpec) -> None:
 
 
 def _check_without_labels(study: Study) -> None:
-    sections = {"transfer": study.transfer.methods, **({"groups": study.groups.methods} if study.groups else {})}
+    sections: dict[str, Options] = {"transfer": study.transfer.methods}
+    if study.groups:
+        sections["groups"] = study.groups.methods
+    sections |= {f"{rule}.{name}": experiment.methods for rule, name, experiment in study.each_experiment()}
     for section, methods in sections.items():
-        for name, method in methods.chosen().items():
+        for name, method in methods.options().items():
             if method.labelled:
-                allowed = [known for known in type(methods).model_fields if not registry_of_methods()[known]().labelled]
+                allowed = [known for known, default in methods.defaults().items() if not default.labelled]
                 raise KtError(
                     f"{section}.methods.{name}: uses labels, but the images of data.splits.transfer.folder have none; "
-                    f"allowed: {listed(allowed)}"
+                    f"allowed: {listed(allowed) or 'none'}"
                 )
+
+
+def _check_plain(study: Study, at: str, experiment: Experiment) -> None:
+    """Experiments read their teachers' logits of the plain images."""
+    option = "views" if study.transfer.views else "top_k" if study.transfer.top_k else None
+    compared = [name for name in experiment.teachers if name in study.names]
+    if option and compared:
+        raise KtError(
+            f"{at}.teachers: {listed(compared)}; with transfer.{option}, only specialists (`classes`) are allowed"
+        )
+
+
+def _check_specialists(study: Study) -> None:
+    """Fail where a specialist stands among the models that are compared."""
+    if len(study.names) < 2:
+        raise KtError(f"zoo.models: at least 2 models without `classes` needed, not {len(study.names)}")
+    for at, name in [*pairs.named(study.pairs), *(groups.named(study.groups.choose) if study.groups else ())]:
+        if name in study.zoo.models and name not in study.names:
+            raise KtError(f"{at}: {name!r} is a specialist (zoo.models.{name}.classes); allowed: models of all classes")
 
 
 def _check_complementarity(study: Study) -> None:
@@ -283,7 +335,7 @@ def load(path: str | Path) -> Study:
         KtError: one line for each thing that is wrong, with the file's name.
     """
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 (derives from SafeLoader)
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)  # noqa: S506 (derives from SafeLoader)
         study = check(parse(raw, str(path)))
     except OSError as error:
         raise KtError(f"{path}: cannot be read ({error.strerror})") from error

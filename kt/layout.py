@@ -37,6 +37,14 @@ class Layout:
         """The rows of one transfer job: of a chunk of pairs, of the `groups`, or of the `search`."""
         return self.root / "transfer" / student / f"{chunk}.parquet"
 
+    def experiment(self, rule: str, name: str) -> Path:
+        """The rows of one experiment, as of a transfer job."""
+        return self.root / "experiments" / rule / name / "rows.parquet"
+
+    def details(self, rule: str, name: str) -> Path:
+        """The rows of one experiment in the detail table of its kind."""
+        return self.root / "experiments" / rule / name / "details.parquet"
+
     def improved(self, student: str, key: str) -> Path:
         """Weights of a student after the transfer of a unit; the card of the same name lies beside them."""
         return self.root / "students" / student / f"{key[:16]}.safetensors"

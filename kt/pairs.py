@@ -129,6 +129,17 @@ class Stratified(_Rule):
 PairRule = Annotated[All | Random | Explicit | Top | Stratified, Field(discriminator="select")]
 
 
+def named(rule: PairRule) -> list[tuple[str, str]]:
+    """Every name or pattern that a rule gives, behind its place in the configuration."""
+    given = {"pairs.pairs": rule.pairs if isinstance(rule, Explicit) else (), "pairs.exclude": rule.exclude}
+    return [
+        (f"{at}.{i}.{role}", getattr(pattern, role))
+        for at, patterns in given.items()
+        for i, pattern in enumerate(patterns)
+        for role in ("teacher", "student")
+    ]
+
+
 def candidates(names: Sequence[str], rule: PairRule) -> list[Pair]:
     """Every ordered pair that the rule may choose, in the order of ``names``; where no scores are needed, the choice.
 

@@ -19,12 +19,13 @@ import kt
 from kt.columns import Column
 from kt.errors import KtError, nearest
 from kt.schema_analysis import ANALYSIS
+from kt.schema_experiments import EXPERIMENTS
 from kt.schema_study import STUDY
 from kt.store import atomic
 
 VERSION = "2"
 
-TABLES: dict[str, tuple[Column, ...]] = {**STUDY, **ANALYSIS}
+TABLES: dict[str, tuple[Column, ...]] = {**STUDY, **EXPERIMENTS, **ANALYSIS}
 
 
 def arrow_schema(table: str) -> pa.Schema:
@@ -133,11 +134,12 @@ def read_frame(path: str | os.PathLike[str], table: str, columns: Sequence[str] 
 
 
 def write_csv(path: str | os.PathLike[str], data: pa.Table) -> None:
-    """Write a table as CSV, atomically; lists become their values with spaces between."""
+    """Write a table as CSV, atomically; lists become their values with spaces between, nulls empty cells."""
     frame = data.to_pandas()
     for field in data.schema:
         if pa.types.is_list(field.type):
-            frame[field.name] = [" ".join(map(str, values)) for values in frame[field.name]]
+            lists = data[field.name].to_pylist()
+            frame[field.name] = [None if values is None else " ".join(map(str, values)) for values in lists]
     with atomic(path) as temporary:
         frame.to_csv(temporary, index=False)
 

@@ -35,6 +35,13 @@ STUDY: dict[str, tuple[Column, ...]] = {
         ),
         Column("train_seconds", REAL, "seconds", "time this pipeline took to train it; given weights have none", True),
         Column("fingerprint", TEXT, "hash", "identifies architecture, input and weights"),
+        Column(
+            "classes",
+            CLASSES,
+            "classes",
+            "of a specialist, in the order of its outputs: it is measured on images of these; null where it has all",
+            True,
+        ),
         Column("acc", REAL, "percent", "top-1 accuracy on the test split"),
         Column("acc_se", REAL, "percentage points", "binomial standard error of `acc`"),
         Column("acc_published", REAL, "percent", "the published accuracy, where it was given", True),
@@ -105,8 +112,10 @@ STUDY: dict[str, tuple[Column, ...]] = {
     ),
     "transfers": (
         Column("teacher", TEXT, "name", "the model that teaches; null where several do", True),
-        Column("student", TEXT, "name", "the model that learns"),
-        Column("teachers", TAGS, "names", "all models that teach: one for a pair, several for a group"),
+        Column("student", TEXT, "name", "the model that learns; of an experiment, its name"),
+        Column(
+            "teachers", TAGS, "names", "all models that teach: one for a pair, several for a group or an experiment"
+        ),
         Column("method", TEXT, "name", "the transfer method, or the control `self` or `finetune`"),
         Column("seed", COUNT, "number", "seed of the data order and of anything random in training"),
         Column(
@@ -129,7 +138,13 @@ STUDY: dict[str, tuple[Column, ...]] = {
             True,
         ),
         Column("n", COUNT, "images", "test images behind the row"),
-        Column("acc_before", REAL, "percent", "student's accuracy on the test split before transfer"),
+        Column(
+            "acc_before",
+            REAL,
+            "percent",
+            "student's accuracy on the test split before transfer; null for experiments, whose students are new",
+            True,
+        ),
         Column("acc_after", REAL, "percent", "the same after the LAST epoch", True),
         Column("delta", REAL, "percentage points", "transfer delta: acc_after − acc_before = gain − loss", True),
         Column(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kt import predictions, schema
 from kt.errors import KtError
+from kt.zoo.classes import positions
 
 LIBRARIES = ("torch", "timm", "numpy", "pandas", "pyarrow", "snakemake")
 
@@ -27,6 +28,7 @@ def versions() -> dict[str, str]:
 def zoo(
     members: Sequence[Mapping[str, Any]],
     files: Mapping[str, Path],
+    specialists: Mapping[str, NDArray[np.int64]],
     labels: Mapping[str, NDArray[np.int64]],
     overrides: Mapping[str, Mapping[str, Any]],
     extra: Mapping[str, pa.DataType],
@@ -36,6 +38,8 @@ def zoo(
     Args:
         members: what is known of each member, as its JSON file holds it.
         files: each member's predictions.
+        specialists: the labels behind the outputs of the members that have classes of their own, int64 [K]; accuracy
+            and calibration are those on the images of these classes.
         labels: classes of the splits ``validation`` and ``test``, int64 [n].
         overrides: the user's own values, by model and column.
         extra: types of the columns that only ``overrides`` has.
@@ -51,8 +55,11 @@ def zoo(
             raise KtError(
                 f"{files[name]}: predictions of other weights than {name!r} has now; delete the file and run again"
             )
-        accuracy = {split: float(predictions.correct(p.logits, labels[split]).mean()) for split, p in found.items()}
-        test, n, published = accuracy["test"], len(labels["test"]), member.get("published_acc")
+        known = {split: (p.logits, labels[split]) for split, p in found.items()}
+        if (own := specialists.get(name)) is not None:
+            known = {split: _of_classes(name, split, *of_all, own) for split, of_all in known.items()}
+        accuracy = {split: float(predictions.correct(*of_split).mean()) for split, of_split in known.items()}
+        test, n, published = accuracy["test"], len(known["test"][1]), member.get("published_acc")
         rows.append(
             {
                 **{key: value for key, value in member.items() if key != "published_acc"},
@@ -61,11 +68,22 @@ def zoo(
                 "acc_published": published,
                 "acc_agrees": None if published is None else predictions.agrees(100 * test, published, n),
                 "acc_validation": 100 * accuracy["validation"],
-                "ece": predictions.calibration_error(found["test"].logits, labels["test"]),
+                "ece": predictions.calibration_error(*known["test"]),
+                "classes": None if own is None else own.tolist(),
                 **overrides.get(name, {}),
             }
         )
     return schema.build("zoo", rows, extra)
+
+
+def _of_classes(
+    name: str, split: str, logits: predictions.Logits, labels: NDArray[np.int64], own: NDArray[np.int64]
+) -> tuple[predictions.Logits, NDArray[np.int64]]:
+    """Logits [n, K] on the images of a specialist's classes, and where their classes stand among them, int64 [n]."""
+    where = positions(labels, own)
+    if not (where >= 0).any():
+        raise KtError(f"zoo.models.{name}.classes: the split {split!r} has no image of them")
+    return logits[where >= 0], where[where >= 0]
 
 
 def transfers(files: Sequence[Path]) -> pa.Table:

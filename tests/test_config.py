@@ -32,7 +32,7 @@ VALIDATOR = jsonschema.Draft202012Validator(config.json_schema())
 def plain() -> dict[str, Any]:
     """The shipped ``config.yaml`` as plain values."""
     text = (Path(__file__).parent.parent / "config.yaml").read_text("utf-8")
-    raw: dict[str, Any] = yaml.load(text, config._Loader)
+    raw: dict[str, Any] = yaml.load(text, config.Loader)
     return raw
 
 
@@ -293,7 +293,7 @@ def test_every_preset_is_a_configuration_that_the_schema_accepts(root):
     presets = sorted((root / "presets").glob("*.yaml"))
     assert presets
     for path in presets:
-        raw = yaml.load(path.read_text("utf-8"), config._Loader)
+        raw = yaml.load(path.read_text("utf-8"), config.Loader)
         VALIDATOR.validate(raw)
         study = config.parse(raw, path.name)
         known = registry_of_models.load(study.zoo.modules)

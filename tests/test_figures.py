@@ -10,13 +10,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
+from kt import schema
 from kt.captions import CAPTIONS
 from kt.errors import KtError
 from kt.figures import FIGURES, draw
+from kt.figures.amalgamation import amalgamation
 from kt.figures.complementarity import telling
 from kt.figures.concentration import even_areas, even_entropy
 from kt.figures.style import RC
 from kt.figures.tables import Tables
+from kt.schema_experiments import EXPERIMENTS
 from kt.schema_study import SHARES
 
 NAMES = set(CAPTIONS)
@@ -129,7 +132,7 @@ def test_tick_labels_do_not_overlap_in(study):
 def test_figures_say_what_they_rest_on():
     for name, drawing in drawings_of("eight"):
         if drawing.missing:
-            assert name == "several_teachers"
+            assert name in {"several_teachers", "teacher_share", *EXPERIMENTS}
             continue
         footer = drawing.figure.get_supxlabel().replace("\n", " ")
         assert "56 ordered pairs" in footer, name
@@ -153,7 +156,9 @@ def test_what_is_drawn_is_what_the_tables_say(tmp_path):
     analysed = tables.analysed(study)
     analysed.write(tmp_path / "analysis")
     draw(tables.write(tmp_path / "tables", study), tmp_path / "figures", analysis=tmp_path / "analysis")
-    data = {name: pd.read_csv(tmp_path / "figures" / f"{name}.csv") for name in NAMES - {"several_teachers"}}
+    data = {
+        name: pd.read_csv(tmp_path / "figures" / f"{name}.csv") for name in NAMES - {"several_teachers", *EXPERIMENTS}
+    }
     scores, methods = study["complementarity"], study["methods"].query("group == 'all'").set_index("method")
     means = data["delta_by_method"].groupby("method")["delta"].mean()
     assert means.to_dict() == pytest.approx(methods["delta"].to_dict())
@@ -277,3 +282,32 @@ def test_areas_of_flips_spread_at_random_are_those_of_a_slow_count():
         for place, share in enumerate(SHARES):
             k = next(k for k in range(1, 6) if 100 * sum(largest_first[:k]) >= share * flips)
             assert row[place] == k
+
+
+def test_accuracies_of_an_amalgamation_are_means_over_seeds_with_paired_differences():
+    rows = [
+        {"experiment": "x", "method": method, "part": "all", "seed": seed, "n": 100, "acc": acc, "acc_se": 4.0,
+         "trains": method != "ensemble_logits"}
+        for method, of_seeds in {"cfl": (80.0, 84.0), "kd": (79.0, 81.0), "ensemble_logits": (82.0,)}.items()
+        for seed, acc in enumerate(of_seeds)
+    ]  # fmt: skip
+    study = tables.study(models=2, seeds=1)
+    drawing = amalgamation(Tables.of({**study, "amalgamation": pd.DataFrame(rows)}))
+    found = drawing.data.set_index("method")
+    assert found.loc["cfl", ["acc", "acc_se", "gain", "gain_se"]].tolist() == [82.0, 2.0, 2.0, 1.0]
+    assert found.loc["kd", "gain"] != found.loc["kd", "gain"], "nothing to compare with itself"
+    assert found.loc["ensemble_logits", ["acc", "acc_se", "seeds"]].tolist() == [82.0, 4.0, 1]
+    assert drawing.figure.axes[0].texts[0].get_text() == "82.0 ± 2.0  (+2.00 ± 1.00)"
+    assert amalgamation(Tables.of(study)).missing == "no amalgamation finished"
+
+
+def test_the_figure_of_an_experiment_is_drawn_where_its_table_is(tmp_path):
+    study = tables.write(tmp_path / "tables", tables.study(models=3))
+    columns = {"experiment": "x", "method": "kd", "seed": 0, "student": "a", "teachers": ["b", "c"], "key": "k"}
+    columns |= {"uses_labels": False, "trains": True, "part": "all", "classes": [0], "n": 9, "acc": 50.0}
+    detail = schema.build("amalgamation", [columns | {"acc_se": 1.0, "acc_best": 50.0}])
+    draw(study, tmp_path / "without")
+    assert not (tmp_path / "without/amalgamation.png").exists()
+    schema.write(study / "amalgamation.parquet", "amalgamation", detail)
+    draw(study, tmp_path / "with")
+    assert (tmp_path / "with/amalgamation.png").read_bytes().startswith(b"\x89PNG")

@@ -254,7 +254,7 @@ def test_the_table_of_models_compares_measured_and_published_accuracy(tmp_path):
     paths = {member["name"]: tmp_path / member["name"] for member in members}
     for path in paths.values():
         predictions.write(path, splits, "print", "data")
-    table = tables.zoo(members, paths, {"validation": labels, "test": labels}, {}, {})
+    table = tables.zoo(members, paths, {}, {"validation": labels, "test": labels}, {}, {})
     assert table["acc"].to_pylist() == [80.0] * 3
     assert table["acc_published"].to_pylist() == [85.0, 95.0, None]
     assert table["acc_agrees"].to_pylist() == [True, False, None]

@@ -71,8 +71,8 @@ def read(path: Path, table: str) -> pd.DataFrame:
 
 
 def prepare(transfers: pd.DataFrame, zoo: pd.DataFrame, complementarity: pd.DataFrame | None = None) -> Inputs:
-    """The same from frames in memory."""
-    zoo = _indexed(zoo)
+    """The same from frames in memory; models that know some classes only are no part of it."""
+    zoo = _indexed(zoo[zoo["classes"].isna()] if "classes" in zoo else zoo)
     apart = transfers["teacher"].isna()
     single = _complete(transfers[~apart])
     _known(single, zoo, "transfers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,9 @@ def known_classes(spec: DataSpec) -> int | None:
     """Number of classes where it is known before the source is read; None for arrays and timm's data sets.
 
     Raises:
-        KtError: as ``class_map`` does, or a folder of classes is not one.
+        KtError: as ``known_names`` does.
     """
-    chosen = class_map(spec)
-    if spec.num_classes or chosen:
-        return spec.num_classes or max((chosen or {}).values()) + 1
-    if spec.source in BUILTIN:
-        return BUILTIN[spec.source].classes
-    return len(check_folder(spec)[1]) if spec.is_folder else None
+    return spec.num_classes or len(known_names(spec) or ()) or None
 
 
 def relabel(listing: Listing, spec: DataSpec) -> tuple[NDArray[np.int64], list[str]]:
@@ -76,10 +72,28 @@ def relabel(listing: Listing, spec: DataSpec) -> tuple[NDArray[np.int64], list[s
     new = np.full(len(listing.classes), -1, np.int64)
     for name, label in chosen.items():
         new[known[name]] = label
+    return np.where(listing.labels < 0, -1, new[listing.labels]), _by_label(chosen, spec)
+
+
+def known_names(spec: DataSpec) -> list[str] | None:
+    """Names of the classes by label where they are known before the source is read; None as ``known_classes``.
+
+    Raises:
+        KtError: as ``class_map`` does, a folder of classes is not one, or a label is not below ``data.num_classes``.
+    """
+    chosen = class_map(spec)
+    if chosen is None and spec.source in BUILTIN:
+        chosen = {str(label): label for label in range(BUILTIN[spec.source].classes)}
+    if chosen is None and spec.is_folder:
+        chosen = {name: label for label, name in enumerate(check_folder(spec)[1])}
+    return None if chosen is None else _by_label(chosen, spec)
+
+
+def _by_label(chosen: Mapping[str, int], spec: DataSpec) -> list[str]:
     largest = max(chosen.values(), default=-1)
     if spec.num_classes is not None and largest >= spec.num_classes:
         raise KtError(f"data.num_classes: {spec.num_classes}, but a label is {largest}; labels count from 0")
     names = list(map(str, range(spec.num_classes or largest + 1)))
     for name, label in chosen.items():
         names[label] = name
-    return np.where(listing.labels < 0, -1, new[listing.labels]), names
+    return names

@@ -9,16 +9,17 @@ from matplotlib import rc_context
 
 from kt.captions import CAPTIONS
 from kt.errors import KtError, unknown
-from kt.figures import complementarity, concentration, gap, models, prediction, several, transfer
+from kt.figures import amalgamation, complementarity, concentration, flow, gap, models, prediction, several, transfer
 from kt.figures.style import RC, Drawing, save
 from kt.figures.tables import Tables
+from kt.schema_experiments import EXPERIMENTS
 
 Draw = Callable[[Tables], Drawing]
 
 
 def _named(name: str) -> Draw:
     """The function of a figure: it has its name."""
-    rooms = (transfer, gap, models, prediction, several, complementarity, concentration)
+    rooms = (transfer, gap, models, prediction, several, amalgamation, flow, complementarity, concentration)
     found: Draw = next(getattr(room, name) for room in rooms if hasattr(room, name))
     return found
 
@@ -32,7 +33,7 @@ def draw(tables: Path, out: Path, names: Sequence[str] | None = None, analysis: 
     Args:
         tables: folder of ``zoo``, ``complementarity``, ``pairs``, ``transfers`` and ``methods`` as Parquet.
         out: folder of the figures.
-        names: which figures; all where None.
+        names: which figures; where None all, those of experiments only where the study has such.
         analysis: folder of the analysis; figures that need it say so where None.
 
     Raises:
@@ -42,6 +43,7 @@ def draw(tables: Path, out: Path, names: Sequence[str] | None = None, analysis: 
         if name not in FIGURES:
             raise KtError(unknown("figure", name, FIGURES))
     data = Tables.read(tables, analysis)
+    there = [name for name in FIGURES if name in data.experiments or name not in EXPERIMENTS]
     with rc_context(RC):
-        for name in FIGURES if names is None else names:
+        for name in there if names is None else names:
             save(FIGURES[name](data), out, name)

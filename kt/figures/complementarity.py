@@ -73,7 +73,7 @@ def flips_heatmap(tables: Tables) -> Drawing:
     data = tables.complementarity[["teacher", "student", "pos_flips", "pos_flips_se"]].copy()
     if data.empty:
         return style.nothing(NOTHING, data)
-    accuracy = tables.zoo.set_index("name")["acc"]
+    accuracy = tables.compared.set_index("name")["acc"]
     order = [str(name) for name in accuracy.sort_values(ascending=False, kind="stable").index]
     grid = data.pivot_table("pos_flips", "teacher", "student").reindex(index=order, columns=order)
 

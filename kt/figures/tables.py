@@ -12,6 +12,7 @@ from kt import schema
 from kt.analysis.deltas import of_pairs, on_test, records
 from kt.errors import KtError
 from kt.schema_analysis import ANALYSIS
+from kt.schema_experiments import EXPERIMENTS
 
 STUDY = ("zoo", "complementarity", "pairs", "transfers", "methods")
 HEADLINE = ("kl", "kl_dp", "kl_dp_unsup")
@@ -31,6 +32,7 @@ class Tables:
         methods: the methods over groups of pairs, best mean delta first, controls last.
         analysis: the tables of ``kt analyse``, each empty where there is none.
         summary: the analysis's summary, Markdown.
+        experiments: the detail tables of the study's experiments, those that there are.
     """
 
     zoo: pd.DataFrame
@@ -41,33 +43,39 @@ class Tables:
     methods: pd.DataFrame
     analysis: Mapping[str, pd.DataFrame]
     summary: str
+    experiments: Mapping[str, pd.DataFrame]
 
     @classmethod
     def of(
         cls, study: Mapping[str, pd.DataFrame], analysis: Mapping[str, pd.DataFrame] | None = None, summary: str = ""
     ) -> Tables:
-        """From frames in memory: those of ``STUDY``, and any of the analysis."""
+        """From frames in memory: those of ``STUDY``, any of experiments, and any of the analysis."""
         made = {name: pd.DataFrame(columns=[c.name for c in columns]) for name, columns in ANALYSIS.items()}
         transfers = study["transfers"]
+        in_zoo = transfers["student"].isin(study["zoo"]["name"])  # others are students of experiments
         return cls(
             zoo=study["zoo"],
             complementarity=on_test(study["complementarity"]).reset_index(drop=True),
             pairs=study["pairs"],
             transfers=of_pairs(transfers),
-            several=transfers[transfers["teacher"].isna()].reset_index(drop=True),
+            several=transfers[in_zoo & transfers["teacher"].isna()].reset_index(drop=True),
             methods=study["methods"],
             analysis={**made, **(analysis or {})},
             summary=summary,
+            experiments={name: study[name] for name in EXPERIMENTS if name in study},
         )
 
     @classmethod
     def read(cls, folder: Path, analysis: Path | None = None) -> Tables:
         """Read ``NAME.parquet`` for every table of the study and, where its folder is given, of the analysis.
 
+        Detail tables of experiments are read where they are there.
+
         Raises:
             KtError: a table is missing or does not fit its schema.
         """
-        study = {name: schema.read_frame(folder / f"{name}.parquet", name) for name in STUDY}
+        there = [name for name in EXPERIMENTS if (folder / f"{name}.parquet").exists()]
+        study = {name: schema.read_frame(folder / f"{name}.parquet", name) for name in (*STUDY, *there)}
         if analysis is None:
             return cls.of(study)
         made = {name: schema.read_frame(analysis / f"{name}.parquet", name) for name in ANALYSIS}
@@ -90,6 +98,15 @@ class Tables:
         names = [row["method"] for row in records(rows)]
         first = [*(name for name in HEADLINE if name in names), *(name for name in names if name not in HEADLINE)]
         return [name for name in names if name in first[:most]]
+
+    @property
+    def compared(self) -> pd.DataFrame:
+        """The models that are compared and paired: those that know all classes."""
+        return self.zoo[self.zoo["classes"].isna()]
+
+    def details(self, name: str) -> pd.DataFrame:
+        """The detail table of a kind of experiment, without rows where the study has none of it."""
+        return self.experiments.get(name, pd.DataFrame(columns=[c.name for c in EXPERIMENTS[name]]))
 
     def why_not(self, table: str, otherwise: str) -> str:
         """Why a table of the analysis has no rows: it was not made, or ``otherwise``."""

@@ -8,20 +8,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
 import kt
+from kt.amalgamate.spec import Methods
 from kt.analysis.describe import answer
 from kt.captions import CAPTIONS
 from kt.figures.tables import Tables
+from kt.flow.spec import FlowMethods
 from kt.report.sections import SECTIONS, SPEAKS_FOR_ITSELF, Facts
 from kt.report.verdict import focus, held, verdict
 from kt.transfer.method import registry
 
 PAPERS = {
     "FG": ("Roth et al.: Fantastic Gains and Where to Find Them, ICLR 2024", "2310.17653"),
+    "CFL": ("Luo et al.: Knowledge Amalgamation by Common Feature Learning, IJCAI 2019", "1906.10546"),
+    "KF": ("Liu, Peng, Schwing: Knowledge Flow: Improve Upon Your Teachers, ICLR 2019", "1904.05878"),
     "BiKD": ("Jain, Karthik, Gandhi: Simplifying Knowledge Transfer in Pretrained Models, TMLR 2025", "2510.22208"),
 }
 ERRORS = {
@@ -102,8 +107,10 @@ def _figure(path: Path, name: str) -> dict[str, Any]:
 
 def _definitions(data: Tables) -> list[tuple[str, str]]:
     """The study's methods and what they do, as their own documentation says."""
-    known = registry()
-    names = data.transfers["method"].drop_duplicates().sort_values()
+    known = {name: type(method) for made in (Methods, FlowMethods) for name, method in made.defaults().items()}
+    known |= registry()
+    names = pd.concat(frame["method"] for frame in (data.transfers, *data.experiments.values()))
+    names = names.drop_duplicates().sort_values()
     return [(name, " ".join((known[name].__doc__ or "").split()) if name in known else UNKNOWN) for name in names]
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from kt.analysis.said import IDENTITY
 from kt.analysis.wording import counted
 from kt.figures.tables import Tables
-from kt.report import content, evidence
+from kt.report import content, evidence, experiments
 from kt.report.grids import Grid
 from kt.report.verdict import Held
 
@@ -122,6 +122,30 @@ def _several(facts: Facts) -> Part:
     return Part([], [evidence.several(facts.tables)], ["A method with several teachers costs several trainings."])
 
 
+def _amalgamation(facts: Facts) -> Part:
+    grid = experiments.amalgamation(facts.tables)
+    return Part(
+        ["Teachers that know some classes each, and one new student for all of these classes, taught without labels."],
+        [grid] if grid else [],
+        [
+            "`teachers` answer among their own classes only, which is easier than choosing among all; `supervised` has"
+            " the labels of the transfer images, which the others have not."
+        ],
+    )
+
+
+def _flow(facts: Facts) -> Part:
+    grid = experiments.flow(facts.tables)
+    return Part(
+        [
+            "A student that learns its own task from labels, while features of teachers of other tasks flow into it,"
+            " less and less. In the end it stands alone: accuracies are those without teachers."
+        ],
+        [grid] if grid else [],
+        [],
+    )
+
+
 def _knows(facts: Facts) -> Part:
     return Part(
         [
@@ -140,6 +164,9 @@ def _models(facts: Facts) -> Part:
         "The calibration error (15 bins of equal width) says how far confidence is from accuracy. Methods that choose"
         " by confidence, such as `kl_dp_unsup`, trust an overconfident teacher too much."
     ]
+    if (some := facts.tables.zoo["classes"].notna()).any():
+        names = ", ".join(facts.tables.zoo.loc[some, "name"])
+        after.append(f"Specialists know some classes only; theirs is the accuracy on images of these: {names}.")
     if wrong:
         after.append(f"Measured accuracy disagrees with the published one: {', '.join(wrong)}.")
     return Part([], [content.zoo(facts.tables)], after)
@@ -169,7 +196,7 @@ def _unsaid(facts: Facts) -> Part:
     lines = evidence.unsaid(facts.tables)
     if not lines:
         return Part([], [], [])
-    models = counted(len(facts.tables.zoo), "model")
+    models = counted(len(facts.tables.compared), "model")
     return Part(
         ["One study of " + models + " answers for these models and images.", *(f"• {line}" for line in lines)], [], []
     )
@@ -181,6 +208,8 @@ SECTIONS = (
     Section("predicts", "What predicts the gain?", "What predicts it?", _predicts),
     Section("recommend", "Whom to choose as a teacher?", "Whom to choose?", _recommend),
     Section("several", "Are several teachers better than one?", "Several teachers", _several),
+    Section("amalgamation", "Can one student take over several specialists?", "Several specialists", _amalgamation),
+    Section("flow", "Does it help to learn with teachers of other tasks?", "Knowledge flow", _flow),
     Section("knows", "What do models know that others do not?", "Complementary knowledge", _knows),
     Section("zoo", "The models", "Models", _models),
     Section("pairs", "The pairs that stand out", "Pairs", _pairs),

@@ -4,6 +4,7 @@ What a stage needs beyond tables (torch, timm, matplotlib) is imported when it r
 transfer job with nothing left to do, never wait for torch.
 """
 
+from kt.stages.experiments import experiment
 from kt.stages.members import data, predict, preview, zoo
 from kt.stages.results import choose, gather, report
 from kt.stages.scores import complementarity, pairs
@@ -14,6 +15,7 @@ __all__ = [
     "choose",
     "complementarity",
     "data",
+    "experiment",
     "gather",
     "groups",
     "pairs",

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from kt import tables
 from kt.config import Study
 from kt.data.datasets import Dataset
+from kt.data.spec import InputSpec
 from kt.errors import KtError, unknown
+from kt.zoo.classes import labels_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +26,7 @@ def metadata(study: Study) -> dict[str, str]:
 def known_model(study: Study, name: str) -> str:
     """``name``, where it is a member of the zoo; raises ``KtError`` where it is not."""
     if name not in study.zoo.models:
-        raise KtError(unknown("model", name, study.names))
+        raise KtError(unknown("model", name, study.members))
     return name
 
 
@@ -42,19 +44,24 @@ def pick_device(name: str, threads: int) -> torch.device:
 
 def channels(study: Study, name: str, data: Dataset) -> int:
     """Colour channels that a member sees: grey images go to a model for colour images as three equal channels."""
-    mean = len(study.zoo.input_of(name).mean)
+    return channels_of(f"zoo.models.{name}", study.zoo.input_of(name), data)
+
+
+def channels_of(at: str, spec: InputSpec, data: Dataset) -> int:
+    """Colour channels that a model with some input sees; ``at`` is its place in the configuration."""
+    mean = len(spec.mean)
     if mean not in (1, data.channels) and data.channels != 1:
-        raise KtError(f"zoo.models.{name}: input has {mean} channels, the images have {data.channels}")
+        raise KtError(f"{at}: input has {mean} channels, the images have {data.channels}")
     return max(mean, data.channels)
 
 
 def build(study: Study, name: str, data: Dataset) -> nn.Module:
-    """A member's architecture with fresh weights."""
+    """A member's architecture with fresh weights and an output for each of its classes."""
     from kt.zoo import models
 
     models.import_modules(study.zoo.modules)
-    member = study.zoo.models[name]
-    return models.build(member.arch, member.args, data.classes, channels(study, name, data))
+    member, outputs = study.zoo.models[name], len(labels_of(name, study.zoo.models[name], data.class_names))
+    return models.build(member.arch, member.args, outputs, channels(study, name, data))
 
 
 def stop_on_signal() -> Event:

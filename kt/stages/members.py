@@ -15,9 +15,11 @@ from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.errors import KtError, listed
 from kt.layout import Layout
+from kt.stages import experiments
 from kt.stages.common import build, channels, known_model, metadata, pick_device
 from kt.zoo import check, overrides, registry
 from kt.zoo import preview as previewing
+from kt.zoo.classes import labels_of
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +28,13 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     """Split and decode the data set."""
     datasets.write(layout.data, study.data, threads, study.check_splits)
     dataset = Dataset.open(layout.data)
+    study.check_classes(dataset.class_names)
     check.check_heads(study.zoo, registry.load(study.zoo.modules), dataset.classes)
     _check_checkpoints(study, dataset)
-    wanted = {name: math.floor((spec := study.zoo.input_of(name)).size / spec.crop_pct) for name in study.names}
+    wanted = {name: math.floor((spec := study.zoo.input_of(name)).size / spec.crop_pct) for name in study.members}
     if small := [f"{name} ({side})" for name, side in wanted.items() if study.data.size and side > study.data.size]:
         log.warning("data: images of %d pixels are enlarged for %s", study.data.size, listed(small))
+    experiments.inspect(study, layout, threads)
     counts = dataset.splits["split"].value_counts(sort=False)
     log.info("data: %s decoded, %s images", study.data.source, ", ".join(f"{n} {split}" for split, n in counts.items()))
 
@@ -47,7 +51,7 @@ def _check_checkpoints(study: Study, dataset: Dataset) -> None:
         colours = channels(study, name, dataset)
         build = partial(models.build, member.arch, member.args, channels=colours)
         try:
-            weights.check_head(build, str(member.checkpoint), dataset.classes)
+            weights.check_head(build, str(member.checkpoint), len(labels_of(name, member, dataset.class_names)))
         except KtError as error:
             raise KtError(f"zoo.models.{name}.checkpoint: {error}") from error
 
@@ -58,34 +62,35 @@ def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
     from kt.zoo import weights
     from kt.zoo.predict import predict as run
 
-    spec, views = study.zoo.input_of(known_model(study, name)), study.transfer.views
+    spec, compared = study.zoo.input_of(known_model(study, name)), name in study.names
+    views = study.transfer.views if compared else None  # experiments show their teachers the plain images
     dataset, device = Dataset.open(layout.data), pick_device(study.device, threads)
     fingerprint = store.read_json(layout.member(name))["fingerprint"]
     run(
         weights.load(build(study, name, dataset), layout.weights(name)).to(device).eval(),
         {s: inputs(dataset, s, spec, device, views, keep=False) for s in predictions.SPLITS},
-        {s: np.tile(dataset.ids(s), study.views(s)) for s in predictions.SPLITS},
+        {s: np.tile(dataset.ids(s), study.views(s) if compared else 1) for s in predictions.SPLITS},
         layout.predictions(name),
         fingerprint,
-        study.shown(dataset.hash),
-        study.features,
-        study.transfer.top_k,
+        study.shown(dataset.hash) if compared else dataset.hash,
+        study.features and compared,
+        study.transfer.top_k if compared else None,
     )
-    count = sum(study.views(split) * len(dataset.rows(split)) for split in predictions.SPLITS)
-    log.info("predict %s: %d images", name, count)
+    log.info("predict %s: done", name)
 
 
 def zoo(study: Study, layout: Layout, out: Path) -> None:
     """Make the table ``zoo``."""
     dataset = Dataset.open(layout.data)
-    corrected, extra = overrides.read(study.zoo.overrides, study.names) if study.zoo.overrides else ({}, {})
+    corrected, extra = overrides.read(study.zoo.overrides, study.members) if study.zoo.overrides else ({}, {})
     published = overrides.published(study.zoo.published) if study.zoo.published else {}
     table = tables.zoo(
         [
             store.read_json(layout.member(name)) | {"published_acc": member.published(published)}
             for name, member in study.zoo.models.items()
         ],
-        {name: layout.predictions(name) for name in study.names},
+        {name: layout.predictions(name) for name in study.members},
+        {name: labels_of(name, m, dataset.class_names) for name, m in study.zoo.models.items() if m.classes},
         {split: dataset.labels[dataset.rows(split)] for split in ("validation", "test")},
         corrected,
         extra,

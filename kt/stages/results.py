@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from kt import pairs as pairing
 from kt import schema, store, tables
@@ -28,6 +29,7 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     files = [layout.transfer(student, chunk) for student, count in jobs.items() for chunk in range(count)]
     if study.groups:
         files += [layout.transfer(student, "groups") for student in grouping.count(study.names, study.groups.choose)]
+    files += [layout.experiment(rule, name) for rule, name, _ in study.each_experiment()]
     transfers = tables.transfers(files)
     scores = schema.read(layout.complementarity("test"), "complementarity")
     summary = describe.summarise(of_pairs(tables.frame(transfers)), tables.frame(scores), study.analysis.equal_within)
@@ -36,6 +38,9 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
         "complementarity": scores,
         "methods": schema.build("methods", summary.to_dict("list")),
     }
+    for rule, experiments in study.experiments.items():
+        for name in {experiment.table for experiment in experiments.values()}:
+            made[name] = pa.concat_tables([schema.read(layout.details(rule, n), name) for n in experiments])
     for name, table in made.items():
         schema.write(out / f"{name}.parquet", name, table, metadata(study))
     for name in ("zoo", "pairs"):

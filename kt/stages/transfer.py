@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.progress import Progress
-from kt.stages.common import build, known_model, metadata, pick_device
+from kt.stages.common import build, known_model, metadata, pick_device, stop_on_signal
 from kt.transfer import choice
 from kt.transfer import groups as grouping
 from kt.transfer.card import card
@@ -176,8 +174,8 @@ def _keep(study: Study, layout: Layout, dataset: Dataset, model: nn.Module, task
 
 
 @dataclass(frozen=True)
-class _Zoo:
-    """The zoo as a transfer job reads it: predictions and weights."""
+class ZooFiles:
+    """The zoo as a job reads it: predictions and weights."""
 
     study: Study
     layout: Layout
@@ -185,15 +183,18 @@ class _Zoo:
 
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
-        return status.fingerprints(self.layout, self.study.names)
+        return status.fingerprints(self.layout, self.study.members)
 
     def fingerprint(self, name: str) -> str:
+        """Identifies architecture, input and weights."""
         return self._fingerprints[name]
 
     def logits(self, name: str, split: str) -> predictions.Logits:
+        """Cached logits, float16 [N, C]."""
         return predictions.read(self.layout.predictions(name), split).logits
 
     def features(self, name: str, split: str) -> NDArray[np.float16]:
+        """Cached penultimate features, float16 [N, D]; raises ``KtError`` where there are none."""
         path = self.layout.predictions(name)
         found = predictions.read(path, split).features
         if found is None:
@@ -201,12 +202,31 @@ class _Zoo:
         return found
 
     def load(self, name: str) -> nn.Module:
+        """The model with its weights."""
         from kt.zoo import weights
 
         return weights.load(build(self.study, name, self.dataset), self.layout.weights(name))
 
+    def fresh(self, name: str) -> nn.Module:
+        """The architecture with fresh weights, from torch's global generator."""
+        return build(self.study, name, self.dataset)
+
+    def architecture(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Its ``arch`` and ``args``."""
+        member = self.study.zoo.models[name]
+        return member.arch, member.args
+
     def input_of(self, name: str) -> InputSpec:
+        """What the model sees of an image."""
         return self.study.zoo.input_of(name)
+
+
+class FreshZoo(ZooFiles):
+    """The same before any weights are there."""
+
+    def load(self, name: str) -> nn.Module:
+        """The architecture with fresh weights."""
+        return self.fresh(name)
 
 
 def _bench(
@@ -215,12 +235,10 @@ def _bench(
     """The bench for the missing units, on verified predictions; a signal stops it."""
     from kt.transfer.job import Workbench
 
-    device, stop = pick_device(study.device, threads), Event()
-    for number in (signal.SIGTERM, signal.SIGUSR2):  # what schedulers send before they take a machine away
-        signal.signal(number, lambda *_: stop.set())
+    device, stop = pick_device(study.device, threads), stop_on_signal()
     for name in {student} | {name for task in missing.values() for name in task.unit.teachers}:
         predictions.verify(layout.predictions(name))
     return Workbench.set_up(
-        student, _Zoo(study, layout, dataset), dataset, study.transfer.training, layout.checkpoints,
+        student, ZooFiles(study, layout, dataset), dataset, study.transfer.training, layout.checkpoints,
         study.transfer.checkpoint_seconds, device, stop, study.transfer.views,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from kt.layout import Layout
 from kt.progress import Progress
 from kt.stages.common import build, channels, known_model, pick_device, stop_on_signal
 from kt.zoo import knowledge, registry
+from kt.zoo.classes import labels_of, positions
 from kt.zoo.spec import FineTune, Member
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def _start(study: Study, name: str, dataset: Dataset) -> nn.Module:
     from kt.zoo import models
     from kt.zoo import weights as files
 
-    member, classes, colours = study.zoo.models[name], dataset.classes, channels(study, name, dataset)
+    member, colours = study.zoo.models[name], channels(study, name, dataset)
+    classes = len(labels_of(name, member, dataset.class_names))
     if member.checkpoint:
         models.import_modules(study.zoo.modules)
         return files.given(
@@ -88,7 +90,10 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
     member, spec, device = study.zoo.models[name], study.zoo.input_of(name), pick_device(study.device, threads)
     recipe = member.train or member.finetune
     assert recipe is not None
+    classes = labels_of(name, member, dataset.class_names)
     zoo_rows = dataset.rows("zoo")
+    if member.classes:
+        zoo_rows = zoo_rows[positions(dataset.labels[zoo_rows], classes) >= 0]
     try:
         rows = zoo_rows[train.choose(dataset.labels[zoo_rows], recipe)]
     except KtError as error:
@@ -103,7 +108,8 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
         progress.done = epoch - 1
         progress.step(f"loss {loss:.3f}")
 
-    batch, labels = train.batches(dataset.images, rows, recipe.augment, spec, device), dataset.labels[rows]
+    batch = train.batches(dataset.images, rows, recipe.augment, spec, device)
+    labels = positions(dataset.labels[rows], classes) if member.classes else dataset.labels[rows]
     if isinstance(recipe, FineTune) and recipe.mode == "linear":
         finetune.linear(model, batch, labels, recipe, device, report, checkpoint)
     else:

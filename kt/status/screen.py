@@ -34,8 +34,8 @@ def expected(study: Study, layout: Layout) -> dict[str, dict[str, bool]]:
     groups = {f"groups.student={name}": layout.transfer(name, "groups").exists() for name in grouped}
     return {
         "data": {"data": (layout.data / "meta.json").exists()},
-        "weights": {f"weights.model={name}": name in weights for name in study.names},
-        "predictions": {f"predictions.model={name}": name in logits for name in study.names},
+        "weights": {f"weights.model={name}": name in weights for name in study.members},
+        "predictions": {f"predictions.model={name}": name in logits for name in study.members},
         "complementarity": {f"complementarity.split={s}": layout.complementarity(s).exists() for s in splits},
         **({"search": search} if search else {}),
         "transfer": {
@@ -44,6 +44,11 @@ def expected(study: Study, layout: Layout) -> dict[str, dict[str, bool]]:
             for chunk in range(chunks)
         },
         **({"groups": groups} if groups else {}),
+        **{
+            rule: {f"{rule}.experiment={name}": layout.details(rule, name).exists() for name in found}
+            for rule, found in study.experiments.items()
+            if found
+        },
     }
 
 

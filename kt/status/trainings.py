@@ -13,7 +13,7 @@ from kt.data.datasets import split_sizes
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.pace import BASES, Pace
-from kt.status import index
+from kt.status import experiments, index
 from kt.status.index import Entry
 from kt.status.wanted import Wanted, plans, wanted, work
 from kt.transfer.ledger import Ledger, Record
@@ -116,8 +116,10 @@ def survey(study: Study, layout: Layout) -> Survey:
     """Compare the units that a study asks for with its ledger."""
     images = split_sizes(layout.data, study.data)
     asked = wanted(study, layout, images.get("transfer", 0))
-    state = Survey(images, members(layout, study.names), pairs=len(asked.pairs))
+    state = Survey(images, members(layout, study.members), pairs=len(asked.pairs))
     state.waiting, state.work = Counter(asked.units), work(study, layout, asked)
+    trials, seen = experiments.expected(study, asked.images)
+    state.waiting, state.work = state.waiting + trials, state.work | seen
     state.units = state.waiting.total()
     known = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
     try:
@@ -126,6 +128,7 @@ def survey(study: Study, layout: Layout) -> Survey:
         data, known = "", {}
     entries = index.read(layout.ledger)
     _count(state, entries, asked, plans(study, layout, data), known)
+    _count_experiments(state, entries, study, layout, known, asked.images)
     state.pace = _pace(study, state.models, entries, known)
     _estimate(state)
     if study.device != "auto" or set(state.basis) == {BASES[4]}:  # an assumed speed is a GPU's, but for `cpu`
@@ -167,6 +170,28 @@ def _count(
             state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
     state.failures = [(text, student) for _, text, student in sorted(failures, reverse=True)]
     state.pairs_done = sum(of_pair[pair] == asked.per_pair for pair in asked.pairs)
+
+
+def _count_experiments(
+    state: Survey, entries: list[Entry], study: Study, layout: Layout, known: Mapping[str, str], images: int
+) -> None:
+    """The same for trials of experiments, whose keys are known; two experiments may share a trial."""
+    trials = experiments.by_key(study, layout, known)
+    for rule, name, experiment in study.each_experiment():
+        at = f"{rule}.{name}"
+        for entry in entries:
+            trial = trials[at].get(entry.key)
+            if trial is None or entry.status == "damaged":
+                continue
+            state.waiting[at] -= 1
+            state.work[at] -= experiments.seen(experiment, trial, images)
+            if entry.status == "ok":
+                state.done += 1
+                state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
+            else:
+                state.failed[entry.cause] += 1
+                what = f"{trial.approach.name} of {at}, seed {trial.seed}"
+                state.failures.append((f"{what}: {entry.reason}", at))
 
 
 def _units_of(
@@ -231,7 +256,8 @@ def forget(layout: Layout, keys: list[str], damaged: bool) -> list[str]:
     """
     ledger, wanted = Ledger(layout.ledger), set(keys)
     tables = []
-    for path in sorted((layout.root / "transfer").glob("*/*.parquet")):
+    folders = ((layout.root / "transfer", "*/*.parquet"), (layout.root / "experiments", "*/*/rows.parquet"))
+    for path in sorted(path for folder, pattern in folders for path in folder.glob(pattern)):
         if wanted & set(schema.read(path, "transfers")["key"].to_pylist()):
             path.unlink()
             tables.append(str(path))

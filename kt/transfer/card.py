@@ -24,6 +24,18 @@ def card(
         channels: colour channels of the images.
     """
     teachers = " and ".join(row["teachers"]) if not row["control"] else "nobody (control)"
+    rows = [("accuracy after", f"{row['acc_after']:.2f} % of {row['n']} test images")]
+    if row.get("delta") is not None:
+        delta = f"{row['delta']:+.2f} ± {row['delta_se']:.2f} percentage points, on {row['n']} test images"
+        change = f"{row['knowledge_gain']:.2f} % / {row['knowledge_loss']:.2f} % of the test images"
+        rows = [
+            ("accuracy before", f"{row['acc_before']:.2f} %"),
+            ("accuracy after", f"{row['acc_after']:.2f} %"),
+            ("transfer delta", delta),
+            ("knowledge gain / loss", change),
+        ]
+    rows += [("trainings spent", row["budget"]), ("unit in the ledger", f"`{row['key']}`")]
+    facts = "\n".join(f"| {name} | {value} |" for name, value in rows)
     arguments = {"num_classes": classes, "in_chans": channels, **args, "checkpoint_path": weights}
     call = ", ".join([repr(arch), *(f"{name}={value!r}" for name, value in arguments.items())])
     described = json.dumps({name: unit[name] for name in ("method", "training", "seed", "data")}, indent=2)
@@ -33,12 +45,7 @@ def card(
 
 | | |
 |---|---|
-| accuracy before | {row["acc_before"]:.2f} % |
-| accuracy after | {row["acc_after"]:.2f} % |
-| transfer delta | {row["delta"]:+.2f} ± {row["delta_se"]:.2f} percentage points, on {row["n"]} test images |
-| knowledge gain / loss | {row["knowledge_gain"]:.2f} % / {row["knowledge_loss"]:.2f} % of the test images |
-| trainings spent | {row["budget"]} |
-| unit in the ledger | `{row["key"]}` |
+{facts}
 
 ```python
 model = timm.create_model({call})

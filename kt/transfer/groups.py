@@ -76,6 +76,17 @@ class GroupSpec(Spec):
         return methods
 
 
+def named(rule: Explicit | Random | Ranked) -> list[tuple[str, str]]:
+    """Every name or pattern that a rule gives, behind its place in the configuration."""
+    if isinstance(rule, Explicit):
+        return [
+            (f"groups.choose.sets.{i}", name)
+            for i, group in enumerate(rule.sets)
+            for name in (group.student, *group.teachers)
+        ]
+    return [("groups.choose.students", pattern) for pattern in rule.students]
+
+
 def check(names: Sequence[str], rule: Explicit | Random | Ranked) -> None:
     """Fail where a rule does not fit the zoo.
 

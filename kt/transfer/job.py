@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Protocol
@@ -18,10 +19,9 @@ from torch import nn
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import Inputs, inputs
-from kt.errors import Interrupted
 from kt.predictions import Logits
-from kt.transfer import engine
 from kt.transfer.engine import State
+from kt.transfer.failures import attempt
 from kt.transfer.ledger import Record
 from kt.transfer.memory import estimate
 from kt.transfer.session import Session
@@ -129,24 +129,15 @@ class Workbench:
         """
         pieces = 1
         while True:
-            try:
-                return self._run(unit, key, pieces)
-            except Interrupted:
-                raise
-            except engine.Diverged as error:
+            record = attempt(partial(self._run, unit, key, pieces), key)
+            if record.get("cause") == "diverged":
                 self._forget(key)
-                return {"status": "failed", "cause": "diverged", "reason": f"diverged: {error}"}
-            except torch.OutOfMemoryError as error:
-                reason = f"out_of_memory: {_first_line(error)}"
-                batch = unit.method.trained(self.training).batch_size
-                pieces *= 2
-                if unit.method.whole_batch or batch // pieces < 2:  # BatchNorm needs two images
-                    return {"status": "failed", "cause": "out_of_memory", "reason": reason}
-                log.warning("%s: unit %s goes on with %d pieces a batch", reason, key[:12], pieces)
-            except Exception as error:  # one bad unit is a row with a reason, not the end of the job
-                log.exception("unit %s failed", key[:12])
-                reason = f"error: {type(error).__name__}: {_first_line(error)}"
-                return {"status": "failed", "cause": "error", "reason": reason}
+            pieces *= 2
+            batch = unit.method.trained(self.training).batch_size
+            cut = not unit.method.whole_batch and batch // pieces >= 2  # BatchNorm needs two images
+            if record.get("cause") != "out_of_memory" or not cut:
+                return record
+            log.warning("%s: unit %s goes on with %d pieces a batch", record["reason"], key[:12], pieces)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -185,7 +176,3 @@ class Workbench:
         """The classes that a model, by its name's input, gives the images of a split, int64 [n]."""
         said: NDArray[np.int64] = logits(model, self.view(name, split)).argmax(1)
         return said
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

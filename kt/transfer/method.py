@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
-
-from kt.spec import Spec
 from kt.transfer import methods
-from kt.transfer.training import Changes, Training
+from kt.transfer.approach import Approach
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,7 +47,7 @@ class SlowWeights(NamedTuple):
     every: int
 
 
-class Method(Spec):
+class Method(Approach):
     """A transfer method: its fields are its parameters.
 
     Teachers and the frozen student do not change during training, so ``targets`` runs once, over all transfer images;
@@ -63,11 +60,8 @@ class Method(Spec):
     - ``run`` may train several times, or not at all.
 
     Attributes:
-        name: the method's name in ``config.yaml``.
-        version: raise it when the method's results change: finished units of older versions are not reused.
         control: true where the teacher plays no part; ``targets`` then gets the frozen student as its teacher.
-        uses_labels: true where the labels of the transfer images have a say: its gain must then be held against the
-            control `finetune`, that of other methods against `self`. Where parameters decide: see ``labelled``.
+        uses_labels: its gain must then be held against the control `finetune`, that of other methods against `self`.
         uses_features: true where the loss needs the teacher's penultimate features.
         takes: whether it runs on a pair, on a group of several teachers, or on both.
         joint: true where all models train; the unit of a set of models is then shared by all its students.
@@ -75,17 +69,11 @@ class Method(Spec):
         whole_batch: true where a loss compares the samples of its batch, so that a batch may not be cut into pieces.
     """
 
-    name: ClassVar[str]
-    version: ClassVar[int] = 1
     control: ClassVar[bool] = False
-    uses_labels: ClassVar[bool] = False
     uses_features: ClassVar[bool] = False
     takes: ClassVar[Literal["pair", "group", "both"]] = "pair"
     joint: ClassVar[bool] = False
-    trains: ClassVar[bool] = True
     whole_batch: ClassVar[bool] = False
-
-    training: Changes | None = Field(None, description="what this method trains with instead of `transfer.training`")
 
     def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Target logits [N, C], and bool [N] where they come from a teacher; as it stands, the frozen student's.
@@ -119,11 +107,6 @@ class Method(Spec):
         """How the slow weights follow, if this method has any."""
         return None
 
-    @property
-    def labelled(self) -> bool:
-        """Whether the labels of the transfer images have a say with these parameters."""
-        return self.uses_labels
-
     def budget(self, teachers: int) -> int:
         """What a unit costs, in trainings of one model."""
         return 1
@@ -131,14 +114,6 @@ class Method(Spec):
     def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
         """The outcome of a unit: that of one training."""
         return session.outcome(session.train(self, teachers, seed))
-
-    def parameters(self) -> dict[str, Any]:
-        """The method's own parameters as plain JSON values, without what it changes of the training."""
-        return {name: value for name, value in self.plain().items() if name != "training"}
-
-    def trained(self, training: Training) -> Training:
-        """How this method trains, given the section ``transfer.training``."""
-        return self.training.of(training) if self.training else training
 
 
 @cache

@@ -12,24 +12,15 @@ from dataclasses import replace
 from itertools import product
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, PositiveInt, create_model, field_validator
+from pydantic import Field, PositiveInt, create_model, field_validator
 from pydantic.fields import FieldInfo
 
 from kt import pairs
 from kt.spec import Spec
 from kt.store import digest
 from kt.transfer.method import Method, registry
-from kt.transfer.training import Training, constrained
+from kt.transfer.training import Seeds, Training, constrained
 from kt.transfer.units import Unit, enumerate_units
-
-
-def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 1 << 32:
-        raise ValueError(f"seeds must be distinct and from 0 to {(1 << 32) - 1}, not {list(seeds)}")
-    return seeds
-
-
-Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Grid(Spec):

@@ -5,48 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import (
-    Field,
-    PositiveInt,
-    SerializerFunctionWrapHandler,
-    create_model,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, PositiveInt, create_model, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from kt.data.spec import ViewsSpec
 from kt.errors import unknown
 from kt.pairs import PairRule
-from kt.spec import Spec
+from kt.spec import Options, Spec
 from kt.transfer import search as searching
+from kt.transfer.approach import Approach
 from kt.transfer.method import Method, registry
-from kt.transfer.search import SearchSpec, Seeds
-from kt.transfer.training import Training
+from kt.transfer.search import SearchSpec
+from kt.transfer.training import Seeds, Training
 from kt.transfer.units import Unit
 
 
-class MethodsBase(Spec):
+class MethodsBase(Options):
     """The methods to run, with their parameters."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_means_defaults(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: {} if params is None else params for name, params in value.items()}
-        return value
-
-    @model_serializer(mode="wrap")
-    def _only_chosen(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: params for name, params in dump(self).items() if params is not None}
 
     def chosen(self) -> dict[str, Method]:
         """The methods that the configuration names, in alphabetical order."""
-        return {name: method for name in type(self).model_fields if (method := getattr(self, name)) is not None}
+        return self.options()
 
 
-def option(method: type[Method]) -> Any:
+def option(method: type[Approach]) -> Any:
     """A method as a field of the configuration."""
     return (method | None, Field(None, description=(method.__doc__ or "").splitlines()[0]))
 

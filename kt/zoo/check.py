@@ -7,12 +7,14 @@ import pickle
 import pickletools
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from kt import store
 from kt.errors import KtError, listed, nearest
 from kt.zoo import overrides
+from kt.zoo.classes import labels_of
 from kt.zoo.registry import Registry
 from kt.zoo.spec import Member, ZooSpec
 
@@ -84,8 +86,14 @@ def _check_source(at: str, member: Member) -> None:
         check_checkpoint(f"{at}.checkpoint", Path(member.checkpoint))
 
 
+def check_classes(zoo: ZooSpec, known: Sequence[str]) -> None:
+    """Fail where a specialist names a class that the data set has not; ``known`` has the classes' names by label."""
+    for name, member in zoo.models.items():
+        labels_of(name, member, known)
+
+
 def check_heads(zoo: ZooSpec, registry: Registry, classes: int) -> None:
-    """Fail where a given head has another class count than the data, and no new one is trained.
+    """Fail where a given head has another class count than its data, and no new one is trained.
 
     Of checkpoints only headers of .safetensors files are read, for architectures whose classifier timm names.
 
@@ -93,16 +101,16 @@ def check_heads(zoo: ZooSpec, registry: Registry, classes: int) -> None:
         KtError: naming the models and what helps.
     """
     heads = {
-        name: _outputs(member, registry)
+        name: (_outputs(member, registry), len(member.classes or ()) or classes)
         for name, member in zoo.models.items()
         if (member.pretrained or member.checkpoint) and not member.finetune
     }
-    if wrong := {name: has for name, has in heads.items() if has not in (None, classes)}:
-        name, has = next(iter(wrong.items()))
+    if wrong := {name: (has, needs) for name, (has, needs) in heads.items() if has not in (None, needs)}:
+        name, (has, needs) = next(iter(wrong.items()))
         more = f" (and {len(wrong) - 1} models more)" if len(wrong) > 1 else ""
         raise KtError(
-            f"zoo.models.{name}: its head has {has} classes, the data {classes}{more}; give `finetune` for a new head, "
-            f"or select models by `classes: {classes}`"
+            f"zoo.models.{name}: its head has {has} classes, the data {needs}{more}; give `finetune` for a new head, "
+            f"or select models by `classes: {needs}`"
         )
 
 

@@ -22,6 +22,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _class(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"a class is given by its number or its name, not {value!r}")
+    return value
+
+
+ClassName = Annotated[int | str, BeforeValidator(_class, json_schema_input_type=int | str)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_several, json_schema_input_type=str | tuple[str, ...])]
 Numbers = Annotated[
     tuple[PositiveInt, ...], BeforeValidator(_several, json_schema_input_type=PositiveInt | tuple[PositiveInt, ...])
@@ -82,6 +89,12 @@ class Member(Spec):
     )
     pretrained: bool = Field(False, description="take the weights that timm publishes, from cache or hub")
     finetune: FineTune | None = Field(None, description="fit `checkpoint` or `pretrained` weights to the zoo split")
+    classes: tuple[ClassName, ...] | None = Field(
+        None,
+        min_length=2,
+        description="a specialist: the only classes it tells apart, by number or name, in the order of its outputs; it "
+        "has no part in `pairs` and `groups` and can teach in `amalgamate`",
+    )
     pretraining: str | None = Field(None, description="what the weights were trained on, for the zoo table")
     kind: Kind | None = Field(None, description="overrides what is known of the architecture")
     family: str | None = Field(None, description="overrides what is known of the architecture")
@@ -132,6 +145,11 @@ class ZooSpec(Spec):
         description="CSV file of published accuracies with columns `model` and `top1`, as timm's results-imagenet.csv, "
         "for members with their published weights",
     )
+
+    @property
+    def generalists(self) -> list[str]:
+        """Names of the members that tell all classes apart, in the order of the file."""
+        return [name for name, member in self.models.items() if member.classes is None]
 
     def input_of(self, name: str) -> InputSpec:
         """The input that a member expects; every member has one once the study is loaded."""

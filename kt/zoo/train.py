@@ -46,7 +46,7 @@ def choose(labels: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:
     generator = np.random.default_rng(recipe.seed)
     wanted = recipe.images or len(labels)
     if wanted > len(labels):
-        raise KtError(f"train.images: {wanted} asked for, but the zoo split has {len(labels)}")
+        raise KtError(f"train.images: {wanted} asked for, but the zoo split has {len(labels)} of the model's classes")
     chosen = np.sort(generator.permutation(len(labels))[:wanted])
     if recipe.thin:
         if absent := set(recipe.thin.classes) - set(labels.tolist()):

@@ -12,6 +12,7 @@ from kt.captions import CAPTIONS
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.schema_analysis import ANALYSIS
+from kt.schema_experiments import EXPERIMENTS
 from kt.transfer import groups as kt_groups
 
 # The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.
@@ -44,10 +45,11 @@ shell.prefix(
 
 
 wildcard_constraints:
-    model="|".join(STUDY.names),
+    model="|".join(STUDY.members),
     student="|".join(STUDY.names),
     chunk=r"\d+",
     split="validation|test",
+    experiment="[^/]+",
 
 
 def member(wildcards):
@@ -162,3 +164,44 @@ onstart:
 
 onerror:
     print("kt: stopped; the same command goes on where this run ended", file=sys.stderr)
+
+
+# The detail tables of the kinds of experiments that the study has.
+DETAILS = sorted({experiment.table for _, _, experiment in STUDY.each_experiment()})
+
+
+def experiment_tables(rule, name, experiment=None):
+    """What the job of an experiment writes."""
+    return [LAYOUT.experiment(rule, name), LAYOUT.details(rule, name)]
+
+
+def experiment_models(rule):
+    """Predictions and weights of the teachers of the experiment that a job is about."""
+
+    def files(wildcards):
+        names = STUDY.experiments[rule][wildcards.experiment].teachers
+        return [
+            path(name)
+            for path in (LAYOUT.weights, LAYOUT.predictions)
+            for name in names
+        ]
+
+    return files
+
+
+def experiment_plan(rule):
+    """All in the configuration that determines an experiment; only a change of these runs it again."""
+
+    def plan(wildcards):
+        experiment = STUDY.experiments[rule][wildcards.experiment]
+        classes = [
+            STUDY.zoo.models[name].plain()["classes"] for name in experiment.teachers
+        ]
+        return [
+            experiment.plain(),
+            classes,
+            STUDY.student_input(experiment).plain(),
+            STUDY.transfer.export,
+        ]
+
+    return plan

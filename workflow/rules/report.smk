@@ -1,6 +1,8 @@
+# Figures of experiments are drawn where the study has such.
+FIGURES = [name for name in CAPTIONS if name in DETAILS or name not in EXPERIMENTS]
 TABLES = [
     LAYOUT.table(name)
-    for name in ("zoo", "complementarity", "pairs", "transfers", "methods")
+    for name in ("zoo", "complementarity", "pairs", "transfers", "methods", *DETAILS)
 ]
 
 
@@ -39,7 +41,7 @@ rule figures:
     output:
         [
             LAYOUT.figures / f"{name}.{kind}"
-            for name in CAPTIONS
+            for name in FIGURES
             for kind in ("png", "pdf", "csv")
         ],
     log:
@@ -55,7 +57,7 @@ rule figures:
 rule report:
     input:
         TABLES,
-        [LAYOUT.figures / f"{name}.png" for name in CAPTIONS],
+        [LAYOUT.figures / f"{name}.png" for name in FIGURES],
         ANALYSED,
     output:
         LAYOUT.report,

@@ -146,14 +146,25 @@ rule tables:
             for chunk in range(count)
         ],
         [LAYOUT.transfer(student, "groups") for student in GROUPS],
+        [experiment_tables(*found) for found in STUDY.each_experiment()],
         LAYOUT.complementarity("test"),
         LAYOUT.table("zoo"),
         LAYOUT.table("pairs"),
     output:
-        [LAYOUT.table(name) for name in ("transfers", "methods", "complementarity")],
+        [
+            LAYOUT.table(name)
+            for name in ("transfers", "methods", "complementarity", *DETAILS)
+        ],
         [
             LAYOUT.tables / f"{name}.csv"
-            for name in ("zoo", "complementarity", "pairs", "transfers", "methods")
+            for name in (
+                "zoo",
+                "complementarity",
+                "pairs",
+                "transfers",
+                "methods",
+                *DETAILS,
+            )
         ],
     log:
         LOGS / "tables.log",

@@ -58,8 +58,8 @@ rule predictions:
 
 rule zoo:
     input:
-        [LAYOUT.member(name) for name in STUDY.names],
-        [LAYOUT.predictions(name) for name in STUDY.names],
+        [LAYOUT.member(name) for name in STUDY.members],
+        [LAYOUT.predictions(name) for name in STUDY.members],
         STUDY.zoo.overrides or [],
         STUDY.zoo.published or [],
     output:
@@ -69,7 +69,7 @@ rule zoo:
     conda:
         "../../envs/kt.yaml"
     params:
-        names=STUDY.names,
+        names=STUDY.members,
     message:
         "table of models"
     shell:

@@ -1,0 +1,101 @@
+"""The trials of an amalgamation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from kt.amalgamate.common import Learner, Output
+from kt.amalgamate.losses import concatenate, soft_cross_entropy
+from kt.amalgamate.setup import Images, learner_of
+from kt.amalgamate.spec import CFL, KD, Amalgamation, EnsembleLogits, EnsembleSoftmax, Supervised, Teachers
+from kt.experiments.bench import Bench
+from kt.experiments.units import Trial
+from kt.transfer import engine, losses
+from kt.transfer.ledger import Record
+from kt.transfer.method import Samples
+
+Run = Callable[[Bench, Amalgamation, Trial, str], Record]
+
+
+def scores(bench: Bench, teachers: Sequence[str], split: str, softmax: bool = False) -> Tensor:
+    """The teachers' concatenated logits, or probabilities, on the chosen images of a split, float32 [n, K]."""
+    parts = [bench.cached(name, split) for name in teachers]
+    where = [torch.from_numpy(bench.positions(name)).to(bench.device) for name in teachers]
+    return concatenate([p.softmax(-1) for p in parts] if softmax else parts, where, len(bench.classes), float("-inf"))
+
+
+def samples(bench: Bench, trial: Trial) -> Samples:
+    """What is known of the chosen transfer images: the teachers' concatenated logits, and labels for the control."""
+    labels = torch.from_numpy(bench.labels("transfer")).to(bench.device)
+    targets = scores(bench, trial.teachers, "transfer")
+    return Samples(targets, labels, torch.ones_like(labels).bool(), torch.arange(len(labels), device=bench.device))
+
+
+def _plain(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> Record:
+    """The student alone, with soft targets or labels."""
+    student, training = bench.student(trial.seed), trial.approach.trained(experiment.plan)
+
+    def loss(output: Tensor, batch: Samples) -> Tensor:
+        if trial.approach.uses_labels:
+            return losses.cross_entropy(output, batch.labels)
+        return soft_cross_entropy(batch.targets, output)
+
+    history = engine.train(
+        student, bench.view("transfer"), samples(bench, trial), loss, bench.validation_accuracy, training, trial.seed,
+        bench.checkpoint(key), views=bench.views("transfer"),
+    )  # fmt: skip
+    return bench.outcome(student, student, history)
+
+
+def _common(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> Record:
+    """The student with soft targets and common features."""
+    method = trial.approach
+    assert isinstance(method, CFL)
+    teachers = {name: bench.teacher(name) for name in trial.teachers}
+    student, training = bench.student(trial.seed), method.trained(experiment.plan)
+    learner = learner_of(bench, method, student, teachers, trial.seed)
+    images, known = Images.of(bench, method, learner, teachers), samples(bench, trial)
+    del teachers
+
+    def loss(output: Output, batch: Samples) -> Tensor:
+        common = method.mmd_weight * output.mmd + method.reconstruction_weight * output.reconstruction
+        return soft_cross_entropy(batch.targets, output.logits) + common
+
+    history = engine.train(
+        learner, images, known, loss, lambda _: bench.validation_accuracy(student), training, trial.seed,
+        bench.checkpoint(key), views=bench.views("transfer"),
+    )  # fmt: skip
+    return bench.outcome(learner, student, history) | {"losses": at_end(learner, images, known, training.batch_size)}
+
+
+@torch.no_grad()
+def at_end(learner: Learner, images: Images, known: Samples, batch: int) -> dict[str, float]:
+    """Mean losses over the transfer images after training, in eval mode, batch by batch as in training."""
+    learner.eval()
+    sums = torch.zeros(3, dtype=torch.float64)
+    steps = len(images) // batch
+    for positions in torch.arange(steps * batch).reshape(steps, batch):
+        output = learner(images[positions.numpy()])
+        soft = soft_cross_entropy(known.targets[positions.to(images.device)], output.logits).mean()
+        sums += torch.stack([soft, output.mmd, output.reconstruction]).cpu()
+    return dict(zip(("loss_soft", "loss_mmd", "loss_reconstruction"), (sums / steps).tolist(), strict=True))
+
+
+def _answer(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> Record:
+    """The teachers themselves, from their cached logits."""
+    found = scores(bench, trial.teachers, "test", trial.approach.name == EnsembleSoftmax.name)
+    return bench.untrained(found.argmax(-1).cpu().numpy())
+
+
+RUN: dict[str, Run] = {
+    CFL.name: _common,
+    KD.name: _plain,
+    Supervised.name: _plain,
+    Teachers.name: _answer,
+    EnsembleLogits.name: _answer,
+    EnsembleSoftmax.name: _answer,
+}
+"""What does the trials of each method."""

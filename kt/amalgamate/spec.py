@@ -1,0 +1,158 @@
+"""The section ``amalgamate`` of the configuration: a name for every experiment, and what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from kt.errors import KtError, listed
+from kt.experiments.spec import Experiment, Labels, Problem
+from kt.experiments.units import Trial, accuracy
+from kt.spec import Options
+from kt.transfer.approach import Approach
+from kt.transfer.ledger import Record, unpack
+from kt.transfer.training import Training
+
+if TYPE_CHECKING:
+    from kt.experiments.bench import Bench
+
+
+class CFL(Approach):
+    """Soft targets, and features that meet in a common space from which the teachers' are rebuilt. Source: CFL.
+
+    Loss: CE_soft + mmd_weight · L_M + reconstruction_weight · L_R.
+    """
+
+    name: ClassVar[str] = "cfl"
+
+    variant: Literal["map", "vector"] = Field(
+        "map", description="`map`: feature maps of stages; `vector`: the pooled features before the classifier"
+    )
+    stages: tuple[int, ...] = Field(
+        (-1,), min_length=1, description="feature stages of every network, from 0, or from the last one as -1; of `map`"
+    )
+    width: PositiveInt = Field(128, description="channels of the common space")
+    blocks: PositiveInt = Field(3, description="residual 3x3 blocks of the shared extractor; of `map`")
+    sigmas: tuple[PositiveFloat, ...] = Field(
+        (0.001, 0.01, 0.05, 0.1, 0.2, 1.0, 2.0), min_length=1, description="widths of the MMD's Gaussian kernels"
+    )
+    mmd_weight: float = Field(10.0, ge=0, description="of L_M")
+    reconstruction_weight: float = Field(10.0, ge=0, description="of L_R")
+
+
+class KD(Approach):
+    """Plain distillation: cross-entropy with the softmax of the teachers' concatenated logits, T = 1. Source: CFL."""
+
+    name: ClassVar[str] = "kd"
+
+
+class Supervised(Approach):
+    """Control: cross-entropy with the labels of the transfer images, no teacher."""
+
+    name: ClassVar[str] = "supervised"
+    uses_labels: ClassVar[bool] = True
+
+
+class Teachers(Approach):
+    """No training: each teacher alone answers; the detail table has it on the images of its own classes."""
+
+    name: ClassVar[str] = "teachers"
+    trains: ClassVar[bool] = False
+
+
+class EnsembleLogits(Approach):
+    """No training: the largest of the teachers' concatenated logits answers."""
+
+    name: ClassVar[str] = "ensemble_logits"
+    trains: ClassVar[bool] = False
+
+
+class EnsembleSoftmax(Approach):
+    """No training: the largest of the teachers' concatenated probabilities, each teacher's summing to 1, answers."""
+
+    name: ClassVar[str] = "ensemble_softmax"
+    trains: ClassVar[bool] = False
+
+
+class Methods(Options):
+    """How the student is made, and whom it is compared with."""
+
+    cfl: CFL | None = Field(None, description="common feature learning with soft targets")
+    kd: KD | None = Field(None, description="plain distillation on concatenated logits")
+    supervised: Supervised | None = Field(None, description="control: labels instead of teachers")
+    teachers: Teachers | None = Field(None, description="each teacher alone on its own classes, no training")
+    ensemble_logits: EnsembleLogits | None = Field(None, description="largest concatenated logit, no training")
+    ensemble_softmax: EnsembleSoftmax | None = Field(None, description="largest probability, no training")
+
+
+class Amalgamation(Experiment):
+    """Teachers with classes of their own, and one student for all these classes, taught without labels."""
+
+    rule: ClassVar[str] = "amalgamate"
+    table: ClassVar[str] = "amalgamation"
+    training_of: ClassVar[Training] = Training(
+        epochs=30, batch_size=64, lr=1e-3, optimiser="adam", weight_decay=1e-4, schedule="cosine"
+    )
+
+    teachers: tuple[str, ...] = Field(min_length=2, description="members of the zoo, specialists or not")
+    methods: Methods
+    overlap: Literal["forbid", "mean"] = Field(
+        "forbid", description="a class that several teachers know: an error, or the mean of their logits is its target"
+    )
+
+    def trials(self) -> list[Trial]:
+        """One a method and seed; without training one a method, or one a teacher where each answers alone."""
+        return [
+            replace(trial, teachers=names)
+            for trial in super().trials()
+            for names in ([(n,) for n in self.teachers] if trial.approach.name == Teachers.name else [trial.teachers])
+        ]
+
+    def classes(self, at: str, own: Mapping[str, Labels], known: Sequence[str]) -> Labels:
+        """The teachers' classes one after another, each once."""
+        found: dict[int, str] = {}
+        for name in self.teachers:
+            common = [label for label in own[name].tolist() if label in found]
+            if common and self.overlap == "forbid":
+                text = listed(known[label] for label in common)
+                whose = f"{found[common[0]]!r} and {name!r} share the classes {text}"
+                raise KtError(f"{at}.teachers: {whose}; `overlap: mean` allows it")
+            found |= {label: name for label in own[name].tolist() if label not in found}
+        return np.array(list(found), np.int64)
+
+    def inspect(self, bench: Bench) -> None:
+        """Build the student, and all that the common features need; see ``kt.amalgamate.setup.inspect``."""
+        super().inspect(bench)
+        if self.methods.cfl:
+            from kt.amalgamate.setup import inspect
+
+            inspect(bench, self, self.methods.cfl)
+
+    def run(self, bench: Bench, trial: Trial, key: str) -> Record:
+        """Do a trial."""
+        from kt.amalgamate.run import RUN
+
+        return RUN[trial.approach.name](bench, self, trial, key)
+
+    def details(self, trial: Trial, outcome: Record, problem: Problem) -> list[dict[str, Any]]:
+        """A row for all test images and one for those of each teacher's classes; of a teacher alone the latter only."""
+        last, best = (unpack(outcome[which]) == problem.truth for which in ("last", "best"))
+        parts = {name: problem.own[name] for name in trial.teachers}
+        if trial.approach.name != Teachers.name:
+            parts = {"all": np.arange(len(problem.classes)), **parts}
+        images = {part: np.isin(problem.truth, classes) for part, classes in parts.items()}
+        return [
+            {
+                "part": part,
+                "classes": problem.classes[classes].tolist(),
+                **accuracy(last[images[part]]),
+                "acc_best": accuracy(best[images[part]])["acc"],
+                **outcome.get("losses", {}),
+            }
+            for part, classes in parts.items()
+            if images[part].any()
+        ]

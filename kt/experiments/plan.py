@@ -1,0 +1,33 @@
+"""What an experiment of a study comes to: what is to be told apart, and its trials by key. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kt.data.datasets import Dataset
+from kt.experiments.spec import Experiment, Problem
+from kt.experiments.units import Trial, describe
+from kt.transfer.ledger import Record
+from kt.transfer.ledger import key as ledger_key
+from kt.zoo.classes import labels_of, positions
+
+if TYPE_CHECKING:
+    from kt.config import Study
+
+
+def problem_of(study: Study, at: str, chosen: Experiment, dataset: Dataset) -> Problem:
+    """What an experiment's student is to tell apart; raises ``KtError`` where the teachers' classes do not fit."""
+    own = {name: labels_of(name, study.zoo.models[name], dataset.class_names) for name in chosen.teachers}
+    classes = chosen.classes(at, own, dataset.class_names)
+    truth = positions(dataset.labels[dataset.rows("test")], classes)
+    return Problem(classes, {name: positions(labels, classes) for name, labels in own.items()}, truth[truth >= 0])
+
+
+def tasks_of(
+    study: Study, chosen: Experiment, problem: Problem, fingerprints: Mapping[str, str], data: str
+) -> dict[str, tuple[Trial, Record]]:
+    """An experiment's trials with their descriptions, by key."""
+    student = {**chosen.student.plain(), "input": study.student_input(chosen).plain()}
+    units = [(trial, describe(trial, chosen, student, fingerprints, problem, data)) for trial in chosen.trials()]
+    return {ledger_key(unit): (trial, unit) for trial, unit in units}

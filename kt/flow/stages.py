@@ -1,0 +1,230 @@
+"""Where features leave a backbone and where they enter it: a timm model's stages, as maps of one common form.
+
+timm names in ``feature_info`` the modules whose outputs are a backbone's feature stages. Those outputs are maps, with
+channels first or last, or tokens, with or without others in front that stand for no place in the image. All are read
+as maps [B, C, H, W] here, and maps are written in the form of a stage. Stages that timm does not name, or of models
+that are not timm's, are chosen by the name of their module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kt.errors import KtError, listed, nearest
+
+Change = Callable[[Tensor], Tensor]
+"""What happens to a stage's tensor, in its own form, on its way through the model."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One feature stage of a model.
+
+    Attributes:
+        module: name of the module whose output it is.
+        form: channels first [B, C, H, W] or last [B, H, W, C], tokens [B, P + H · W, C], or a vector [B, C].
+        channels: C.
+        side: H and W.
+        prefix: P, tokens in front that stand for no place in the image; they are not read.
+        item: which tensor of the module's output it is, where that output is several.
+        depth: share of the model's stages that end here, above 0 and at most 1.
+    """
+
+    module: str
+    form: Literal["first", "last", "tokens", "vector"]
+    channels: int
+    side: int
+    prefix: int
+    item: int | None
+    depth: float
+
+    def pick(self, output: Any) -> Tensor:
+        """The stage's tensor in its module's output."""
+        tensor: Tensor = output if self.item is None else output[self.item]
+        return tensor
+
+    def put(self, output: Any, tensor: Tensor) -> Any:
+        """The module's output with another tensor in the stage's place."""
+        if self.item is None:
+            return tensor
+        return type(output)(tensor if i == self.item else item for i, item in enumerate(output))
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """The stage's tensor as a map, [B, C, H, W]."""
+        if self.form == "first":
+            return tensor
+        if self.form == "last":
+            return tensor.permute(0, 3, 1, 2)
+        if self.form == "vector":
+            return tensor[:, :, None, None]
+        return tensor[:, self.prefix :].transpose(1, 2).reshape(len(tensor), -1, self.side, self.side)
+
+    def write(self, image: Tensor) -> Tensor:
+        """A map [B, C, H, W] in the stage's own form; tokens that stand for no place hold its mean."""
+        if self.form == "first":
+            return image
+        if self.form == "last":
+            return image.permute(0, 2, 3, 1)
+        if self.form == "vector":
+            return image.flatten(1)
+        tokens = image.flatten(2).transpose(1, 2)
+        return torch.cat([tokens.mean(1, keepdim=True).expand(-1, self.prefix, -1), tokens], 1)
+
+
+def names(model: nn.Module) -> list[str]:
+    """The modules that are the model's feature stages, as timm lists them; empty for models without such a list."""
+    return list(_widths(model))
+
+
+def find(model: nn.Module, image: Tensor, chosen: Sequence[int | str], at: str) -> list[Stage]:
+    """The chosen stages of a model, in the order in which they are run.
+
+    Args:
+        model: on any device; its mode is left as it was.
+        image: one image as the model sees it, [1, C, S, S].
+        chosen: positions among the model's feature stages, negative ones from the end, or names of modules; all
+            feature stages that can be read when empty.
+        at: the place in the configuration that an error names.
+
+    Raises:
+        KtError: there is no such stage, or its output cannot be read as a map.
+    """
+    widths = _widths(model)
+    known = list(widths)
+    wanted = [_named(model, choice, known, at) for choice in chosen]
+    for name in wanted:
+        if wanted.count(name) > 1:
+            raise KtError(f"{at}: the stage {name!r} is chosen twice")
+    outputs = _outputs(model, image, wanted or known)
+    found: dict[str, Stage] = {}
+    for name, output in outputs.items():
+        depth = (known.index(name) + 1) / len(known) if name in known else 0.0
+        try:
+            found[name] = _stage(model, name, output, widths.get(name), depth)
+        except ValueError as error:
+            if wanted:
+                raise KtError(f"{at}: the stage {name!r} of {type(model).__name__} {error}") from error
+    for name in wanted:
+        if name not in outputs:
+            raise KtError(f"{at}: {type(model).__name__} never runs the module {name!r}, so it gives no features")
+    if not found:
+        raise KtError(f"{at}: {type(model).__name__} has no feature stage that can be read; name modules of it instead")
+    order = list(found.values())
+    return [stage if stage.depth else replace(stage, depth=(i + 1) / len(order)) for i, stage in enumerate(order)]
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    """Channels of the feature stages that timm lists, by the names of their modules, where these exist."""
+    info: Any = getattr(model, "feature_info", None)
+    entries = getattr(info, "info", info) or []
+    modules = dict(model.named_modules())
+    return {entry["module"]: entry["num_chs"] for entry in entries if entry.get("module") in modules}
+
+
+def _named(model: nn.Module, choice: int | str, known: Sequence[str], at: str) -> str:
+    if isinstance(choice, int):
+        if not -len(known) <= choice < len(known):
+            allowed = f"allowed: {-len(known)} to {len(known) - 1} ({listed(known)})" if known else "name modules of it"
+            raise KtError(f"{at}: {type(model).__name__} has {len(known)} stages, but not {choice}; {allowed}")
+        return known[choice]
+    modules = [name for name, _ in model.named_modules() if name]
+    if choice not in modules:
+        stages = f"its stages: {listed(known)}" if known else "it lists no stages"
+        raise KtError(f"{at}: {type(model).__name__} has no module {choice!r}; {stages}{nearest(choice, modules)}")
+    return choice
+
+
+def _outputs(model: nn.Module, image: Tensor, wanted: Sequence[str]) -> dict[str, Any]:
+    """What the wanted modules give for an image, in the order in which they are run."""
+    found: dict[str, Any] = {}
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), watching(model, {name: _keeper(found, name) for name in wanted}):
+            model(image)
+    finally:
+        model.train(training)
+    return found
+
+
+def _keeper(found: dict[str, Any], name: str) -> Callable[[Any], Any]:
+    def keep(output: Any) -> Any:
+        found[name] = output
+        return output
+
+    return keep
+
+
+def _stage(model: nn.Module, name: str, output: Any, width: int | None, depth: float) -> Stage:
+    """What a module's output is; raises ``ValueError`` with the reason where it cannot be read as a map."""
+    item = None
+    if isinstance(output, tuple | list):
+        fitting = [i for i, part in enumerate(output) if isinstance(part, Tensor) and part.ndim >= 2]
+        item = next((i for i in fitting if width in output[i].shape[1:]), next(iter(fitting), None))
+        output = None if item is None else output[item]
+    if not isinstance(output, Tensor):
+        raise ValueError("gives no tensor")
+    shape = list(output.shape)
+    if output.ndim == 4:
+        last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        if width is not None and (shape[1] == width) != (shape[3] == width):
+            last = shape[3] == width
+        height, breadth = shape[1:3] if last else shape[2:]
+        if height != breadth:
+            raise ValueError(f"gives maps of {height} x {breadth}; only square ones can be matched")
+        return Stage(name, "last" if last else "first", shape[3 if last else 1], height, 0, item, depth)
+    if output.ndim == 3:
+        for prefix in (int(getattr(model, "num_prefix_tokens", 0) or 0), 0):
+            side = math.isqrt(max(0, shape[1] - prefix))
+            if side and side * side == shape[1] - prefix:
+                return Stage(name, "tokens", shape[2], side, prefix, item, depth)
+        raise ValueError(f"gives {shape[1]} tokens, which are no square of places in the image")
+    if output.ndim == 2:
+        return Stage(name, "vector", shape[1], 1, 0, item, depth)
+    raise ValueError(f"gives a tensor of shape {shape}, neither maps nor tokens nor vectors")
+
+
+@contextmanager
+def watching(model: nn.Module, changes: Mapping[str, Callable[[Any], Any]]) -> Iterator[None]:
+    """While this holds, what the named modules give is first passed through the functions."""
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output, change=change: change(output))
+        for name, change in changes.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def changing(model: nn.Module, changes: Mapping[Stage, Change]) -> AbstractContextManager[None]:
+    """While this holds, the tensors of some stages are changed on their way through the model."""
+
+    def changer(stage: Stage, change: Change) -> Callable[[Any], Any]:
+        return lambda output: stage.put(output, change(stage.pick(output)))
+
+    return watching(model, {stage.module: changer(stage, change) for stage, change in changes.items()})
+
+
+def features(model: nn.Module, x: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
+    """Maps [B, C, H, W] of some stages of a model for a batch, without gradient."""
+    found: dict[str, Tensor] = {}
+
+    def keeper(stage: Stage) -> Callable[[Any], Any]:
+        def keep(output: Any) -> Any:
+            found[stage.module] = stage.read(stage.pick(output)).clone()  # later layers may write into it
+            return output
+
+        return keep
+
+    with torch.no_grad(), watching(model, {stage.module: keeper(stage) for stage in stages}):
+        model(x)
+    return [found[stage.module] for stage in stages]

@@ -1,0 +1,115 @@
+"""The stage of experiments: the missing trials of one, and its rows; the same for every kind of experiment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kt import predictions, schema, status, store
+from kt.config import Study
+from kt.data.datasets import Dataset
+from kt.errors import KtError, unknown
+from kt.experiments.plan import problem_of, tasks_of
+from kt.experiments.spec import Experiment, Problem
+from kt.experiments.units import identity, row
+from kt.layout import Layout
+from kt.progress import Progress
+from kt.stages.common import channels_of, metadata, pick_device, stop_on_signal
+from kt.stages.transfer import FreshZoo, ZooFiles
+from kt.transfer.card import card
+from kt.transfer.ledger import Ledger, Record
+
+if TYPE_CHECKING:
+    from kt.experiments.bench import Bench
+
+log = logging.getLogger(__name__)
+
+
+def experiment(study: Study, layout: Layout, rule: str, name: str, threads: int) -> None:
+    """Do the missing trials of one experiment, and write its rows of ``transfers`` and of its detail table."""
+    section = study.experiments.get(rule, {})
+    if name not in section:
+        raise KtError(f"{rule}: {unknown('experiment', name, section)}")
+    dataset, chosen, at = Dataset.open(layout.data), section[name], f"{rule}.{name}"
+    problem, prints = problem_of(study, at, chosen, dataset), status.fingerprints(layout, list(chosen.teachers))
+    if absent := [teacher for teacher in chosen.teachers if teacher not in prints]:
+        raise KtError(f"{at}: {absent[0]!r} has no weights yet; run: kt weights --model {absent[0]}")
+    tasks = tasks_of(study, chosen, problem, prints, study.shown(dataset.hash))
+    ledger = Ledger(layout.ledger)
+    outcomes = {key: found for key in tasks if (found := ledger.get(key)) and _kept(study, layout, at, key, found)}
+    missing = [key for key in tasks if key not in outcomes]
+    log.info("%s: %d trials, %d in the ledger, %d to do", at, len(tasks), len(outcomes), len(missing))
+    if missing:
+        for teacher in chosen.teachers:
+            predictions.verify(layout.predictions(teacher))
+        bench = _bench(study, layout, at, chosen, problem, ZooFiles(study, layout, dataset), threads)
+        chosen.inspect(bench)
+        progress = Progress(at, len(missing))
+        for key in missing:
+            trial, unit = tasks[key]
+            outcomes[key] = bench.compute(chosen.run, trial, key)
+            if not _kept(study, layout, at, key, outcomes[key]):
+                _keep(layout, at, bench, unit, row(chosen, name, trial, key, outcomes[key], problem.truth))
+            ledger.add(unit, outcomes[key])
+            progress.step(f"{trial.approach.name}, seed {trial.seed}")
+    done = {key: (trial, outcomes[key]) for key, (trial, _) in tasks.items()}
+    rows = [row(chosen, name, trial, key, outcome, problem.truth) for key, (trial, outcome) in done.items()]
+    schema.write(layout.experiment(rule, name), "transfers", schema.build("transfers", rows), metadata(study))
+    parts = [
+        {**identity(chosen, name, trial, key), **part}
+        for key, (trial, outcome) in done.items()
+        if outcome["status"] == "ok"
+        for part in chosen.details(trial, outcome, problem)
+    ]
+    table = schema.build(chosen.table, parts)
+    schema.write(layout.details(rule, name), chosen.table, table, metadata(study))
+    if failed := sum(outcome["status"] != "ok" for outcome in outcomes.values()):
+        log.warning("%s: %d of %d trials failed; `kt retry` tries again", at, failed, len(tasks))
+
+
+def _kept(study: Study, layout: Layout, at: str, key: str, outcome: Record) -> bool:
+    """Whether a trial's student lies in the folder of exported students, or need not."""
+    wanted = study.transfer.export == "all" and outcome["status"] == "ok" and outcome["steps"] > 0
+    return not wanted or _export(layout, at, key).with_suffix(".md").exists()
+
+
+def _export(layout: Layout, at: str, key: str) -> Path:
+    return layout.improved(at.replace(".", "/", 1), key)
+
+
+def _keep(layout: Layout, at: str, bench: Bench, unit: Record, found: Mapping[str, Any]) -> None:
+    """Write a student's weights, and then its card."""
+    from kt.zoo import weights
+
+    assert bench.trained is not None, "a trial that trains leaves its student"
+    path, (model, (arch, args), channels) = _export(layout, at, found["key"]), bench.trained
+    weights.save(model, path)
+    text = card(found, unit, path.name, arch, args, len(bench.problem.classes), channels)
+    store.write_text(path.with_suffix(".md"), text)
+
+
+def inspect(study: Study, layout: Layout, threads: int) -> None:
+    """Fail where an experiment cannot be, before anything is trained; raises ``KtError``."""
+    dataset = Dataset.open(layout.data)
+    for rule, name, chosen in study.each_experiment():
+        at = f"{rule}.{name}"
+        problem = problem_of(study, at, chosen, dataset)
+        chosen.inspect(_bench(study, layout, at, chosen, problem, FreshZoo(study, layout, dataset), threads))
+
+
+def _bench(
+    study: Study, layout: Layout, at: str, chosen: Experiment, problem: Problem, zoo: ZooFiles, threads: int
+) -> Bench:
+    """The bench for an experiment's trials; a signal stops it."""
+    from kt.experiments.bench import Bench
+    from kt.zoo import models
+
+    models.import_modules(study.zoo.modules)
+    spec, dataset = study.student_input(chosen), zoo.dataset
+    return Bench(
+        at, (chosen.student.arch, chosen.student.args), spec, channels_of(f"{at}.student", spec, dataset), problem,
+        zoo, dataset, layout.checkpoints, study.transfer.checkpoint_seconds,
+        pick_device(study.device, threads), stop_on_signal(), study.transfer.views,
+    )  # fmt: skip

@@ -1,0 +1,41 @@
+"""A unit that fails is an outcome with its cause: one bad unit is a row with a reason, not the end of the job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from kt.errors import Interrupted
+from kt.transfer.engine import Diverged
+from kt.transfer.ledger import Record
+
+log = logging.getLogger(__name__)
+
+
+def attempt(run: Callable[[], Record], key: str) -> Record:
+    """What ``run`` returns, or else a record of why it failed: ``diverged``, ``out_of_memory`` or ``error``.
+
+    Args:
+        run: does the unit.
+        key: of the unit, for the log.
+
+    Raises:
+        Interrupted: the unit was stopped; it goes on from its checkpoint next time.
+    """
+    try:
+        return run()
+    except Interrupted:
+        raise
+    except Diverged as error:
+        return {"status": "failed", "cause": "diverged", "reason": f"diverged: {error}"}
+    except torch.OutOfMemoryError as error:
+        return {"status": "failed", "cause": "out_of_memory", "reason": f"out_of_memory: {_first_line(error)}"}
+    except Exception as error:
+        log.exception("unit %s failed", key[:12])
+        return {"status": "failed", "cause": "error", "reason": f"error: {type(error).__name__}: {_first_line(error)}"}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

@@ -1,0 +1,417 @@
+"""Experiments: specialists in the zoo, trials and their keys, what stops them before and during training."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from pathlib import Path
+from threading import Event
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import kt.zoo.digits  # noqa: F401 (registers the small architectures)
+from kt import config
+from kt.amalgamate import setup
+from kt.amalgamate.spec import Amalgamation
+from kt.checkpoint import Checkpoint
+from kt.config import parse
+from kt.data import datasets
+from kt.data.datasets import Dataset
+from kt.data.spec import DataSpec, InputSpec, SplitSizes
+from kt.data.views import Inputs
+from kt.errors import Interrupted, KtError
+from kt.experiments import memory
+from kt.experiments.bench import Bench
+from kt.experiments.plan import problem_of, tasks_of
+from kt.experiments.spec import Problem
+from kt.experiments.units import Trial, accuracy, describe, row
+from kt.transfer.ledger import pack, unpack
+from kt.zoo.classes import labels_of, positions
+from kt.zoo.inference import logits
+from kt.zoo.spec import Member
+
+CPU = torch.device("cpu")
+NET = {"arch": "resnet10t", "args": {"channels": [4, 8, 8, 8], "stem_width": 4}}
+STUDY: dict[str, Any] = {
+    "results": "results",
+    "device": "cpu",
+    "data": {"source": "digits", "splits": {"zoo": 100, "transfer": 60, "validation": 30, "test": 50}},
+    "zoo": {
+        "modules": ["kt.zoo.digits"],
+        "input": {"size": 16, "mean": [0.3], "std": [0.33]},
+        "models": {
+            "a": {**NET, "train": {"epochs": 1}},
+            "b": {**NET, "train": {"epochs": 1}},
+            "low": {**NET, "classes": [0, 1, 2], "train": {"epochs": 1}},
+            "high": {"arch": "tiny_mixer", "classes": ["7", 5], "train": {"epochs": 1}},
+        },
+    },
+    "pairs": {"select": "all"},
+    "transfer": {"methods": {"kl": {}}, "training": {"epochs": 1, "batch_size": 20, "lr": 1e-3}},
+    "amalgamate": {
+        "two": {
+            "teachers": ["low", "high"],
+            "student": NET,
+            "methods": {"cfl": {"width": 8, "blocks": 1, "stages": [-2]}, "kd": {}, "supervised": {}, "teachers": {},
+                        "ensemble_logits": {}, "ensemble_softmax": {}},
+            "seeds": [0, 1],
+            "training": {"epochs": 2, "batch_size": 10, "lr": 1e-2},
+        }
+    },
+}  # fmt: skip
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    raw = copy.deepcopy(STUDY)
+    *parents, last = key.split(".")
+    section = raw
+    for parent in parents:
+        section = section[parent]
+    section[last] = value
+    return raw
+
+
+def checked(raw: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> config.Study:
+    monkeypatch.chdir(folder)
+    return config.check(parse(raw, "c.yaml"))
+
+
+# what is wrong before anything runs
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("zoo.models.low.classes", [0, 11], r"zoo\.models\.low\.classes: no class 11; the data set has 10"),
+        ("zoo.models.low.classes", [0, "nine"], r"zoo\.models\.low\.classes: unknown class 'nine'; allowed: 0, 1, 2"),
+        ("zoo.models.low.classes", [0, 1, "1"], r"zoo\.models\.low\.classes: the class '1' is given twice"),
+        ("zoo.models.low.classes", [3], r"zoo\.models\.low\.classes: at least 2 needed, not \[3\]"),
+        ("zoo.models.low.classes", [-1, 2], r"zoo\.models\.low\.classes: no class -1; the data set has 10"),
+        ("zoo.models.low.classes", [0, 1.5], r"low\.classes\.1: a class is given by its number or its name, not 1\.5"),
+        ("zoo.models.b.classes", [0, 1], "at least 2 models without `classes` needed, not 1"),
+        (
+            "pairs",
+            {"select": "explicit", "pairs": [{"teacher": "low", "student": "a"}]},
+            r"pairs\.pairs\.0\.teacher: 'low' is a specialist \(zoo\.models\.low\.classes\)",
+        ),
+        (
+            "groups",
+            {"choose": {"select": "explicit", "sets": [{"student": "a", "teachers": ["b", "low"]}]},
+             "methods": {"parallel": {}}},
+            r"groups\.choose\.sets\.0: 'low' is a specialist",
+        ),
+        ("amalgamate.two.teachers", ["low", "hihg"], r"amalgamate\.two\.teachers: unknown model 'hihg'.*mean 'high'"),
+        ("amalgamate.two.teachers", ["low"], r"amalgamate\.two\.teachers: at least 2 needed"),
+        ("amalgamate.two.teachers", ["low", "low"], r"amalgamate\.two\.teachers: .* names a teacher twice"),
+        (
+            "amalgamate.two.teachers",
+            ["low", "a"],
+            r"amalgamate\.two\.teachers: 'low' and 'a' share the classes 0, 1, 2; `overlap: mean` allows it",
+        ),
+        ("amalgamate.two.student", {"arch": "resnet10"}, r"amalgamate\.two\.student\.arch: unknown model 'resnet10'"),
+        ("amalgamate.two.methods", {}, r"amalgamate\.two\.methods: no method chosen; allowed: cfl, kd"),
+        ("amalgamate.two.methods", {"clf": {}}, r"amalgamate\.two\.methods: unknown key 'clf'.*mean 'cfl'"),
+        ("amalgamate.two.methods", {"cfl": {"stages": []}}, r"amalgamate\.two\.methods\.cfl\.stages: at least 1"),
+        ("amalgamate.two.training.batch_size", 80, r"amalgamate\.two\.training\.batch_size: 80 is larger than"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_before_anything_runs(tmp_path, monkeypatch, key, value, line):
+    with pytest.raises(KtError, match=line) as caught:
+        checked(changed(key, value), tmp_path, monkeypatch)
+    assert "\n" not in str(caught.value)
+
+
+def test_specialists_are_members_but_in_no_pair(tmp_path, monkeypatch):
+    study = checked(STUDY, tmp_path, monkeypatch)
+    assert study.names == ["a", "b"]
+    assert study.members == ["a", "b", "low", "high"]
+
+
+# classes
+
+
+def test_outputs_of_a_specialist_stand_for_its_classes_in_the_order_given():
+    member = Member.model_validate({"arch": "x", "classes": ("cat", 0)})
+    assert labels_of("m", member, ["dog", "eel", "cat"]).tolist() == [2, 0]
+    assert labels_of("m", Member(arch="x"), ["dog", "eel", "cat"]).tolist() == [0, 1, 2]
+    assert positions(np.array([0, 1, 2, -1, 2]), np.array([2, 0])).tolist() == [1, -1, 0, -1, 0]
+    assert positions(np.array([], np.int64), np.array([2, 0])).tolist() == []
+
+
+# trials
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("data")
+    splits = SplitSizes(zoo=1, transfer=60, validation=30, test=50)
+    datasets.write(folder, DataSpec(source="digits", seed=0, splits=splits))
+    return Dataset.open(folder)
+
+
+class Zoo:
+    """Two teachers with fixed weights, without files."""
+
+    ARCHITECTURES: ClassVar = {"low": ("test_byobnet", 3), "high": ("tiny_mixer", 2)}
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+
+    def load(self, name: str) -> nn.Module:
+        torch.manual_seed(len(name))
+        arch, classes = self.ARCHITECTURES[name]
+        return timm.create_model(arch, num_classes=classes, in_chans=1).eval()
+
+    def fresh(self, name: str) -> nn.Module:
+        arch, classes = self.ARCHITECTURES[name]
+        return timm.create_model(arch, num_classes=classes, in_chans=1)
+
+    def architecture(self, name: str) -> tuple[str, dict[str, Any]]:
+        return self.ARCHITECTURES[name][0], {}
+
+    def input_of(self, name: str) -> InputSpec:
+        return InputSpec(size=16, mean=(0.4 if name == "low" else 0.3,), std=(0.33,))
+
+    def logits(self, name: str, split: str) -> np.ndarray:
+        return logits(self.load(name), Inputs(self.data.images, self.data.rows(split), self.input_of(name), CPU))
+
+
+def experiment(**changes: Any) -> tuple[config.Study, Amalgamation]:
+    raw = copy.deepcopy(STUDY)
+    raw["amalgamate"]["two"] |= changes
+    study = parse(raw, "c.yaml")
+    return study, study.amalgamate["two"]
+
+
+def make_bench(stored: Dataset, folder: Path, **changes: Any) -> tuple[Bench, Amalgamation]:
+    study, chosen = experiment(**changes)
+    problem = problem_of(study, "amalgamate.two", chosen, stored)
+    spec = study.student_input(chosen)
+    where = (chosen.student.arch, chosen.student.args)
+    return Bench(
+        "amalgamate.two", where, spec, 1, problem, Zoo(stored), stored, folder / "c", 3600, CPU, Event()
+    ), chosen
+
+
+def trial_of(chosen: Amalgamation, method: str, seed: int = 0) -> Trial:
+    return next(t for t in chosen.trials() if t.approach.name == method and t.seed == seed)
+
+
+def compute(bench: Bench, chosen: Amalgamation, method: str, seed: int = 0) -> dict[str, Any]:
+    record = bench.compute(chosen.run, trial_of(chosen, method, seed), "key")
+    assert record["status"] == "ok", record
+    assert record.pop("seconds") > 0
+    return record
+
+
+def test_the_images_are_those_of_the_classes_of_all_teachers(stored, tmp_path):
+    bench, _ = make_bench(stored, tmp_path)
+    assert bench.classes.tolist() == [0, 1, 2, 7, 5]
+    for split in ("transfer", "validation", "test"):
+        labels = stored.labels[stored.rows(split)]
+        assert len(bench.view(split)) == np.isin(labels, bench.classes).sum()
+        assert bench.classes[bench.labels(split)].tolist() == [y for y in labels.tolist() if y in (0, 1, 2, 7, 5)]
+    assert bench.student(0)(bench.view("test")[slice(0, 2)]).shape == (2, 5)
+
+
+def test_trials_are_one_a_method_and_seed_and_each_teacher_alone():
+    _, chosen = experiment()
+    found = [(t.approach.name, t.teachers, t.seed) for t in chosen.trials()]
+    both = ("low", "high")
+    assert found == [
+        ("cfl", both, 0), ("cfl", both, 1), ("kd", both, 0), ("kd", both, 1), ("supervised", both, 0),
+        ("supervised", both, 1), ("teachers", ("low",), 0), ("teachers", ("high",), 0), ("ensemble_logits", both, 0),
+        ("ensemble_softmax", both, 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["cfl", "kd", "supervised"])
+def test_every_training_gives_a_record_and_its_rows(stored, tmp_path, method):
+    bench, chosen = make_bench(stored, tmp_path)
+    record = compute(bench, chosen, method)
+    n, steps = len(bench.labels("test")), 2 * (len(bench.view("transfer")) // 10)
+    assert len(unpack(record["last"])) == n
+    assert record["steps"] == steps
+    assert set(unpack(record["last"]).tolist()) <= set(range(5))
+    assert json.loads(json.dumps(record)) == record
+    assert bench.trained is not None
+    assert bench.said(bench.trained.model, "test").tolist() == unpack(record["last"]).tolist()
+    trial = trial_of(chosen, method)
+    found = row(chosen, "two", trial, "key", record, bench.problem.truth)
+    right = unpack(record["last"]) == bench.problem.truth
+    assert (found["n"], found["acc_after"]) == (n, pytest.approx(100 * right.mean()))
+    parts = {part["part"]: part for part in chosen.details(trial, record, bench.problem)}
+    assert list(parts) == ["all", "low", "high"]
+    assert parts["high"]["classes"] == [7, 5]
+    assert parts["low"]["n"] + parts["high"]["n"] == parts["all"]["n"] == n
+    weighted = sum(parts[name]["n"] * parts[name]["acc"] for name in ("low", "high")) / n
+    assert parts["all"]["acc"] == pytest.approx(weighted)
+    assert ("loss_mmd" in parts["all"]) == (method == "cfl")
+
+
+def test_without_training_the_teachers_answer_from_their_logits(stored, tmp_path):
+    bench, chosen = make_bench(stored, tmp_path)
+    z = {name: bench.cached(name, "test") for name in ("low", "high")}
+    said = unpack(compute(bench, chosen, "ensemble_logits")["last"])
+    assert said.tolist() == torch.cat([z["low"], z["high"]], 1).argmax(1).tolist()
+    said = unpack(compute(bench, chosen, "ensemble_softmax")["last"])
+    assert said.tolist() == torch.cat([z["low"].softmax(1), z["high"].softmax(1)], 1).argmax(1).tolist()
+    record = compute(bench, chosen, "teachers")
+    assert unpack(record["last"]).tolist() == z["low"].argmax(1).tolist()
+    (part,) = chosen.details(trial_of(chosen, "teachers"), record, bench.problem)
+    own = np.isin(bench.problem.truth, [0, 1, 2])
+    right = z["low"].argmax(1).numpy()[own] == bench.problem.truth[own]
+    assert (part["part"], part["n"], part["acc"]) == ("low", own.sum(), pytest.approx(100 * right.mean()))
+
+
+def test_without_common_features_the_method_is_plain_distillation(stored, tmp_path):
+    """With both weights at nothing the student sees soft targets alone, from the same first weights."""
+    none = {"cfl": {"width": 8, "blocks": 1, "mmd_weight": 0.0, "reconstruction_weight": 0.0}, "kd": {}}
+    bench, chosen = make_bench(stored, tmp_path, methods=none)
+    common, plain = compute(bench, chosen, "cfl"), compute(bench, chosen, "kd")
+    assert common["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    assert np.mean(unpack(common["last"]) == unpack(plain["last"])) > 0.9
+
+
+def test_features_kept_and_computed_batch_by_batch_train_the_same_student(stored, tmp_path, monkeypatch):
+    # through the narrowest kernels even the rounding of another batch size would show
+    wide = {"methods": {"cfl": {"width": 8, "blocks": 1, "stages": [-2], "sigmas": [1.0, 2.0]}}}
+    kept = compute(*make_bench(stored, tmp_path, **wide), "cfl")
+    monkeypatch.setattr(setup, "IN_MEMORY", 0)
+    again = compute(*make_bench(stored, tmp_path, **wide), "cfl")
+    assert again["loss"] == pytest.approx(kept["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["cfl", "kd"])
+def test_a_trial_stopped_again_and_again_ends_bit_identical(stored, tmp_path, monkeypatch, method):
+    undisturbed = compute(*make_bench(stored, tmp_path / "alone"), method)
+    order, due, stops = random.Random(method), Checkpoint.due, 0
+    left = order.randint(1, 3)
+    bench, chosen = make_bench(stored, tmp_path)
+
+    def stopping(checkpoint: Checkpoint) -> bool:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            bench.stop.set()
+        return due(checkpoint)
+
+    monkeypatch.setattr(Checkpoint, "due", stopping)
+    while True:
+        try:
+            ended = compute(bench, chosen, method)
+        except Interrupted:
+            stops += 1
+            left = order.randint(1, 3)
+            bench, chosen = make_bench(stored, tmp_path)  # as a new process would
+            continue
+        break
+    assert stops >= 1
+    assert ended == undisturbed
+    assert not list(bench.checkpoints.iterdir())
+
+
+def test_overlapping_classes_are_taught_by_the_mean_where_that_is_allowed(stored, tmp_path, monkeypatch):
+    monkeypatch.setitem(Zoo.ARCHITECTURES, "a", ("test_byobnet", 10))
+    bench, chosen = make_bench(stored, tmp_path, teachers=("low", "a"), overlap="mean")
+    assert bench.classes.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    said = unpack(compute(bench, chosen, "ensemble_logits")["last"])
+    low, every = bench.cached("low", "test"), bench.cached("a", "test").clone()
+    every[:, :3] = (every[:, :3] + low) / 2
+    assert said.tolist() == every.argmax(1).tolist()
+
+
+def test_a_trial_that_fails_is_a_record_with_its_reason(stored, tmp_path):
+    bench, chosen = make_bench(stored, tmp_path, training={"epochs": 1, "batch_size": 10, "lr": 1e30})
+    record = bench.compute(chosen.run, trial_of(chosen, "kd"), "key")
+    assert record["status"] == "failed"
+    assert record["cause"] == "diverged"
+
+
+# keys
+
+
+def keys(fingerprints: dict[str, str] | None = None, data: str = "data", **changes: Any) -> set[str]:
+    study, chosen = experiment(**changes)
+    problem = Problem(np.array([0, 1]), {"low": np.array([0]), "high": np.array([1])}, np.array([0]))
+    return set(tasks_of(study, chosen, problem, fingerprints or {"low": "l", "high": "h"}, data))
+
+
+def test_keys_change_with_what_determines_a_result_and_with_nothing_else():
+    assert len(keys()) == 10
+    assert keys(overlap="mean") == keys(), "only what it makes of the classes counts"
+    assert not keys() & keys(data="other")
+    assert not keys() & keys({"low": "l2", "high": "h2"})
+    assert len(keys() & keys({"low": "l2", "high": "h"})) == 1, "the other teacher alone"
+    methods = copy.deepcopy(STUDY["amalgamate"]["two"]["methods"])
+    assert len(keys() & keys(methods=methods | {"cfl": {"width": 16}})) == 8
+    assert len(keys() & keys(seeds=[0, 5])) == 7
+    assert not keys() & keys(student={"arch": "tiny_mixer"})
+
+
+def test_a_description_is_plain_json():
+    _, chosen = experiment()
+    problem = Problem(np.array([0, 1]), {"low": np.array([0]), "high": np.array([1])}, np.array([0]))
+    unit = describe(chosen.trials()[0], chosen, {"arch": "x"}, {"low": "l", "high": "h"}, problem, "data")
+    assert json.loads(json.dumps(unit)) == unit
+
+
+def test_accuracy_against_hand_computed_numbers():
+    found = accuracy(np.array([True, True, True, False]))
+    assert found == {"n": 4, "acc": 75.0, "acc_se": pytest.approx(100 * (0.75 * 0.25 / 4) ** 0.5)}
+    assert unpack(pack(np.array([3, 0]))).tolist() == [3, 0]
+
+
+# what is found when everything is built once, before the first training
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"methods": {"cfl": {"stages": [7]}}}, r"two\.methods\.cfl\.stages: .*no feature stage 7; allowed: 0 to 4"),
+        ({"methods": {"cfl": {"stages": [-4]}}}, r"two\.methods\.cfl\.stages: teacher 'high': MlpMixer has no feature"),
+        ({"student": {"arch": "resnet10t", "args": {"chanels": [4]}}}, r"two\.student: resnet10t cannot be built with"),
+        ({"student": {"arch": "vit_tiny_patch16_224"}}, r"two\.student: vit_tiny_patch16_224 does not take an image"),
+        ({"student": {**NET, "args": {**NET["args"], "num_classes": 3}}}, r"two\.student: resnet10t cannot be built"),
+        ({"training": {"batch_size": 50}}, r"two\.training\.batch_size: 50, but there are \d+ transfer images of the"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_first_training(stored, tmp_path, changes, line):
+    bench, chosen = make_bench(stored, tmp_path, **changes)
+    with pytest.raises(KtError, match=line) as caught:
+        chosen.inspect(bench)
+    assert "\n" not in str(caught.value)
+
+
+class Stubborn(nn.Module):
+    """A model that has three outputs whatever it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(256, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.flatten(1))
+
+
+def test_a_student_of_the_wrong_width_is_refused(stored, tmp_path, monkeypatch):
+    monkeypatch.setattr("kt.experiments.bench.build", lambda *_: Stubborn())
+    bench, chosen = make_bench(stored, tmp_path)
+    with pytest.raises(KtError, match=r"two\.student: resnet10t has 3 outputs, but there are 5 classes"):
+        chosen.inspect(bench)
+
+
+def test_memory_is_said_and_too_little_of_it_is_an_error(stored, tmp_path, monkeypatch, caplog):
+    bench, chosen = make_bench(stored, tmp_path)
+    with caplog.at_level("INFO"):
+        chosen.inspect(bench)
+    assert "GB of memory (training" in caplog.text
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    with pytest.raises(KtError, match=r"amalgamate\.two: needs about .* GB of memory .* lower training\.batch_size"):
+        chosen.inspect(bench)
