@@ -108,7 +108,7 @@ def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str]
     for panel in grid[-1]:
         panel.set_xlabel("epoch")
     grid[0][0].legend(loc="center right")
-    grid[0][-1].legend(loc="lower right", fontsize=6, handlelength=1, handletextpad=0.4, borderaxespad=0)
+    grid[0][-1].legend(loc="lower right", handlelength=1, handletextpad=0.4, borderaxespad=0)
 
 
 def over_seeds(data: pd.DataFrame) -> pd.DataFrame:

@@ -140,6 +140,47 @@ def cached_logits(wildcards):
     return [LOGITS[name] for name in names]
 
 
+# The detail tables of the kinds of experiments that the study has.
+DETAILS = sorted({experiment.table for _, _, experiment in STUDY.each_experiment()})
+
+
+def experiment_tables(rule, name, experiment=None):
+    """What the job of an experiment writes."""
+    return [LAYOUT.experiment(rule, name), LAYOUT.details(rule, name)]
+
+
+def experiment_models(rule):
+    """Predictions and weights of the teachers of the experiment that a job is about."""
+
+    def files(wildcards):
+        names = STUDY.experiments[rule][wildcards.experiment].teachers
+        return [
+            path(name)
+            for path in (LAYOUT.weights, LAYOUT.predictions)
+            for name in names
+        ]
+
+    return files
+
+
+def experiment_plan(rule):
+    """All in the configuration that determines an experiment; only a change of these runs it again."""
+
+    def plan(wildcards):
+        experiment = STUDY.experiments[rule][wildcards.experiment]
+        classes = [
+            STUDY.zoo.models[name].plain()["classes"] for name in experiment.teachers
+        ]
+        return [
+            experiment.plain(),
+            classes,
+            STUDY.student_input(experiment).plain(),
+            STUDY.transfer.export,
+        ]
+
+    return plan
+
+
 # Jobs only: they have their resources from the process that started them.
 SURVEY = status.Survey()
 
