@@ -248,7 +248,6 @@ def check(study: Study) -> Study:
     study = study.model_copy(update={"zoo": zoo})
     for rule, name, experiment in study.each_experiment():
         experiment.check(f"{rule}.{name}", zoo, known)
-        _check_plain(study, f"{rule}.{name}", experiment)
     check_data(study.data)
     if not (Layout(Path(study.results)).data / "meta.json").exists():  # else the stage `data` has looked closer
         if study.data.is_folder:
@@ -297,16 +296,6 @@ def _check_without_labels(study: Study) -> None:
                     f"{section}.methods.{name}: uses labels, but the images of data.splits.transfer.folder have none; "
                     f"allowed: {listed(allowed) or 'none'}"
                 )
-
-
-def _check_plain(study: Study, at: str, experiment: Experiment) -> None:
-    """Experiments read their teachers' logits of the plain images."""
-    option = "views" if study.transfer.views else "top_k" if study.transfer.top_k else None
-    compared = [name for name in experiment.teachers if name in study.names]
-    if option and compared:
-        raise KtError(
-            f"{at}.teachers: {listed(compared)}; with transfer.{option}, only specialists (`classes`) are allowed"
-        )
 
 
 def _check_specialists(study: Study) -> None:

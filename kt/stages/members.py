@@ -62,21 +62,22 @@ def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
     from kt.zoo import weights
     from kt.zoo.predict import predict as run
 
-    spec, compared = study.zoo.input_of(known_model(study, name)), name in study.names
-    views = study.transfer.views if compared else None  # experiments show their teachers the plain images
+    spec, views = study.zoo.input_of(known_model(study, name)), study.transfer.views
+    compared = name in study.names
     dataset, device = Dataset.open(layout.data), pick_device(study.device, threads)
     fingerprint = store.read_json(layout.member(name))["fingerprint"]
     run(
         weights.load(build(study, name, dataset), layout.weights(name)).to(device).eval(),
         {s: inputs(dataset, s, spec, device, views, keep=False) for s in predictions.SPLITS},
-        {s: np.tile(dataset.ids(s), study.views(s) if compared else 1) for s in predictions.SPLITS},
+        {s: np.tile(dataset.ids(s), study.views(s)) for s in predictions.SPLITS},
         layout.predictions(name),
         fingerprint,
-        study.shown(dataset.hash) if compared else dataset.hash,
+        study.shown(dataset.hash),
         study.features and compared,
         study.transfer.top_k if compared else None,
     )
-    log.info("predict %s: done", name)
+    count = sum(study.views(split) * len(dataset.rows(split)) for split in predictions.SPLITS)
+    log.info("predict %s: %d images", name, count)
 
 
 def zoo(study: Study, layout: Layout, out: Path) -> None:
