@@ -23,7 +23,7 @@ from kt.checkpoint import Checkpoint
 from kt.config import parse
 from kt.data import datasets
 from kt.data.datasets import Dataset
-from kt.data.spec import DataSpec, InputSpec, SplitSizes
+from kt.data.spec import DataSpec, InputSpec, SplitSizes, ViewsSpec
 from kt.data.views import Inputs
 from kt.errors import Interrupted, KtError
 from kt.experiments import memory
@@ -218,6 +218,19 @@ def test_the_images_are_those_of_the_classes_of_all_teachers(stored, tmp_path):
         assert len(bench.view(split)) == np.isin(labels, bench.classes).sum()
         assert bench.classes[bench.labels(split)].tolist() == [y for y in labels.tolist() if y in (0, 1, 2, 7, 5)]
     assert bench.student(0)(bench.view("test")[slice(0, 2)]).shape == (2, 5)
+
+
+def test_views_of_the_transfer_images_are_learnt_from_one_after_another(stored, tmp_path):
+    bench, _ = make_bench(stored, tmp_path)
+    plain = bench.view("transfer")
+    once = bench.learnt_from
+    viewed, _ = make_bench(stored, tmp_path)
+    viewed.crops = ViewsSpec(n=3)
+    assert viewed.learnt_from == once
+    assert len(viewed.view("transfer")) == len(viewed.labels("transfer")) == 3 * once
+    assert np.array_equal(viewed.labels("transfer"), np.tile(bench.labels("transfer"), 3))
+    assert not torch.equal(viewed.view("transfer")[slice(0, once)], plain[slice(0, once)])
+    assert torch.equal(viewed.view("test")[slice(0, 5)], bench.view("test")[slice(0, 5)])
 
 
 def test_trials_are_one_a_method_and_seed_and_each_teacher_alone():

@@ -34,7 +34,7 @@ def images(folder: Path, each: int) -> Path:
 
 def with_paths(name: str, folder: Path) -> dict[str, Any]:
     """A preset with its two paths changed."""
-    raw: dict[str, Any] = yaml.load(PRESETS[name].read_text("utf-8"), config._Loader)
+    raw: dict[str, Any] = yaml.load(PRESETS[name].read_text("utf-8"), config.Loader)
     if raw["data"]["source"].endswith(".npz"):
         source = folder / "images.npz"
         np.savez_compressed(source, images=np.zeros((42_000, 28, 28), np.uint8), labels=np.zeros(42_000, np.int64))

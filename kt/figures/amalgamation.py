@@ -82,8 +82,9 @@ def _panel(axes: Axes, data: pd.DataFrame, methods: list[str]) -> None:
         place = methods.index(row["method"])
         marker, colour = looks.get(row["part"], ("s", INK))
         whole = row["part"] == "all"
+        beside = 0 if whole else 0.14 + 0.3 * parts.index(row["part"]) / len(parts)
         axes.errorbar(
-            row["acc"], place + (0 if whole else 0.18), xerr=row["acc_se"], fmt=marker, color=colour, capsize=2,
+            row["acc"], place + beside, xerr=row["acc_se"], fmt=marker, color=colour, capsize=2,
             markersize=5 if whole else 3.5, markerfacecolor="white" if whole else colour, elinewidth=1.2,
             label=None if whole else row["part"], zorder=3 if whole else 2,
         )  # fmt: skip
