@@ -37,18 +37,23 @@ def with_paths(name: str, folder: Path) -> dict[str, Any]:
     raw: dict[str, Any] = yaml.load(PRESETS[name].read_text("utf-8"), config.Loader)
     if raw["data"]["source"].endswith(".npz"):
         source = folder / "images.npz"
-        np.savez_compressed(source, images=np.zeros((42_000, 28, 28), np.uint8), labels=np.zeros(42_000, np.int64))
+        np.savez_compressed(source, images=np.zeros((47_000, 28, 28), np.uint8), labels=np.arange(47_000) % 10)
+    elif raw["data"]["source"] == "digits":
+        source = "digits"
     else:
         source = images(folder / "images", 1)
     raw["data"]["source"], raw["results"] = str(source), str(folder / "results")
     return raw
 
 
-# the trainings: 42 · 3 + 7 · 2 + 3 groups, and 400 · 7 + 28 · 2 + 4 · 3
+# the trainings: pairs by methods and seeds, controls, groups, and trials of experiments
 PLANNED = {
+    "digits-all": "8 models, 56 pairs (0 done), 2200 trainings",
+    "digits-more": "2 models, 1 pairs (0 done), 181 trainings",
+    "fashion-mnist-more": "2 models, 1 pairs (0 done), ",
     "bikd": "7 models, 42 pairs (0 done), 143 trainings",
     "fantastic-gains": "28 models, 400 pairs (0 done), 2868 trainings",
-    "fashion-mnist": "13 models, 24 pairs (0 done), ",
+    "fashion-mnist": "13 models, 64 pairs (0 done), 282 trainings",
 }
 
 
@@ -62,6 +67,14 @@ def test_a_preset_can_be_planned(name, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert PLANNED[name] in done.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_the_study_of_every_method_has_the_data_and_zoo_of_the_default_study():
+    default, every = (yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / "config.yaml", PRESETS["digits-all"]))
+    assert every["zoo"] == default["zoo"]
+    assert every["data"] == default["data"]
+    assert every["transfer"]["training"] == default["transfer"]["training"]
+    assert every["transfer"]["seeds"] == default["transfer"]["seeds"]
 
 
 def shrunk(name: str, folder: Path) -> config.Study:
