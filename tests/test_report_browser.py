@@ -14,6 +14,7 @@ from kt.captions import CAPTIONS
 from kt.figures import draw
 from kt.figures.tables import Tables
 from kt.report import render
+from kt.schema_experiments import EXPERIMENTS
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -75,7 +76,7 @@ def test_figures_load_tables_sort_nothing_overflows_and_the_console_is_empty(pag
     assert found["width"] == width
     assert found["wide"] <= width  # tables and large figures scroll inside their own boxes
     assert found["resources"] == 0
-    assert len(found["images"]) == len(CAPTIONS)
+    assert len(found["images"]) == len(set(CAPTIONS) - set(EXPERIMENTS))
     for natural_width, natural_height, ratio in found["images"]:
         assert natural_width > 300
         assert ratio == pytest.approx(natural_width / natural_height, rel=0.02)

@@ -258,7 +258,8 @@ def forget(layout: Layout, keys: list[str], damaged: bool) -> list[str]:
     tables = []
     folders = ((layout.root / "transfer", "*/*.parquet"), (layout.root / "experiments", "*/*/rows.parquet"))
     for path in sorted(path for folder, pattern in folders for path in folder.glob(pattern)):
-        if wanted & set(schema.read(path, "transfers")["key"].to_pylist()):
+        table = "trials" if path.stem == "search" else "transfers"
+        if wanted & set(schema.read(path, table)["key"].to_pylist()):
             path.unlink()
             tables.append(str(path))
     for k in keys:
