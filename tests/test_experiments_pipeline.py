@@ -144,3 +144,17 @@ def test_a_stage_that_is_not_there_is_found_before_anything_is_trained(
     (line,) = {line for line in done.stderr.splitlines() if line.startswith("amalgamate.halves.methods.cfl.stages")}
     assert "ResNet has no feature stage 9; allowed: 0 to 4" in line
     assert not (checkout.folder / "results/zoo").exists()
+
+
+def test_an_experiment_that_is_dropped_leaves_no_rows_and_comes_back_for_nothing(
+    finished: tuple[Checkout, str],
+) -> None:
+    checkout, before = finished[0], finished[0].ledger()
+    with_it, section = checkout.table("transfers"), checkout.study.pop("amalgamate")
+    checkout.succeed("--until", "tables")
+    assert set(checkout.table("transfers")["student"]) == {"byob"}
+    assert not list((checkout.folder / "results/tables").glob("amalgamation.*"))
+    checkout.study["amalgamate"] = section
+    checkout.succeed("--until", "tables")
+    pd.testing.assert_frame_equal(checkout.table("transfers"), with_it)
+    assert checkout.ledger() == before

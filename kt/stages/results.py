@@ -13,6 +13,7 @@ from kt import schema, store, tables
 from kt.config import Study
 from kt.errors import KtError
 from kt.layout import Layout
+from kt.schema_experiments import EXPERIMENTS
 from kt.stages.common import metadata
 from kt.transfer import choice
 from kt.transfer import groups as grouping
@@ -43,6 +44,9 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
             made[name] = pa.concat_tables([schema.read(layout.details(rule, n), name) for n in experiments])
     for name, table in made.items():
         schema.write(out / f"{name}.parquet", name, table, metadata(study))
+    for name in set(EXPERIMENTS) - set(made):  # of experiments that the configuration has no more
+        for kind in ("parquet", "csv"):
+            (out / f"{name}.{kind}").unlink(missing_ok=True)
     for name in ("zoo", "pairs"):
         made[name] = schema.read(out / f"{name}.parquet", name, extra=True)
     for name, table in made.items():

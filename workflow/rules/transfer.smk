@@ -173,6 +173,8 @@ rule tables:
     params:
         analysis=STUDY.analysis.plain(),
         jobs=JOBS,
+        groups=GROUPS,
+        experiments=[[kind, name] for kind, name, _ in STUDY.each_experiment()],
     message:
         "final tables"
     shell:
