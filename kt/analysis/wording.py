@@ -34,6 +34,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def in_points(value: float) -> str:
+    """Percentage points with the right number: ``1 point``, ``2.5 points``."""
+    return f"{value:g} point" if value == 1 else f"{value:g} points"
+
+
 def listing(items: list[str]) -> str:
     """Items with commas and a closing ``and``."""
     return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kt.analysis.deltas import PAIR, pair_deltas, records
-from kt.analysis.wording import counted, number
+from kt.analysis.wording import counted, in_points, number
 from kt.figures import style
 from kt.figures.style import BLUE, COLUMN, GREY, INK, MANY, ORANGE, PAGE, Drawing
 from kt.figures.tables import Tables
@@ -63,7 +63,7 @@ def delta_vs_accuracy(tables: Tables) -> Drawing:
     for axes in panels[:, 0]:
         axes.set_ylabel("transfer delta (points)", fontsize=7)
     bars = "Bars: ± 1 standard error over test images, mean over seeds." if few else _median_error(data)
-    within = f" by over {tables.equal_within:g} points" if tables.equal_within else ""
+    within = f" by over {in_points(tables.equal_within)}" if tables.equal_within else ""
     quarter = " Orange: mean of the best quarter of each bin's pairs." if len(bins) else ""
     style.footer(
         figure,

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kt.analysis.deltas import group_of, pair_deltas, records
-from kt.analysis.wording import counted, number, with_error
+from kt.analysis.wording import counted, in_points, number, with_error
 from kt.figures import published, style
 from kt.figures.style import BLUE, GREY, INK, ORANGE, PAGE, PURPLE, Drawing
 from kt.figures.tables import Tables
@@ -31,7 +31,7 @@ def delta_by_method(tables: Tables) -> Drawing:
     data["group"] = group_of(data["acc_difference"], tables.equal_within)
     summary = tables.methods
     names = summary.loc[summary["group"] == "all", "method"].tolist()
-    within = f" by over {tables.equal_within:g} points" if tables.equal_within else ""
+    within = f" by over {in_points(tables.equal_within)}" if tables.equal_within else ""
     blocks = [("all", "All pairs", data)]
     if (weaker := data[data["group"] == "weaker"]).size and (summary["group"] == "weaker").any():
         blocks.append(("weaker", f"Only pairs whose teacher is weaker{within}", weaker))

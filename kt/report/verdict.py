@@ -17,7 +17,7 @@ from kt.analysis.deltas import Comparison, clear_sign, compare, records
 from kt.analysis.heldout import best_rung
 from kt.analysis.predictors import CONSTANT
 from kt.analysis.said import CLEAR
-from kt.analysis.wording import counted, listing, number, with_error
+from kt.analysis.wording import counted, in_points, listing, number, with_error
 from kt.figures.tables import Tables
 
 MOST_PROPERTIES = 4
@@ -120,9 +120,9 @@ def _fails(h: Held) -> str:
 
 
 def _weaker(compared: list[Held], taught: pd.DataFrame, equal_within: float) -> Iterator[str]:
-    who = f"teachers weaker than their student by over {equal_within:g} points"
+    who = f"teachers weaker than their student by over {in_points(equal_within)}"
     if not (taught["group"] == "weaker").any():
-        yield f"No finished pair had a teacher weaker by over {equal_within:g} points."
+        yield f"No finished pair had a teacher weaker by over {in_points(equal_within)}."
         return
     of_weaker = [h for h in compared if h.group == "weaker"]
     ahead = [h for h in of_weaker if h.against.sign > 0]
