@@ -135,9 +135,10 @@ def ols(y: ArrayLike, x: ArrayLike, dyads: Dyads) -> Fit:
     models or fewer every pair shares a model with every other, so that the sum is always zero: then it is the
     ordinary one.
 
-    The t distribution's degrees of freedom are the effective number of models behind a coefficient, less one:
-    (Σ v_m)² / Σ v_m², with v_m the share of model m in the variance under those effects. It is about the number of
-    models for a mean, and small where few models carry a coefficient, as for a property that one model alone has.
+    The t distribution's degrees of freedom are the effective number of independent parts behind a coefficient, less
+    one: (Σ v)² / Σ v², with v the shares of every model and of every pair in the variance under those effects. It is
+    about the number of models for a mean where models differ, that of pairs where they do not, and small where few
+    models carry a coefficient, as for a property that one model alone has.
 
     Args:
         y: one number a pair, [n].
@@ -182,20 +183,10 @@ def _left(weights: Floats, x: Floats, inverse: Floats, dyads: Dyads) -> Floats:
 
 
 def _carried(weights: Floats, found: Components, dyads: Dyads) -> Floats:
-    """What each model carries of each coefficient's variance if models' effects and pairs are all there is, [m, k].
-
-    The residual of a pair is shared equally by its two models.
-    """
-    of_pairs = weights**2
+    """What each model, then each pair, carries of a coefficient's variance if there is nothing else, [m + n, k]."""
     taught, learned = _sums(dyads.first, weights, dyads.models), _sums(dyads.second, weights, dyads.models)
-    return (
-        found.teacher * taught**2
-        + found.student * learned**2
-        + 2 * found.covariance * taught * learned
-        + found.residual
-        * (_sums(dyads.first, of_pairs, dyads.models) + _sums(dyads.second, of_pairs, dyads.models))
-        / 2
-    )
+    of_models = found.teacher * taught**2 + found.student * learned**2 + 2 * found.covariance * taught * learned
+    return np.concatenate([of_models, found.residual * weights**2])
 
 
 def _sums(groups: Ints, x: Floats, count: int) -> Floats:
