@@ -183,10 +183,16 @@ def _left(weights: Floats, x: Floats, inverse: Floats, dyads: Dyads) -> Floats:
 
 
 def _carried(weights: Floats, found: Components, dyads: Dyads) -> Floats:
-    """What each model, then each pair, carries of a coefficient's variance if there is nothing else, [m + n, k]."""
+    """What each model, then each pair, carries of a coefficient's variance if there is nothing else, [m + n, k].
+
+    Half of a pair's residual is the pair's own, the other half is shared by its two models: alone, the first gives too
+    many degrees of freedom in small zoos and the second too few (benchmarks/inference.py).
+    """
     taught, learned = _sums(dyads.first, weights, dyads.models), _sums(dyads.second, weights, dyads.models)
     of_models = found.teacher * taught**2 + found.student * learned**2 + 2 * found.covariance * taught * learned
-    return np.concatenate([of_models, found.residual * weights**2])
+    of_pairs = found.residual * weights**2 / 2
+    shared = (_sums(dyads.first, of_pairs, dyads.models) + _sums(dyads.second, of_pairs, dyads.models)) / 2
+    return np.concatenate([of_models + shared, of_pairs])
 
 
 def _sums(groups: Ints, x: Floats, count: int) -> Floats:
