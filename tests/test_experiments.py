@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 from pathlib import Path
 from threading import Event
 from typing import Any, ClassVar
@@ -13,19 +12,19 @@ import numpy as np
 import pytest
 import timm
 import torch
+from stopping import Work, again_and_again
 from torch import nn
 
 import kt.zoo.digits  # noqa: F401 (registers the small architectures)
 from kt import config
 from kt.amalgamate import setup
 from kt.amalgamate.spec import Amalgamation
-from kt.checkpoint import Checkpoint
 from kt.config import parse
 from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.data.spec import DataSpec, InputSpec, SplitSizes, ViewsSpec
 from kt.data.views import Inputs
-from kt.errors import Interrupted, KtError
+from kt.errors import KtError
 from kt.experiments import memory
 from kt.experiments.bench import Bench
 from kt.experiments.plan import problem_of, tasks_of
@@ -304,27 +303,9 @@ def test_features_kept_and_computed_batch_by_batch_train_the_same_student(stored
 @pytest.mark.parametrize("method", ["cfl", "kd"])
 def test_a_trial_stopped_again_and_again_ends_bit_identical(stored, tmp_path, monkeypatch, method):
     undisturbed = compute(*make_bench(stored, tmp_path / "alone"), method)
-    order, due, stops = random.Random(method), Checkpoint.due, 0
-    left = order.randint(1, 3)
-    bench, chosen = make_bench(stored, tmp_path)
-
-    def stopping(checkpoint: Checkpoint) -> bool:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            bench.stop.set()
-        return due(checkpoint)
-
-    monkeypatch.setattr(Checkpoint, "due", stopping)
-    while True:
-        try:
-            ended = compute(bench, chosen, method)
-        except Interrupted:
-            stops += 1
-            left = order.randint(1, 3)
-            bench, chosen = make_bench(stored, tmp_path)  # as a new process would
-            continue
-        break
+    ended, (bench, _), stops = again_and_again(
+        monkeypatch, method, 3, lambda: Work(*make_bench(stored, tmp_path)), lambda work: compute(*work, method)
+    )
     assert stops >= 1
     assert ended == undisturbed
     assert not list(bench.checkpoints.iterdir())

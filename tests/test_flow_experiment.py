@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import random
 import re
 from pathlib import Path
 from threading import Event
@@ -19,15 +18,15 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from stopping import Work, again_and_again
 from test_experiments import CPU, NET, STUDY, Zoo, checked
 from test_pipeline import Checkout
 
-from kt.checkpoint import Checkpoint
 from kt.config import parse
 from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.data.spec import DataSpec, SplitSizes
-from kt.errors import Interrupted, KtError
+from kt.errors import KtError
 from kt.experiments import memory
 from kt.experiments.bench import Bench
 from kt.experiments.plan import problem_of, tasks_of
@@ -185,27 +184,9 @@ def test_a_trial_stopped_again_and_again_ends_bit_identical(
     bench, chosen = make_bench(stored, tmp_path / "alone")
     trial = trial_of(chosen, method)
     undisturbed = compute(bench, chosen, trial)
-    order, due, stops = random.Random(method), Checkpoint.due, 0
-    left = order.randint(1, 3)
-    bench, chosen = make_bench(stored, tmp_path)
-
-    def stopping(checkpoint: Checkpoint) -> bool:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            bench.stop.set()
-        return due(checkpoint)
-
-    monkeypatch.setattr(Checkpoint, "due", stopping)
-    while True:
-        try:
-            ended = compute(bench, chosen, trial)
-        except Interrupted:
-            stops += 1
-            left = order.randint(1, 3)
-            bench, chosen = make_bench(stored, tmp_path)  # as a new process would
-            continue
-        break
+    ended, _, stops = again_and_again(
+        monkeypatch, method, 3, lambda: Work(*make_bench(stored, tmp_path)), lambda work: compute(*work, trial)
+    )
     assert stops >= 1
     assert ended == undisturbed
 

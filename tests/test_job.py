@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from threading import Event
 from typing import ClassVar
@@ -11,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from stopping import again_and_again
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
@@ -139,27 +139,9 @@ def undisturbed(stored, tmp_path_factory) -> dict[str, dict[str, object]]:
 def test_a_unit_of_any_method_stopped_again_and_again_ends_bit_identical(
     stored, tmp_path, monkeypatch, undisturbed, method
 ):
-    order, due, stops = random.Random(method), Checkpoint.due, 0
-    left = order.randint(1, 9)
-    bench = make_bench(stored, tmp_path, every=3600)
-
-    def stopping(checkpoint: Checkpoint) -> bool:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            bench.stop.set()
-        return due(checkpoint)
-
-    monkeypatch.setattr(Checkpoint, "due", stopping)
-    while True:
-        try:
-            ended = compute(bench, method)
-        except Interrupted:
-            stops += 1
-            left = order.randint(1, 9)
-            bench = make_bench(stored, tmp_path, every=3600)  # as a new process would
-            continue
-        break
+    ended, bench, stops = again_and_again(
+        monkeypatch, method, 9, lambda: make_bench(stored, tmp_path, every=3600), lambda bench: compute(bench, method)
+    )
     assert stops >= 1
     assert ended == undisturbed[method]
     assert not list(bench.checkpoints.iterdir())
