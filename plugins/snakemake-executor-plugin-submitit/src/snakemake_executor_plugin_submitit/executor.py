@@ -16,7 +16,8 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_interface_executor_plugins.settings import CommonSettings
 
 from . import request as requests
-from .clusters import Cluster, SubmissionError
+from .backlog import Backlog
+from .clusters import Cluster
 from .events import Events
 from .request import Request
 from .runs import RunFolder
@@ -33,8 +34,6 @@ common_settings = CommonSettings(
     pass_envvar_declarations_to_cmd=True,
     auto_deploy_default_storage_provider=False,
 )
-# Between two attempts to submit what was refused for now: at first, and at most.
-_RESUBMIT_SECONDS = (2.0, 120.0)
 # SLURM gives up a silent node within this time.
 _NODE_SECONDS = 600.0
 
@@ -66,10 +65,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         self.settings = settings
         self.events = Events(self.run_folder.path / "events.tsv")
         self.entries: dict[int, Entry] = {}
-        self.backlog: list[Entry] = []
         self._lock = threading.RLock()
-        self._retry_at, self._retry_after = 0.0, _RESUBMIT_SECONDS[0]
-        self._batch = 0  # most jobs in the next submission; 0 leaves it to the cluster
         self._completed: dict[str, float] = {}
         self._told: set[str] = set()
         try:
@@ -77,6 +73,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             self.cluster.check(self._declared())
         except ValueError as error:
             raise WorkflowError(f"submitit: {error}") from error
+        self.backlog = Backlog(self.cluster, send=self._submit, tell=self._tell)
         fast, slow = float(settings.poll_seconds), float(settings.poll_max_seconds)
         self.watch = Watch(self.cluster, self.run_folder.submitit, fast=fast, slow=slow, tell=self._tell)
         if settings.keep_runs:
@@ -128,9 +125,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             entries.append(Entry(SubmittedJobInfo(job), request, task))
         with self._lock:
             self.entries |= {id(entry.info): entry for entry in entries}
-            self.backlog += entries
+            self.backlog.add(entries)
             self.watch.hurry()
-            self._submit_backlog()
+            self.backlog.submit()
         for entry in entries:
             entry.info.external_jobid = entry.external or None
             self.report_job_submission(entry.info)
@@ -167,35 +164,6 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         super().shutdown()
 
     # --- submission -----------------------------------------------------------------------------------------------
-
-    def _submit_backlog(self) -> None:
-        """Send out what waits here, as far as the cluster takes it. Called with the lock held."""
-        if time.monotonic() < self._retry_at:
-            return
-        while self.backlog:
-            request = self.backlog[0].request
-            room = self.cluster.room(request)
-            if room < 1:
-                return
-            size = min(room, self._batch or room)
-            batch = [entry for entry in self.backlog if entry.request == request][:size]
-            try:
-                self._submit(request, batch)
-            except SubmissionError as error:
-                if not error.temporary:
-                    for entry in batch:
-                        entry.refused = str(error)
-                else:
-                    # a limit on submitted jobs may let a smaller array through
-                    self._batch = max(1, len(batch) // 2)
-                    self._retry_at = time.monotonic() + self._retry_after
-                    self._retry_after = min(_RESUBMIT_SECONDS[1], self._retry_after * 2)
-                    self._tell(f"the cluster takes no more jobs for now, the others wait here: {error}")
-                    return
-            else:
-                self._batch, self._retry_after = self._batch * 2, _RESUBMIT_SECONDS[0]
-            sent = set(map(id, batch))
-            self.backlog = [entry for entry in self.backlog if id(entry) not in sent]
 
     def _submit(self, request: Request, batch: Sequence[Entry]) -> None:
         jobs = [entry.info.job for entry in batch]
@@ -239,7 +207,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         if not self._ready:
             return
         with self._lock:
-            self._submit_backlog()
+            self.backlog.submit()
             entries = [self.entries[id(info)] for info in active_jobs if id(info) in self.entries]
         self.logger.debug(f"submitit: looking at {len(entries)} jobs")
         self.watch.look([entry for entry in entries if entry.external])
@@ -273,7 +241,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             entry.retries[verdict] += 1
             with self._lock:
                 entry.reset()
-                self.backlog.append(entry)
+                self.backlog.add([entry])
             return False
         self._forget(entry)
         job = entry.info.job
@@ -294,7 +262,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
     def _forget(self, entry: Entry) -> None:
         with self._lock:
             self.entries.pop(id(entry.info), None)
-            self._retry_at = 0.0  # there may be room now
+            self.backlog.hurry()  # there may be room now
 
     def _tell(self, text: str) -> None:
         """Say something once."""

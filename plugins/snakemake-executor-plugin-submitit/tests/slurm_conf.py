@@ -1,0 +1,135 @@
+"""The configuration files of a SLURM of one node, in a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+
+_GPUS = 4
+
+_SLURM_CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/run/munge.sock
+CredType=cred/munge
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+# the control groups of jobs bear their ids, so those of two clusters on one machine must not meet
+FirstJobId={ctld_port}000
+SlurmctldPort={ctld_port}
+SlurmdPort={slurmd_port}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/run/slurmctld.pid
+SlurmdPidFile={folder}/run/slurmd.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin={task_plugin}
+SwitchType=switch/none
+MpiDefault=none
+MailProg=/bin/true
+JobAcctGatherType=jobacct_gather/none
+{accounting}
+JobCompType=jobcomp/none
+ReturnToService=2
+SlurmdTimeout=5
+# a busy machine may take long to end a step, and the node would be drained
+UnkillableStepTimeout=900
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+# without it jobs take all memory and run one at a time
+DefMemPerCPU=500
+GresTypes=gpu
+SlurmdParameters=config_overrides
+KillWait=5
+MessageTimeout=10
+MinJobAge=300
+MaxArraySize=1001
+MaxJobCount=20000
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=64000 Gres=gpu:fake:{gpus} State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=120 State=UP
+PartitionName=cancel Nodes={host} MaxTime=INFINITE PriorityTier=1 PreemptMode=CANCEL State=UP
+PartitionName=high Nodes={host} MaxTime=60 PriorityTier=10 PreemptMode=OFF State=UP
+"""
+_NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
+# jobs need a known account and quality of service, and keep to the limits of both
+_ACCOUNTING = """
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={dbd_port}
+AccountingStoragePass={folder}/run/munge.sock
+AccountingStorageTRES=gres/gpu
+AccountingStorageEnforce=associations,limits,qos
+"""
+_SLURMDBD_CONF = """
+AuthType=auth/munge
+AuthInfo=socket={folder}/run/munge.sock
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={dbd_port}
+SlurmUser=root
+LogFile={folder}/log/slurmdbd.log
+PidFile={folder}/run/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm
+CommunicationParameters=NoInAddrAny
+"""
+_CGROUP_CONF = """
+CgroupPlugin=cgroup/v1
+CgroupAutomount=no
+ConstrainCores=no
+ConstrainRAMSpace={memory}
+ConstrainDevices=no
+"""
+
+
+def write(folder: Path, host: str, *, accounting: bool, limits_memory: bool) -> None:
+    """Write all of them, with free ports, and make the devices that stand for GPUs.
+
+    Args:
+        folder: Where they go, and where the daemons keep their files.
+        host: The node's name.
+        accounting: Whether slurmdbd keeps accounts.
+        limits_memory: Whether control groups hold jobs to their memory.
+    """
+    for index in range(_GPUS):
+        # SLURM takes only device nodes for GPUs; these are /dev/null
+        os.mknod(folder / f"gpu{index}", 0o20666, os.makedev(1, 3))
+    ctld_port, slurmd_port, dbd_port = _free_ports(3)
+    (folder / "slurm.conf").write_text(
+        _SLURM_CONF.format(
+            host=host,
+            folder=folder,
+            ctld_port=ctld_port,
+            slurmd_port=slurmd_port,
+            gpus=_GPUS,
+            task_plugin="task/cgroup" if limits_memory else "task/none",
+            accounting=_ACCOUNTING.format(folder=folder, dbd_port=dbd_port) if accounting else _NO_ACCOUNTING,
+        )
+    )
+    (folder / "gres.conf").write_text(f"NodeName={host} Name=gpu Type=fake File={folder}/gpu[0-{_GPUS - 1}]\n")
+    (folder / "cgroup.conf").write_text(_CGROUP_CONF.format(memory="yes" if limits_memory else "no"))
+    dbd = folder / "slurmdbd.conf"
+    dbd.touch(mode=0o600)
+    dbd.write_text(_SLURMDBD_CONF.format(folder=folder, dbd_port=dbd_port))
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for opened in sockets:
+            opened.bind(("127.0.0.1", 0))
+        return [opened.getsockname()[1] for opened in sockets]
