@@ -5,11 +5,11 @@
 - `vectorised`: the same three forward passes; the choice is one expression.
 - `ours`: this project's engine, its cache included: every model runs once over the transfer images, targets are
   merged once a pair, and a step runs the student alone. As in the pipeline, a process takes one core and trains the
-  students of some of the teachers; as many processes run as there are cores.
+  students of some of the teachers; as many processes run as there are cores, with the allocator set as the stages do.
 - `alone`: the same in one process with all cores, one student at a time.
 - `limit`: a loop that only trains the student, on targets that are there: what one student at a time must take.
 
-The usual ways, `alone`, and `limit` are one process with `--threads` threads, as torch does it unless told otherwise.
+The usual ways and `limit` are one process with `--threads` threads, as torch does it unless told otherwise.
 Teachers and student have the same architecture, and all ways train the same student on the same batches for the same
 epochs; validation plays no part. All round logits to float16, as the cache does, and it is checked that they end with
 the same weights. Starting Python and building the models is not counted for any of them.
@@ -41,6 +41,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kt import malloc
 from kt.checkpoint import Checkpoint
 from kt.config import load
 from kt.data import datasets
@@ -203,10 +204,11 @@ def flat(model: nn.Module) -> Tensor:
 _bench: Bench
 
 
-def _begin(settings: Settings) -> None:
-    """Set a worker process up."""
+def _begin(settings: Settings, threads: int) -> None:
+    """Set a worker process up, as kt.stages.common.pick_device does."""
     global _bench
-    _bench = Bench(settings, 1)
+    malloc.keep_freed()
+    _bench = Bench(settings, threads)
 
 
 def _ready(_: int) -> None:
@@ -220,6 +222,10 @@ def _cached(teacher: int | None) -> NDArray[np.float32]:
 
 def _transfer(teacher: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.float32]:
     return _bench.transfer(torch.from_numpy(teacher), torch.from_numpy(own)).numpy()
+
+
+def _alone() -> NDArray[np.float32]:
+    return _bench.alone().numpy()
 
 
 def shared(pool: ProcessPoolExecutor, teachers: int) -> Tensor:
@@ -254,11 +260,16 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     bench = Bench(settings, args.threads)
     seconds: dict[str, list[float]] = {}
     ends: dict[str, Tensor] = {}
-    with ProcessPoolExecutor(args.threads, get_context("spawn"), _begin, (settings,)) as pool:
+    spawn = get_context("spawn")
+    with (
+        ProcessPoolExecutor(args.threads, spawn, _begin, (settings, 1)) as pool,
+        ProcessPoolExecutor(1, spawn, _begin, (settings, args.threads)) as single,
+    ):
         list(pool.map(_ready, range(args.threads)))
+        single.submit(_ready, 0).result()
         ways: dict[str, Callable[[], Tensor]] = {
             "ours": lambda: shared(pool, args.teachers),
-            "alone": bench.alone,
+            "alone": lambda: torch.from_numpy(single.submit(_alone).result()),
             "limit": bench.limit,
             "vectorised": lambda: bench.forwarding(vectorised),
             "published": lambda: bench.forwarding(looped),
