@@ -54,10 +54,9 @@ def _load(args: argparse.Namespace) -> tuple[Inputs, float]:
     transfers, zoo, scores, equal_within = args.transfers, args.zoo, args.complementarity, EQUAL_WITHIN
     if not (transfers and zoo):
         from kt.config import load
-        from kt.layout import Layout
 
         study = load(args.config)
-        layout, equal_within = Layout(Path(study.results)), study.analysis.equal_within
+        layout, equal_within = study.layout, study.analysis.equal_within
         scores = scores or (None if transfers else layout.table("complementarity"))
         transfers, zoo = transfers or layout.table("transfers"), zoo or layout.table("zoo")
     return inputs.load(transfers, zoo, scores), equal_within
@@ -72,9 +71,8 @@ def _analyse(args: argparse.Namespace) -> None:
     out = args.out
     if out is None:
         from kt.config import load
-        from kt.layout import Layout
 
-        out = Layout(Path(load(args.config).results)).analysis
+        out = load(args.config).layout.analysis
     data, equal_within = _load(args)
     analyse(data, equal_within, args.bootstrap, seed=args.seed).write(out)
     log.info("analysis: tables and summary.md in %s", out)

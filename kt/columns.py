@@ -21,7 +21,9 @@ class Column:
 TEXT, COUNT, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 CLASSES, TAGS = pa.list_(pa.int32()), pa.list_(pa.string())
 
-PAIR = (
-    Column("teacher", TEXT, "name", "the model that teaches"),
-    Column("student", TEXT, "name", "the model that learns"),
-)
+TEACHER = Column("teacher", TEXT, "name", "the model that teaches")
+STUDENT = Column("student", TEXT, "name", "the model that learns")
+PAIR = (TEACHER, STUDENT)
+METHOD = Column("method", TEXT, "name", "the transfer method or control")
+SUCCESS = Column("success", REAL, "percent of pairs", "pairs with delta > 0")
+KEY = Column("key", TEXT, "hash", "the unit of work in the ledger")

@@ -45,6 +45,10 @@ class Layout:
         """The rows of one experiment in the detail table of its kind."""
         return self.root / "experiments" / rule / name / "details.parquet"
 
+    def needs(self, rule: str, name: str) -> Path:
+        """What the trainings of one experiment take, for the job that does them."""
+        return self.root / "experiments" / rule / name / "needs.json"
+
     def improved(self, student: str, key: str) -> Path:
         """Weights of a student after the transfer of a unit; the card of the same name lies beside them."""
         return self.root / "students" / student / f"{key[:16]}.safetensors"

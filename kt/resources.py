@@ -18,6 +18,9 @@ ACTIVATION_MB = 60.0
 """Memory that an image takes in training on the CPU, for a model of 10⁹ MACs; it grows with their square root:
 ResNet-50 needs about 100 MB at 4.1 · 10⁹, ViT-B/16 about 200 MB at 17.6 · 10⁹."""
 
+EVALUATED = 256
+"""Most images in one forward pass of an evaluation; without gradients they take a third of what they do in training."""
+
 PREPARED_MB = 512
 """Most memory that the prepared images of one split take."""
 
@@ -45,8 +48,28 @@ def memory_mb(
     """
     kind = "train" if train else "predict"
     weights = WEIGHTS_KEPT[kind] * 4 * params / 1e6
-    activations = 0.0 if gpu else batch_size * ACTIVATION_MB * math.sqrt(macs / 1e9) * (1 if train else 1 / 3)
-    total = PROCESS_MB["cuda" if gpu else "cpu"] + weights + image_mb + activations
+    activations = batch_size * ACTIVATION_MB * math.sqrt(macs / 1e9) * (1 if train else 1 / 3)
+    return _host_mb(weights + image_mb, activations, gpu, attempt)
+
+
+def experiment_mb(held: int, image: int, batch_size: int, *, gpu: bool, attempt: int = 1) -> int:
+    """Host memory of a job that trains an experiment's students, rounded up to 100 MB.
+
+    process + what a training holds + what it keeps for the images of a batch; the last only on the CPU, and at least
+    for a third of ``EVALUATED`` images. Twice as much at every further attempt.
+
+    Args:
+        held: bytes of weights, their copies, features and prepared images.
+        image: bytes that a training keeps for an image of a batch.
+        batch_size: images at once.
+        gpu: whether it trains on a GPU.
+        attempt: 1, and more after it ran out of memory.
+    """
+    return _host_mb(held / 1e6, image * max(batch_size, EVALUATED / 3) / 1e6, gpu, attempt)
+
+
+def _host_mb(held: float, activations: float, gpu: bool, attempt: int) -> int:
+    total = PROCESS_MB["cuda" if gpu else "cpu"] + held + (0.0 if gpu else activations)
     return 100 * math.ceil(total / 100) << (attempt - 1)
 
 
@@ -55,6 +78,9 @@ def prepared_mb(images: float, channels: int, size: int) -> float:
     return min(float(PREPARED_MB), 4 * images * channels * size**2 / 1e6)
 
 
-def minutes(seconds: float, longest: int) -> int:
-    """Time limit of a job: five minutes and twice the time that it is thought to take, at most ``longest``."""
-    return min(longest, math.ceil((START_SECONDS + 2 * seconds) / 60))
+def minutes(seconds: float, longest: int, attempt: int = 1) -> int:
+    """Time limit of a job: five minutes and twice the time that it is thought to take, at most ``longest``.
+
+    Twice as much at every further attempt.
+    """
+    return min(longest, math.ceil((START_SECONDS + 2 * seconds) / 60) << (attempt - 1))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from kt.columns import COUNT, FLAG, PAIR, REAL, TEXT, Column
+from kt.columns import COUNT, FLAG, METHOD, PAIR, REAL, SUCCESS, TEXT, Column
 
-METHOD = Column("method", TEXT, "name", "the transfer method or control")
 CONTROL = Column("control", FLAG, "flag", "true for methods without a teacher")
 
 
@@ -41,7 +40,7 @@ ANALYSIS: dict[str, tuple[Column, ...]] = {
         _real("quartile_3", POINTS, "third quartile"),
         _real("top_quartile", POINTS, "mean delta of the best quarter of the pairs"),
         _real("worst", POINTS, "lowest delta"),
-        Column("success", REAL, "percent of pairs", "pairs with delta > 0"),
+        SUCCESS,
         _real("transfer_rate", "percent", "mean transfer rate"),
     ),
     "by_model": (
@@ -53,7 +52,7 @@ ANALYSIS: dict[str, tuple[Column, ...]] = {
         Column("delta", REAL, POINTS, "mean transfer delta over them"),
         Column("best", REAL, POINTS, "highest delta"),
         Column("worst", REAL, POINTS, "lowest delta"),
-        Column("success", REAL, "percent of pairs", "pairs with delta > 0"),
+        SUCCESS,
         _real("transfer_rate", "percent", "mean transfer rate"),
         _real("params", "count", "parameters, from the table `zoo`"),
         Column("kind", TEXT, "name", "kind, from the table `zoo`", True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kt.columns import CLASSES, COUNT, FLAG, REAL, TAGS, TEXT, Column
+from kt.columns import CLASSES, COUNT, FLAG, KEY, REAL, TAGS, TEXT, Column
 
 TRIAL = (
     Column("experiment", TEXT, "name", "the experiment's name in `config.yaml`"),
@@ -12,9 +12,12 @@ TRIAL = (
     Column("teachers", TAGS, "names", "the models that teach, or answer"),
     Column("uses_labels", FLAG, "flag", "true where the labels of the training images have a say"),
     Column("trains", FLAG, "flag", "false where no student was trained"),
-    Column("key", TEXT, "hash", "the unit of work in the ledger"),
+    KEY,
 )
 """What every row of every detail table begins with."""
+
+ACC_SE = Column("acc_se", REAL, "percentage points", "its binomial standard error over test images")
+ACC_BEST = Column("acc_best", REAL, "percent", "accuracy at the epoch that the validation split chose")
 
 EXPERIMENTS: dict[str, tuple[Column, ...]] = {
     "amalgamation": (
@@ -23,8 +26,8 @@ EXPERIMENTS: dict[str, tuple[Column, ...]] = {
         Column("classes", CLASSES, "classes", "the part's classes"),
         Column("n", COUNT, "images", "test images of the part"),
         Column("acc", REAL, "percent", "accuracy on them after the LAST epoch, among the classes of all teachers"),
-        Column("acc_se", REAL, "percentage points", "its binomial standard error over test images"),
-        Column("acc_best", REAL, "percent", "accuracy at the epoch that the validation split chose"),
+        ACC_SE,
+        ACC_BEST,
         Column("loss_soft", REAL, "nats", "cross-entropy with the soft targets at the end, transfer images", True),
         Column("loss_mmd", REAL, "1", "L_M at the end: squared MMD, summed over teachers and stages", True),
         Column("loss_reconstruction", REAL, "1", "L_R at the end: mean squared error, summed likewise", True),
@@ -34,8 +37,8 @@ EXPERIMENTS: dict[str, tuple[Column, ...]] = {
         Column("images", COUNT, "images", "transfer images that the student learnt from; null where it is all", True),
         Column("n", COUNT, "images", "test images of the student's classes"),
         Column("acc", REAL, "percent", "accuracy on them after the LAST epoch, of the student by itself"),
-        Column("acc_se", REAL, "percentage points", "its binomial standard error over test images"),
-        Column("acc_best", REAL, "percent", "accuracy at the epoch that the validation split chose"),
+        ACC_SE,
+        ACC_BEST,
         Column("epoch", COUNT, "number", "end of this epoch, counted from 1; null where nothing flows", True),
         Column("stage", TEXT, "name", "module of the student that features flow into", True),
         Column("source", TEXT, "name", "`self`, or the teacher whose features flow", True),

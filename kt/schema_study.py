@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from kt.columns import CLASSES, COUNT, FLAG, PAIR, REAL, TAGS, TEXT, Column
+from kt.columns import CLASSES, COUNT, FLAG, KEY, METHOD, PAIR, REAL, STUDENT, SUCCESS, TAGS, TEXT, Column
 
 SHARES = (2, 5, 20, 50)
 """Percent of the positive flips that an area of expertise holds at least."""
+
+USES_LABELS = Column(
+    "uses_labels", FLAG, "flag", "true where the labels of the transfer images have a say: `finetune` is its control"
+)
+TRAINS = Column("trains", FLAG, "flag", "false for ensembles: two models answer, and no student was trained")
+SEARCHED = Column("method", TEXT, "name", "the searched method")
+STATUS = Column("status", TEXT, "name", "`ok` or `failed`")
+ACC_AFTER = Column("acc_after", REAL, "percent", "the same after the LAST epoch", True)
+EPOCHS = Column("epochs", COUNT, "epochs", "epochs trained")
+SECONDS = Column("seconds", REAL, "seconds", "wall time of the training and its evaluations", True)
 
 STUDY: dict[str, tuple[Column, ...]] = {
     "splits": (
@@ -121,14 +131,9 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column(
             "control", FLAG, "flag", "true where the teacher plays no part: one training, shared by the student's pairs"
         ),
-        Column(
-            "uses_labels",
-            FLAG,
-            "flag",
-            "true where the labels of the transfer images have a say: `finetune` is its control",
-        ),
-        Column("trains", FLAG, "flag", "false for ensembles: two models answer, and no student was trained"),
-        Column("status", TEXT, "name", "`ok` or `failed`"),
+        USES_LABELS,
+        TRAINS,
+        STATUS,
         Column(
             "reason",
             TEXT,
@@ -145,7 +150,7 @@ STUDY: dict[str, tuple[Column, ...]] = {
             "student's accuracy on the test split before transfer; null for experiments, whose students are new",
             True,
         ),
-        Column("acc_after", REAL, "percent", "the same after the LAST epoch", True),
+        ACC_AFTER,
         Column("delta", REAL, "percentage points", "transfer delta: acc_after − acc_before = gain − loss", True),
         Column(
             "delta_se",
@@ -171,35 +176,35 @@ STUDY: dict[str, tuple[Column, ...]] = {
             "transfer images that a teacher has a say in; for `bikd` before training",
             True,
         ),
-        Column("epochs", COUNT, "epochs", "epochs trained"),
+        EPOCHS,
         Column("best_epoch", COUNT, "epoch", "epoch with the best validation accuracy, counted from 1", True),
         Column("delta_best", REAL, "percentage points", "`delta` at `best_epoch` instead of the last epoch", True),
         Column("steps", COUNT, "steps", "optimiser steps taken", True),
         Column("budget", COUNT, "trainings", "trainings of one model behind the row; `epochs` each", True),
         Column("pieces", COUNT, "pieces", "a batch was cut into so many, to fit in memory; gradients add up", True),
-        Column("seconds", REAL, "seconds", "wall time of the training and its evaluations", True),
+        SECONDS,
         Column("device", TEXT, "name", "`cpu`, or the GPU's name", True),
         Column("key", TEXT, "hash", "the unit of work in the ledger; rows of one control training share it"),
     ),
     "trials": (
         Column("teacher", TEXT, "name", "the model that teaches; null for a control", True),
-        Column("student", TEXT, "name", "the model that learns"),
-        Column("method", TEXT, "name", "the searched method"),
+        STUDENT,
+        SEARCHED,
         Column("parameters", TEXT, "JSON", "the candidate: the values that are tried"),
         Column("seed", COUNT, "number", "seed of the training"),
-        Column("status", TEXT, "name", "`ok` or `failed`"),
+        STATUS,
         Column("reason", TEXT, "text", "why it failed", True),
         Column("n", COUNT, "images", "validation images behind the row"),
         Column("acc_before", REAL, "percent", "student's accuracy on the VALIDATION split before transfer"),
-        Column("acc_after", REAL, "percent", "the same after the LAST epoch", True),
+        ACC_AFTER,
         Column("delta", REAL, "percentage points", "acc_after − acc_before", True),
         Column("delta_se", REAL, "percentage points", "its standard error over the validation images", True),
-        Column("epochs", COUNT, "epochs", "epochs trained"),
-        Column("seconds", REAL, "seconds", "wall time of the training and its evaluations", True),
-        Column("key", TEXT, "hash", "the unit of work in the ledger"),
+        EPOCHS,
+        SECONDS,
+        KEY,
     ),
     "search": (
-        Column("method", TEXT, "name", "the searched method"),
+        SEARCHED,
         Column("parameters", TEXT, "JSON", "the candidate: the values that were tried; the others are `config.yaml`'s"),
         Column("pairs", COUNT, "pairs", "pairs (of a control: students) with a finished training"),
         Column("trainings", COUNT, "trainings", "trainings of the candidate"),
@@ -211,15 +216,10 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column("chosen", FLAG, "flag", "true for the candidate that all pairs are transferred with"),
     ),
     "methods": (
-        Column("method", TEXT, "name", "the transfer method or control"),
+        METHOD,
         Column("control", FLAG, "flag", "true for `self` and `finetune`"),
-        Column(
-            "uses_labels",
-            FLAG,
-            "flag",
-            "true where the labels of the transfer images have a say: `finetune` is its control",
-        ),
-        Column("trains", FLAG, "flag", "false for ensembles: two models answer, and no student was trained"),
+        USES_LABELS,
+        TRAINS,
         Column("group", TEXT, "name", "`all` pairs, or those with a `weaker`, `equal` or `stronger` teacher"),
         Column("pairs", COUNT, "pairs", "pairs behind the row"),
         Column("students", COUNT, "models", "distinct students among them"),
@@ -232,7 +232,7 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column("delta_se_iid", REAL, "percentage points", "the ordinary standard error, as if pairs were independent"),
         Column("median", REAL, "percentage points", "median delta over pairs"),
         Column("worst", REAL, "percentage points", "lowest delta of a pair"),
-        Column("success", REAL, "percent of pairs", "pairs with delta > 0"),
+        SUCCESS,
         Column("transfer_rate", REAL, "percent", "mean transfer rate over pairs", True),
     ),
 }

@@ -1,6 +1,6 @@
 """The base of every typed section of ``config.yaml``: frozen, strict, unknown keys are errors.
 
-Each stage keeps its section beside its code; ``kt.config`` composes them. Nothing here imports torch.
+Each stage keeps its section beside its code; ``kt.study`` composes them. Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import kt.zoo.digits  # noqa: F401 (registers the small architectures)
-from kt.amalgamate.common import Learner, Space
+from kt.amalgamate.common import Learner, Output, Space
 from kt.amalgamate.features import common_grids, features_of, meet, with_features
 from kt.amalgamate.losses import concatenate, mmd, soft_cross_entropy
 from kt.amalgamate.spec import CFL, Amalgamation
@@ -133,8 +133,10 @@ def test_discrepancy_and_reconstruction_are_sums_over_teachers(maps):
     tail = (3, 3) if maps else ()
     space = Space(4, [5, 6], width=8, blocks=2, maps=maps).eval()
     student, teachers = random(7, 4, *tail), [random(7, 5, *tail, seed=1), random(7, 6, *tail, seed=2)]
-    found = space(student, teachers, SIGMAS)
-    assert [part.item() for part in found] == pytest.approx(slow_space(space, student, teachers), rel=1e-3)
+    own, others, error = space(student, teachers)
+    output = Output(student, [(own, others)], error)
+    found = [output.mmd(SIGMAS).item(), output.reconstruction.item()]
+    assert found == pytest.approx(slow_space(space, student, teachers), rel=1e-3)
 
 
 def test_one_extractor_is_shared_and_every_network_has_its_own_align_layer():
@@ -171,14 +173,14 @@ def test_each_loss_has_a_gradient_exactly_where_the_paper_has_it(loss, learning)
     teacher = with_features(small("test_efficientnet"), "map", (2,), shape).eval().requires_grad_(False)
     shapes = [features_of(student, shape), features_of(teacher, shape)]
     space = Space(shapes[0][0][0], [shapes[1][0][0]], width=8, blocks=1, maps=True)
-    learner = Learner(student, [space], common_grids(shapes), SIGMAS).train()
+    learner = Learner(student, [space], common_grids(shapes)).train()
     images = random(6, *shape)
     features = teacher(images)[1]
     assert not features[0].requires_grad
     output = learner((images, [features]))
     parts = {
         "soft": soft_cross_entropy(random(6, 4, seed=3), output.logits).mean(),
-        "mmd": output.mmd,
+        "mmd": output.mmd(SIGMAS),
         "reconstruction": output.reconstruction,
     }
     parts[loss].backward()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from studies import small_zoo
 
 import kt
 from kt.cli import main
@@ -99,14 +100,10 @@ STUDY = {
     "results": "results",
     "device": "cpu",
     "data": {"source": "digits", "splits": {"zoo": 100, "transfer": 64, "validation": 40, "test": 60}},
-    "zoo": {
-        "modules": ["kt.zoo.digits"],
-        "input": {"size": 16, "mean": [0.3], "std": [0.33]},
-        "models": {
-            "teacher": {"arch": "tiny_mixer", "train": {"epochs": 2}},
-            "student": {"arch": "tiny_mixer", "train": {"epochs": 1, "seed": 1}},
-        },
-    },
+    "zoo": small_zoo(
+        teacher={"arch": "tiny_mixer", "train": {"epochs": 2}},
+        student={"arch": "tiny_mixer", "train": {"epochs": 1, "seed": 1}},
+    ),
     "pairs": {"select": "top", "k": 1},
     "transfer": {
         "methods": {"kl": {}, "self": {}},

@@ -18,6 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from studies import small_zoo
 
 from kt.cli import main
 
@@ -29,14 +30,10 @@ from slurm_node import SlurmNode, missing  # noqa: E402
 STUDY: dict[str, Any] = {
     "device": "cpu",
     "data": {"source": "digits", "splits": {"zoo": 100, "transfer": 200, "validation": 20, "test": 60}},
-    "zoo": {
-        "modules": ["kt.zoo.digits"],
-        "input": {"size": 16, "mean": [0.3], "std": [0.33]},
-        "models": {
-            "byob": {"arch": "test_byobnet", "train": {"epochs": 1}},
-            "mixer": {"arch": "tiny_mixer", "train": {"epochs": 1}},
-        },
-    },
+    "zoo": small_zoo(
+        byob={"arch": "test_byobnet", "train": {"epochs": 1}},
+        mixer={"arch": "tiny_mixer", "train": {"epochs": 1}},
+    ),
     "pairs": {"select": "all"},
     "transfer": {"methods": {"kl_dp": {}}, "seeds": [0], "training": {"epochs": 40, "batch_size": 10, "lr": 1e-3}},
 }

@@ -16,8 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kt import config
+from kt.check import check
 from kt.errors import KtError
 from kt.pairs import candidates
+from kt.strict_yaml import Loader
+from kt.study import Study
 from kt.zoo import registry as registry_of_models
 from kt.zoo import selection
 from kt.zoo.check import check as check_zoo
@@ -32,7 +35,7 @@ VALIDATOR = jsonschema.Draft202012Validator(config.json_schema())
 def plain() -> dict[str, Any]:
     """The shipped ``config.yaml`` as plain values."""
     text = (Path(__file__).parent.parent / "config.yaml").read_text("utf-8")
-    raw: dict[str, Any] = yaml.load(text, config.Loader)
+    raw: dict[str, Any] = yaml.load(text, Loader)
     return raw
 
 
@@ -53,7 +56,7 @@ def changed(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 def refusal(raw: Any) -> str:
     """What a user reads: the error of loading a configuration."""
     with pytest.raises(KtError) as caught:
-        config.check(config.parse(raw, "c.yaml"))
+        check(config.parse(raw, "c.yaml"))
     return str(caught.value)
 
 
@@ -186,6 +189,7 @@ BY_MODEL = [
     ("zoo.models.vit.train.images", 401, "zoo.models.vit.train.images: 401 asked for, but data.splits.zoo is 400"),
     ("zoo.input.std", [0.3, 0.3], "zoo.models.resnet: input.mean and input.std need the same number of channels"),
     ("zoo.models", {}, "zoo: at least 2 models needed, not 0; give `models`, `select` or both"),
+    ("zoo.select", [{"match": []}], r"zoo.select.0.match: at least 1 needed, not \[\]"),
     ("zoo.select", [{"match": "vitt_*"}], r"zoo.select.0.match: 'vitt_\*' matches none of \d+ pretrained tags"),
     ("zoo.overrides", "none.csv", r"zoo.overrides: none.csv: cannot be read \(No such file or directory\)"),
     ("zoo.modules", ["kt.zoo.digit"], "zoo.modules: kt.zoo.digit: no such Python module on this machine"),
@@ -267,7 +271,7 @@ def test_the_json_schema_refuses_what_the_typed_model_refuses(plain, key, value,
 def test_schema_and_typed_model_both_take_what_is_right(plain, key, value):
     raw = changed(plain, key, value)
     VALIDATOR.validate(raw)
-    config.check(config.parse(raw, "c.yaml"))
+    check(config.parse(raw, "c.yaml"))
 
 
 @given(st.data())
@@ -293,7 +297,7 @@ def test_every_preset_is_a_configuration_that_the_schema_accepts(root):
     presets = sorted((root / "presets").glob("*.yaml"))
     assert presets
     for path in presets:
-        raw = yaml.load(path.read_text("utf-8"), config.Loader)
+        raw = yaml.load(path.read_text("utf-8"), Loader)
         VALIDATOR.validate(raw)
         study = config.parse(raw, path.name)
         known = registry_of_models.load(study.zoo.modules)
@@ -318,7 +322,7 @@ def test_images_in_a_file_are_counted_before_anything_runs(plain, tmp_path):
     assert refusal(raw).startswith("data.splits: 1797 images asked for, but ")
 
 
-def load_text(tmp_path: Path, text: str) -> config.Study:
+def load_text(tmp_path: Path, text: str) -> Study:
     (tmp_path / "c.yaml").write_text(text, "utf-8")
     return config.load(tmp_path / "c.yaml")
 

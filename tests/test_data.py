@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kt import schema, stages
-from kt.config import Study, check, parse
+from kt.check import check
+from kt.config import parse
 from kt.data import arrays, datasets, decode, sources, views
 from kt.data.datasets import Dataset
 from kt.data.decode import fit
@@ -28,6 +29,7 @@ from kt.data.spec import SPLITS, DataSpec, InputSpec, SplitSizes
 from kt.data.splits import assign
 from kt.errors import KtError
 from kt.layout import Layout
+from kt.study import Study
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,14 @@ import pytest
 import timm
 import yaml
 from PIL import Image
+from studies import small_zoo
 
 from kt import config
+from kt.check import check
 from kt.data.labels import known_classes
 from kt.data.spec import DataSpec
 from kt.errors import KtError
+from kt.study import Study
 from kt.zoo import weights
 
 
@@ -27,19 +30,15 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def load(folder: Path, data: dict[str, Any], **member: Any) -> config.Study:
+def load(folder: Path, data: dict[str, Any], **member: Any) -> Study:
     study = {
         "results": str(folder / "results"),
         "data": {"splits": {"zoo": 9, "transfer": 9, "validation": 9, "test": 9}, **data},
-        "zoo": {
-            "modules": ["kt.zoo.digits"],
-            "input": {"size": 16, "mean": [0.3], "std": [0.33]},
-            "models": {"x": {"arch": "test_byobnet", **member}, "y": {"arch": "tiny_mixer", "train": {"epochs": 1}}},
-        },
+        "zoo": small_zoo(x={"arch": "test_byobnet", **member}, y={"arch": "tiny_mixer", "train": {"epochs": 1}}),
         "pairs": {"select": "all"},
         "transfer": {"methods": {"kl": {}}, "training": {"epochs": 1, "batch_size": 2, "lr": 1e-3}},
     }
-    return config.check(config.parse(yaml.safe_load(yaml.safe_dump(study)), "study.yaml"))
+    return check(config.parse(yaml.safe_load(yaml.safe_dump(study)), "study.yaml"))
 
 
 TRAIN: dict[str, Any] = {"train": {"epochs": 1}}

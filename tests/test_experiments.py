@@ -13,23 +13,27 @@ import pytest
 import timm
 import torch
 from stopping import Work, again_and_again
+from studies import small_zoo, stored_digits
 from torch import nn
 
 import kt.zoo.digits  # noqa: F401 (registers the small architectures)
-from kt import config
 from kt.amalgamate import setup
 from kt.amalgamate.spec import Amalgamation
+from kt.check import check
 from kt.config import parse
-from kt.data import datasets
 from kt.data.datasets import Dataset
-from kt.data.spec import DataSpec, InputSpec, SplitSizes, ViewsSpec
+from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import Inputs
 from kt.errors import KtError
-from kt.experiments import memory
+from kt.experiments import memory, needs
 from kt.experiments.bench import Bench
+from kt.experiments.needs import Needs
 from kt.experiments.plan import problem_of, tasks_of
 from kt.experiments.spec import Problem
 from kt.experiments.units import Trial, accuracy, describe, row
+from kt.pace import BASES, Pace
+from kt.status.experiments import pace_of
+from kt.study import Study
 from kt.transfer.ledger import pack, unpack
 from kt.zoo.classes import labels_of, positions
 from kt.zoo.inference import logits
@@ -41,16 +45,12 @@ STUDY: dict[str, Any] = {
     "results": "results",
     "device": "cpu",
     "data": {"source": "digits", "splits": {"zoo": 100, "transfer": 60, "validation": 30, "test": 50}},
-    "zoo": {
-        "modules": ["kt.zoo.digits"],
-        "input": {"size": 16, "mean": [0.3], "std": [0.33]},
-        "models": {
-            "a": {**NET, "train": {"epochs": 1}},
-            "b": {**NET, "train": {"epochs": 1}},
-            "low": {**NET, "classes": [0, 1, 2], "train": {"epochs": 1}},
-            "high": {"arch": "tiny_mixer", "classes": ["7", 5], "train": {"epochs": 1}},
-        },
-    },
+    "zoo": small_zoo(
+        a={**NET, "train": {"epochs": 1}},
+        b={**NET, "train": {"epochs": 1}},
+        low={**NET, "classes": [0, 1, 2], "train": {"epochs": 1}},
+        high={"arch": "tiny_mixer", "classes": ["7", 5], "train": {"epochs": 1}},
+    ),
     "pairs": {"select": "all"},
     "transfer": {"methods": {"kl": {}}, "training": {"epochs": 1, "batch_size": 20, "lr": 1e-3}},
     "amalgamate": {
@@ -76,9 +76,9 @@ def changed(key: str, value: Any) -> dict[str, Any]:
     return raw
 
 
-def checked(raw: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> config.Study:
+def checked(raw: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.chdir(folder)
-    return config.check(parse(raw, "c.yaml"))
+    return check(parse(raw, "c.yaml"))
 
 
 # what is wrong before anything runs
@@ -148,10 +148,7 @@ def test_outputs_of_a_specialist_stand_for_its_classes_in_the_order_given():
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("data")
-    splits = SplitSizes(zoo=1, transfer=60, validation=30, test=50)
-    datasets.write(folder, DataSpec(source="digits", seed=0, splits=splits))
-    return Dataset.open(folder)
+    return stored_digits(tmp_path_factory.mktemp("data"), transfer=60)
 
 
 class Zoo:
@@ -181,7 +178,7 @@ class Zoo:
         return logits(self.load(name), Inputs(self.data.images, self.data.rows(split), self.input_of(name), CPU))
 
 
-def experiment(**changes: Any) -> tuple[config.Study, Amalgamation]:
+def experiment(**changes: Any) -> tuple[Study, Amalgamation]:
     raw = copy.deepcopy(STUDY)
     raw["amalgamate"]["two"] |= changes
     study = parse(raw, "c.yaml")
@@ -203,7 +200,7 @@ def trial_of(chosen: Amalgamation, method: str, seed: int = 0) -> Trial:
 
 
 def compute(bench: Bench, chosen: Amalgamation, method: str, seed: int = 0) -> dict[str, Any]:
-    record = bench.compute(chosen.run, trial_of(chosen, method, seed), "key")
+    record = bench.compute(chosen, trial_of(chosen, method, seed), "key")
     assert record["status"] == "ok", record
     assert record.pop("seconds") > 0
     return record
@@ -323,9 +320,83 @@ def test_overlapping_classes_are_taught_by_the_mean_where_that_is_allowed(stored
 
 def test_a_trial_that_fails_is_a_record_with_its_reason(stored, tmp_path):
     bench, chosen = make_bench(stored, tmp_path, training={"epochs": 1, "batch_size": 10, "lr": 1e30})
-    record = bench.compute(chosen.run, trial_of(chosen, "kd"), "key")
+    record = bench.compute(chosen, trial_of(chosen, "kd"), "key")
     assert record["status"] == "failed"
     assert record["cause"] == "diverged"
+
+
+# batches in pieces
+
+
+def only(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Let students in training take so many images at once."""
+    make = Bench.student
+
+    def refuse(model: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if model.training and len(inputs[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def student(bench: Bench, seed: int) -> nn.Module:
+        model = make(bench, seed)
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        first.register_forward_pre_hook(lambda _, inputs: refuse(model, inputs))
+        return model
+
+    monkeypatch.setattr(Bench, "student", student)
+
+
+ALIKE = {
+    "student": {"arch": "tiny_mixer"},  # no BatchNorm, which would see other images in a piece
+    "methods": {"cfl": {"width": 8, "variant": "vector", "sigmas": [1.0, 2.0]}, "kd": {}, "supervised": {}},
+}
+
+
+@pytest.mark.parametrize("method", ["cfl", "kd", "supervised"])
+def test_a_batch_that_does_not_fit_is_cut_and_trains_the_same_student(stored, tmp_path, monkeypatch, caplog, method):
+    whole = compute(*make_bench(stored, tmp_path, **ALIKE), method)
+    only(monkeypatch, 4)
+    found = compute(*make_bench(stored, tmp_path, **ALIKE), method)
+    assert (whole["pieces"], found["pieces"]) == (1, 4)  # of 10 images: 5 and 5 do not fit, 3, 3, 2 and 2 do
+    assert "goes on with 4 pieces a batch" in caplog.text
+    assert found["steps"] == whole["steps"]
+    assert found["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    assert found.get("losses", {}) == pytest.approx(whole.get("losses", {}), rel=1e-3)
+
+
+def test_pieces_are_in_the_row_and_a_student_that_takes_not_even_two_images_fails(stored, tmp_path, monkeypatch):
+    only(monkeypatch, 4)
+    bench, chosen = make_bench(stored, tmp_path)
+    record = compute(bench, chosen, "cfl")
+    assert row(chosen, "two", trial_of(chosen, "cfl"), "key", record, bench.problem.truth)["pieces"] == 4
+    only(monkeypatch, 1)
+    assert bench.compute(chosen, trial_of(chosen, "cfl"), "key")["cause"] == "out_of_memory"
+
+
+def test_teachers_see_fewer_images_at_once_where_batches_are_cut(stored, tmp_path, monkeypatch):
+    seen, features = [], setup.Images._features
+
+    def watched(images: setup.Images, positions: np.ndarray) -> Any:
+        seen.append(len(positions))
+        return features(images, positions)
+
+    monkeypatch.setattr(setup.Images, "_features", watched)
+    monkeypatch.setattr("kt.experiments.bench.EVALUATED", 16)
+    only(monkeypatch, 4)
+    bench, chosen = make_bench(stored, tmp_path)
+    n = len(bench.view("transfer"))
+    compute(bench, chosen, "cfl")
+    assert seen == [min(size, n - i) for size in (16, 8, 4) for i in range(0, n, size)]
+
+
+@pytest.mark.parametrize("method", ["cfl", "kd"])
+def test_a_trial_in_pieces_goes_on_from_its_checkpoint(stored, tmp_path, monkeypatch, method):
+    only(monkeypatch, 4)
+    undisturbed = compute(*make_bench(stored, tmp_path / "alone"), method)
+    ended, _, stops = again_and_again(
+        monkeypatch, method, 3, lambda: Work(*make_bench(stored, tmp_path)), lambda work: compute(*work, method)
+    )
+    assert stops >= 1
+    assert ended == undisturbed
 
 
 # keys
@@ -360,6 +431,48 @@ def test_accuracy_against_hand_computed_numbers():
     found = accuracy(np.array([True, True, True, False]))
     assert found == {"n": 4, "acc": 75.0, "acc_se": pytest.approx(100 * (0.75 * 0.25 / 4) ** 0.5)}
     assert unpack(pack(np.array([3, 0]))).tolist() == [3, 0]
+
+
+# what trainings take
+
+
+def test_needs_are_kept_for_their_plan_alone(tmp_path):
+    found = {"kd": Needs({"training": 100, "images": 20}, 3, 10, 7)}
+    assert found["kd"].total(10) == 150
+    needs.write(tmp_path / "n.json", "plan", found)
+    assert needs.read(tmp_path / "n.json", "plan") == found
+    assert needs.read(tmp_path / "n.json", "other") == needs.read(tmp_path / "none.json", "plan") == {}
+
+
+def test_the_pace_of_an_experiment_weighs_its_methods_by_hand():
+    _, chosen = experiment()
+    known = {"cfl": Needs({}, 0, 10, 300), "kd": Needs({}, 0, 10, 100), "supervised": Needs({}, 0, 10, 100)}
+    cfl, kd, before = trial_of(chosen, "cfl"), trial_of(chosen, "kd"), Pace(per_mac=0.5)
+
+    def pace(needs: dict[str, Needs], done: list[Any], left: list[Any], validation: int = 0) -> Pace:
+        return pace_of(before, "amalgamate.two", chosen, needs, validation, done, left)
+
+    found = pace(known, [], [(cfl, 20.0), (kd, 60.0)])
+    assert found.of("amalgamate.two") == (0.5 * (20 * 300 + 60 * 100) / 80, BASES[1])
+    # two epochs end with 15 images each, which cost as much as 10 to learn from
+    found = pace(known, [], [(cfl, 20.0), (kd, 60.0)], validation=15)
+    assert found.of("amalgamate.two") == (0.5 * (30 * 300 + 70 * 100) / 80, BASES[1])
+    # 12 s for 30 images of 100 MACs: 1.2 s for an image of 300
+    found = pace(known, [(kd, 12.0, 30)], [(cfl, 20.0)])
+    assert found.of("amalgamate.two") == (pytest.approx(1.2), BASES[0])
+    assert pace({}, [(kd, 12.0, 30)], [(cfl, 20.0)]).of("amalgamate.two") == (pytest.approx(0.4), BASES[0])
+    assert pace(known, [(kd, 12.0, 30)], [(trial_of(chosen, "teachers"), 0.0)]) == before
+
+
+def test_on_a_gpu_memory_must_do_for_the_smallest_pieces_and_elsewhere_for_a_batch(monkeypatch):
+    found, gpu = Needs({"training": 100}, 10, 12, 1), torch.device("cuda")
+    monkeypatch.setattr(memory, "available", lambda device: 150)
+    memory.check("x", found, gpu)  # 12 images in 4 pieces of 3: 130
+    with pytest.raises(KtError, match=r"^x: needs about .* 12 images at once .*; lower training\.batch_size \(12\)"):
+        memory.check("x", found, CPU)
+    monkeypatch.setattr(memory, "available", lambda device: 120)
+    with pytest.raises(KtError, match=r"^x: needs about .* GB of memory for 3 images at once .*; take smaller models"):
+        memory.check("x", found, gpu)
 
 
 # what is found when everything is built once, before the first training
@@ -404,8 +517,11 @@ def test_a_student_of_the_wrong_width_is_refused(stored, tmp_path, monkeypatch):
 def test_memory_is_said_and_too_little_of_it_is_an_error(stored, tmp_path, monkeypatch, caplog):
     bench, chosen = make_bench(stored, tmp_path)
     with caplog.at_level("INFO"):
-        chosen.inspect(bench)
+        found = chosen.inspect(bench)
+    assert list(found) == ["cfl", "kd", "supervised"]
     assert "GB of memory (training" in caplog.text
     monkeypatch.setattr(memory, "available", lambda device: 1000)
-    with pytest.raises(KtError, match=r"amalgamate\.two: needs about .* GB of memory .* lower training\.batch_size"):
+    with pytest.raises(
+        KtError, match=r"two\.methods\.cfl: needs about .* GB of memory .* lower training\.batch_size \(10\)"
+    ):
         chosen.inspect(bench)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -85,6 +86,45 @@ def test_a_second_run_does_nothing_and_says_that_all_is_done(finished: tuple[Che
     assert "amalgamation halves" not in printed
 
 
+ASKS = """
+import sys, snakemake.cli, snakemake.jobs
+def show(job):
+    asked = []
+    for job.attempt in (1, 2):
+        asked += [job.resources.mem_mb, job.resources.runtime]
+    print("asks", job.rule.name, *asked)
+snakemake.jobs.Job.log_info = show
+try: snakemake.cli.main(sys.argv[1:])
+finally: print("torch" in sys.modules)
+"""
+
+
+def asked(checkout: Checkout) -> list[str]:
+    """Rule, memory and time of the first attempt, and those of the second, of the job of an experiment."""
+    arguments = checkout.command("-n", "--forcerun", "amalgamate", "--until", "amalgamate")[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", ASKS, *arguments], cwd=checkout.folder, text=True, capture_output=True, check=True
+    )
+    *lines, torch_was_imported = done.stdout.splitlines()
+    assert torch_was_imported == "False"
+    return next(line for line in lines if line.startswith("asks amalgamate ")).split()[1:]
+
+
+def test_a_job_asks_for_what_its_trainings_take_and_for_more_on_another_attempt(
+    finished: tuple[Checkout, str],
+) -> None:
+    checkout, path = finished[0], finished[0].folder / "results/experiments/amalgamate/halves/needs.json"
+    kept = json.loads(path.read_text("utf-8"))
+    assert set(kept["methods"]) == {"cfl", "kd", "supervised"}
+    assert asked(checkout) == ["amalgamate", "1400", "5", "2800", "10"]  # a process and its small students; all done
+    large = kept["methods"]["cfl"] | {"held": {"training": 2_000_000_000}, "image": 0}
+    path.write_text(json.dumps(kept | {"methods": {**kept["methods"], "cfl": large}}), "utf-8")
+    assert asked(checkout)[1:4:2] == ["3300", "6600"]
+    path.write_text(json.dumps({**kept, "plan": "another"}), "utf-8")
+    assert asked(checkout)[1:4:2] == ["2000", "4000"], "what nobody knows is what the profile says"
+    path.write_text(json.dumps(kept), "utf-8")
+
+
 def test_a_student_is_kept_as_a_plain_timm_model(finished: tuple[Checkout, str]) -> None:
     folder = finished[0].folder / "results/students/amalgamate/halves"
     details = finished[0].table("amalgamation")
@@ -120,7 +160,7 @@ def test_a_killed_experiment_goes_on_and_ends_bit_identical(finished: tuple[Chec
             time.sleep(0.01)
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
-    assert not (results / "experiments").exists()
+    assert not list((results / "experiments").glob("*/*/*.parquet"))
     subprocess.run(command, cwd=tmp_path / "killed", check=True, capture_output=True)
     for name in ("rows", "details"):
         again, before = (

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import tables
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
@@ -17,8 +18,9 @@ from kt.figures import FIGURES, draw
 from kt.figures.amalgamation import amalgamation
 from kt.figures.complementarity import telling
 from kt.figures.concentration import even_areas, even_entropy
-from kt.figures.style import RC
+from kt.figures.style import RC, log_scale
 from kt.figures.tables import Tables
+from kt.report.experiments import answer
 from kt.schema_experiments import EXPERIMENTS
 from kt.schema_study import SHARES
 
@@ -299,6 +301,10 @@ def test_accuracies_of_an_amalgamation_are_means_over_seeds_with_paired_differen
     assert found.loc["ensemble_logits", ["acc", "acc_se", "seeds"]].tolist() == [82.0, 4.0, 1]
     assert drawing.figure.axes[0].texts[0].get_text() == "82.0 ± 2.0  (+2.00 ± 1.00)"
     assert amalgamation(Tables.of(study)).missing == "no amalgamation finished"
+    assert answer(Tables.of({**study, "amalgamation": pd.DataFrame(rows)})) == (  # two standard errors are not more
+        "One student of several specialists: against plain distillation (`kd`), `cfl` is clearly better in 0 of 1"
+        " experiment and clearly worse in 0 (+2.00 points; 2 seeds)."
+    )
 
 
 def test_the_figure_of_an_experiment_is_drawn_where_its_table_is(tmp_path):
@@ -311,3 +317,16 @@ def test_the_figure_of_an_experiment_is_drawn_where_its_table_is(tmp_path):
     schema.write(study / "amalgamation.parquet", "amalgamation", detail)
     draw(study, tmp_path / "with")
     assert (tmp_path / "with/amalgamation.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (1e8, 2e9, ["100M", "200M", "500M", "1000M", "2000M"]),
+        (211_849, 476_661, ["0.212M", "0.477M"]),  # no round number lies between them
+    ],
+)
+def test_a_logarithmic_axis_has_plain_numbers_and_never_fewer_than_two(low, high, labels):
+    axes = Figure().subplots()
+    log_scale(axes, low, high, 1e6, "M")
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == labels

@@ -17,7 +17,9 @@ from kt.errors import KtError
 from kt.flow import losses, memory
 from kt.flow.network import Candidate, Flow, Inlet, inlets, mix
 from kt.flow.stages import Stage, changing, features, find
+from kt.transfer.memory import activations, held
 from kt.transfer.training import Training
+from kt.zoo.models import macs
 
 RESNET = {"channels": [8, 8, 16, 16], "stem_width": 8}
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 12, "depth": 3, "num_heads": 2}
@@ -53,7 +55,7 @@ def network(
     x = images(1)
     found = [find(teacher, x, (), "teacher") for teacher in teachers]
     torch.manual_seed(3)
-    return Flow(student, teachers, inlets(find(student, x, (), "student"), found, every), 8, 3, 4, 8, until, 1.0)
+    return Flow(student, teachers, inlets(find(student, x, (), "student"), found, every), 8, 3, 4, 2, 4, until, 1.0)
 
 
 def step(flow: Flow, n: int = 4, dependency: float = 0.5, stability: float = 0.3) -> Tensor:
@@ -381,10 +383,13 @@ def test_memory_counts_the_teachers_and_what_flows() -> None:
     training = Training(epochs=1, batch_size=8, lr=1e-3)
     flow = network()
     state, random = {k: v.clone() for k, v in flow.state_dict().items()}, torch.get_rng_state()
-    found = memory.estimate(flow, [images(1)] * 3, training)
+    found = memory.needs(flow, [(1, 16, 16)] * 3, training, {"images": 5})
     weights = sum(t.numel() * t.element_size() for teacher in flow.teachers for t in teacher.state_dict().values())
-    from kt.transfer.memory import estimate
-
-    assert found > weights + estimate(flow.student, images(1), training)
+    assert found.held["teachers"] == weights
+    assert found.held["images"] == 5
+    assert found.held["training"] > held(flow.student, training)
+    assert found.image > activations(flow.student, images(1))
+    forward = [macs(model, (1, 16, 16)) for model in (flow.student, *flow.teachers)]
+    assert forward[0] + sum(forward[1:]) / 3 < found.macs < 1.5 * sum(forward)
     assert all(torch.equal(flow.state_dict()[name], tensor) for name, tensor in state.items())
     assert torch.equal(torch.get_rng_state(), random)

@@ -19,13 +19,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from stopping import Work, again_and_again
-from test_experiments import CPU, NET, STUDY, Zoo, checked
+from studies import stored_digits
+from test_experiments import CPU, NET, STUDY, Zoo, checked, only
 from test_pipeline import Checkout
 
 from kt.config import parse
-from kt.data import datasets
 from kt.data.datasets import Dataset
-from kt.data.spec import DataSpec, SplitSizes
 from kt.errors import KtError
 from kt.experiments import memory
 from kt.experiments.bench import Bench
@@ -55,10 +54,7 @@ def study_with(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("data")
-    splits = SplitSizes(zoo=1, transfer=60, validation=30, test=50)
-    datasets.write(folder, DataSpec(source="digits", seed=0, splits=splits))
-    return Dataset.open(folder)
+    return stored_digits(tmp_path_factory.mktemp("data"), transfer=60)
 
 
 def make_bench(stored: Dataset, folder: Path, **changes: Any) -> tuple[Bench, FlowExperiment]:
@@ -74,7 +70,7 @@ def trial_of(chosen: FlowExperiment, method: str, teachers: tuple[str, ...] | No
 
 
 def compute(bench: Bench, chosen: FlowExperiment, trial: Trial) -> dict[str, Any]:
-    record = bench.compute(chosen.run, trial, "key")
+    record = bench.compute(chosen, trial, "key")
     assert record["status"] == "ok", record
     assert record.pop("seconds") > 0
     return record
@@ -191,6 +187,24 @@ def test_a_trial_stopped_again_and_again_ends_bit_identical(
     assert ended == undisturbed
 
 
+@pytest.mark.parametrize("method", ["flow", "distil", "scratch"])
+def test_a_batch_that_does_not_fit_is_cut_and_trains_the_same_student(
+    stored: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    # no BatchNorm, which would see other images in a piece; the teachers leave within an epoch
+    alike: dict[str, Any] = {
+        "student": {"arch": "tiny_mixer"},
+        "methods": {"flow": {"alone": 0.5}, "distil": {}, "scratch": {}},
+    }
+    bench, chosen = make_bench(stored, tmp_path, **alike)
+    whole = compute(bench, chosen, trial_of(chosen, method))
+    only(monkeypatch, 4)
+    found = compute(bench, chosen, trial_of(chosen, method))
+    assert (whole["pieces"], found["pieces"], found["steps"]) == (1, 4, whole["steps"])
+    assert found["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    assert np.array(found.get("weights", [])) == pytest.approx(np.array(whole.get("weights", [])), rel=1e-4)
+
+
 def test_keys_change_with_images_and_with_the_methods_parameters() -> None:
     def keys(**changes: Any) -> set[str]:
         study = parse(study_with(**changes), "c.yaml")
@@ -277,7 +291,9 @@ def test_too_little_memory_is_an_error(stored: Dataset, tmp_path: Path, monkeypa
     bench, chosen = make_bench(stored, tmp_path)
     chosen.inspect(bench)
     monkeypatch.setattr(memory, "available", lambda device: 1000)
-    with pytest.raises(KtError, match=r"flow\.two\.methods\.flow: needs about .* lower training\.batch_size \(10\)"):
+    with pytest.raises(
+        KtError, match=r"flow\.two\.methods\.finetune_teacher: needs about .* lower training\.batch_size \(10\)"
+    ):
         chosen.inspect(bench)
 
 

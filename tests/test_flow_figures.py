@@ -13,6 +13,7 @@ from kt.figures.flow import by_method, over_seeds
 from kt.figures.flow import flow as draw
 from kt.figures.style import save
 from kt.figures.tables import Tables
+from kt.report.experiments import answer
 
 
 def rows(
@@ -54,6 +55,21 @@ def test_means_and_standard_errors_are_over_seeds_and_trials_count_once(flow: pd
     assert found[["gain"]].isna().sum().item() == 2  # no training from scratch to hold against; and itself
     assert found.loc[("labels_50", "finetune_teacher low"), "seeds"] == 1
     assert len(found) == 5
+
+
+def test_the_answer_counts_experiments_that_are_clearly_ahead_and_behind(flow: pd.DataFrame) -> None:
+    assert answer(Tables.of(tables.study(models=2, seeds=1))) == ""
+    worse = [row for seed in (0, 1) for row in rows("flow", seed, 40.0, ["low", "high"], 200)]
+    worse += [row for seed, acc in ((0, 50.0), (1, 51.0)) for row in rows("scratch", seed, acc, [], 200)]
+    control = [
+        row for seed, acc in ((0, 61.0), (1, 69.0)) for row in rows("flow_untrained", seed, acc, ["low", "high"])
+    ]
+    more = schema.build("flow", worse + control).to_pandas()
+    assert answer(with_flow(pd.concat([flow, more]))) == (  # gains 20 and 14; -10 and -11; for the control 1 and -1
+        "Knowledge flow: against training from `scratch`, `flow` is clearly better in 1 of 2 experiments and clearly"
+        " worse in 1 (−10.50 to +17.00 points; 2 seeds). With teachers that know nothing, `flow_untrained` is clearly"
+        " better in 0 of 1 experiment and clearly worse in 0 (+0.00 points; 2 seeds)."
+    )
 
 
 def test_a_teachers_weights_at_a_stage_add_up(flow: pd.DataFrame, tmp_path: Path) -> None:

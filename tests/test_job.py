@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 from typing import ClassVar
@@ -11,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from stopping import again_and_again
+from studies import stored_digits
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
-from kt.data import datasets
 from kt.data.datasets import Dataset
-from kt.data.spec import DataSpec, InputSpec, SplitSizes
+from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import Interrupted
 from kt.transfer import engine, partition
@@ -45,10 +46,7 @@ def build(seed: int) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory) -> Dataset:
-    folder = tmp_path_factory.mktemp("data")
-    splits = SplitSizes(zoo=1, transfer=40, validation=30, test=50)
-    datasets.write(folder, DataSpec(source="digits", seed=0, splits=splits))
-    return Dataset.open(folder)
+    return stored_digits(tmp_path_factory.mktemp("data"), transfer=40)
 
 
 class Zoo:
@@ -378,13 +376,38 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does(bench, caplog):
     assert "goes on with 4 pieces a batch" in caplog.text
 
 
-def test_a_batch_is_not_cut_below_two_images_nor_where_its_samples_are_compared(bench):
+def test_a_batch_is_not_cut_below_two_images(bench):
     assert bench.compute(Unit(FitsInPieces(most=1), ("t",), 0), "key")["cause"] == "out_of_memory"
 
-    class Comparing(FitsInPieces):
+
+def test_samples_that_are_compared_meet_all_others_though_their_batch_is_cut(bench):
+    seen: set[int] = set()
+
+    class Comparing(KL):
         whole_batch: ClassVar[bool] = True
 
-    assert bench.compute(Unit(Comparing(), ("t",), 0), "key")["cause"] == "out_of_memory"
+        def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
+            return Narrow(students[0])
+
+        def loss(self, output: Tensor, batch: Samples) -> Tensor:
+            seen.add(len(output))
+            return super().loss(output, batch)
+
+    assert compute(bench, Unit(Comparing(), ("t",), 0))["pieces"] == 4
+    assert seen == {10}
+
+
+class Narrow(nn.Module):
+    """A model that takes four images at once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.model(x)
 
 
 def test_a_pattern_of_frozen_layers_that_matches_nothing_is_a_reason(bench):

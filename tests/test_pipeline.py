@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from studies import small_zoo
 
 from kt import pairs, predictions
 from kt.captions import CAPTIONS
@@ -29,14 +30,10 @@ STUDY: dict[str, Any] = {
     "results": "results",
     "device": "cpu",
     "data": {"source": "digits", "seed": 0, "splits": {"zoo": 120, "transfer": 80, "validation": 60, "test": 150}},
-    "zoo": {
-        "modules": ["kt.zoo.digits"],
-        "input": {"size": 16, "mean": [0.3], "std": [0.33]},
-        "models": {
-            "byob": {"arch": "test_byobnet", "train": {"epochs": 4}},
-            "mixer": {"arch": "tiny_mixer", "kind": "mlp", "train": {"epochs": 6, "thin": {"classes": [0, 1]}}},
-        },
-    },
+    "zoo": small_zoo(
+        byob={"arch": "test_byobnet", "train": {"epochs": 4}},
+        mixer={"arch": "tiny_mixer", "kind": "mlp", "train": {"epochs": 6, "thin": {"classes": [0, 1]}}},
+    ),
     "pairs": {"select": "all"},
     "transfer": {
         "methods": {"kl": {}, "xekl": {}, "kl_dp": {}, "kl_dp_unsup": {}, "self": {}, "finetune": {}},

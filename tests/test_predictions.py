@@ -343,7 +343,7 @@ def test_a_killed_run_goes_on_at_its_last_part(tmp_path, monkeypatch):
         pass
 
     whole = run(tmp_path / "whole", small(), True)
-    monkeypatch.setattr(inference, "BATCH", 10)
+    monkeypatch.setattr(inference, "EVALUATED", 10)
     monkeypatch.setattr(run_module, "PART_BYTES", 1)
     append = Growing.append
 

@@ -14,6 +14,8 @@ from PIL import Image
 
 from kt import config, schema, stages
 from kt.layout import Layout
+from kt.strict_yaml import Loader
+from kt.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = {path.stem: path for path in sorted((ROOT / "presets").glob("*.yaml"))}
@@ -34,7 +36,7 @@ def images(folder: Path, each: int) -> Path:
 
 def with_paths(name: str, folder: Path) -> dict[str, Any]:
     """A preset with its two paths changed."""
-    raw: dict[str, Any] = yaml.load(PRESETS[name].read_text("utf-8"), config.Loader)
+    raw: dict[str, Any] = yaml.load(PRESETS[name].read_text("utf-8"), Loader)
     if raw["data"]["source"].endswith(".npz"):
         source = folder / "images.npz"
         np.savez_compressed(source, images=np.zeros((47_000, 28, 28), np.uint8), labels=np.arange(47_000) % 10)
@@ -77,7 +79,7 @@ def test_the_study_of_every_method_has_the_data_and_zoo_of_the_default_study():
     assert every["transfer"]["seeds"] == default["transfer"]["seeds"]
 
 
-def shrunk(name: str, folder: Path) -> config.Study:
+def shrunk(name: str, folder: Path) -> Study:
     """A published study with its methods and optimiser, on three tiny models and a few images."""
     raw = with_paths(name, folder)
     raw["data"] |= {"source": str(images(folder / "more", 12)), "size": 24, "num_classes": 10}

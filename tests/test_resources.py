@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kt.resources import memory_mb, minutes, prepared_mb
+from kt.resources import experiment_mb, memory_mb, minutes, prepared_mb
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,19 @@ def test_memory_by_hand(facts, megabytes):
     assert memory_mb(25_000_000, 4_000_000_000, 64, 100.0, **facts) == megabytes
 
 
+@pytest.mark.parametrize(
+    ("batch", "gpu", "attempt", "megabytes"),
+    [
+        (100, False, 1, 3500),  # 1300 + 200 + 100 · 20
+        (30, False, 1, 3300),  # 1300 + 200 + 256 / 3 · 20: an evaluation takes more than a step
+        (100, True, 1, 4200),  # 4000 + 200: activations lie on the GPU
+        (100, False, 3, 14000),
+    ],
+)
+def test_memory_of_an_experiment_by_hand(batch, gpu, attempt, megabytes):
+    assert experiment_mb(200_000_000, 20_000_000, batch, gpu=gpu, attempt=attempt) == megabytes
+
+
 def test_prepared_images_by_hand():
     assert prepared_mb(500, 3, 16) == 4 * 500 * 3 * 256 / 1e6
     assert prepared_mb(50_000, 3, 224) == 512  # the whole split would be 30 GB
@@ -34,4 +47,6 @@ def test_time_limits_by_hand():
     assert minutes(0, 1440) == 5
     assert minutes(3600, 1440) == 125
     assert minutes(1, 1440) == 6
+    assert minutes(3600, 1440, attempt=3) == 500
+    assert minutes(3600, 300, attempt=3) == 300
     assert minutes(3600, 60) == 60  # the site's limit: the job goes back to the queue and continues

@@ -14,10 +14,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from studies import small_zoo
 
 from kt import config, pairs, predictions, schema, stages, status
+from kt.check import check
 from kt.errors import KtError
 from kt.layout import Layout
+from kt.study import Study
 from kt.transfer import choice
 from kt.transfer.ledger import Ledger, unpack
 from kt.transfer.methods.kl import KL
@@ -27,14 +30,10 @@ from kt.transfer.search import SearchSpec, candidates, pairs_of, trials
 STUDY: dict[str, Any] = {
     "device": "cpu",
     "data": {"source": "digits", "splits": {"zoo": 100, "transfer": 60, "validation": 50, "test": 70}},
-    "zoo": {
-        "modules": ["kt.zoo.digits"],
-        "input": {"size": 16, "mean": [0.3], "std": [0.33]},
-        "models": {
-            "byob": {"arch": "test_byobnet", "train": {"epochs": 2}},
-            "mixer": {"arch": "tiny_mixer", "train": {"epochs": 2}},
-        },
-    },
+    "zoo": small_zoo(
+        byob={"arch": "test_byobnet", "train": {"epochs": 2}},
+        mixer={"arch": "tiny_mixer", "train": {"epochs": 2}},
+    ),
     "pairs": {"select": "all"},
     "transfer": {
         "methods": {"xekl": {"temperature": 2.0}, "kl": {}, "finetune": {}},
@@ -148,17 +147,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_a_wrong_search_is_one_line(tmp_path, search, message):
     study = {**STUDY, "results": str(tmp_path / "r"), "transfer": {**STUDY["transfer"], "search": search}}
     with pytest.raises(KtError, match=message) as error:
-        config.check(config.parse(yaml.safe_load(json.dumps(study)), "x"))
+        check(config.parse(yaml.safe_load(json.dumps(study)), "x"))
     assert len(str(error.value).splitlines()) == 1
 
 
-def load(folder: Path, study: dict[str, Any]) -> tuple[config.Study, Layout]:
+def load(folder: Path, study: dict[str, Any]) -> tuple[Study, Layout]:
     (folder / "config.yaml").write_text(yaml.safe_dump({**study, "results": str(folder / "results")}))
     loaded = config.load(folder / "config.yaml")
     return loaded, Layout(Path(loaded.results))
 
 
-def searched(study: config.Study, layout: Layout) -> pd.DataFrame:
+def searched(study: Study, layout: Layout) -> pd.DataFrame:
     for student in study.transfer.trial_pairs(study.names, study.pairs):
         stages.search(study, layout, student, layout.transfer(student, "search"), 1)
     stages.choose(study, layout, layout.table("search"))

@@ -290,6 +290,7 @@ def test_members_by_name_and_by_filter_live_side_by_side(known):
     ("zoo", "line"),
     [
         ({"select": [{"match": "vitt_*"}]}, r"zoo.select.0.match: 'vitt_\*' matches none of 1826 pretrained tags"),
+        ({"select": [{"match": "vit_*", "exclude": "*"}]}, r"zoo.select.0.exclude: none of the \d+ models before this"),
         ({"select": [{"exclude": "x_*"}]}, r"zoo.select.0.exclude: 'x_\*' matches none of"),
         ({"select": [{"match": "vit_*", "input_size": 31}]}, r"zoo.select.0.input_size: none of the \d+ models before"),
         ({"select": [{"match": "test_vit.*"}]}, "zoo: at least 2 models needed, not 1"),

@@ -17,11 +17,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from studies import small_zoo
 
 from kt import config, pairs, status, store
 from kt.layout import Layout
 from kt.pace import ASSUMED, BASES, Pace
 from kt.status import index, jobs, screen
+from kt.study import Study
 from kt.transfer import groups
 from kt.transfer.ledger import Ledger
 from kt.transfer.units import Unit, describe, enumerate_units, group_units, tasks_of
@@ -31,11 +33,7 @@ STUDY: dict[str, Any] = {
     "title": "Three models",
     "device": "cpu",
     "data": {"source": "digits", "splits": {"zoo": 100, "transfer": 70, "validation": 40, "test": 60}},
-    "zoo": {
-        "modules": ["kt.zoo.digits"],
-        "input": {"size": 16, "mean": [0.3], "std": [0.33]},
-        "models": {name: {"arch": "tiny_mixer", "train": {"epochs": 2}} for name in MODELS},
-    },
+    "zoo": small_zoo(**{name: {"arch": "tiny_mixer", "train": {"epochs": 2}} for name in MODELS}),
     "pairs": {"select": "all"},
     "transfer": {
         "methods": {"kl": {}, "xekl": {}, "self": {}},
@@ -48,13 +46,13 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=timezone(timedelta(hours=1)))
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[config.Study, Layout]:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Study, Layout]:
     """The study with its models, but without a training."""
     monkeypatch.chdir(tmp_path)
     return make(tmp_path)
 
 
-def make(folder: Path) -> tuple[config.Study, Layout]:
+def make(folder: Path) -> tuple[Study, Layout]:
     (folder / "config.yaml").write_text(yaml.safe_dump({**STUDY, "results": str(folder / "results")}))
     study = config.load(folder / "config.yaml")
     layout = Layout(Path(study.results))
@@ -66,7 +64,7 @@ def make(folder: Path) -> tuple[config.Study, Layout]:
     return study, layout
 
 
-def train(study: config.Study, layout: Layout, student: str, teacher: str | None, outcome: dict[str, Any]) -> list[str]:
+def train(study: Study, layout: Layout, student: str, teacher: str | None, outcome: dict[str, Any]) -> list[str]:
     """Put the two seeds of `kl`, or of the control, into the ledger."""
     prints, keys = {name: name * 8 for name in MODELS}, []
     method = study.transfer.methods.chosen()["kl" if teacher else "self"]
@@ -136,7 +134,7 @@ GROUPS = {"choose": {"select": "random", "k": 2, "n": 1}, "methods": {"soup": {}
 RULES = [{"select": "all"}, {"select": "random", "n": 3}, {"select": "top", "k": 1}]
 
 
-def all_tasks(study: config.Study) -> list[str]:
+def all_tasks(study: Study) -> list[str]:
     """Keys of all units, one for each student that a unit serves, asked for one job after another."""
     prints, keys = {name: name * 8 for name in MODELS}, []
     training, seeds, methods = study.transfer.training, study.transfer.seeds, study.transfer.methods.chosen().values()
@@ -173,7 +171,7 @@ def test_the_survey_agrees_with_asking_the_ledger_for_every_unit(rule, grouped, 
             assert state.waiting.total() == state.left
 
 
-def descriptions(study: config.Study) -> dict[str, dict[str, Any]]:
+def descriptions(study: Study) -> dict[str, dict[str, Any]]:
     """What determines each unit of a study, by its key."""
     prints, found = {name: name * 8 for name in MODELS}, {}
     for student in MODELS:

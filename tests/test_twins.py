@@ -11,10 +11,13 @@ import pytest
 import timm
 import torch
 import yaml
+from studies import small_zoo
 
 from kt import config, schema, stages, status
+from kt.check import check
 from kt.errors import KtError
 from kt.layout import Layout
+from kt.study import Study
 from kt.transfer.ledger import Ledger
 from kt.zoo import models, weights
 
@@ -24,13 +27,9 @@ def study_of(folder: Path, **members: str) -> dict[str, Any]:
         "results": str(folder / "results"),
         "device": "cpu",
         "data": {"source": "digits", "splits": {"transfer": 60, "validation": 50, "test": 70}},
-        "zoo": {
-            "modules": ["kt.zoo.digits"],
-            "input": {"size": 16, "mean": [0.3], "std": [0.33]},
-            "models": {
-                name: {"arch": "tiny_mixer", "checkpoint": str(folder / file)} for name, file in members.items()
-            },
-        },
+        "zoo": small_zoo(
+            **{name: {"arch": "tiny_mixer", "checkpoint": str(folder / file)} for name, file in members.items()}
+        ),
         "pairs": {"select": "all"},
         "transfer": {
             "methods": {"kl": {}, "bikd": {}, "self": {}},
@@ -56,8 +55,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(study: dict[str, Any]) -> config.Study:
-    return config.check(config.parse(yaml.safe_load(yaml.safe_dump(study)), "study.yaml"))
+def load(study: dict[str, Any]) -> Study:
+    return check(config.parse(yaml.safe_load(yaml.safe_dump(study)), "study.yaml"))
 
 
 def test_one_file_under_two_names_is_refused_before_anything_runs(folder):

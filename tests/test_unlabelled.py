@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from studies import small_zoo
 
 from kt import config, schema, stages
+from kt.check import check
 from kt.data import arrays, sources
 from kt.data.datasets import Dataset
 from kt.data.labels import relabel
@@ -18,6 +20,7 @@ from kt.data.spec import DataSpec
 from kt.data.splits import assign
 from kt.errors import KtError
 from kt.layout import Layout
+from kt.study import Study
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +43,12 @@ def study_of(photos: Path, results: Path, **methods: Any) -> dict[str, Any]:
             "size": 8,
             "splits": {"zoo": 100, "transfer": {"folder": str(photos), "images": 48}, "validation": 50, "test": 70},
         },
-        "zoo": {
-            "modules": ["kt.zoo.digits"],
-            "input": {"size": 16, "mean": [0.3], "std": [0.33]},
-            "models": {
+        "zoo": small_zoo(
+            **{
                 arch: {"arch": arch, "train": {"epochs": 2}}
                 for arch in ("test_byobnet", "tiny_mixer", "test_efficientnet")
-            },
-        },
+            }
+        ),
         "pairs": {"select": "explicit", "pairs": [{"student": "tiny_mixer"}]},
         "transfer": {
             "methods": methods or {"kl": {}, "kl_dp_unsup": {}, "self": {}},
@@ -57,8 +58,8 @@ def study_of(photos: Path, results: Path, **methods: Any) -> dict[str, Any]:
     }
 
 
-def load(study: dict[str, Any]) -> config.Study:
-    return config.check(config.parse(yaml.safe_load(yaml.safe_dump(study)), "study.yaml"))
+def load(study: dict[str, Any]) -> Study:
+    return check(config.parse(yaml.safe_load(yaml.safe_dump(study)), "study.yaml"))
 
 
 def spec_of(photos: Path, transfer: dict[str, Any], **more: Any) -> DataSpec:

@@ -287,7 +287,7 @@ def test_logits_do_not_depend_on_batches_or_mode_and_leave_the_mode(monkeypatch)
     inputs = Inputs(images, np.arange(7), SPEC, CPU)
     expected = model.eval()(inputs[slice(None)]).detach().numpy()
     for training, batch in [(True, 256), (False, 256), (True, 3), (True, 1)]:
-        monkeypatch.setattr(inference, "BATCH", batch)
+        monkeypatch.setattr(inference, "EVALUATED", batch)
         model.train(training)
         found = inference.logits(model, inputs)
         assert (found.dtype, found.shape) == (np.float16, (7, 3))

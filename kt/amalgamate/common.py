@@ -54,28 +54,41 @@ class Space(nn.Module):
             nn.Sequential(begin, nn.ReLU(), layer(width, c)) for begin, c in zip(first, teachers, strict=True)
         )
 
-    def forward(self, student: Tensor, teachers: Sequence[Tensor], sigmas: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """The stage's L_M = Σ_t MMD(h_s, h_t) and L_R = Σ_t MSE(decode(h_t), f_t), scalars, float32.
+    def forward(self, student: Tensor, teachers: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """h_s, the h_t of every teacher, and the stage's L_R = Σ_t MSE(decode(h_t), f_t), a scalar, float32.
 
         Args:
             student: its features on the common grid, [B, C, h, w] or [B, C].
             teachers: theirs, without gradient.
-            sigmas: widths of the MMD's kernels.
         """
         h_student = self.extractor(self.align_student(student))
         h_teachers = [self.extractor(align(f)) for align, f in zip(self.align_teachers, teachers, strict=True)]
         rebuilt = [decode(h) for decode, h in zip(self.decoders, h_teachers, strict=True)]
-        discrepancy = torch.stack([mmd(h_student, h, sigmas) for h in h_teachers]).sum()
         error = torch.stack([F.mse_loss(r.float(), f.float()) for r, f in zip(rebuilt, teachers, strict=True)]).sum()
-        return discrepancy, error
+        return h_student, h_teachers, error
 
 
 class Output(NamedTuple):
-    """What the learner gives for a batch: logits [B, K], and L_M and L_R, summed over stages."""
+    """What the learner gives for a batch.
+
+    Attributes:
+        logits: [B, K].
+        common: by stage, h_s and the h_t of every teacher, [B, width, h, w] or [B, width] each.
+        reconstruction: L_R, summed over stages; a mean over the batch.
+    """
 
     logits: Tensor
-    mmd: Tensor
+    common: list[tuple[Tensor, list[Tensor]]]
     reconstruction: Tensor
+
+    def mmd(self, sigmas: Sequence[float]) -> Tensor:
+        """L_M = Σ_t MMD(h_s, h_t), summed over stages, of all images of the batch; a scalar, float32.
+
+        Args:
+            sigmas: widths of the kernels.
+        """
+        stages = [torch.stack([mmd(own, h, sigmas) for h in of_teachers]).sum() for own, of_teachers in self.common]
+        return torch.stack(stages).sum()
 
 
 class Learner(nn.Module):
@@ -85,24 +98,23 @@ class Learner(nn.Module):
         student: gives logits and features.
         spaces: one a stage.
         grids: on which the networks meet, one a stage.
-        sigmas: widths of the MMD's kernels.
     """
 
-    def __init__(self, student: nn.Module, spaces: Sequence[Space], grids: Sequence[Grid], sigmas: Sequence[float]):
+    def __init__(self, student: nn.Module, spaces: Sequence[Space], grids: Sequence[Grid]) -> None:
         super().__init__()
-        self.student, self.spaces, self.grids, self.sigmas = student, nn.ModuleList(spaces), grids, sigmas
+        self.student, self.spaces, self.grids = student, nn.ModuleList(spaces), grids
 
     def forward(self, batch: tuple[Tensor, Sequence[Sequence[Tensor]]]) -> Output:
-        """Logits and losses.
+        """Logits, common features and the loss of rebuilding the teachers'.
 
         Args:
             batch: the student's images [B, C, S, S], and each teacher's features on the common grids, by stage.
         """
         images, teachers = batch
         logits, features = self.student(images)
-        losses = [
-            space(meet(own, grid), [of_teacher[stage] for of_teacher in teachers], self.sigmas)
+        found = [
+            space(meet(own, grid), [of_teacher[stage] for of_teacher in teachers])
             for stage, (space, own, grid) in enumerate(zip(self.spaces, features, self.grids, strict=True))
         ]
-        discrepancy, error = (torch.stack(parts).sum() for parts in zip(*losses, strict=True))
-        return Output(logits, discrepancy, error)
+        common, errors = [(own, of_teachers) for own, of_teachers, _ in found], [error for _, _, error in found]
+        return Output(logits, common, torch.stack(errors).sum())

@@ -16,6 +16,7 @@ from kt.experiments.units import Trial
 from kt.transfer import engine, losses
 from kt.transfer.ledger import Record
 from kt.transfer.method import Samples
+from kt.transfer.pieces import forward
 
 Run = Callable[[Bench, Amalgamation, Trial, str], Record]
 
@@ -45,7 +46,7 @@ def _plain(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> Re
 
     history = engine.train(
         student, bench.view("transfer"), samples(bench, trial), loss, bench.validation_accuracy, training, trial.seed,
-        bench.checkpoint(key), views=bench.views("transfer"),
+        bench.checkpoint(key), pieces=bench.pieces, views=bench.views("transfer"),
     )  # fmt: skip
     return bench.outcome(student, student, history)
 
@@ -61,26 +62,29 @@ def _common(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> R
     del teachers
 
     def loss(output: Output, batch: Samples) -> Tensor:
-        common = method.mmd_weight * output.mmd + method.reconstruction_weight * output.reconstruction
+        common = method.mmd_weight * output.mmd(method.sigmas) + method.reconstruction_weight * output.reconstruction
         return soft_cross_entropy(batch.targets, output.logits) + common
 
     history = engine.train(
         learner, images, known, loss, lambda _: bench.validation_accuracy(student), training, trial.seed,
-        bench.checkpoint(key), views=bench.views("transfer"),
+        bench.checkpoint(key), pieces=bench.pieces, views=bench.views("transfer"), whole=True,
     )  # fmt: skip
-    return bench.outcome(learner, student, history) | {"losses": at_end(learner, images, known, training.batch_size)}
+    losses_at_end = at_end(learner, images, known, training.batch_size, history.pieces, method.sigmas)
+    return bench.outcome(learner, student, history) | {"losses": losses_at_end}
 
 
 @torch.no_grad()
-def at_end(learner: Learner, images: Images, known: Samples, batch: int) -> dict[str, float]:
+def at_end(
+    learner: Learner, images: Images, known: Samples, batch: int, pieces: int, sigmas: Sequence[float]
+) -> dict[str, float]:
     """Mean losses over the transfer images after training, in eval mode, batch by batch as in training."""
     learner.eval()
     sums = torch.zeros(3, dtype=torch.float64)
     steps = len(images) // batch
     for positions in torch.arange(steps * batch).reshape(steps, batch):
-        output = learner(images[positions.numpy()])
+        output: Output = forward(learner, [images[part.numpy()] for part in positions.tensor_split(pieces)])
         soft = soft_cross_entropy(known.targets[positions.to(images.device)], output.logits).mean()
-        sums += torch.stack([soft, output.mmd, output.reconstruction]).cpu()
+        sums += torch.stack([soft, output.mmd(sigmas), output.reconstruction]).cpu()
     return dict(zip(("loss_soft", "loss_mmd", "loss_reconstruction"), (sums / steps).tolist(), strict=True))
 
 

@@ -16,12 +16,11 @@ from kt.data.views import IN_MEMORY, Inputs
 from kt.errors import KtError
 from kt.experiments import memory
 from kt.experiments.bench import Bench
-from kt.transfer.memory import estimate
+from kt.experiments.needs import Needs
+from kt.transfer.memory import size
 from kt.transfer.training import Training
 from kt.zoo.inference import autocast
-
-BATCH = 256
-"""Images in one forward pass of a teacher, for its features."""
+from kt.zoo.models import macs
 
 
 def learner_of(bench: Bench, method: CFL, student: nn.Module, teachers: Mapping[str, nn.Module], seed: int) -> Learner:
@@ -38,7 +37,7 @@ def learner_of(bench: Bench, method: CFL, student: nn.Module, teachers: Mapping[
         Space(of_student[0], [f[0] for f in of_teachers], method.width, method.blocks, maps=method.variant == "map")
         for of_student, *of_teachers in zip(*shapes, strict=True)
     ]
-    learner = Learner(own, spaces, common_grids(shapes), method.sigmas)
+    learner = Learner(own, spaces, common_grids(shapes))
     return learner.to(bench.device)
 
 
@@ -57,16 +56,17 @@ class Images:
         views: the images as the student and each teacher see them.
         teachers: give logits and features.
         grids: on which the networks meet, one a stage.
-        keep: whether all features, float32 [n, C, h, w] or [n, C], are computed once and kept, or else batch by batch.
+        keep: so many images at once give all features, float32 [n, C, h, w] or [n, C], which are then kept; where 0,
+            features are computed batch by batch.
     """
 
     def __init__(
-        self, views: Sequence[Inputs], teachers: Sequence[nn.Module], grids: Sequence[tuple[int, int]], keep: bool
+        self, views: Sequence[Inputs], teachers: Sequence[nn.Module], grids: Sequence[tuple[int, int]], keep: int
     ) -> None:
         self.device, self._views, self._teachers, self._grids = views[0].device, views, teachers, grids
         self._kept: list[list[Tensor]] | None = None
         if keep:
-            parts = [self._features(np.arange(i, min(i + BATCH, len(self)))) for i in range(0, len(self), BATCH)]
+            parts = [self._features(np.arange(i, min(i + keep, len(self)))) for i in range(0, len(self), keep)]
             by_teacher = zip(*parts, strict=True)
             self._kept = [[torch.cat(stage) for stage in zip(*pieces, strict=True)] for pieces in by_teacher]
             self._teachers = []
@@ -77,7 +77,7 @@ class Images:
         featured = {name: _featured(bench, method, name, model).eval() for name, model in teachers.items()}
         views = [bench.view("transfer"), *(bench.view("transfer", bench.teachers.input_of(name)) for name in teachers)]
         keep = feature_bytes(bench, learner, featured) * len(views[0]) <= IN_MEMORY
-        return cls(views, list(featured.values()), learner.grids, keep)
+        return cls(views, list(featured.values()), learner.grids, bench.at_once if keep else 0)
 
     def __len__(self) -> int:
         return len(self._views[0])
@@ -112,9 +112,9 @@ def feature_bytes(bench: Bench, learner: Learner, teachers: Mapping[str, nn.Modu
 class _Probe(nn.Module):
     """A learner as a function of one image alone, to measure what its forward pass keeps."""
 
-    def __init__(self, learner: Learner, shapes: Sequence[Sequence[tuple[int, ...]]]) -> None:
+    def __init__(self, learner: Learner, shapes: Sequence[Sequence[tuple[int, ...]]], sigmas: Sequence[float]) -> None:
         super().__init__()
-        self.learner, self.shapes = learner, shapes
+        self.learner, self.shapes, self.sigmas = learner, shapes, sigmas
 
     def forward(self, x: Tensor) -> Tensor:
         teachers = [
@@ -125,24 +125,26 @@ class _Probe(nn.Module):
             for of_teacher in self.shapes
         ]
         output: Output = self.learner((x, teachers))
-        return output.logits.sum() + output.mmd + output.reconstruction
+        return output.logits.sum() + output.mmd(self.sigmas) + output.reconstruction
 
 
-def inspect(bench: Bench, experiment: Amalgamation, method: CFL) -> None:
-    """Build everything once, and log what a training will take of memory.
+def needs(bench: Bench, experiment: Amalgamation, method: CFL) -> Needs:
+    """What a training takes; everything is built once.
 
     Raises:
-        KtError: a network cannot be built or has no such stages, or memory does not suffice.
+        KtError: a network cannot be built or has no such stages.
     """
     training: Training = method.trained(experiment.plan)
     teachers = {name: bench.teacher(name) for name in experiment.teachers}
     learner = learner_of(bench, method, bench.student(0), teachers, 0)
     featured = {name: _featured(bench, method, name, model) for name, model in teachers.items()}
     shapes = [features_of(model, bench.shape(name)) for name, model in featured.items()]
-    image = torch.zeros(1, *bench.shape(), device=bench.device)
-    student = estimate(_Probe(learner, shapes), image, training)
-    weights = sum(t.numel() * t.element_size() for model in teachers.values() for t in model.state_dict().values())
-    features = min(IN_MEMORY, feature_bytes(bench, learner, featured) * len(bench.view("transfer")))
-    parts = {"training": student, "teachers": weights, "their features": features}
-    hint = f"lower training.batch_size ({training.batch_size}) or methods.cfl.width ({method.width})"
-    memory.check(bench.at, parts, bench.device, hint)
+    features = feature_bytes(bench, learner, featured) * len(bench.view("transfer"))
+    more = {
+        "teachers": sum(map(size, teachers.values())),
+        "their features": min(IN_MEMORY, features),
+        "images": bench.prepared(experiment.teachers),
+    }
+    passes = 1 / training.epochs if features <= IN_MEMORY else 1.0
+    forward = sum(macs(model, bench.shape(name)) for name, model in teachers.items())
+    return memory.needs(_Probe(learner, shapes, method.sigmas), bench.shape(), training, more, passes * forward / 3)

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from kt.errors import KtError, listed
+from kt.experiments.needs import Needs
 from kt.experiments.spec import Experiment, Labels, Problem
 from kt.experiments.units import Trial, accuracy
 from kt.spec import Options
@@ -124,13 +125,13 @@ class Amalgamation(Experiment):
             found |= {label: name for label in own[name].tolist() if label not in found}
         return np.array(list(found), np.int64)
 
-    def inspect(self, bench: Bench) -> None:
-        """Build the student, and all that the common features need; see ``kt.amalgamate.setup.inspect``."""
-        super().inspect(bench)
-        if self.methods.cfl:
-            from kt.amalgamate.setup import inspect
+    def needs(self, bench: Bench, approach: Approach) -> Needs:
+        """Of common features, what ``kt.amalgamate.setup.needs`` finds."""
+        if isinstance(approach, CFL):
+            from kt.amalgamate.setup import needs
 
-            inspect(bench, self, self.methods.cfl)
+            return needs(bench, self, approach)
+        return super().needs(bench, approach)
 
     def run(self, bench: Bench, trial: Trial, key: str) -> Record:
         """Do a trial."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 MINUS = "−"  # a true minus sign: as wide as the plus beside it
 
@@ -32,6 +33,13 @@ def with_error(value: float | None, error: float | None, digits: int = 2) -> str
 def counted(count: int, noun: str) -> str:
     """A count and its noun in the right number: ``1 seed``, ``3 seeds``, ``1,797 images``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def counted_range(counts: Iterable[int], noun: str) -> str:
+    """One count or more, and their noun: ``5 seeds``, ``3 to 5 seeds``."""
+    ordered = sorted(counts)
+    least, most = ordered[0], ordered[-1]
+    return counted(least, noun) if least == most else f"{least:,} to {counted(most, noun)}"
 
 
 def in_points(value: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Event
@@ -19,13 +19,14 @@ from kt.checkpoint import Checkpoint
 from kt.data import crops
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec, ViewsSpec
-from kt.data.views import Inputs
+from kt.data.views import IN_MEMORY, Inputs
 from kt.errors import KtError
-from kt.experiments.spec import Problem
+from kt.experiments.spec import Experiment, Problem
 from kt.experiments.units import Trial
 from kt.predictions import Logits
-from kt.transfer.engine import History
-from kt.transfer.failures import attempt
+from kt.resources import EVALUATED
+from kt.transfer.engine import History, weights_of
+from kt.transfer.failures import attempt_in_pieces
 from kt.transfer.ledger import Record, pack
 from kt.zoo.classes import positions
 from kt.zoo.inference import logits
@@ -78,6 +79,10 @@ class Bench:
         device: where students train.
         stop: set to end the running training after its next step, with a checkpoint.
         crops: fixed views of the transfer images, if any.
+
+    Attributes:
+        trained: what the last trial left, if it trained.
+        pieces: how many pieces the running trial shall cut its batches into.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Bench:
         self.problem, self.classes, self.teachers, self.data = problem, problem.classes, teachers, data
         self.checkpoints, self.every, self.device, self.stop, self.crops = checkpoints, every, device, stop, crops
         self.trained: Trained | None = None
+        self.pieces = 1
         self._views: dict[tuple[str, InputSpec], Inputs] = {}
 
     # images
@@ -168,6 +174,15 @@ class Bench:
         spec = self.teachers.input_of(teacher)
         return max(len(spec.mean), self.data.channels), spec.size, spec.size
 
+    def prepared(self, teachers: Sequence[str] = ()) -> int:
+        """Bytes that images take as the student sees them; the learnt and validation images as teachers do, too."""
+        seen = {(split, self.spec) for split in self.chosen}
+        seen |= {(split, self.teachers.input_of(name)) for name in teachers for split in ("transfer", "validation")}
+        return sum(
+            min(IN_MEMORY, 4 * len(self.chosen[split]) * max(len(spec.mean), self.data.channels) * spec.size**2)
+            for split, spec in seen
+        )
+
     # models
 
     def teacher(self, name: str) -> nn.Module:
@@ -209,22 +224,30 @@ class Bench:
 
     # trials
 
-    def compute(self, run: Callable[[Bench, Trial, str], Record], trial: Trial, key: str) -> Record:
+    @property
+    def at_once(self) -> int:
+        """Images in one forward pass of teachers, without gradients: fewer where batches are cut into pieces."""
+        return max(1, EVALUATED // self.pieces)
+
+    def compute(self, experiment: Experiment, trial: Trial, key: str) -> Record:
         """The record of a trial for the ledger; a failure is one too. ``trained`` is then the student, if any.
+
+        A batch that does not fit in memory is cut into two, four, … pieces.
 
         Raises:
             Interrupted: ``stop`` was set; the trial goes on from its checkpoint next time.
         """
         self.trained = None
-        record = attempt(partial(self._timed, run, trial, key), key)
+        batch = trial.approach.trained(experiment.plan).batch_size
+        record = attempt_in_pieces(partial(self._timed, experiment, trial, key), key, batch, self.device)
         if record["status"] == "ok" or record["cause"] == "diverged":
             for path in self.checkpoints.glob(f"{key}*"):
                 path.unlink(missing_ok=True)
         return record
 
-    def _timed(self, run: Callable[[Bench, Trial, str], Record], trial: Trial, key: str) -> Record:
-        start = time.perf_counter()
-        record = run(self, trial, key)
+    def _timed(self, experiment: Experiment, trial: Trial, key: str, pieces: int) -> Record:
+        start, self.pieces = time.perf_counter(), pieces
+        record = experiment.run(self, trial, key)
         return record | {
             "seconds": time.perf_counter() - start,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
@@ -246,7 +269,7 @@ class Bench:
 
     def outcome(self, learner: nn.Module, student: nn.Module, history: History) -> Record:
         """The record of a trial that trained ``student``, alone or in ``learner``, which ends with its last weights."""
-        last = copy.deepcopy(learner.state_dict())
+        last = weights_of(learner)
         learner.load_state_dict(history.best)
         best = pack(self.said(student, "test"))
         learner.load_state_dict(last)

@@ -1,36 +1,63 @@
-"""Whether there is memory for what an experiment is about to do."""
+"""What a training of an experiment will take, and whether there is memory for it."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from kt.errors import KtError
+from kt.experiments.needs import Needs
+from kt.transfer import memory
+from kt.transfer.failures import most_pieces
+from kt.transfer.training import Training
+from kt.zoo.models import macs
 
 log = logging.getLogger(__name__)
 
 
-def check(at: str, parts: Mapping[str, int], device: torch.device, hint: str) -> None:
+def needs(
+    model: nn.Module, shape: tuple[int, int, int], training: Training, more: Mapping[str, int], operations: float = 0
+) -> Needs:
+    """What a training takes, without what libraries take for themselves.
+
+    Args:
+        model: all that runs in a step, as a function of one image; on its device.
+        shape: channels, height and width of the image.
+        training: batch size and optimiser.
+        more: bytes that are held beside it, by what they are.
+        operations: to be added to the multiply-accumulate operations of the model's forward pass.
+    """
+    image = torch.zeros(1, *shape, device=next(model.parameters()).device)
+    held = {"training": memory.held(model, training), **more}
+    return Needs(held, memory.activations(model, image), training.batch_size, round(macs(model, shape) + operations))
+
+
+def check(at: str, needs: Needs, device: torch.device) -> None:
     """Log what a training will take.
 
     Args:
         at: the place in the configuration.
-        parts: bytes that each part takes, by what it is.
+        needs: what it takes.
         device: where it runs.
-        hint: how to make it smaller.
 
     Raises:
-        KtError: it is more than a GPU has free, or than the machine has.
+        KtError: it is more than the machine has; or, on a GPU, more than is free with batches in the smallest pieces.
     """
-    needed, free = sum(parts.values()), available(device)
+    free, batch = available(device), needs.batch
+    parts = {**needs.held, f"{batch} images at once": needs.image * batch}
     listed = ", ".join(f"{part} {size / 1e9:.3f}" for part, size in parts.items())
-    log.info("%s: about %.3f of %.1f GB of memory (%s)", at, needed / 1e9, free / 1e9, listed)
-    if needed > free:
+    log.info("%s: about %.3f of %.1f GB of memory (%s)", at, needs.total(batch) / 1e9, free / 1e9, listed)
+    least = math.ceil(batch / most_pieces(batch)) if device.type == "cuda" else batch
+    if (needed := needs.total(least)) > free:
+        few = f" for {least} images at once" if least < batch else ""
         there = f"{free / 1e9:.1f} GB are there"
-        raise KtError(f"{at}: needs about {needed / 1e9:.3f} GB of memory ({listed}), but {there}; {hint}")
+        hint = "take smaller models" if few else f"lower training.batch_size ({batch})"
+        raise KtError(f"{at}: needs about {needed / 1e9:.3f} GB of memory{few} ({listed}), but {there}; {hint}")
 
 
 def available(device: torch.device) -> int:

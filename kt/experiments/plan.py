@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kt import store
 from kt.data.datasets import Dataset
 from kt.experiments.spec import Experiment, Problem
 from kt.experiments.units import Trial, describe
@@ -13,7 +14,7 @@ from kt.transfer.ledger import key as ledger_key
 from kt.zoo.classes import labels_of, positions
 
 if TYPE_CHECKING:
-    from kt.config import Study
+    from kt.study import Study
 
 
 def problem_of(study: Study, at: str, chosen: Experiment, dataset: Dataset) -> Problem:
@@ -31,3 +32,15 @@ def tasks_of(
     student = {**chosen.student.plain(), "input": study.student_input(chosen).plain()}
     units = [(trial, describe(trial, chosen, student, fingerprints, problem, data)) for trial in chosen.trials()]
     return {ledger_key(unit): (trial, unit) for trial, unit in units}
+
+
+def recipe(study: Study, chosen: Experiment) -> list[Any]:
+    """All in the configuration that determines an experiment beside its teachers' weights, as plain JSON."""
+    classes = [study.zoo.models[name].plain()["classes"] for name in chosen.teachers]
+    return [chosen.plain(), classes, study.student_input(chosen).plain()]
+
+
+def size_hash(study: Study, chosen: Experiment) -> str:
+    """Hash of what determines how much memory and time an experiment takes."""
+    teachers = [[study.zoo.models[name].plain(), study.zoo.input_of(name).plain()] for name in chosen.teachers]
+    return store.digest([recipe(study, chosen), teachers, study.data.plain(), study.views("transfer")])

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from kt.data.spec import InputSpec
 from kt.errors import KtError, nearest, unknown
+from kt.experiments.needs import Needs
 from kt.experiments.units import Trial
 from kt.spec import Options, Spec
 from kt.transfer.approach import Approach
@@ -124,12 +125,22 @@ class Experiment(Spec):
             KtError: the teachers' classes do not fit together.
         """
 
-    def inspect(self, bench: Bench) -> None:
+    def learnt_from(self, images: int) -> int:
+        """How many of so many transfer images its students learn from, at most."""
+        return images
+
+    def inspect(self, bench: Bench) -> dict[str, Needs]:
         """Fail where the experiment cannot be: called before anything is trained, with teachers of fresh weights.
 
+        Returns:
+            What a training by each of its methods takes, by the method's name.
+
         Raises:
-            KtError: the student cannot be built, its outputs are not its classes, or a batch has too many images.
+            KtError: the student cannot be built, its outputs are not its classes, a batch has too many images, or
+                memory does not suffice.
         """
+        from kt.experiments import memory
+
         bench.student(self.seeds[0])
         images = bench.learnt_from
         trainings = {"training": self.plan}
@@ -138,6 +149,22 @@ class Experiment(Spec):
             if training.batch_size > images:
                 what = f"{images} transfer images of the student's classes"
                 raise KtError(f"{bench.at}.{key}.batch_size: {training.batch_size}, but there are {what}")
+        found = {name: self.needs(bench, approach) for name, approach in self.approaches().items() if approach.trains}
+        if found:
+            name, most = max(found.items(), key=lambda one: one[1].total(one[1].batch))
+            memory.check(f"{bench.at}.methods.{name}", most, bench.device)
+        return found
+
+    def needs(self, bench: Bench, approach: Approach) -> Needs:
+        """What a training by one of its methods takes: as it stands, that of the student by itself.
+
+        Raises:
+            KtError: what the method needs cannot be built.
+        """
+        from kt.experiments import memory
+
+        student = bench.student(self.seeds[0])
+        return memory.needs(student, bench.shape(), approach.trained(self.plan), {"images": bench.prepared()})
 
     @abstractmethod
     def run(self, bench: Bench, trial: Trial, key: str) -> Record:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kt.analysis.deltas import records
-from kt.analysis.wording import counted, number, signed
+from kt.analysis.wording import counted, counted_range, number, signed
 from kt.figures import style
 from kt.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PAGE, Drawing
 from kt.figures.tables import Tables
@@ -62,8 +62,7 @@ def amalgamation(tables: Tables) -> Drawing:
         axes.set_title(name)
     panels[-1].set_xlabel("accuracy on the test images (percent)")
     seeds = data.loc[data["seeds"] > 1, "seeds"]
-    counts = "/".join(map(str, sorted(seeds.unique())))
-    over = f"over {counts} seeds, and " if counts else ""
+    over = f"over {counted_range(seeds, 'seed')}, and " if len(seeds) else ""
     style.footer(
         figure,
         "Squares: all classes. Other marks: the images of one teacher's classes.",

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from kt.analysis.deltas import records
-from kt.analysis.wording import counted
+from kt.analysis.wording import counted, counted_range
 from kt.figures import style
 from kt.figures.style import BLUE, ORANGE, PAGE, SERIES, Drawing
 from kt.figures.tables import Tables
@@ -59,11 +59,10 @@ def flow(tables: Tables) -> Drawing:
     _by_method(parts[0], data)
     for part in parts[1:]:
         _over_time(part, over_time, experiments)
-    seeds = sorted({int(s) for s in data["seeds"]})
     style.footer(
         figure,
         f"{counted(int(details['n'].max()), 'test image')}, last epoch. Bars and bands: ± 1 standard error over "
-        f"{' or '.join(map(str, seeds))} seeds.",
+        f"{counted_range(data['seeds'], 'seed')}.",
         "Below: weights of the student's own features and of each teacher's, by stage of the student; at the right "
         "validation accuracy with what flows into the student, and by itself.",
     )
@@ -107,8 +106,8 @@ def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str]
         panel.set_title(title)
     for panel in grid[-1]:
         panel.set_xlabel("epoch")
-    grid[0][0].legend(loc="center right")
-    grid[0][-1].legend(loc="lower right", handlelength=1, handletextpad=0.4, borderaxespad=0)
+    grid[0][0].legend(loc="center right", handlelength=1.2)
+    grid[0][-1].legend(loc="lower right", fontsize=6, handlelength=0.8, handletextpad=0.3, borderaxespad=0)
 
 
 def over_seeds(data: pd.DataFrame) -> pd.DataFrame:

@@ -55,13 +55,7 @@ def delta_vs_accuracy(tables: Tables) -> Drawing:
     low, high = float((data["delta"] - data["delta_se"]).min()), float((data["delta"] + data["delta_se"]).max())
     margin = 0.05 * max(high - low, 1.0)
     panels[0, 0].set(xlim=(-reach, reach), ylim=(low - margin, high + margin))
-    for axes in panels.flat[len(methods) :]:
-        axes.set_axis_off()
-    for place in range(max(0, len(methods) - across), len(methods)):
-        panels.flat[place].tick_params(labelbottom=True)
-        panels.flat[place].set_xlabel("teacher − student (points)", fontsize=7)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("transfer delta (points)", fontsize=7)
+    style.outer_labels(panels, len(methods), "teacher − student (points)", "transfer delta (points)")
     bars = "Bars: ± 1 standard error over test images, mean over seeds." if few else _median_error(data)
     within = f" by over {in_points(tables.equal_within)}" if tables.equal_within else ""
     quarter = " Orange: mean of the best quarter of each bin's pairs." if len(bins) else ""

@@ -59,13 +59,7 @@ def transfer_rate_vs_size(tables: Tables) -> Drawing:
     low, high = float(sizes.min()) / 1.5, float(sizes.max()) * 1.5
     panels[0, 0].set_ylim(-3, 103)
     style.log_scale(panels[0, 0], low, high, 1e6, "M")
-    for axes in panels.flat[len(names) :]:
-        axes.set_axis_off()
-    for place in range(max(0, len(names) - across), len(names)):
-        panels.flat[place].tick_params(labelbottom=True)
-        panels.flat[place].set_xlabel("parameters of the student", fontsize=7)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("transfer rate (%)", fontsize=7)
+    style.outer_labels(panels, len(names), "parameters of the student", "transfer rate (%)")
     (small, little), (large, much) = published.RATE_BY_SIZE
     seen = low <= large and high >= small
     style.footer(
@@ -158,6 +152,7 @@ def _models(groups: pd.DataFrame) -> dict[str, int]:
 def _dress(axes: Axes, role: str, column: str, what: str) -> None:
     if column == "delta":
         axes.set(xlabel="mean transfer delta (points)", title=f"by {what} of the {role}")
+        axes.locator_params(axis="x", nbins=4)
     else:
         axes.set(xlabel="success (% of pairs)", xlim=(-5, 105), title=f"by {what} of the {role}")
     axes.grid(visible=False, axis="y")

@@ -172,9 +172,22 @@ def log_scale(axes: Axes, low: float, high: float, unit: float = 1.0, suffix: st
     steps = (1.0, 2.0, 5.0) if high / low < 50 else (1.0,)
     ticks = [step * 10.0**power for power in range(-1, 13) for step in steps]
     shown = [tick for tick in ticks if low <= tick <= high][:: 1 if high / low < 3e4 else 2]
+    shown = shown if len(shown) > 1 else [float(f"{end:.3g}") for end in (low, high)]
     axes.set(xscale="log", xlim=(low, high))
     axes.set_xticks(shown, [f"{tick / unit:g}{suffix}" for tick in shown])
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def outer_labels(panels: NDArray[np.object_], used: int, x: str, y: str) -> None:
+    """Label the lowest and the leftmost of the first ``used`` panels of a grid, and hide the others."""
+    across = panels.shape[1]
+    for axes in panels.flat[used:]:
+        axes.set_axis_off()
+    for axes in panels.flat[max(0, used - across) : used]:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(x, fontsize=7)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(y, fontsize=7)
 
 
 def thinned(names: Sequence[str], most: int) -> tuple[NDArray[np.intp], list[str]]:

@@ -1,18 +1,24 @@
-"""How much memory a training with teachers attached will take, estimated before it starts."""
+"""What a training with teachers attached takes, found before it starts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from kt.experiments import memory
+from kt.experiments.needs import Needs
 from kt.flow.network import Flow
-from kt.transfer import memory
+from kt.transfer.memory import size
 from kt.transfer.training import Training
+from kt.zoo.models import macs
+
+Shape = tuple[int, int, int]
 
 
 class _Attached(nn.Module):
-    """The network on given images, whatever it is called with: what measures memory passes the student's alone."""
+    """The network on given images, whatever it is called with: what measures a model passes the student's alone."""
 
     def __init__(self, network: Flow, images: Sequence[Tensor]) -> None:
         super().__init__()
@@ -23,15 +29,16 @@ class _Attached(nn.Module):
         return logits
 
 
-def estimate(network: Flow, images: Sequence[Tensor], training: Training) -> int:
-    """Bytes that a training of ``network`` holds at once, its teachers included, without the images.
-
-    What `kt.transfer.memory` counts for the student with Q and scalars, and the teachers' weights.
+def needs(network: Flow, shapes: Sequence[Shape], training: Training, more: Mapping[str, int]) -> Needs:
+    """What a training of ``network`` takes: student, Q and scalars, the teachers, and the forward passes of all.
 
     Args:
         network: before training; it is left as it is.
-        images: one image as each network sees it, the student first, [1, C, S, S] each.
+        shapes: channels, height and width of what each network sees, the student first.
         training: batch size and optimiser.
+        more: bytes that are held beside it, by what they are.
     """
-    held: int = sum(t.numel() * t.element_size() for teacher in network.teachers for t in teacher.state_dict().values())
-    return held + memory.estimate(_Attached(network, images), images[0], training)
+    images = [torch.zeros(1, *shape, device=network.scalars.device) for shape in shapes]
+    teachers = {"teachers": sum(map(size, network.teachers))}
+    forward = sum(macs(teacher, shape) for teacher, shape in zip(network.teachers, shapes[1:], strict=True))
+    return memory.needs(_Attached(network, images), shapes[0], training, {**teachers, **more}, -forward * 2 / 3)

@@ -65,7 +65,8 @@ class Flow(nn.Module):
         images: transfer images, of which it remembers its last output.
         classes: outputs of the student.
         epochs: of the training.
-        seen_each: images that an epoch sees.
+        steps: of an epoch.
+        batch: images of a step.
         until: share of the training after which the student is on its own, above 0 and at most 1.
         rate: the softmax is taken of ``rate`` times the parameters: how much faster they move than others with an
             optimiser whose steps do not depend on the gradient's size, as Adam's.
@@ -85,7 +86,8 @@ class Flow(nn.Module):
         images: int,
         classes: int,
         epochs: int,
-        seen_each: int,
+        steps: int,
+        batch: int,
         until: float,
         rate: float,
     ) -> None:
@@ -93,7 +95,7 @@ class Flow(nn.Module):
         self.student = student
         self.teachers = tuple(teacher.eval() for teacher in teachers)
         self.inlets = tuple(inlets)
-        self.seen_each, self.until, self.rate = seen_each, until, rate
+        self.steps, self.batch, self.until, self.rate = steps, batch, until, rate
         device, sources = next(student.parameters()).device, 1 + len(inlets[0].candidates)
         self.transforms = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(c.stage.channels, inlet.stage.channels, 1) for c in inlet.candidates)
@@ -109,8 +111,8 @@ class Flow(nn.Module):
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done."""
-        return int(self.seen) / (self.seen_each * len(self.trace))
+        """Share of the training's steps that are done; the same for all pieces of a batch."""
+        return int(self.seen) // self.batch / (self.steps * len(self.trace))
 
     @property
     def open(self) -> bool:
@@ -132,7 +134,7 @@ class Flow(nn.Module):
 
         ``accuracy`` is that of the student with its teachers, percent; ``attached`` has it, float64 [epochs].
         """
-        epoch = int(self.seen) // self.seen_each - 1
+        epoch = int(self.seen) // (self.steps * self.batch) - 1
         self.trace[epoch], self.attached[epoch] = self.weights().detach(), accuracy
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:

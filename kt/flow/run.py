@@ -13,6 +13,7 @@ from kt.data.views import Inputs
 from kt.errors import KtError
 from kt.experiments import memory as room
 from kt.experiments.bench import Bench
+from kt.experiments.needs import Needs
 from kt.experiments.units import Trial
 from kt.flow import memory
 from kt.flow.network import Flow
@@ -20,6 +21,7 @@ from kt.flow.spec import Distilled, FineTuned, FlowExperiment, KnowledgeFlow, Sc
 from kt.flow.stages import find
 from kt.flow.train import attach, train
 from kt.transfer import engine, losses
+from kt.transfer.approach import Approach
 from kt.transfer.ledger import Record
 from kt.transfer.method import Samples
 from kt.zoo import weights
@@ -27,9 +29,6 @@ from kt.zoo.inference import autocast
 
 Run = Callable[[Bench, FlowExperiment, Trial, str], Record]
 Loss = Callable[[Tensor, Samples], Tensor]
-
-BATCH = 256
-"""Images in one forward pass of a student with its teachers."""
 
 
 def draw(labels: NDArray[np.int64], images: int | None, seed: int) -> NDArray[np.int64]:
@@ -97,7 +96,7 @@ def _attached(
         for name, teacher in zip(experiment.teachers, teachers, strict=True)
     ]
     torch.manual_seed(seed)
-    images, views = min(experiment.images or bench.learnt_from, bench.learnt_from), bench.views("transfer")
+    images, views = experiment.learnt_from(bench.learnt_from), bench.views("transfer")
     return attach(
         student, teachers, takes, gives, len(bench.classes), images, method.trained(experiment.plan),
         method.candidates == "all", method.alone, method.rate, views,
@@ -116,6 +115,7 @@ def _flow(bench: Bench, experiment: FlowExperiment, trial: Trial, key: str) -> R
         network, views, drawn.labels, bench.validation_accuracy,
         lambda: _attached_accuracy(bench, network, trial.teachers), method.trained(experiment.plan), trial.seed,
         bench.checkpoint(key), method.dependency, method.stability, bench.views("transfer"),
+        bench.pieces,
     )  # fmt: skip
     return bench.outcome(network, network.student, history) | {
         "weights": network.trace.tolist(),
@@ -130,8 +130,8 @@ def _attached_accuracy(bench: Bench, network: Flow, teachers: Sequence[str]) -> 
     labels, training, right = bench.labels("validation"), network.training, 0
     network.eval()
     with torch.inference_mode(), autocast(bench.device):
-        for i in range(0, len(labels), BATCH):
-            part = slice(i, i + BATCH)
+        for i in range(0, len(labels), bench.at_once):
+            part = slice(i, i + bench.at_once)
             said = network([view[part] for view in views]).to(torch.float16).argmax(1)  # rounded as cached logits are
             right += int((said.cpu().numpy() == labels[part]).sum())
     network.train(training)
@@ -145,7 +145,7 @@ def _supervised(
     drawn = Drawn(bench, experiment, trial.seed)
     history = engine.train(
         model, drawn.view(), drawn.samples(), loss, bench.validation_accuracy, trial.approach.trained(experiment.plan),
-        trial.seed, bench.checkpoint(key), views=bench.views("transfer"),
+        trial.seed, bench.checkpoint(key), pieces=bench.pieces, views=bench.views("transfer"),
     )  # fmt: skip
     return bench.outcome(model, model, history)
 
@@ -213,31 +213,43 @@ RUN: dict[str, Run] = {
 
 
 def inspect(bench: Bench, experiment: FlowExperiment) -> None:
-    """Build everything once, and log what a training will take of memory.
+    """Fail where images, batches or classes do not fit.
 
     Raises:
-        KtError: more images are asked for than there are or fewer than a batch, a stage is not there or cannot be
-            matched, no teacher knows a class of the student, a teacher cannot get another classifier, or memory does
-            not suffice.
+        KtError: more images are asked for than there are or fewer than a batch, or no teacher knows a class of the
+            student.
     """
     there = bench.learnt_from
     if (experiment.images or 0) > there:
         raise KtError(f"{bench.at}.images: {experiment.images} asked for, but {there} transfer images have its classes")
-    for name, method in experiment.approaches().items():
+    for method in experiment.approaches().values():
         training = method.trained(experiment.plan)
-        if training.batch_size > (experiment.images or there):
-            size = f"{training.batch_size} is larger than images ({experiment.images or there})"
+        if training.batch_size > experiment.learnt_from(there):
+            size = f"{training.batch_size} is larger than images ({experiment.learnt_from(there)})"
             raise KtError(f"{bench.at}.training.batch_size: {size}")
         if isinstance(method, Distilled) and not any((bench.positions(t) >= 0).any() for t in experiment.teachers):
             raise KtError(f"{bench.at}.methods.distil: no teacher knows a class of the student's task")
-        if isinstance(method, FineTuned):
-            for teacher in experiment.teachers:
-                weights.with_new_head(bench.untaught(teacher), len(bench.classes))
-        if isinstance(method, KnowledgeFlow):
-            teachers = [bench.untaught(teacher) for teacher in experiment.teachers]
-            network = _attached(bench, experiment, method, teachers, 0)
-            shapes = [bench.shape(), *map(bench.shape, experiment.teachers)]
-            images = [torch.zeros(1, *shape, device=bench.device) for shape in shapes]
-            parts = {"training with teachers": memory.estimate(network, images, training)}
-            hint = f"lower training.batch_size ({training.batch_size})"
-            room.check(f"{bench.at}.methods.{name}", parts, bench.device, hint)
+
+
+def needs(bench: Bench, experiment: FlowExperiment, method: Approach) -> Needs | None:
+    """What a training by a method takes, of fine-tuning the largest; everything is built once. None: a plain student.
+
+    Raises:
+        KtError: a stage is not there or cannot be matched, or a teacher cannot get another classifier.
+    """
+    training = method.trained(experiment.plan)
+    if isinstance(method, FineTuned):
+        tuned = [
+            room.needs(
+                weights.with_new_head(bench.untaught(name), len(bench.classes)).requires_grad_(True), bench.shape(name),
+                training, {"images": bench.instead(name).prepared()},
+            )
+            for name in experiment.teachers
+        ]  # fmt: skip
+        return max(tuned, key=lambda found: found.total(found.batch))
+    if isinstance(method, KnowledgeFlow):
+        teachers = [bench.untaught(teacher) for teacher in experiment.teachers]
+        network = _attached(bench, experiment, method, teachers, 0)
+        shapes = [bench.shape(), *map(bench.shape, experiment.teachers)]
+        return memory.needs(network, shapes, training, {"images": bench.prepared(experiment.teachers)})
+    return None

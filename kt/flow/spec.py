@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from kt.errors import KtError, unknown
+from kt.experiments.needs import Needs
 from kt.experiments.spec import Experiment, Labels, Problem
 from kt.experiments.units import Trial, accuracy
 from kt.spec import Options
@@ -136,12 +137,22 @@ class FlowExperiment(Experiment):
         """The student's task, or all labels of the data set."""
         return np.arange(len(known)) if self.task is None else labels_named(f"{at}.task", self.task, known)
 
-    def inspect(self, bench: Bench) -> None:
+    def learnt_from(self, images: int) -> int:
+        """Those that are drawn."""
+        return min(images, self.images or images)
+
+    def inspect(self, bench: Bench) -> dict[str, Needs]:
         """Fail where a stage is not there, shapes do not match, too many images are asked for or memory is short."""
         from kt.flow.run import inspect
 
-        super().inspect(bench)
         inspect(bench, self)
+        return super().inspect(bench)
+
+    def needs(self, bench: Bench, approach: Approach) -> Needs:
+        """What ``kt.flow.run.needs`` finds."""
+        from kt.flow.run import needs
+
+        return needs(bench, self, approach) or super().needs(bench, approach)
 
     def run(self, bench: Bench, trial: Trial, key: str) -> Record:
         """Do a trial."""

@@ -49,9 +49,9 @@ def attach(
         rate: how much faster the free scalars move.
         views: of every image.
     """
-    each = images // training.batch_size * training.batch_size
+    steps, batch = images // training.batch_size, training.batch_size
     chosen = pair_up(takes, gives, every)
-    return Flow(student, teachers, chosen, images * views, classes, training.epochs, each, 1 - alone, rate)
+    return Flow(student, teachers, chosen, images * views, classes, training.epochs, steps, batch, 1 - alone, rate)
 
 
 def train(
@@ -66,6 +66,7 @@ def train(
     dependency: float,
     stability: float,
     shown: int = 1,
+    pieces: int = 1,
 ) -> History:
     """Train the student in place, with its teachers attached; their weights over time are in the network's ``trace``.
 
@@ -81,6 +82,7 @@ def train(
         dependency: λ1 at its largest.
         stability: λ2.
         shown: views of every image, of which an epoch shows one; the n images are view after view.
+        pieces: cut every batch into so many, to save memory.
 
     Raises:
         Diverged: the loss of an epoch, or a weight after it, is not finite.
@@ -99,4 +101,6 @@ def train(
         network.record(attached() if network.open else accuracy)
         return accuracy
 
-    return engine.train(network, Views(views), known, loss, alone, training, seed, checkpoint, views=shown)
+    return engine.train(
+        network, Views(views), known, loss, alone, training, seed, checkpoint, pieces=pieces, views=shown
+    )

@@ -19,6 +19,7 @@ from kt.analysis.describe import answer
 from kt.captions import CAPTIONS
 from kt.figures.tables import Tables
 from kt.flow.spec import FlowMethods
+from kt.report import experiments
 from kt.report.sections import SECTIONS, SPEAKS_FOR_ITSELF, Facts
 from kt.report.verdict import focus, held, verdict
 from kt.transfer.method import registry
@@ -53,6 +54,7 @@ def render(
     return template.render(
         title=title,
         verdict=verdict(data, equal_within),
+        experiments=experiments.answer(data),
         answer=answer(data.methods, data.transfers, data.complementarity, equal_within),
         sections=list(_sections(data, figures, equal_within)),
         methods=_definitions(data),

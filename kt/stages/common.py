@@ -6,11 +6,11 @@ import signal
 from threading import Event
 from typing import TYPE_CHECKING
 
-from kt import tables
-from kt.config import Study
+from kt import malloc, tables
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.errors import KtError, unknown
+from kt.study import Study
 from kt.zoo.classes import labels_of
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def pick_device(name: str, threads: int) -> torch.device:
     import torch
 
     torch.set_num_threads(threads)
+    malloc.keep_freed()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kt import predictions, schema, status, store
-from kt.config import Study
 from kt.data.datasets import Dataset
 from kt.errors import KtError, unknown
-from kt.experiments.plan import problem_of, tasks_of
+from kt.experiments import needs
+from kt.experiments.plan import problem_of, size_hash, tasks_of
 from kt.experiments.spec import Experiment, Problem
 from kt.experiments.units import identity, row
 from kt.layout import Layout
 from kt.progress import Progress
 from kt.stages.common import channels_of, metadata, pick_device, stop_on_signal
 from kt.stages.transfer import FreshZoo, ZooFiles
+from kt.study import Study
 from kt.transfer.card import card
 from kt.transfer.ledger import Ledger, Record
 
@@ -45,11 +46,11 @@ def experiment(study: Study, layout: Layout, rule: str, name: str, threads: int)
         for teacher in chosen.teachers:
             predictions.verify(layout.predictions(teacher))
         bench = _bench(study, layout, at, chosen, problem, ZooFiles(study, layout, dataset), threads)
-        chosen.inspect(bench)
+        needs.write(layout.needs(rule, name), size_hash(study, chosen), chosen.inspect(bench))
         progress = Progress(at, len(missing))
         for key in missing:
             trial, unit = tasks[key]
-            outcomes[key] = bench.compute(chosen.run, trial, key)
+            outcomes[key] = bench.compute(chosen, trial, key)
             if not _kept(study, layout, at, key, outcomes[key]):
                 _keep(layout, at, bench, unit, row(chosen, name, trial, key, outcomes[key], problem.truth))
             ledger.add(unit, outcomes[key])
@@ -91,12 +92,13 @@ def _keep(layout: Layout, at: str, bench: Bench, unit: Record, found: Mapping[st
 
 
 def inspect(study: Study, layout: Layout, threads: int) -> None:
-    """Fail where an experiment cannot be, before anything is trained; raises ``KtError``."""
+    """Find out what every experiment takes, before anything is trained; raises ``KtError`` where one cannot be."""
     dataset = Dataset.open(layout.data)
     for rule, name, chosen in study.each_experiment():
         at = f"{rule}.{name}"
         problem = problem_of(study, at, chosen, dataset)
-        chosen.inspect(_bench(study, layout, at, chosen, problem, FreshZoo(study, layout, dataset), threads))
+        bench = _bench(study, layout, at, chosen, problem, FreshZoo(study, layout, dataset), threads)
+        needs.write(layout.needs(rule, name), size_hash(study, chosen), chosen.inspect(bench))
 
 
 def _bench(

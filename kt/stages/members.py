@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from kt import predictions, schema, store, tables
-from kt.config import Study
+from kt.check import check_classes, check_splits
 from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.errors import KtError, listed
 from kt.layout import Layout
 from kt.stages import experiments
 from kt.stages.common import build, channels, known_model, metadata, pick_device
-from kt.zoo import check, overrides, registry
+from kt.study import Study
+from kt.zoo import overrides, registry
 from kt.zoo import preview as previewing
+from kt.zoo.check import check_heads
 from kt.zoo.classes import labels_of
 
 log = logging.getLogger(__name__)
@@ -26,10 +28,10 @@ log = logging.getLogger(__name__)
 
 def data(study: Study, layout: Layout, threads: int) -> None:
     """Split and decode the data set."""
-    datasets.write(layout.data, study.data, threads, study.check_splits)
+    datasets.write(layout.data, study.data, threads, partial(check_splits, study))
     dataset = Dataset.open(layout.data)
-    study.check_classes(dataset.class_names)
-    check.check_heads(study.zoo, registry.load(study.zoo.modules), dataset.classes)
+    check_classes(study, dataset.class_names)
+    check_heads(study.zoo, registry.load(study.zoo.modules), dataset.classes)
     _check_checkpoints(study, dataset)
     wanted = {name: math.floor((spec := study.zoo.input_of(name)).size / spec.crop_pct) for name in study.members}
     if small := [f"{name} ({side})" for name, side in wanted.items() if study.data.size and side > study.data.size]:

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from kt import pairs as pairing
 from kt import schema, store, tables
-from kt.config import Study
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.schema_experiments import EXPERIMENTS
 from kt.stages.common import metadata
+from kt.study import Study
 from kt.transfer import choice
 from kt.transfer import groups as grouping
 

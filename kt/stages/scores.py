@@ -10,11 +10,12 @@ from kt import pairs as pairing
 from kt import predictions, schema
 from kt.complementarity import table
 from kt.complementarity.sources import Files
-from kt.config import Study
 from kt.data.datasets import Dataset
 from kt.errors import KtError, unknown
 from kt.layout import Layout
+from kt.pair_selection import select
 from kt.stages.common import metadata
+from kt.study import Study
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,6 @@ def pairs(study: Study, layout: Layout, scores: Path | None, models: Path | None
     if models:
         zoo = schema.read(models, "zoo")
         families = dict(zip(zoo["name"].to_pylist(), zoo["family"].to_pylist(), strict=True))
-    chosen = pairing.select(study.names, study.pairs, study.transfer.pairs_per_job, found, families)
+    chosen = select(study.names, study.pairs, study.transfer.pairs_per_job, found, families)
     schema.write(out, "pairs", schema.build("pairs", chosen.to_dict("list")), metadata(study))
     log.info("pairs: %d chosen by the rule %r", len(chosen), study.pairs.select)

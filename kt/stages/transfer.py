@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kt import pairs as pairing
 from kt import predictions, schema, status, store
-from kt.config import Study
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.layout import Layout
+from kt.pair_selection import select
 from kt.progress import Progress
 from kt.stages.common import build, known_model, metadata, pick_device, stop_on_signal
+from kt.study import Study
 from kt.transfer import choice
 from kt.transfer import groups as grouping
 from kt.transfer.card import card
@@ -45,9 +45,7 @@ def transfer(
     A job is one chunk of a student's teachers; its first chunk also trains the student's controls.
     """
     plan = study.transfer
-    chosen = (
-        schema.read_frame(table, "pairs") if table else pairing.select(study.names, study.pairs, plan.pairs_per_job)
-    )
+    chosen = schema.read_frame(table, "pairs") if table else select(study.names, study.pairs, plan.pairs_per_job)
     mine = chosen[chosen["student"] == known_model(study, student)]
     teachers = mine.loc[mine["chunk"] == chunk, "teacher"].tolist()
     first = chunk == 0 and len(mine) > 0

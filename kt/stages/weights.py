@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from kt import store
-from kt.config import Study
 from kt.data.datasets import Dataset
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.progress import Progress
 from kt.stages.common import build, channels, known_model, pick_device, stop_on_signal
+from kt.study import Study
 from kt.zoo import knowledge, registry
 from kt.zoo.classes import labels_of, positions
 from kt.zoo.spec import FineTune, Member

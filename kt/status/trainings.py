@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from kt import schema, store
-from kt.config import Study
 from kt.data.datasets import split_sizes
 from kt.errors import KtError
+from kt.experiments.needs import read
+from kt.experiments.plan import size_hash
 from kt.layout import Layout
 from kt.pace import BASES, Pace
 from kt.status import experiments, index
 from kt.status.index import Entry
 from kt.status.wanted import Wanted, plans, wanted, work
+from kt.study import Study
 from kt.transfer.ledger import Ledger, Record
 from kt.transfer.units import FINAL_CAUSES, Unit
 
@@ -128,8 +130,8 @@ def survey(study: Study, layout: Layout) -> Survey:
         data, known = "", {}
     entries = index.read(layout.ledger)
     _count(state, entries, asked, plans(study, layout, data), known)
-    _count_experiments(state, entries, study, layout, known, asked.images)
     state.pace = _pace(study, state.models, entries, known)
+    _count_experiments(state, entries, study, layout, known, asked.images)
     _estimate(state)
     if study.device != "auto" or set(state.basis) == {BASES[4]}:  # an assumed speed is a GPU's, but for `cpu`
         state.assumed = "cpu" if study.device == "cpu" else "GPU"
@@ -178,20 +180,28 @@ def _count_experiments(
     """The same for trials of experiments, whose keys are known; two experiments may share a trial."""
     trials = experiments.by_key(study, layout, known)
     for rule, name, experiment in study.each_experiment():
-        at = f"{rule}.{name}"
+        at, done = f"{rule}.{name}", []
+        left = dict(trials[at]) or {str(i): trial for i, trial in enumerate(experiment.trials())}
         for entry in entries:
             trial = trials[at].get(entry.key)
             if trial is None or entry.status == "damaged":
                 continue
             state.waiting[at] -= 1
             state.work[at] -= experiments.seen(experiment, trial, images)
+            del left[entry.key]
             if entry.status == "ok":
+                done.append((trial, entry.seconds, entry.images))
                 state.done += 1
                 state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
             else:
                 state.failed[entry.cause] += 1
                 what = f"{trial.approach.name} of {at}, seed {trial.seed}"
                 state.failures.append((f"{what}: {entry.reason}", at))
+        needs = read(layout.needs(rule, name), size_hash(study, experiment))
+        to_do = [(trial, experiments.seen(experiment, trial, images)) for trial in left.values()]
+        state.pace = experiments.pace_of(
+            state.pace, at, experiment, needs, state.images.get("validation", 0), done, to_do
+        )
 
 
 def _units_of(

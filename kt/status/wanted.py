@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kt import pairs, schema
-from kt.config import Study
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.status import index
+from kt.study import Study
 from kt.transfer import choice
 from kt.transfer import groups as grouping
 from kt.transfer.method import Method

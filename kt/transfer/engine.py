@@ -7,12 +7,11 @@ step alone, and everything random on a state that the checkpoint holds.
 
 Where a batch does not fit in memory it is cut into pieces whose gradients add up: images, order, steps, and the mean
 of the losses over the batch stay what they are. What changes is BatchNorm, which normalises each piece by its own
-statistics, and the stream of random numbers.
+statistics, and the stream of random numbers. A loss that compares the samples of its batch still sees all of them.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from kt.checkpoint import Checkpoint
 from kt.transfer.method import Samples, SlowWeights
 from kt.transfer.optimise import frozen, learning_rate, optimiser_of
+from kt.transfer.pieces import forward
 from kt.transfer.training import Training
 from kt.zoo.inference import autocast
 
@@ -68,6 +68,11 @@ class History:
     pieces: int = 1
 
 
+def weights_of(learner: nn.Module) -> State:
+    """A copy of a learner's weights and statistics, by name."""
+    return {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+
+
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     """The order of ``n`` images in an epoch, int64 [n]; the same for all methods and teachers of a seed."""
     # torch's CPU generator takes 32 bits of a seed, too few for both numbers
@@ -86,6 +91,7 @@ def train(
     slow: SlowWeights | None = None,
     pieces: int = 1,
     views: int = 1,
+    whole: bool = False,
 ) -> History:
     """Train ``learner`` in place; it ends with the weights of the last epoch, or with the slow ones where asked for.
 
@@ -101,6 +107,7 @@ def train(
         slow: weights that follow the learner's; validation, the best and the last weights are then theirs.
         pieces: cut every batch into so many pieces, to save memory; a checkpoint made with more of them goes on so.
         views: the images are so many views of n / views images, view after view; an epoch shows one, in turn.
+        whole: ``loss`` compares the samples of its batch, so that it needs those of all pieces at once.
 
     Raises:
         Diverged: the loss of an epoch, or a weight after it, is not finite.
@@ -115,7 +122,7 @@ def train(
     optimiser.zero_grad()  # a training that failed in its backward pass leaves gradients behind
     progress = _Progress(torch.zeros((), device=device), pieces)
     if slow:
-        progress.slow = copy.deepcopy(learner.state_dict())
+        progress.slow = weights_of(learner)
     if (state := checkpoint.load(device)) and state["progress"]["pieces"] >= pieces:
         _restore(state, learner, optimiser, progress)
     with frozen(learner, training.freeze):
@@ -125,9 +132,11 @@ def train(
                 done = epoch * per_epoch + step
                 for group in optimiser.param_groups:
                     group["lr"] = learning_rate(done, training.epochs * per_epoch, training)
-                for positions in order[step * batch : (step + 1) * batch].tensor_split(progress.pieces):
+                parts = order[step * batch : (step + 1) * batch].tensor_split(progress.pieces)
+                for together in [parts] if whole else [(part,) for part in parts]:
+                    positions = torch.cat(together)
                     with autocast(device):
-                        output = learner(images[positions.numpy()])
+                        output = forward(learner, [images[part.numpy()] for part in together])
                     mean = loss(output, samples.at(positions.to(device))).mean() * (len(positions) / batch)
                     torch.autograd.backward(mean)
                     progress.total += mean.detach()
@@ -180,7 +189,7 @@ def _holding(learner: nn.Module, weights: State) -> Iterator[None]:
     if not weights:
         yield
         return
-    own = copy.deepcopy(learner.state_dict())
+    own = weights_of(learner)
     learner.load_state_dict(weights)
     yield
     learner.load_state_dict(own)
@@ -190,7 +199,7 @@ def _end_epoch(learner: nn.Module, progress: _Progress, steps: int, validate: Ca
     mean, epoch = float(progress.total) / steps, len(progress.loss) + 1
     if not math.isfinite(mean):
         raise Diverged(f"the loss is not finite in epoch {epoch}")
-    if not torch.stack([p.detach().float().sum() for p in learner.parameters()]).isfinite().all():
+    if not nn.utils.get_total_norm(learner.parameters(), math.inf).isfinite():
         raise Diverged(f"a weight is not finite after epoch {epoch}")
     progress.loss.append(mean)
     progress.total.zero_()
@@ -198,7 +207,7 @@ def _end_epoch(learner: nn.Module, progress: _Progress, steps: int, validate: Ca
         accuracy = validate(learner)
         if not progress.validation or accuracy > max(progress.validation):
             progress.best_epoch = epoch
-            progress.best = copy.deepcopy(learner.state_dict())
+            progress.best = weights_of(learner)
     progress.validation.append(accuracy)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -35,6 +36,34 @@ def attempt(run: Callable[[], Record], key: str) -> Record:
     except Exception as error:
         log.exception("unit %s failed", key[:12])
         return {"status": "failed", "cause": "error", "reason": f"error: {type(error).__name__}: {_first_line(error)}"}
+
+
+def attempt_in_pieces(run: Callable[[int], Record], key: str, batch: int, device: torch.device) -> Record:
+    """The same of a unit whose batches are cut into 2, 4, … pieces as long as they do not fit in memory.
+
+    Args:
+        run: does the unit with its batches in so many pieces.
+        key: of the unit, for the log.
+        batch: images of a batch.
+        device: where the unit runs.
+
+    Raises:
+        Interrupted: the unit was stopped.
+    """
+    pieces = 1
+    while True:
+        record = attempt(partial(run, pieces), key)
+        if record.get("cause") != "out_of_memory" or pieces == most_pieces(batch):
+            return record
+        pieces *= 2
+        log.warning("%s: unit %s goes on with %d pieces a batch", record["reason"], key[:12], pieces)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def most_pieces(batch: int) -> int:
+    """Most pieces that a batch of at least two images is cut into: BatchNorm needs two images in each."""
+    return 1 << ((batch // 2).bit_length() - 1)
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from itertools import combinations, islice
 from math import comb
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, create_model, field_validator
+from pydantic import Field, PositiveInt, create_model
 
 from kt.errors import KtError, nearest, unknown
 from kt.spec import Spec
@@ -67,13 +67,6 @@ class GroupSpec(Spec):
 
     choose: Annotated[Explicit | Random | Ranked, Field(discriminator="select")]
     methods: GroupMethods
-
-    @field_validator("methods")
-    @classmethod
-    def _not_empty(cls, methods: MethodsBase) -> MethodsBase:
-        if not methods.chosen():
-            raise ValueError(f"no method chosen; allowed: {', '.join(GroupMethods.model_fields)}")
-        return methods
 
 
 def named(rule: Explicit | Random | Ranked) -> list[tuple[str, str]]:

@@ -20,8 +20,8 @@ from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import Inputs, inputs
 from kt.predictions import Logits
-from kt.transfer.engine import State
-from kt.transfer.failures import attempt
+from kt.transfer.engine import State, weights_of
+from kt.transfer.failures import attempt_in_pieces
 from kt.transfer.ledger import Record
 from kt.transfer.memory import estimate
 from kt.transfer.session import Session
@@ -100,7 +100,7 @@ class Workbench:
     ) -> Workbench:
         """Put the student on the device."""
         student = models.load(name).to(device).to(memory_format=torch.channels_last)
-        weights = {key: tensor.clone() for key, tensor in student.state_dict().items()}
+        weights = weights_of(student)
         labels = {split: data.labels[data.rows(split)] for split in ("transfer", "validation")}
         labels["transfer"] = np.tile(labels["transfer"], crops.n if crops else 1)
         return cls(name, student, weights, models, data, labels, training, checkpoints, every, device, stop, crops, {})
@@ -118,7 +118,7 @@ class Workbench:
     def compute(self, unit: Unit, key: str) -> Record:
         """Train the student for one unit and return the outcome for the ledger; a failure is an outcome too.
 
-        A batch that does not fit in memory is cut into two, four, … pieces, as long as the method allows that.
+        A batch that does not fit in memory is cut into two, four, … pieces.
 
         Args:
             unit: method, teachers and seed.
@@ -127,19 +127,11 @@ class Workbench:
         Raises:
             Interrupted: ``stop`` was set; the unit goes on from its checkpoint next time.
         """
-        pieces = 1
-        while True:
-            record = attempt(partial(self._run, unit, key, pieces), key)
-            if record.get("cause") == "diverged":
-                self._forget(key)
-            pieces *= 2
-            batch = unit.method.trained(self.training).batch_size
-            cut = not unit.method.whole_batch and batch // pieces >= 2  # BatchNorm needs two images
-            if record.get("cause") != "out_of_memory" or not cut:
-                return record
-            log.warning("%s: unit %s goes on with %d pieces a batch", record["reason"], key[:12], pieces)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+        batch = unit.method.trained(self.training).batch_size
+        record = attempt_in_pieces(partial(self._run, unit, key), key, batch, self.device)
+        if record.get("cause") == "diverged":
+            self._forget(key)
+        return record
 
     def _run(self, unit: Unit, key: str, pieces: int) -> Record:
         start = time.perf_counter()

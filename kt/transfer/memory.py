@@ -16,17 +16,26 @@ COPIES = {"adamw": 2, "adam": 2, "sgd": 1}
 def estimate(model: nn.Module, image: Tensor, training: Training) -> int:
     """Bytes that a training of ``model`` holds at once, without the images and what libraries take for themselves.
 
-    Weights, gradients and the optimiser's values; the weights to start from and those of the best epoch; and what the
-    forward pass of a batch keeps for the backward pass, measured on two images in float32.
+    What ``held`` counts, and what the forward pass of a batch keeps for the backward pass, measured on two images in
+    float32.
 
     Args:
         model: the student; it is left as it is.
         image: one image as the student sees it, [1, C, S, S].
         training: batch size and optimiser.
     """
-    weights: int = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return held(model, training) + activations(model, image) * training.batch_size
+
+
+def held(model: nn.Module, training: Training) -> int:
+    """Bytes of weights, gradients and the optimiser's values; the weights to start from and those of the best epoch."""
     kept = COPIES[training.optimiser] if training.optimiser != "sgd" or training.momentum else 0
-    return weights * (4 + kept) + activations(model, image) * training.batch_size
+    return size(model) * (4 + kept)
+
+
+def size(model: nn.Module) -> int:
+    """Bytes of a model's weights and statistics."""
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values())
 
 
 def activations(model: nn.Module, image: Tensor) -> int:

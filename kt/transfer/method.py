@@ -66,7 +66,7 @@ class Method(Approach):
         takes: whether it runs on a pair, on a group of several teachers, or on both.
         joint: true where all models train; the unit of a set of models is then shared by all its students.
         trains: false for ensembles, which leave the student as it is.
-        whole_batch: true where a loss compares the samples of its batch, so that a batch may not be cut into pieces.
+        whole_batch: true where a loss compares the samples of its batch, so that it needs all pieces of one at once.
     """
 
     control: ClassVar[bool] = False

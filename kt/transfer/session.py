@@ -153,9 +153,9 @@ class Session:
         history = engine.train(
             self._learner, Views(views) if method.joint else views[0], samples, method.loss, self._validation_accuracy,
             method.trained(bench.training), seed, progress, method.slow_weights(), self.pieces,
-            bench.crops.n if bench.crops else 1,
+            bench.crops.n if bench.crops else 1, method.whole_batch,
         )  # fmt: skip
-        last = {name: tensor.clone() for name, tensor in self._learner.state_dict().items()}
+        last = engine.weights_of(self._learner)
         trained = Trained(
             last, history.best, history.loss, history.validation, history.steps, history.best_epoch, shares,
             history.pieces,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, create_model, field_validator, model_validator
+from pydantic import Field, PositiveInt, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from kt.data.spec import ViewsSpec
@@ -22,6 +22,12 @@ from kt.transfer.units import Unit
 
 class MethodsBase(Options):
     """The methods to run, with their parameters."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if not self.chosen():
+            raise ValueError(f"no method chosen; allowed: {', '.join(type(self).model_fields)}")
+        return self
 
     def chosen(self) -> dict[str, Method]:
         """The methods that the configuration names, in alphabetical order."""
@@ -93,10 +99,3 @@ class TransferSpec(Spec):
     def trials(self, teachers: Sequence[str]) -> list[Unit]:
         """The units of the search for one student and its teachers there."""
         return searching.trials(self.candidates(), teachers, self.search.seeds) if self.search else []
-
-    @field_validator("methods")
-    @classmethod
-    def _not_empty(cls, methods: MethodsBase) -> MethodsBase:
-        if not methods.chosen():
-            raise ValueError(f"no method chosen; allowed: {', '.join(Methods.model_fields)}")
-        return methods

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
 from kt.errors import KtError
-from kt.zoo.inference import BATCH, autocast
+from kt.resources import EVALUATED
+from kt.zoo.inference import autocast
 from kt.zoo.spec import Recipe
 from kt.zoo.train import Batches, train
 from kt.zoo.weights import classifiers
@@ -73,5 +74,8 @@ def _pooled(model: nn.Module, x: Tensor) -> Tensor:
 def _features(model: nn.Module, batch: Batches, n: int, device: torch.device) -> Tensor:
     generator = torch.Generator(device)  # without augmentation nothing is drawn from it
     with torch.no_grad(), autocast(device):
-        parts = [_pooled(model, batch(np.arange(i, min(i + BATCH, n)), generator)).float() for i in range(0, n, BATCH)]
+        parts = [
+            _pooled(model, batch(np.arange(i, min(i + EVALUATED, n)), generator)).float()
+            for i in range(0, n, EVALUATED)
+        ]
     return torch.cat(parts)

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from kt.data.views import Inputs
 from kt.errors import KtError
+from kt.resources import EVALUATED
 
 log = logging.getLogger(__name__)
-
-BATCH = 256
-"""Images of the largest batch."""
 
 CPU_BYTES = 1 << 24
 """Bytes of the largest batch on the CPU, whose memory does not say when it is full."""
@@ -65,9 +63,9 @@ def batches(model: nn.Module, inputs: Inputs, start: int = 0, features: bool = F
     Raises:
         torch.OutOfMemoryError: a single image does not fit.
     """
-    size = BATCH
+    size = EVALUATED
     if inputs.device.type == "cpu" and len(inputs):
-        size = max(1, min(BATCH, CPU_BYTES // (inputs[slice(0, 1)].nbytes)))
+        size = max(1, min(EVALUATED, CPU_BYTES // (inputs[slice(0, 1)].nbytes)))
     while start < len(inputs):
         found = None
         try:

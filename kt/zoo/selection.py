@@ -85,7 +85,8 @@ def select_tags(select: Select, registry: Registry, sizes: Sizes, at: str) -> li
             if not any(fnmatchcase(tag, glob) for tag in tags):
                 near = nearest(glob.strip("*"), {*tags, *(known.arch for known in tags.values())})
                 raise KtError(f"{at}.{key}: {glob!r} matches none of {len(tags)} pretrained tags{near}")
-    found = [tag for tag in sorted(tags) if _any(tag, select.match) and not _any(tag, select.exclude)]
+    found = [tag for tag in sorted(tags) if _any(tag, select.match)]
+    found = _passing(at, "exclude", found, lambda tag: not _any(tag, select.exclude))
     for key, passes in _filters(select, registry):
         found = _passing(at, key, found, passes)
     if select.min_params or select.max_params or select.max_macs:

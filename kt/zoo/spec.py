@@ -112,7 +112,9 @@ class Member(Spec):
 class Select(Spec):
     """Members by filter: every pretrained tag that passes all of the given filters, named by its tag."""
 
-    match: Texts = Field(("*",), description="globs over pretrained tags, e.g. `vit_*` or `*.in21k_ft_in1k`")
+    match: Texts = Field(
+        ("*",), min_length=1, description="globs over pretrained tags, e.g. `vit_*` or `*.in21k_ft_in1k`"
+    )
     exclude: Texts = Field((), description="globs of tags to leave out")
     pretrain: Texts = Field((), description="first data set that the tag names, e.g. in1k, in21k, laion2b")
     input_size: Numbers = Field((), description="side of the input, pixels")

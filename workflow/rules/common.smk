@@ -10,7 +10,7 @@ from kt import pairs as kt_pairs
 from kt import status, store
 from kt.captions import CAPTIONS
 from kt.errors import KtError
-from kt.layout import Layout
+from kt.experiments import plan as kt_experiments
 from kt.schema_analysis import ANALYSIS
 from kt.schema_experiments import EXPERIMENTS
 from kt.transfer import groups as kt_groups
@@ -30,7 +30,7 @@ try:
 except KtError as error:
     sys.exit(str(error))
 
-LAYOUT = Layout(Path(STUDY.results))
+LAYOUT = STUDY.layout
 LOGS = LAYOUT.root / "logs"
 JOBS = kt_pairs.jobs(STUDY.names, STUDY.pairs, STUDY.transfer.pairs_per_job)
 NEEDS_SCORES = kt_pairs.needs_scores(STUDY.pairs)
@@ -168,15 +168,7 @@ def experiment_plan(rule):
 
     def plan(wildcards):
         experiment = STUDY.experiments[rule][wildcards.experiment]
-        classes = [
-            STUDY.zoo.models[name].plain()["classes"] for name in experiment.teachers
-        ]
-        return [
-            experiment.plain(),
-            classes,
-            STUDY.student_input(experiment).plain(),
-            STUDY.transfer.export,
-        ]
+        return [*kt_experiments.recipe(STUDY, experiment), STUDY.transfer.export]
 
     return plan
 

@@ -10,8 +10,8 @@ rule amalgamate:
     threads: 1
     resources:
         cpus_per_task=lambda wildcards, threads: threads,
-        mem_mb=lambda wildcards, attempt: PLAIN_MB * 2 ** (attempt - 1),
-        runtime=LONGEST,
+        mem_mb=experiment_memory("amalgamate"),
+        runtime=experiment_minutes("amalgamate"),
     params:
         kind="amalgamate",
         plan=experiment_plan("amalgamate"),
@@ -29,6 +29,10 @@ use rule amalgamate as flow with:
         experiment_tables("flow", "{experiment}"),
     log:
         LOGS / "flow/{experiment}.log",
+    resources:
+        cpus_per_task=lambda wildcards, threads: threads,
+        mem_mb=experiment_memory("flow"),
+        runtime=experiment_minutes("flow"),
     params:
         kind="flow",
         plan=experiment_plan("flow"),

@@ -1,6 +1,7 @@
 import math
 
 from kt import resources as guess
+from kt.experiments import needs as kt_needs
 from kt.transfer.units import seeds_of
 
 
@@ -54,14 +55,49 @@ def memory(rule, model, splits, batch_size, attempt):
     )
 
 
-def minutes(model, images):
-    """Time limit of a job that trains a model on so many images."""
+def minutes(model, images, attempt):
+    """Time limit of a job that trains a model on so many images; more at every further attempt."""
     pace = SURVEY.pace.of(model)
     return (
-        guess.minutes(images * pace[0], LONGEST)
+        guess.minutes(images * pace[0], LONGEST, attempt)
         if pace and images < math.inf
         else LONGEST
     )
+
+
+def experiment_memory(rule):
+    """Memory of the job of an experiment, from what its trainings take, where that was found out."""
+
+    def memory(wildcards, attempt):
+        experiment = STUDY.experiments[rule][wildcards.experiment]
+        path = LAYOUT.needs(rule, wildcards.experiment)
+        found = kt_needs.read(path, kt_experiments.size_hash(STUDY, experiment))
+        return max(
+            [
+                guess.experiment_mb(
+                    needs.total(0),
+                    needs.image,
+                    needs.batch,
+                    gpu=on_gpu(rule),
+                    attempt=attempt,
+                )
+                for needs in found.values()
+            ],
+            default=PLAIN_MB * 2 ** (attempt - 1),
+        )
+
+    return memory
+
+
+def experiment_minutes(rule):
+    """Time limit of the job of an experiment, from the images that its missing trainings see."""
+
+    def limit(wildcards, attempt):
+        at = f"{rule}.{wildcards.experiment}"
+        known = SURVEY.images.get("transfer")
+        return minutes(at, SURVEY.work[at] if known else math.inf, attempt)
+
+    return limit
 
 
 def trained(wildcards):

@@ -22,7 +22,9 @@ rule search:
             STUDY.transfer.training.batch_size,
             attempt,
         ),
-        runtime=lambda wildcards: minutes(wildcards.student, trial_images(wildcards)),
+        runtime=lambda wildcards, attempt: minutes(
+            wildcards.student, trial_images(wildcards), attempt
+        ),
     params:
         teachers=lambda wildcards: TRIALS[wildcards.student],
         candidates={
@@ -77,7 +79,9 @@ rule transfer:
             STUDY.transfer.training.batch_size,
             attempt,
         ),
-        runtime=lambda wildcards: minutes(wildcards.student, training_images(wildcards)),
+        runtime=lambda wildcards, attempt: minutes(
+            wildcards.student, training_images(wildcards), attempt
+        ),
     params:
         methods={
             name: method.plain()
@@ -125,7 +129,9 @@ rule groups:
             STUDY.transfer.training.batch_size,
             attempt,
         ),
-        runtime=lambda wildcards: minutes(wildcards.student, group_images(wildcards)),
+        runtime=lambda wildcards, attempt: minutes(
+            wildcards.student, group_images(wildcards), attempt
+        ),
     params:
         groups=STUDY.groups.plain() if STUDY.groups else {},
         seeds=STUDY.transfer.seeds,

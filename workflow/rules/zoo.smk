@@ -15,7 +15,9 @@ rule weights:
         mem_mb=lambda wildcards, attempt: memory(
             "weights", wildcards.model, ["zoo"], recipe_batch(wildcards), attempt
         ),
-        runtime=lambda wildcards: minutes(wildcards.model, recipe_images(wildcards)),
+        runtime=lambda wildcards, attempt: minutes(
+            wildcards.model, recipe_images(wildcards), attempt
+        ),
     params:
         recipe=recipe,
     message:
@@ -39,12 +41,13 @@ rule predictions:
     resources:
         cpus_per_task=lambda wildcards, threads: threads,
         mem_mb=lambda wildcards, attempt: memory(
-            "predictions", wildcards.model, READ, 256, attempt
+            "predictions", wildcards.model, READ, guess.EVALUATED, attempt
         ),
         # a forward pass is a third of a step of training
-        runtime=lambda wildcards: minutes(
+        runtime=lambda wildcards, attempt: minutes(
             wildcards.model,
             sum(shown(split) for split in READ) / 3,
+            attempt,
         ),
     params:
         features=STUDY.features,

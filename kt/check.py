@@ -1,0 +1,160 @@
+"""What can be known to be wrong with a study before anything runs, and without torch or timm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kt import pairs, store
+from kt.complementarity.spec import MEASURES
+from kt.data.folders import check_folder
+from kt.data.labels import class_map, known_classes, known_names
+from kt.data.sources import check_source, known_count
+from kt.data.spec import SPLITS, DataSpec
+from kt.errors import KtError, listed
+from kt.spec import Options
+from kt.study import Study
+from kt.transfer import groups
+from kt.transfer.training import Training
+from kt.zoo import check as zoo_check
+from kt.zoo import registry, selection
+from kt.zoo.classes import labels_of
+
+
+def check(study: Study) -> Study:
+    """Everything that can be known to be wrong before anything runs.
+
+    Returns:
+        The study with its zoo complete: a member for every selected model, each with its input.
+
+    Raises:
+        KtError: an unknown architecture, a missing checkpoint, splits larger than the data set, a pair rule that
+            selects nothing, a results folder that cannot be written, …
+    """
+    known = registry.load(study.zoo.modules)
+    zoo = selection.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
+    zoo_check.check(zoo, known)
+    study = study.model_copy(update={"zoo": zoo})
+    for rule, name, experiment in study.each_experiment():
+        experiment.check(f"{rule}.{name}", zoo, known)
+    check_data(study.data)
+    if not (study.layout.data / "meta.json").exists():  # else the stage `data` has looked closer
+        if study.data.is_folder:
+            check_folder(study.data)
+        if names := known_names(study.data):
+            check_classes(study, names)
+        if classes := known_classes(study.data):
+            zoo_check.check_heads(zoo, known, classes)
+    sizes = study.data.splits
+    check_splits(study, {split: images for split in SPLITS if (images := sizes.known(split)) is not None})
+    _check_specialists(study)
+    if study.groups:
+        groups.check(study.names, study.groups.choose)
+    if study.data.splits.transfer.folder:
+        _check_without_labels(study)
+    _check_complementarity(study)
+    pairs.candidates(study.names, study.pairs)
+    store.check_writable(study.results)
+    return study
+
+
+def check_data(data: DataSpec) -> None:
+    """Everything that can be known to be wrong with the data set without listing its images.
+
+    Raises:
+        KtError: the source, a class file or a file of images does not exist, or the splits ask for too many images.
+    """
+    check_source(data)
+    class_map(data)
+    known = [take.images for take in data.splits.takes().values() if take.images and not take.folder]
+    images = known_count(data)
+    if images is not None and sum(known) > images:
+        raise KtError(f"data.splits: {sum(known)} images asked for, but {data.source!r} has {images}")
+
+
+def check_classes(study: Study, known: Sequence[str]) -> None:
+    """Fail where specialists and experiments do not fit the data set's classes, given by label."""
+    zoo_check.check_classes(study.zoo, known)
+    for rule, name, experiment in study.each_experiment():
+        own = {teacher: labels_of(teacher, study.zoo.models[teacher], known) for teacher in experiment.teachers}
+        experiment.classes(f"{rule}.{name}", own, known)
+
+
+def check_splits(study: Study, counts: Mapping[str, int]) -> None:
+    """Fail where splits have fewer images than the stages need.
+
+    Args:
+        study: whose recipes and batches need images.
+        counts: images of each split whose number is known.
+
+    Raises:
+        KtError: a recipe or a batch asks for more images than its split has.
+    """
+    for name, member in study.zoo.models.items():
+        recipe, key = member.train or member.finetune, "train" if member.train else "finetune"
+        asked = (recipe.images or 1) if recipe else 0
+        if asked > counts.get("zoo", asked):
+            raise KtError(f"zoo.models.{name}.{key}.images: {asked} asked for, but data.splits.zoo is {counts['zoo']}")
+    for at, training in _trainings(study).items():
+        if training.batch_size > counts.get("transfer", training.batch_size):
+            raise KtError(
+                f"{at}.training.batch_size: {training.batch_size} is larger than data.splits.transfer "
+                f"({counts['transfer']})"
+            )
+
+
+def _trainings(study: Study) -> dict[str, Training]:
+    """How students are trained, by the place in the configuration that says so; of a search the largest batch."""
+    common = study.transfer.training
+    methods = {f"transfer.methods.{name}": method for name, method in study.transfer.methods.chosen().items()}
+    if study.groups:
+        methods |= {f"groups.methods.{name}": method for name, method in study.groups.methods.chosen().items()}
+    for name, candidates in study.transfer.candidates().items():
+        largest = max(candidates.values(), key=lambda method: method.trained(common).batch_size)
+        methods[f"transfer.search.methods.{name}"] = largest
+    found = {"transfer": common} | {at: m.trained(common) for at, m in methods.items() if m.training}
+    for rule, name, experiment in study.each_experiment():
+        at = f"{rule}.{name}"
+        found[at] = experiment.plan
+        found |= {
+            f"{at}.methods.{method}": approach.trained(experiment.plan)
+            for method, approach in experiment.approaches().items()
+            if approach.training
+        }
+    return found
+
+
+def _check_specialists(study: Study) -> None:
+    """Fail where a specialist stands among the models that are compared."""
+    if len(study.names) < 2:
+        raise KtError(f"zoo.models: at least 2 models without `classes` needed, not {len(study.names)}")
+    for at, name in [*pairs.named(study.pairs), *(groups.named(study.groups.choose) if study.groups else ())]:
+        if name in study.zoo.models and name not in study.names:
+            raise KtError(f"{at}: {name!r} is a specialist (zoo.models.{name}.classes); allowed: models of all classes")
+
+
+def _check_without_labels(study: Study) -> None:
+    """Fail where a method uses labels; called where the transfer images have none."""
+    sections: dict[str, Options] = {"transfer": study.transfer.methods}
+    if study.groups:
+        sections["groups"] = study.groups.methods
+    sections |= {f"{rule}.{name}": experiment.methods for rule, name, experiment in study.each_experiment()}
+    for section, methods in sections.items():
+        for name, method in methods.options().items():
+            if method.labelled:
+                allowed = [known for known, default in methods.defaults().items() if not default.labelled]
+                raise KtError(
+                    f"{section}.methods.{name}: uses labels, but the images of data.splits.transfer.folder have none; "
+                    f"allowed: {listed(allowed) or 'none'}"
+                )
+
+
+def _check_complementarity(study: Study) -> None:
+    """Fail where class embeddings are missing, or pairs go by a measure that is not taken."""
+    vectors = study.complementarity.class_embeddings
+    if vectors and not (vectors.endswith((".npz", ".parquet")) and Path(vectors).is_file()):
+        raise KtError(f"complementarity.class_embeddings: {vectors!r} is not an existing .npz or .parquet file")
+    by, measured = pairs.score_of(study.pairs), study.complementarity.measures
+    for measure in MEASURES:
+        if by.startswith(measure) and measure not in measured:
+            raise KtError(f"pairs.by: {by!r} is not measured; add {measure!r} to complementarity.measures")

@@ -1,0 +1,66 @@
+"""What pydantic finds wrong with a configuration, in the words of ``kt.errors``: one line for each thing."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from kt.errors import unknown
+
+RULES: dict[tuple[int | str, ...], str] = {
+    ("pairs",): "all, random, explicit, top or stratified",
+    ("groups", "choose"): "explicit, random or ranked",
+}
+"""Rules by the section whose key `select` names one; pydantic puts it into the location of an error."""
+
+
+def lines(error: ValidationError) -> list[str]:
+    """One line for each thing that is wrong: where, what is wrong, what was given, what is allowed."""
+    return [_line(detail) for detail in _causes(error.errors())]
+
+
+def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """What is wrong, without lists that are too short only because their wrong items were left out."""
+    return [
+        detail
+        for detail in details
+        if detail["type"] != "too_short" or not any(other["loc"][:-1] == detail["loc"] for other in details)
+    ]
+
+
+def _line(error: ErrorDetails) -> str:
+    kind, location, context = error["type"], _location(error), error.get("ctx") or {}
+    text = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    text = re.sub(r"valid dictionary( or .*)?$", "mapping of keys to values", text)
+    if kind == "literal_error":
+        return f"{location}: {unknown('value', str(error['input']), _quoted(context.get('expected')))}"
+    if kind == "union_tag_invalid":
+        return f"{location}.select: {unknown('rule', str(context.get('tag')), _quoted(context.get('expected_tags')))}"
+    if kind == "union_tag_not_found":
+        return f"{location}: the key 'select' is missing; it names the rule: {RULES[error['loc']]}"
+    if kind == "too_short":
+        return f"{location}: at least {context.get('min_length')} needed, not {_given(error)}"
+    if kind == "missing":
+        return f"{location}: this key is missing"
+    if kind in ("unknown_key", "value_error"):
+        return f"{location}: {text}" if location else text
+    return f"{location}: {text[0].lower()}{text[1:]}, not {_given(error)}"
+
+
+def _given(error: ErrorDetails) -> str:
+    return json.dumps(error["input"], default=str)[:80]
+
+
+def _location(error: ErrorDetails) -> str:
+    """The dotted key, without what pydantic adds to it: a rule, and a mark where the key itself is wrong."""
+    at = error["loc"]
+    rule = next((len(section) for section in RULES if at[: len(section)] == section), len(at))
+    return ".".join(str(part) for part in at[:rule] + at[rule + 1 :] if part != "[key]")
+
+
+def _quoted(text: object) -> list[str]:
+    """The names that stand in single quotes."""
+    return re.findall(r"'([^']*)'", str(text))

@@ -1,0 +1,110 @@
+"""``config.yaml`` as one frozen, typed object, composed of the sections of all stages.
+
+Only the edge (the command line and the Snakefile) knows this object; stages get their own section, or plain
+arguments. Nothing here imports torch or timm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, PositiveFloat
+
+from kt import store
+from kt.amalgamate.spec import Amalgamation
+from kt.complementarity.spec import ComplementaritySpec
+from kt.data.spec import DataSpec, InputSpec
+from kt.experiments.spec import Experiment
+from kt.flow.spec import FlowExperiment
+from kt.layout import Layout
+from kt.pairs import PairRule
+from kt.spec import Spec
+from kt.transfer.groups import GroupSpec
+from kt.transfer.spec import TransferSpec
+from kt.zoo.spec import Name, ZooSpec
+
+
+class AnalysisSpec(Spec):
+    """How results are summarised."""
+
+    equal_within: PositiveFloat = Field(
+        2.0,
+        description="percentage points of accuracy difference within which a teacher counts as equal to its student",
+    )
+
+
+class Study(Spec):
+    """The whole of ``config.yaml``."""
+
+    title: str = Field("Complementary knowledge", description="title of the report")
+    results: str = Field("results", description="folder that everything is written to")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto` takes a GPU where there is one"
+    )
+    data: DataSpec
+    zoo: ZooSpec
+    complementarity: ComplementaritySpec = ComplementaritySpec()
+    pairs: PairRule
+    transfer: TransferSpec
+    groups: GroupSpec | None = Field(None, description="experiments with several teachers; none when left out")
+    amalgamate: dict[Name, Amalgamation] = Field(
+        default_factory=dict,
+        json_schema_extra={"additionalProperties": False},
+        description="experiments by name: teachers of some classes each, one student of all",
+    )
+    flow: dict[Name, FlowExperiment] = Field(
+        default_factory=dict, description="experiments by name: teachers of other tasks, a student that learns its own"
+    )
+    analysis: AnalysisSpec = AnalysisSpec()
+
+    @property
+    def hash(self) -> str:
+        """Hash of the configuration, for the tables' metadata."""
+        return store.digest(self.plain())
+
+    @property
+    def layout(self) -> Layout:
+        """Where its files lie."""
+        return Layout(Path(self.results))
+
+    @property
+    def names(self) -> list[str]:
+        """The models that are compared and paired, in the order of the file: those without classes of their own."""
+        return self.zoo.generalists
+
+    @property
+    def members(self) -> list[str]:
+        """All of the zoo's models, specialists included, in the order of the file."""
+        return list(self.zoo.models)
+
+    @property
+    def features(self) -> bool:
+        """Whether anything in the study needs the models' penultimate features."""
+        methods = [*self.transfer.methods.chosen().values()]
+        methods += self.groups.methods.chosen().values() if self.groups else ()
+        return "cka" in self.complementarity.measures or any(method.uses_features for method in methods)
+
+    def views(self, split: str) -> int:
+        """How often every image of a split is seen by a model, in as many crops."""
+        return self.transfer.views.n if self.transfer.views and split == "transfer" else 1
+
+    def shown(self, data: str) -> str:
+        """Hash of the data set, from its own hash, and of how its transfer images are shown."""
+        views, top = self.transfer.views, self.transfer.top_k
+        return store.digest([data, views and views.plain(), top]) if views or top else data
+
+    @property
+    def experiments(self) -> dict[str, Mapping[str, Experiment]]:
+        """The experiments by name, by the section that they stand in."""
+        return {"amalgamate": self.amalgamate, "flow": self.flow}
+
+    def each_experiment(self) -> list[tuple[str, str, Experiment]]:
+        """Section, name and experiment of all of them."""
+        return [(rule, name, found) for rule, named in self.experiments.items() for name, found in named.items()]
+
+    def student_input(self, experiment: Experiment) -> InputSpec:
+        """What an experiment's student sees."""
+        spec = experiment.student.input or self.zoo.input
+        assert spec is not None, "kt.experiments.spec.Experiment.check requires it"
+        return spec
