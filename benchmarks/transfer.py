@@ -12,9 +12,11 @@
 The usual ways and `limit` are one process with `--threads` threads, as torch does it unless told otherwise.
 Teachers and student have the same architecture, and all ways train the same student on the same batches for the same
 epochs; validation plays no part. All round logits to float16, as the cache does, and it is checked that they end with
-the same weights. Starting Python and building the models is not counted for any of them.
+the same weights. Starting Python and building the models is not counted for any of them. On a GPU all ways use bfloat16
+autocast, and `ours` is one process unless `--processes` says otherwise.
 
     python benchmarks/transfer.py --teachers 8 --epochs 4
+    python benchmarks/transfer.py --device cuda --processes 4
 
 The last line is JSON: the seconds of the two usual ways over those of `ours`, and `over_limit`, the seconds of `alone`
 over those of `limit`. The lines before it give seconds, images a second, and what the usual ways take over `alone`:
@@ -51,7 +53,7 @@ from kt.transfer.method import Method, Samples, registry
 from kt.transfer.optimise import learning_rate, optimiser_of
 from kt.transfer.training import Training
 from kt.zoo import models
-from kt.zoo.inference import logits
+from kt.zoo.inference import autocast, logits
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("kl", "xekl", "kl_dp", "kl_dp_unsup")
@@ -95,9 +97,10 @@ def usual(
                 group["lr"] = learning_rate(epoch * per_epoch + step, training.epochs * per_epoch, training)
             positions = order[step * training.batch_size : (step + 1) * training.batch_size]
             x, y = inputs[positions.numpy()], labels[positions]
-            with torch.no_grad():
-                targets = targets_of(x, y, positions)
-            output = student(x)
+            with autocast(inputs.device):
+                with torch.no_grad():
+                    targets = targets_of(x, y, positions)
+                output = student(x)
             loss = losses.distillation(targets, output, 1.0)
             if method.name == "xekl":
                 loss = 0.5 * loss + 0.5 * losses.cross_entropy(output, y)
@@ -115,6 +118,7 @@ class Settings(NamedTuple):
         model: a member of the study's zoo; all models here have its architecture.
         teachers: how many of them.
         epochs: of a training.
+        device: that all models run on.
     """
 
     config: Path
@@ -122,6 +126,7 @@ class Settings(NamedTuple):
     model: str
     teachers: int
     epochs: int
+    device: torch.device
 
 
 class Bench:
@@ -133,24 +138,24 @@ class Bench:
     """
 
     def __init__(self, settings: Settings, threads: int) -> None:
-        config, folder, model, teachers, epochs = settings
+        config, folder, model, teachers, epochs, device = settings
         torch.set_num_threads(threads)
         study = load(config)
         models.import_modules(study.zoo.modules)
         data = datasets.Dataset.open(folder)
         self.training = study.transfer.training.model_copy(update={"epochs": epochs})
         rows = data.rows("transfer")
-        self.inputs = Inputs(data.images, rows, study.zoo.input_of(model), torch.device("cpu"))
-        self.labels = torch.from_numpy(data.labels[rows])
+        self.inputs = Inputs(data.images, rows, study.zoo.input_of(model), device)
+        self.labels = torch.from_numpy(data.labels[rows]).to(device)
         self.methods = [registry()[name]() for name in METHODS]
         self.scratch = Checkpoint(folder / "none.pt", "none", float("inf"))
-        self.empty = torch.zeros(len(rows), data.classes)
+        self.empty = torch.zeros(len(rows), data.classes, device=device)
         member = study.zoo.models[model]
 
         def build(seed: int) -> nn.Module:
             torch.manual_seed(seed)
             built = models.build(member.arch, member.args, data.classes, data.channels)
-            return built.to(memory_format=torch.channels_last).eval()
+            return built.to(device, memory_format=torch.channels_last).eval()
 
         self.student, self.frozen = build(0), build(0)
         self.teachers = [build(1 + i) for i in range(teachers)]
@@ -158,14 +163,16 @@ class Bench:
 
     def cached(self, teacher: int | None) -> Tensor:
         """Logits of a teacher, or of the student, on all transfer images."""
-        return torch.from_numpy(logits(self.frozen if teacher is None else self.teachers[teacher], self.inputs)).float()
+        model = self.frozen if teacher is None else self.teachers[teacher]
+        return torch.from_numpy(logits(model, self.inputs)).float()
 
     def transfer(self, teacher: Tensor, own: Tensor) -> Tensor:
         """Our transfers from one teacher by all methods; the student's last weights, flat."""
+        teacher, own = teacher.to(self.labels.device), own.to(self.labels.device)
         for method in self.methods:
             self.student.load_state_dict(self.start)
             targets, taught = method.targets(teacher, own, self.labels)
-            samples = Samples(targets, self.labels, taught, torch.arange(len(self.labels)))
+            samples = Samples(targets, self.labels, taught, torch.arange(len(self.labels), device=self.labels.device))
             engine.train(
                 self.student, self.inputs, samples, method.loss, lambda model: 0.0, self.training, 0, self.scratch
             )
@@ -197,8 +204,8 @@ class Bench:
 
 
 def flat(model: nn.Module) -> Tensor:
-    """All weights, float32 [P]."""
-    return torch.cat([tensor.detach().flatten() for tensor in model.parameters()])
+    """All weights, float32 [P], on the CPU once they are there."""
+    return torch.cat([tensor.detach().flatten() for tensor in model.parameters()]).cpu()
 
 
 _bench: Bench
@@ -229,7 +236,7 @@ def _alone() -> NDArray[np.float32]:
 
 
 def shared(pool: ProcessPoolExecutor, teachers: int) -> Tensor:
-    """Our way, on worker processes of one thread each."""
+    """Our way, on the worker processes."""
     own, *cached = pool.map(_cached, [None, *range(teachers)])
     return torch.from_numpy(list(pool.map(_transfer, cached, [own] * teachers))[-1])
 
@@ -245,6 +252,8 @@ def main() -> None:
         "--repeats", type=int, default=3, help="turns, of which the median counts (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU cores (default: all, %(default)s)")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--processes", type=int, help="of `ours` (default: one a core; on a GPU one)")
     args = parser.parse_args()
     folder = Path(mkdtemp())  # what is mapped into memory outlives its use
     try:
@@ -256,16 +265,18 @@ def main() -> None:
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """All turns."""
-    settings = Settings(args.config, folder, args.model, args.teachers, args.epochs)
+    settings = Settings(args.config, folder, args.model, args.teachers, args.epochs, args.device)
+    on_gpu = args.device.type == "cuda"
+    processes = args.processes or (1 if on_gpu else args.threads)
     bench = Bench(settings, args.threads)
     seconds: dict[str, list[float]] = {}
     ends: dict[str, Tensor] = {}
     spawn = get_context("spawn")
     with (
-        ProcessPoolExecutor(args.threads, spawn, _begin, (settings, 1)) as pool,
+        ProcessPoolExecutor(processes, spawn, _begin, (settings, max(1, args.threads // processes))) as pool,
         ProcessPoolExecutor(1, spawn, _begin, (settings, args.threads)) as single,
     ):
-        list(pool.map(_ready, range(args.threads)))
+        list(pool.map(_ready, range(processes)))
         single.submit(_ready, 0).result()
         ways: dict[str, Callable[[], Tensor]] = {
             "ours": lambda: shared(pool, args.teachers),
@@ -283,7 +294,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     moved = float((ends["alone"] - flat(bench.frozen)).norm())
     apart = {name: float((ends[name] - ends["alone"]).norm()) / moved for name in ("ours", "vectorised", "published")}
     print("difference between last weights, in units of what training changed:", apart)
-    if any(apart[name] > (0.3 if name == "ours" else 0.01) for name in apart):  # other threads round otherwise
+    if any(apart[name] > (0.3 if on_gpu or name == "ours" else 0.01) for name in apart):  # others round otherwise
         raise SystemExit("the ways do not do the same work")
     batch = bench.training.batch_size
     trained = args.teachers * len(METHODS) * args.epochs * (len(bench.labels) // batch) * batch
