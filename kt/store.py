@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,14 +19,14 @@ from kt.errors import KtError
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and moved onto ``path`` in one step.
 
-    A reader sees the old file or the whole new one. After a crash a hidden ``.tmp`` file may stay behind: it is
-    never read.
+    A reader sees the old file or the whole new one. Of two writers, on two nodes and with the same process number
+    too, the one that ends last wins. After a crash a hidden ``.tmp`` file may stay behind: it is never read.
 
     Raises:
         KtError: the folder cannot be made or written.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.tmp{secrets.token_hex(8)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -51,6 +51,18 @@ print("finished")
 """
 
 
+def test_of_two_writers_with_the_same_process_number_each_writes_a_file_of_its_own(tmp_path):
+    path = tmp_path / "file"
+    with store.atomic(path) as slow:
+        slow.write_text("half of sl")
+        with store.atomic(path) as quick:
+            quick.write_text("quick")
+        assert path.read_text() == "quick"
+        slow.write_text("slow")
+    assert path.read_text() == "slow"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @given(old=st.binary(max_size=200), new=st.binary(max_size=200))
 def test_atomic_replaces_the_whole_content_and_leaves_nothing_else(old, new):
     with tempfile.TemporaryDirectory() as folder:
