@@ -18,6 +18,7 @@ from torch import nn
 
 import kt.zoo.digits  # noqa: F401 (registers the small architectures)
 from kt.amalgamate import setup
+from kt.amalgamate.run import AMALGAMATE
 from kt.amalgamate.spec import Amalgamation
 from kt.check import check
 from kt.config import parse
@@ -30,7 +31,8 @@ from kt.experiments.bench import Bench
 from kt.experiments.needs import Needs
 from kt.experiments.plan import problem_of, tasks_of
 from kt.experiments.spec import Problem
-from kt.experiments.units import Trial, accuracy, describe, row
+from kt.experiments.trial import Trial
+from kt.experiments.units import accuracy, describe, row
 from kt.pace import BASES, Pace
 from kt.status.experiments import pace_of
 from kt.study import Study
@@ -200,7 +202,7 @@ def trial_of(chosen: Amalgamation, method: str, seed: int = 0) -> Trial:
 
 
 def compute(bench: Bench, chosen: Amalgamation, method: str, seed: int = 0) -> dict[str, Any]:
-    record = bench.compute(chosen, trial_of(chosen, method, seed), "key")
+    record = AMALGAMATE.compute(bench, chosen, trial_of(chosen, method, seed), "key")
     assert record["status"] == "ok", record
     assert record.pop("seconds") > 0
     return record
@@ -320,7 +322,7 @@ def test_overlapping_classes_are_taught_by_the_mean_where_that_is_allowed(stored
 
 def test_a_trial_that_fails_is_a_record_with_its_reason(stored, tmp_path):
     bench, chosen = make_bench(stored, tmp_path, training={"epochs": 1, "batch_size": 10, "lr": 1e30})
-    record = bench.compute(chosen, trial_of(chosen, "kd"), "key")
+    record = AMALGAMATE.compute(bench, chosen, trial_of(chosen, "kd"), "key")
     assert record["status"] == "failed"
     assert record["cause"] == "diverged"
 
@@ -369,7 +371,7 @@ def test_pieces_are_in_the_row_and_a_student_that_takes_not_even_two_images_fail
     record = compute(bench, chosen, "cfl")
     assert row(chosen, "two", trial_of(chosen, "cfl"), "key", record, bench.problem.truth)["pieces"] == 4
     only(monkeypatch, 1)
-    assert bench.compute(chosen, trial_of(chosen, "cfl"), "key")["cause"] == "out_of_memory"
+    assert AMALGAMATE.compute(bench, chosen, trial_of(chosen, "cfl"), "key")["cause"] == "out_of_memory"
 
 
 def test_teachers_see_fewer_images_at_once_where_batches_are_cut(stored, tmp_path, monkeypatch):
@@ -492,7 +494,7 @@ def test_on_a_gpu_memory_must_do_for_the_smallest_pieces_and_elsewhere_for_a_bat
 def test_what_cannot_be_is_said_before_the_first_training(stored, tmp_path, changes, line):
     bench, chosen = make_bench(stored, tmp_path, **changes)
     with pytest.raises(KtError, match=line) as caught:
-        chosen.inspect(bench)
+        AMALGAMATE.inspect(bench, chosen)
     assert "\n" not in str(caught.value)
 
 
@@ -511,17 +513,17 @@ def test_a_student_of_the_wrong_width_is_refused(stored, tmp_path, monkeypatch):
     monkeypatch.setattr("kt.experiments.bench.build", lambda *_: Stubborn())
     bench, chosen = make_bench(stored, tmp_path)
     with pytest.raises(KtError, match=r"two\.student: resnet10t has 3 outputs, but there are 5 classes"):
-        chosen.inspect(bench)
+        AMALGAMATE.inspect(bench, chosen)
 
 
 def test_memory_is_said_and_too_little_of_it_is_an_error(stored, tmp_path, monkeypatch, caplog):
     bench, chosen = make_bench(stored, tmp_path)
     with caplog.at_level("INFO"):
-        found = chosen.inspect(bench)
+        found = AMALGAMATE.inspect(bench, chosen)
     assert list(found) == ["cfl", "kd", "supervised"]
     assert "GB of memory (training" in caplog.text
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     with pytest.raises(
         KtError, match=r"two\.methods\.cfl: needs about .* GB of memory .* lower training\.batch_size \(10\)"
     ):
-        chosen.inspect(bench)
+        AMALGAMATE.inspect(bench, chosen)

@@ -29,7 +29,8 @@ from kt.errors import KtError
 from kt.experiments import memory
 from kt.experiments.bench import Bench
 from kt.experiments.plan import problem_of, tasks_of
-from kt.experiments.units import Trial
+from kt.experiments.trial import Trial
+from kt.flow.run import FLOW as FLOW_KIND
 from kt.flow.run import draw, restricted
 from kt.flow.spec import FlowExperiment
 from kt.transfer.ledger import unpack
@@ -70,7 +71,7 @@ def trial_of(chosen: FlowExperiment, method: str, teachers: tuple[str, ...] | No
 
 
 def compute(bench: Bench, chosen: FlowExperiment, trial: Trial) -> dict[str, Any]:
-    record = bench.compute(chosen, trial, "key")
+    record = FLOW_KIND.compute(bench, chosen, trial, "key")
     assert record["status"] == "ok", record
     assert record.pop("seconds") > 0
     return record
@@ -283,18 +284,18 @@ def test_what_cannot_be_is_said_before_the_first_training(
 ) -> None:
     bench, chosen = make_bench(stored, tmp_path, **changes)
     with pytest.raises(KtError, match=line) as caught:
-        chosen.inspect(bench)
+        FLOW_KIND.inspect(bench, chosen)
     assert "\n" not in str(caught.value)
 
 
 def test_too_little_memory_is_an_error(stored: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, chosen = make_bench(stored, tmp_path)
-    chosen.inspect(bench)
+    FLOW_KIND.inspect(bench, chosen)
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     with pytest.raises(
         KtError, match=r"flow\.two\.methods\.finetune_teacher: needs about .* lower training\.batch_size \(10\)"
     ):
-        chosen.inspect(bench)
+        FLOW_KIND.inspect(bench, chosen)
 
 
 # the whole workflow

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from kt.amalgamate.common import Learner, Output
 from kt.amalgamate.losses import concatenate, soft_cross_entropy
-from kt.amalgamate.setup import Images, learner_of
+from kt.amalgamate.setup import Images, learner_of, needs
 from kt.amalgamate.spec import CFL, KD, Amalgamation, EnsembleLogits, EnsembleSoftmax, Supervised, Teachers
 from kt.experiments.bench import Bench
-from kt.experiments.units import Trial
+from kt.experiments.kind import Kind
+from kt.experiments.trial import Trial
 from kt.transfer import engine, losses
 from kt.transfer.ledger import Record
 from kt.transfer.method import Samples
 from kt.transfer.pieces import forward
-
-Run = Callable[[Bench, Amalgamation, Trial, str], Record]
 
 
 def scores(bench: Bench, teachers: Sequence[str], split: str, softmax: bool = False) -> Tensor:
@@ -94,12 +93,14 @@ def _answer(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> R
     return bench.untrained(found.argmax(-1).cpu().numpy())
 
 
-RUN: dict[str, Run] = {
-    CFL.name: _common,
-    KD.name: _plain,
-    Supervised.name: _plain,
-    Teachers.name: _answer,
-    EnsembleLogits.name: _answer,
-    EnsembleSoftmax.name: _answer,
-}
-"""What does the trials of each method."""
+AMALGAMATE = Kind(
+    run={
+        CFL.name: _common,
+        KD.name: _plain,
+        Supervised.name: _plain,
+        Teachers.name: _answer,
+        EnsembleLogits.name: _answer,
+        EnsembleSoftmax.name: _answer,
+    },
+    needs=needs,
+)

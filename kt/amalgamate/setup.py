@@ -17,6 +17,7 @@ from kt.errors import KtError
 from kt.experiments import memory
 from kt.experiments.bench import Bench
 from kt.experiments.needs import Needs
+from kt.transfer.approach import Approach
 from kt.transfer.memory import size
 from kt.transfer.training import Training
 from kt.zoo.inference import autocast
@@ -128,12 +129,14 @@ class _Probe(nn.Module):
         return output.logits.sum() + output.mmd(self.sigmas) + output.reconstruction
 
 
-def needs(bench: Bench, experiment: Amalgamation, method: CFL) -> Needs:
-    """What a training takes; everything is built once.
+def needs(bench: Bench, experiment: Amalgamation, method: Approach) -> Needs | None:
+    """What a training with common features takes; everything is built once. None: a plain student.
 
     Raises:
         KtError: a network cannot be built or has no such stages.
     """
+    if not isinstance(method, CFL):
+        return None
     training: Training = method.trained(experiment.plan)
     teachers = {name: bench.teacher(name) for name in experiment.teachers}
     learner = learner_of(bench, method, bench.student(0), teachers, 0)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from kt.errors import KtError, listed
-from kt.experiments.needs import Needs
 from kt.experiments.spec import Experiment, Labels, Problem
-from kt.experiments.units import Trial, accuracy
+from kt.experiments.trial import Trial
+from kt.experiments.units import accuracy
 from kt.spec import Options
 from kt.transfer.approach import Approach
 from kt.transfer.ledger import Record, unpack
 from kt.transfer.training import Training
-
-if TYPE_CHECKING:
-    from kt.experiments.bench import Bench
 
 
 class CFL(Approach):
@@ -124,20 +121,6 @@ class Amalgamation(Experiment):
                 raise KtError(f"{at}.teachers: {whose}; `overlap: mean` allows it")
             found |= {label: name for label in own[name].tolist() if label not in found}
         return np.array(list(found), np.int64)
-
-    def needs(self, bench: Bench, approach: Approach) -> Needs:
-        """Of common features, what ``kt.amalgamate.setup.needs`` finds."""
-        if isinstance(approach, CFL):
-            from kt.amalgamate.setup import needs
-
-            return needs(bench, self, approach)
-        return super().needs(bench, approach)
-
-    def run(self, bench: Bench, trial: Trial, key: str) -> Record:
-        """Do a trial."""
-        from kt.amalgamate.run import RUN
-
-        return RUN[trial.approach.name](bench, self, trial, key)
 
     def details(self, trial: Trial, outcome: Record, problem: Problem) -> list[dict[str, Any]]:
         """A row for all test images and one for those of each teacher's classes; of a teacher alone the latter only."""

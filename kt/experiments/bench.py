@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple, Protocol
@@ -21,12 +20,10 @@ from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import IN_MEMORY, Inputs
 from kt.errors import KtError
-from kt.experiments.spec import Experiment, Problem
-from kt.experiments.units import Trial
+from kt.experiments.spec import Problem
 from kt.predictions import Logits
 from kt.resources import EVALUATED
 from kt.transfer.engine import History, weights_of
-from kt.transfer.failures import attempt_in_pieces
 from kt.transfer.ledger import Record, pack
 from kt.zoo.classes import positions
 from kt.zoo.inference import logits
@@ -229,34 +226,14 @@ class Bench:
         """Images in one forward pass of teachers, without gradients: fewer where batches are cut into pieces."""
         return max(1, EVALUATED // self.pieces)
 
-    def compute(self, experiment: Experiment, trial: Trial, key: str) -> Record:
-        """The record of a trial for the ledger; a failure is one too. ``trained`` is then the student, if any.
-
-        A batch that does not fit in memory is cut into two, four, … pieces.
-
-        Raises:
-            Interrupted: ``stop`` was set; the trial goes on from its checkpoint next time.
-        """
-        self.trained = None
-        batch = trial.approach.trained(experiment.plan).batch_size
-        record = attempt_in_pieces(partial(self._timed, experiment, trial, key), key, batch, self.device)
-        if record["status"] == "ok" or record["cause"] == "diverged":
-            for path in self.checkpoints.glob(f"{key}*"):
-                path.unlink(missing_ok=True)
-        return record
-
-    def _timed(self, experiment: Experiment, trial: Trial, key: str, pieces: int) -> Record:
-        start, self.pieces = time.perf_counter(), pieces
-        record = experiment.run(self, trial, key)
-        return record | {
-            "seconds": time.perf_counter() - start,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "torch": torch.__version__,
-        }
-
     def checkpoint(self, key: str) -> Checkpoint:
         """Where a trial keeps its progress."""
         return Checkpoint(self.checkpoints / f"{key}.pt", key, self.every, self.stop)
+
+    def forget(self, key: str) -> None:
+        """Delete the checkpoints of a trial that needs them no more."""
+        for path in self.checkpoints.glob(f"{key}*"):
+            path.unlink(missing_ok=True)
 
     def said(self, student: nn.Module, split: str) -> NDArray[np.int64]:
         """The positions among the student's classes that it gives the chosen images of a split, int64 [n]."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from kt import store
 from kt.data.datasets import Dataset
 from kt.experiments.spec import Experiment, Problem
-from kt.experiments.units import Trial, describe
+from kt.experiments.trial import Trial
+from kt.experiments.units import describe
 from kt.transfer.ledger import Record
 from kt.transfer.ledger import key as ledger_key
 from kt.zoo.classes import labels_of, positions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from numpy import int64
 from numpy.typing import NDArray
@@ -12,17 +12,13 @@ from pydantic import Field, field_validator
 
 from kt.data.spec import InputSpec
 from kt.errors import KtError, nearest, unknown
-from kt.experiments.needs import Needs
-from kt.experiments.units import Trial
+from kt.experiments.trial import Trial
 from kt.spec import Options, Spec
 from kt.transfer.approach import Approach
 from kt.transfer.ledger import Record
 from kt.transfer.training import Changes, Seeds, Training
 from kt.zoo.registry import Registry
 from kt.zoo.spec import ZooSpec
-
-if TYPE_CHECKING:
-    from kt.experiments.bench import Bench
 
 Labels = NDArray[int64]
 
@@ -52,7 +48,8 @@ class Student(Spec):
 class Experiment(Spec):
     """One student and its teachers. The workflow has a rule and a job for each experiment.
 
-    A kind of experiment is a sub-class: its fields are its parameters, its methods say what a trial does.
+    A kind of experiment is a sub-class: its fields are its parameters, its methods say what there is to do and what
+    comes of it. What does it is a ``kt.experiments.kind.Kind``.
 
     Attributes:
         rule: its section of ``config.yaml``, and the name of the workflow's rule and of the command.
@@ -128,53 +125,6 @@ class Experiment(Spec):
     def learnt_from(self, images: int) -> int:
         """How many of so many transfer images its students learn from, at most."""
         return images
-
-    def inspect(self, bench: Bench) -> dict[str, Needs]:
-        """Fail where the experiment cannot be: called before anything is trained, with teachers of fresh weights.
-
-        Returns:
-            What a training by each of its methods takes, by the method's name.
-
-        Raises:
-            KtError: the student cannot be built, its outputs are not its classes, a batch has too many images, or
-                memory does not suffice.
-        """
-        from kt.experiments import memory
-
-        bench.student(self.seeds[0])
-        images = bench.learnt_from
-        trainings = {"training": self.plan}
-        trainings |= {f"methods.{n}.training": a.trained(self.plan) for n, a in self.approaches().items()}
-        for key, training in trainings.items():
-            if training.batch_size > images:
-                what = f"{images} transfer images of the student's classes"
-                raise KtError(f"{bench.at}.{key}.batch_size: {training.batch_size}, but there are {what}")
-        found = {name: self.needs(bench, approach) for name, approach in self.approaches().items() if approach.trains}
-        if found:
-            name, most = max(found.items(), key=lambda one: one[1].total(one[1].batch))
-            memory.check(f"{bench.at}.methods.{name}", most, bench.device)
-        return found
-
-    def needs(self, bench: Bench, approach: Approach) -> Needs:
-        """What a training by one of its methods takes: as it stands, that of the student by itself.
-
-        Raises:
-            KtError: what the method needs cannot be built.
-        """
-        from kt.experiments import memory
-
-        student = bench.student(self.seeds[0])
-        return memory.needs(student, bench.shape(), approach.trained(self.plan), {"images": bench.prepared()})
-
-    @abstractmethod
-    def run(self, bench: Bench, trial: Trial, key: str) -> Record:
-        """Do a trial; its record holds ``last``, the packed positions among ``classes`` that it gives the test images.
-
-        Args:
-            bench: images, teachers and the student.
-            trial: one of ``trials``.
-            key: of the trial, which its checkpoint needs.
-        """
 
     @abstractmethod
     def details(self, trial: Trial, outcome: Record, problem: Problem) -> list[dict[str, Any]]:

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kt import store
-from kt.transfer.approach import Approach
+from kt.experiments.spec import Experiment, Problem
+from kt.experiments.trial import Trial
 from kt.transfer.ledger import Record, unpack
 from kt.transfer.units import ENGINE_VERSION, FROM_LEDGER
-
-if TYPE_CHECKING:
-    from kt.experiments.spec import Experiment, Problem
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One unit of work of an experiment.
-
-    Attributes:
-        approach: the method.
-        teachers: those that have a part in it.
-        seed: of the student's first weights, the order of images and anything random.
-        settings: what else determines its result, as plain JSON values.
-    """
-
-    approach: Approach
-    teachers: tuple[str, ...]
-    seed: int
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def describe(

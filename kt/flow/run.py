@@ -13,8 +13,9 @@ from kt.data.views import Inputs
 from kt.errors import KtError
 from kt.experiments import memory as room
 from kt.experiments.bench import Bench
+from kt.experiments.kind import Kind
 from kt.experiments.needs import Needs
-from kt.experiments.units import Trial
+from kt.experiments.trial import Trial
 from kt.flow import memory
 from kt.flow.network import Flow
 from kt.flow.spec import Distilled, FineTuned, FlowExperiment, KnowledgeFlow, Scratch, UntrainedFlow
@@ -27,7 +28,6 @@ from kt.transfer.method import Samples
 from kt.zoo import weights
 from kt.zoo.inference import autocast
 
-Run = Callable[[Bench, FlowExperiment, Trial, str], Record]
 Loss = Callable[[Tensor, Samples], Tensor]
 
 
@@ -202,17 +202,7 @@ def _distil(bench: Bench, experiment: FlowExperiment, trial: Trial, key: str) ->
     return _supervised(bench, experiment, trial, key, bench.student(trial.seed), loss)
 
 
-RUN: dict[str, Run] = {
-    KnowledgeFlow.name: _flow,
-    UntrainedFlow.name: _flow,
-    Distilled.name: _distil,
-    FineTuned.name: _finetune,
-    Scratch.name: _scratch,
-}
-"""What does the trials of each method."""
-
-
-def inspect(bench: Bench, experiment: FlowExperiment) -> None:
+def check(bench: Bench, experiment: FlowExperiment) -> None:
     """Fail where images, batches or classes do not fit.
 
     Raises:
@@ -253,3 +243,16 @@ def needs(bench: Bench, experiment: FlowExperiment, method: Approach) -> Needs |
         shapes = [bench.shape(), *map(bench.shape, experiment.teachers)]
         return memory.needs(network, shapes, training, {"images": bench.prepared(experiment.teachers)})
     return None
+
+
+FLOW = Kind(
+    run={
+        KnowledgeFlow.name: _flow,
+        UntrainedFlow.name: _flow,
+        Distilled.name: _distil,
+        FineTuned.name: _finetune,
+        Scratch.name: _scratch,
+    },
+    needs=needs,
+    check=check,
+)

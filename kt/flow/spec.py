@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from kt.errors import KtError, unknown
-from kt.experiments.needs import Needs
 from kt.experiments.spec import Experiment, Labels, Problem
-from kt.experiments.units import Trial, accuracy
+from kt.experiments.trial import Trial
+from kt.experiments.units import accuracy
 from kt.spec import Options
 from kt.transfer.approach import Approach
 from kt.transfer.ledger import Record, unpack
@@ -20,9 +20,6 @@ from kt.transfer.training import Training
 from kt.zoo.classes import labels_named
 from kt.zoo.registry import Registry
 from kt.zoo.spec import ZooSpec
-
-if TYPE_CHECKING:
-    from kt.experiments.bench import Bench
 
 Stages = Annotated[
     tuple[int | str, ...],
@@ -140,25 +137,6 @@ class FlowExperiment(Experiment):
     def learnt_from(self, images: int) -> int:
         """Those that are drawn."""
         return min(images, self.images or images)
-
-    def inspect(self, bench: Bench) -> dict[str, Needs]:
-        """Fail where a stage is not there, shapes do not match, too many images are asked for or memory is short."""
-        from kt.flow.run import inspect
-
-        inspect(bench, self)
-        return super().inspect(bench)
-
-    def needs(self, bench: Bench, approach: Approach) -> Needs:
-        """What ``kt.flow.run.needs`` finds."""
-        from kt.flow.run import needs
-
-        return needs(bench, self, approach) or super().needs(bench, approach)
-
-    def run(self, bench: Bench, trial: Trial, key: str) -> Record:
-        """Do a trial."""
-        from kt.flow.run import RUN
-
-        return RUN[trial.approach.name](bench, self, trial, key)
 
     def details(self, trial: Trial, outcome: Record, problem: Problem) -> list[dict[str, Any]]:
         """A row for each epoch, stage and source of knowledge flow; one row of other methods."""

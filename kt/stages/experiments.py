@@ -24,6 +24,7 @@ from kt.transfer.ledger import Ledger, Record
 
 if TYPE_CHECKING:
     from kt.experiments.bench import Bench
+    from kt.experiments.kind import Kind
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +47,12 @@ def experiment(study: Study, layout: Layout, rule: str, name: str, threads: int)
         for teacher in chosen.teachers:
             predictions.verify(layout.predictions(teacher))
         bench = _bench(study, layout, at, chosen, problem, ZooFiles(study, layout, dataset), threads)
-        needs.write(layout.needs(rule, name), size_hash(study, chosen), chosen.inspect(bench))
+        kind = _kind(rule)
+        needs.write(layout.needs(rule, name), size_hash(study, chosen), kind.inspect(bench, chosen))
         progress = Progress(at, len(missing))
         for key in missing:
             trial, unit = tasks[key]
-            outcomes[key] = bench.compute(chosen, trial, key)
+            outcomes[key] = kind.compute(bench, chosen, trial, key)
             if not _kept(study, layout, at, key, outcomes[key]):
                 _keep(layout, at, bench, unit, row(chosen, name, trial, key, outcomes[key], problem.truth))
             ledger.add(unit, outcomes[key])
@@ -98,7 +100,16 @@ def inspect(study: Study, layout: Layout, threads: int) -> None:
         at = f"{rule}.{name}"
         problem = problem_of(study, at, chosen, dataset)
         bench = _bench(study, layout, at, chosen, problem, FreshZoo(study, layout, dataset), threads)
-        needs.write(layout.needs(rule, name), size_hash(study, chosen), chosen.inspect(bench))
+        needs.write(layout.needs(rule, name), size_hash(study, chosen), _kind(rule).inspect(bench, chosen))
+
+
+def _kind(rule: str) -> Kind[Any]:
+    """What does the experiments of a section."""
+    from kt.amalgamate.run import AMALGAMATE
+    from kt.flow.run import FLOW
+
+    kinds: dict[str, Kind[Any]] = {"amalgamate": AMALGAMATE, "flow": FLOW}
+    return kinds[rule]
 
 
 def _bench(

@@ -11,7 +11,7 @@ from kt.errors import KtError
 from kt.experiments.needs import Needs
 from kt.experiments.plan import problem_of, tasks_of
 from kt.experiments.spec import Experiment
-from kt.experiments.units import Trial
+from kt.experiments.trial import Trial
 from kt.layout import Layout
 from kt.pace import Pace
 from kt.study import Study
