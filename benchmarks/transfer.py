@@ -49,8 +49,9 @@ from kt.config import load
 from kt.data import datasets
 from kt.data.views import Inputs
 from kt.transfer import engine, losses
-from kt.transfer.method import Method, Samples, registry
+from kt.transfer.method import Method, registry
 from kt.transfer.optimise import learning_rate, optimiser_of
+from kt.transfer.samples import Samples
 from kt.transfer.training import Training
 from kt.zoo import models
 from kt.zoo.inference import autocast, logits

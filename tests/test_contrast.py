@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from kt.errors import KtError
 from kt.transfer import losses
 from kt.transfer.learners import Contrast, Featured, InBatch, MemoryBank, classifier
-from kt.transfer.method import Samples
 from kt.transfer.methods.contrastive import CD, CRD
+from kt.transfer.samples import Samples
 
 SEEDS = st.integers(0, 2**32)
 

@@ -17,7 +17,7 @@ from kt.data import crops
 from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import Inputs, cut, normalise
 from kt.transfer import engine
-from kt.transfer.method import Samples
+from kt.transfer.samples import Samples
 from kt.transfer.training import Training
 
 CPU = torch.device("cpu")

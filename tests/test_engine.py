@@ -26,7 +26,8 @@ from kt.errors import Interrupted
 from kt.transfer import losses
 from kt.transfer.engine import Diverged, History, epoch_order, train
 from kt.transfer.learners import Views
-from kt.transfer.method import Method, Samples, SlowWeights, registry
+from kt.transfer.method import Method, registry
+from kt.transfer.samples import Samples, SlowWeights
 from kt.transfer.training import Training
 
 CPU = torch.device("cpu")

@@ -20,18 +20,19 @@ from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import Interrupted
-from kt.transfer import engine, partition
-from kt.transfer.job import Workbench
+from kt.transfer import engine, partition, session
 from kt.transfer.learners import Featured
 from kt.transfer.ledger import Ledger, unpack
 from kt.transfer.ledger import key as ledger_key
-from kt.transfer.method import Samples, registry
+from kt.transfer.method import registry
 from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.kl import KL
 from kt.transfer.methods.kl_dp import KLDP
+from kt.transfer.samples import Samples
 from kt.transfer.session import Session
 from kt.transfer.training import Training
 from kt.transfer.units import Unit
+from kt.transfer.workbench import Workbench
 from kt.zoo.inference import logits
 
 CPU = torch.device("cpu")
@@ -95,7 +96,7 @@ def unit(method: str, seed: int = 0, **parameters: object) -> Unit:
 
 def compute(bench: Workbench, method: str | Unit, seed: int = 0, key: str = "key") -> dict[str, object]:
     """The record of a unit, without the time it took."""
-    record = bench.compute(unit(method, seed) if isinstance(method, str) else method, key)
+    record = session.compute(bench, unit(method, seed) if isinstance(method, str) else method, key)
     assert record["status"] == "ok", record
     assert record.pop("seconds") > 0
     return record
@@ -345,14 +346,14 @@ class FailsInBackward(Failing):
     ],
 )
 def test_a_failure_is_an_outcome_with_its_cause_and_leaves_no_trace(bench, stored, tmp_path, method, cause, reason):
-    record = bench.compute(Unit(method(), ("t",), 0), "key")
+    record = session.compute(bench, Unit(method(), ("t",), 0), "key")
     assert record == {"status": "failed", "cause": cause, "reason": reason}
     assert compute(bench, "kl_dp") == compute(make_bench(stored, tmp_path / "alone"), "kl_dp")
 
 
 def test_a_teacher_with_other_classes_is_a_failed_unit(bench):
     bench.models.given["t"] = np.zeros((40, 7), np.float16)
-    record = bench.compute(unit("kl"), "key")
+    record = session.compute(bench, unit("kl"), "key")
     assert (record["status"], record["cause"]) == ("failed", "error")
     assert record["reason"].startswith("error: RuntimeError: The size of tensor a")
 
@@ -377,7 +378,7 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does(bench, caplog):
 
 
 def test_a_batch_is_not_cut_below_two_images(bench):
-    assert bench.compute(Unit(FitsInPieces(most=1), ("t",), 0), "key")["cause"] == "out_of_memory"
+    assert session.compute(bench, Unit(FitsInPieces(most=1), ("t",), 0), "key")["cause"] == "out_of_memory"
 
 
 def test_samples_that_are_compared_meet_all_others_though_their_batch_is_cut(bench):
@@ -411,7 +412,7 @@ class Narrow(nn.Module):
 
 
 def test_a_pattern_of_frozen_layers_that_matches_nothing_is_a_reason(bench):
-    record = bench.compute(unit("kl", training={"freeze": ("stem.*",)}), "key")
+    record = session.compute(bench, unit("kl", training={"freeze": ("stem.*",)}), "key")
     assert record["reason"].startswith("error: KtError: transfer.training.freeze: 'stem.*' matches no parameter")
 
 
@@ -423,7 +424,7 @@ class Interrupting(Failing):
 def test_an_interrupted_unit_goes_on_from_its_checkpoint_and_then_forgets_it(stored, tmp_path):
     bench = make_bench(stored, tmp_path, every=0)
     with pytest.raises(KeyboardInterrupt):
-        bench.compute(Unit(Interrupting(), ("t",), 0), "key")
+        session.compute(bench, Unit(Interrupting(), ("t",), 0), "key")
     assert {path.name for path in bench.checkpoints.iterdir()} == {"key.pt", "key.steps"}
     resumed = compute(bench, "kl")
     assert not list(bench.checkpoints.iterdir())
@@ -446,7 +447,7 @@ STOP: list[Event] = []
 def test_a_unit_told_to_stop_saves_raises_and_goes_on_next_time(bench, stored, tmp_path):
     STOP[:] = [bench.stop]
     with pytest.raises(Interrupted, match="stopped by a signal"):
-        bench.compute(Unit(Stopping(), ("t",), 0), "key")
+        session.compute(bench, Unit(Stopping(), ("t",), 0), "key")
     assert len(CALLS) == 3
     assert torch.load(bench.checkpoints / "key.pt")["progress"]["step"] == 3
     bench.stop.clear()

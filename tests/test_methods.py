@@ -13,13 +13,14 @@ from torch import Tensor
 
 from kt.transfer import losses, partition
 from kt.transfer.groups import GroupMethods
-from kt.transfer.method import Method, Samples, registry
+from kt.transfer.method import Method, registry
 from kt.transfer.methods.flip import FlipMean, FlipStudent, FlipTeacher
 from kt.transfer.methods.kl import KL
 from kt.transfer.methods.kl_dp import KLDP
 from kt.transfer.methods.kl_dp_unsup import KLDPUnsupervised
 from kt.transfer.methods.xekl import XEKL
 from kt.transfer.methods.xekl_mcl import XEKLMCL
+from kt.transfer.samples import Samples
 from kt.transfer.spec import Methods
 from kt.transfer.training import Training
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kt.transfer.learners import Together
-from kt.transfer.method import Samples
 from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
 from kt.transfer.methods.kl_dp import KLDP
 from kt.transfer.methods.kl_dp_unsup import KLDPUnsupervised
 from kt.transfer.methods.parallel import Parallel, ParallelUnsupervised
+from kt.transfer.samples import Samples
 
 SEEDS = st.integers(0, 2**32)
 

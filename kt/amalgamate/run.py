@@ -16,8 +16,8 @@ from kt.experiments.kind import Kind
 from kt.experiments.trial import Trial
 from kt.transfer import engine, losses
 from kt.transfer.ledger import Record
-from kt.transfer.method import Samples
 from kt.transfer.pieces import forward
+from kt.transfer.samples import Samples
 
 
 def scores(bench: Bench, teachers: Sequence[str], split: str, softmax: bool = False) -> Tensor:

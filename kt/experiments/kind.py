@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Generic, TypeVar
-
-import torch
 
 from kt.errors import KtError
 from kt.experiments import memory
@@ -17,7 +13,7 @@ from kt.experiments.needs import Needs
 from kt.experiments.spec import Experiment
 from kt.experiments.trial import Trial
 from kt.transfer.approach import Approach
-from kt.transfer.failures import attempt_in_pieces
+from kt.transfer.failures import attempt_in_pieces, resumes
 from kt.transfer.ledger import Record
 
 E = TypeVar("E", bound=Experiment)
@@ -54,20 +50,16 @@ class Kind(Generic[E]):
             Interrupted: the bench's ``stop`` was set; the trial goes on from its checkpoint next time.
         """
         bench.trained = None
+
+        def run(pieces: int) -> Record:
+            bench.pieces = pieces
+            return self.run[trial.approach.name](bench, experiment, trial, key)
+
         batch = trial.approach.trained(experiment.plan).batch_size
-        record = attempt_in_pieces(partial(self._timed, bench, experiment, trial, key), key, batch, bench.device)
-        if record["status"] == "ok" or record["cause"] == "diverged":
+        record = attempt_in_pieces(run, key, batch, bench.device)
+        if not resumes(record):
             bench.forget(key)
         return record
-
-    def _timed(self, bench: Bench, experiment: E, trial: Trial, key: str, pieces: int) -> Record:
-        start, bench.pieces = time.perf_counter(), pieces
-        record = self.run[trial.approach.name](bench, experiment, trial, key)
-        return record | {
-            "seconds": time.perf_counter() - start,
-            "device": torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "cpu",
-            "torch": torch.__version__,
-        }
 
     def inspect(self, bench: Bench, experiment: E) -> dict[str, Needs]:
         """Fail where an experiment cannot be: called before anything is trained, with teachers of fresh weights.

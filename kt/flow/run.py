@@ -24,7 +24,7 @@ from kt.flow.train import attach, train
 from kt.transfer import engine, losses
 from kt.transfer.approach import Approach
 from kt.transfer.ledger import Record
-from kt.transfer.method import Samples
+from kt.transfer.samples import Samples
 from kt.zoo import weights
 from kt.zoo.inference import autocast
 

@@ -17,7 +17,7 @@ from kt.flow.stages import Stage
 from kt.transfer import engine
 from kt.transfer.engine import History
 from kt.transfer.learners import Views
-from kt.transfer.method import Samples
+from kt.transfer.samples import Samples
 from kt.transfer.training import Training
 
 

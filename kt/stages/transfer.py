@@ -30,7 +30,7 @@ from kt.transfer.units import Task, Unit, enumerate_units, group_units, refusal,
 if TYPE_CHECKING:
     from torch import nn
 
-    from kt.transfer.job import Workbench
+    from kt.transfer.workbench import Workbench
 
 log = logging.getLogger(__name__)
 
@@ -143,11 +143,13 @@ def _do(
     counts = len(tasks), len(outcomes), len(missing), len(teaching)
     log.info("transfer to %s: %d trainings, %d in the ledger, %d to do from %d teachers", student, *counts)
     if missing:
+        from kt.transfer.session import compute
+
         bench = _bench(study, layout, dataset, student, missing, threads)
         bench.memory()
         progress = Progress(f"transfer to {student}", len(missing))
         for key, task in missing.items():
-            outcomes[key] = bench.compute(task.unit, key)
+            outcomes[key] = compute(bench, task.unit, key)
             if not kept(key, outcomes[key]):
                 _keep(study, layout, dataset, bench.student, task, rows_of(key, outcomes[key])[0])
             ledger.add(task.description, outcomes[key])
@@ -231,7 +233,7 @@ def _bench(
     study: Study, layout: Layout, dataset: Dataset, student: str, missing: Mapping[str, Task], threads: int
 ) -> Workbench:
     """The bench for the missing units, on verified predictions; a signal stops it."""
-    from kt.transfer.job import Workbench
+    from kt.transfer.workbench import Workbench
 
     device, stop = pick_device(study.device, threads), stop_on_signal()
     for name in {student} | {name for task in missing.values() for name in task.unit.teachers}:

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
-from kt.transfer.method import Samples, SlowWeights
 from kt.transfer.optimise import frozen, learning_rate, optimiser_of
 from kt.transfer.pieces import forward
+from kt.transfer.samples import Samples, SlowWeights
 from kt.transfer.training import Training
 from kt.zoo.inference import autocast
 

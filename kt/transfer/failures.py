@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -41,6 +42,8 @@ def attempt(run: Callable[[], Record], key: str) -> Record:
 def attempt_in_pieces(run: Callable[[int], Record], key: str, batch: int, device: torch.device) -> Record:
     """The same of a unit whose batches are cut into 2, 4, … pieces as long as they do not fit in memory.
 
+    A record of success also says how many ``seconds`` that took, on which ``device`` and with which ``torch``.
+
     Args:
         run: does the unit with its batches in so many pieces.
         key: of the unit, for the log.
@@ -52,13 +55,27 @@ def attempt_in_pieces(run: Callable[[int], Record], key: str, batch: int, device
     """
     pieces = 1
     while True:
-        record = attempt(partial(run, pieces), key)
+        record = attempt(partial(_timed, run, pieces, device), key)
         if record.get("cause") != "out_of_memory" or pieces == most_pieces(batch):
             return record
         pieces *= 2
         log.warning("%s: unit %s goes on with %d pieces a batch", record["reason"], key[:12], pieces)
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def resumes(record: Record) -> bool:
+    """Whether the checkpoints of a unit with this outcome are still of use: another try begins where it ended."""
+    return bool(record["status"] != "ok" and record["cause"] != "diverged")
+
+
+def _timed(run: Callable[[int], Record], pieces: int, device: torch.device) -> Record:
+    start = time.perf_counter()
+    return run(pieces) | {
+        "seconds": time.perf_counter() - start,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+    }
 
 
 def most_pieces(batch: int) -> int:

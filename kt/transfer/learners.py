@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kt.data.views import Inputs
 from kt.errors import KtError
-from kt.transfer.method import Samples
+from kt.transfer.samples import Samples
 
 
 class Together(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from kt.checkpoint import Checkpoint
 from kt.transfer import engine
 from kt.transfer.engine import State
+from kt.transfer.failures import attempt_in_pieces, resumes
 from kt.transfer.learners import Views
 from kt.transfer.ledger import Record, pack
-from kt.transfer.method import Method, Samples
+from kt.transfer.method import Method
+from kt.transfer.samples import Samples
+from kt.transfer.units import Unit
+from kt.transfer.workbench import Workbench
 from kt.zoo.inference import logits
-
-if TYPE_CHECKING:
-    from kt.transfer.job import Workbench
 
 Order = Literal["ascending", "descending", "random", "given"]
 
@@ -228,3 +229,28 @@ class Session:
         labels = self.bench.labels["validation"]
         found = [self.bench.classes(model, name, "validation") == labels for name, model in self._members()]
         return float(np.mean([100 * float(right.mean()) for right in found]))
+
+
+def compute(bench: Workbench, unit: Unit, key: str) -> Record:
+    """Train the student for one unit and return the outcome for the ledger; a failure is an outcome too.
+
+    A batch that does not fit in memory is cut into two, four, … pieces.
+
+    Args:
+        bench: the student, the images and the models.
+        unit: method, teachers and seed.
+        key: the unit's key.
+
+    Raises:
+        Interrupted: the bench's ``stop`` was set; the unit goes on from its checkpoint next time.
+    """
+
+    def run(pieces: int) -> Record:
+        record = unit.method.run(Session(bench, key, pieces, unit.split), unit.teachers, unit.seed)
+        share = None if unit.method.control else record.get("teacher_share")
+        return record | {"teacher_share": share, "budget": unit.method.budget(len(unit.teachers))}
+
+    record = attempt_in_pieces(run, key, unit.method.trained(bench.training).batch_size, bench.device)
+    if not resumes(record):
+        bench.forget(key)
+    return record

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from kt.transfer import losses, partition
-from kt.transfer.method import Samples
 from kt.transfer.methods.finetune import Supervised
+from kt.transfer.samples import Samples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from kt.transfer.method import Samples
 from kt.transfer.methods.finetune import Supervised
+from kt.transfer.samples import Samples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

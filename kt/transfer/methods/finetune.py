@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from kt.transfer import losses
-from kt.transfer.method import Method, Samples
+from kt.transfer.method import Method
+from kt.transfer.samples import Samples
 
 if TYPE_CHECKING:
     from torch import Tensor

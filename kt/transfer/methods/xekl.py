@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from kt.transfer.method import Samples
 from kt.transfer.methods.finetune import Supervised
 from kt.transfer.methods.kl import KL
+from kt.transfer.samples import Samples
 
 if TYPE_CHECKING:
     from torch import Tensor

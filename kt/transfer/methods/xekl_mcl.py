@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, PositiveInt
 
 from kt.transfer import partition
-from kt.transfer.method import Samples, SlowWeights
 from kt.transfer.methods.xekl import XEKL
+from kt.transfer.samples import Samples, SlowWeights
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,12 +1,10 @@
-"""Compute the units of one student that the ledger does not have yet."""
+"""What all units of a transfer job share: one student, the models that it reads, and their images."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Protocol
@@ -21,12 +19,8 @@ from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import Inputs, inputs
 from kt.predictions import Logits
 from kt.transfer.engine import State, weights_of
-from kt.transfer.failures import attempt_in_pieces
-from kt.transfer.ledger import Record
 from kt.transfer.memory import estimate
-from kt.transfer.session import Session
 from kt.transfer.training import Training
-from kt.transfer.units import Unit
 from kt.zoo.inference import logits
 
 log = logging.getLogger(__name__)
@@ -115,37 +109,7 @@ class Workbench:
         log.info("a training of %s takes about %.2f GB of memory%s", self.name, needed / 1e9, free)
         return needed
 
-    def compute(self, unit: Unit, key: str) -> Record:
-        """Train the student for one unit and return the outcome for the ledger; a failure is an outcome too.
-
-        A batch that does not fit in memory is cut into two, four, … pieces.
-
-        Args:
-            unit: method, teachers and seed.
-            key: the unit's key.
-
-        Raises:
-            Interrupted: ``stop`` was set; the unit goes on from its checkpoint next time.
-        """
-        batch = unit.method.trained(self.training).batch_size
-        record = attempt_in_pieces(partial(self._run, unit, key), key, batch, self.device)
-        if record.get("cause") == "diverged":
-            self._forget(key)
-        return record
-
-    def _run(self, unit: Unit, key: str, pieces: int) -> Record:
-        start = time.perf_counter()
-        record = unit.method.run(Session(self, key, pieces, unit.split), unit.teachers, unit.seed)
-        self._forget(key)
-        return record | {
-            "teacher_share": None if unit.method.control else record.get("teacher_share"),
-            "budget": unit.method.budget(len(unit.teachers)),
-            "seconds": time.perf_counter() - start,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "torch": torch.__version__,
-        }
-
-    def _forget(self, key: str) -> None:
+    def forget(self, key: str) -> None:
         """Delete the checkpoints of a unit that needs them no more."""
         for path in self.checkpoints.glob(f"{key}*"):
             path.unlink(missing_ok=True)
