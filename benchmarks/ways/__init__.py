@@ -1,0 +1,1 @@
+"""What benchmarks compare, where it is more than a few lines."""

@@ -1,0 +1,173 @@
+"""The ways of a transfer that `benchmarks/transfer.py` times: the usual ones, ours, and the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kt.checkpoint import Checkpoint
+from kt.config import load
+from kt.data import datasets
+from kt.data.views import Inputs
+from kt.transfer import engine, losses
+from kt.transfer.method import Method, registry
+from kt.transfer.optimise import learning_rate, optimiser_of
+from kt.transfer.samples import Samples
+from kt.transfer.training import Training
+from kt.zoo import models
+from kt.zoo.inference import autocast, logits
+
+METHODS = ("kl", "xekl", "kl_dp", "kl_dp_unsup")
+Targets = Callable[[Method, Tensor, Tensor, Tensor], Tensor]
+
+
+def rounded(z: Tensor) -> Tensor:
+    """Logits as the cache holds them, so that near ties fall alike in all ways."""
+    return z.half().float()
+
+
+def vectorised(method: Method, teacher: Tensor, frozen: Tensor, labels: Tensor) -> Tensor:
+    """Targets of a batch in one expression."""
+    return method.targets(teacher, frozen, labels)[0]
+
+
+def looped(method: Method, teacher: Tensor, frozen: Tensor, labels: Tensor) -> Tensor:
+    """Targets of a batch, sample by sample."""
+    if method.name in ("kl", "xekl"):
+        return teacher
+    p_teacher, p_frozen = teacher.softmax(-1), frozen.softmax(-1)
+    rows = []
+    for i, label in enumerate(labels):
+        by = (lambda p, i=i, y=label: p[i, y]) if method.name == "kl_dp" else (lambda p, i=i: p[i].max())
+        rows.append(teacher[i] if by(p_teacher) > by(p_frozen) else frozen[i])
+    return torch.stack(rows)
+
+
+def usual(
+    student: nn.Module, inputs: Inputs, labels: Tensor, method: Method, training: Training,
+    targets_of: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> None:  # fmt: skip
+    """A training loop as anybody writes it; the targets come from images, labels and positions."""
+    per_epoch = len(inputs) // training.batch_size
+    optimiser = optimiser_of(list(student.parameters()), training)
+    student.train()
+    for epoch in range(training.epochs):
+        order = engine.epoch_order(len(inputs), 0, epoch)
+        for step in range(per_epoch):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(epoch * per_epoch + step, training.epochs * per_epoch, training)
+            positions = order[step * training.batch_size : (step + 1) * training.batch_size]
+            x, y = inputs[positions.numpy()], labels[positions]
+            with autocast(inputs.device):
+                with torch.no_grad():
+                    targets = targets_of(x, y, positions)
+                output = student(x)
+            loss = losses.distillation(targets, output, 1.0)
+            if method.name == "xekl":
+                loss = 0.5 * loss + 0.5 * losses.cross_entropy(output, y)
+            loss.mean().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+
+
+class Settings(NamedTuple):
+    """What a run is about.
+
+    Attributes:
+        config: the study that gives data, input, architecture and training plan.
+        folder: of the decoded data set.
+        model: a member of the study's zoo; all models here have its architecture.
+        teachers: how many of them.
+        epochs: of a training.
+        device: that all models run on.
+    """
+
+    config: Path
+    folder: Path
+    model: str
+    teachers: int
+    epochs: int
+    device: torch.device
+
+
+class Bench:
+    """Data, student and teachers, alike in every process.
+
+    Args:
+        settings: what this run is about.
+        threads: of torch in this process.
+    """
+
+    def __init__(self, settings: Settings, threads: int) -> None:
+        config, folder, model, teachers, epochs, device = settings
+        torch.set_num_threads(threads)
+        study = load(config)
+        models.import_modules(study.zoo.modules)
+        data = datasets.Dataset.open(folder)
+        self.training = study.transfer.training.model_copy(update={"epochs": epochs})
+        rows = data.rows("transfer")
+        self.inputs = Inputs(data.images, rows, study.zoo.input_of(model), device)
+        self.labels = torch.from_numpy(data.labels[rows]).to(device)
+        self.methods = [registry()[name]() for name in METHODS]
+        self.scratch = Checkpoint(folder / "none.pt", "none", float("inf"))
+        self.empty = torch.zeros(len(rows), data.classes, device=device)
+        member = study.zoo.models[model]
+
+        def build(seed: int) -> nn.Module:
+            torch.manual_seed(seed)
+            built = models.build(member.arch, member.args, data.classes, data.channels)
+            return built.to(device, memory_format=torch.channels_last).eval()
+
+        self.student, self.frozen = build(0), build(0)
+        self.teachers = [build(1 + i) for i in range(teachers)]
+        self.start = {name: tensor.clone() for name, tensor in self.frozen.state_dict().items()}
+
+    def cached(self, teacher: int | None) -> Tensor:
+        """Logits of a teacher, or of the student, on all transfer images."""
+        model = self.frozen if teacher is None else self.teachers[teacher]
+        return torch.from_numpy(logits(model, self.inputs)).float()
+
+    def transfer(self, teacher: Tensor, own: Tensor) -> Tensor:
+        """Our transfers from one teacher by all methods; the student's last weights, flat."""
+        teacher, own = teacher.to(self.labels.device), own.to(self.labels.device)
+        for method in self.methods:
+            self.student.load_state_dict(self.start)
+            targets, taught = method.targets(teacher, own, self.labels)
+            samples = Samples(targets, self.labels, taught, torch.arange(len(self.labels), device=self.labels.device))
+            engine.train(
+                self.student, self.inputs, samples, method.loss, lambda model: 0.0, self.training, 0, self.scratch
+            )
+        return flat(self.student)
+
+    def alone(self) -> Tensor:
+        """Our way, in this process."""
+        own = self.cached(None)
+        return [self.transfer(self.cached(i), own) for i in range(len(self.teachers))][-1]
+
+    def forwarding(self, choose: Targets) -> Tensor:
+        """A usual way: three forward passes a step."""
+        for teacher in self.teachers:
+            for method in self.methods:
+                self.student.load_state_dict(self.start)
+                usual(
+                    self.student, self.inputs, self.labels, method, self.training,
+                    lambda x, y, _, m=method, t=teacher: choose(m, rounded(t(x)), rounded(self.frozen(x)), y),
+                )  # fmt: skip
+        return flat(self.student)
+
+    def limit(self) -> Tensor:
+        """The student alone, on targets that are there."""
+        for _ in self.teachers:
+            for method in self.methods:
+                self.student.load_state_dict(self.start)
+                usual(self.student, self.inputs, self.labels, method, self.training, lambda x, y, at: self.empty[at])
+        return flat(self.student)
+
+
+def flat(model: nn.Module) -> Tensor:
+    """All weights, float32 [P], on the CPU once they are there."""
+    return torch.cat([tensor.detach().flatten() for tensor in model.parameters()]).cpu()
