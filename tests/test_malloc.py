@@ -28,7 +28,7 @@ before = resource.getrusage(resource.RUSAGE_SELF)
 for _ in range(50):
     step()
 after = resource.getrusage(resource.RUSAGE_SELF)
-print(after.ru_minflt - before.ru_minflt, after.ru_maxrss)
+print(after.ru_minflt - before.ru_minflt, after.ru_maxrss, before.ru_minflt)
 """
 
 
@@ -39,8 +39,8 @@ def test_steps_fault_their_pages_in_once_and_take_no_more_memory(python):
         result = python(STEPS, how)
         assert not result.returncode, result.stderr
         found[how] = tuple(map(int, result.stdout.split()))
-    (kept, peak), (returned, peak_returned) = found["keep"], found["return"]
-    if not returned:
+    (kept, peak, at_start), (returned, peak_returned, _) = found["keep"], found["return"]
+    if not at_start:  # loading torch alone faults in thousands
         pytest.skip("this system does not count page faults")
     assert kept < 50 < 1000 < returned  # 50 steps with four tensors of 4 MiB each
     assert peak < 1.1 * peak_returned
