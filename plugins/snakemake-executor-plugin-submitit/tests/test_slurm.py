@@ -57,7 +57,7 @@ def count_calls(project: Project, slurm: SlurmNode, **extra: str) -> None:
     """Put the counting scripts on the PATH; ``extra`` is shell code to run instead of the plain command."""
     shims = project.folder / "shims"
     shims.mkdir()
-    for command in ("sbatch", "squeue", "sacct", "scancel"):
+    for command in ("sbatch", "squeue", "sacct", "scancel", "sinfo"):
         real = shutil.which(command, path=slurm.env["PATH"])
         shim = shims / command
         log = project.folder / "calls.txt"

@@ -5,9 +5,19 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from snakemake_executor_plugin_submitit import checks, commands, request, slurm
+from snakemake_executor_plugin_submitit import checks, commands, request, slurm, surroundings
 from snakemake_executor_plugin_submitit.runs import label
-from snakemake_executor_plugin_submitit.verdict import DEFAULT_RULES, Evidence, Rule, Verdict, hint, judge, parse_rules
+from snakemake_executor_plugin_submitit.verdict import (
+    DEFAULT_RULES,
+    UNANSWERED,
+    Evidence,
+    Rule,
+    Verdict,
+    hint,
+    judge,
+    lasting,
+    parse_rules,
+)
 
 V = Verdict
 GRACE = 30.0
@@ -41,6 +51,7 @@ GRACE = 30.0
         ("PENDING", "BeginTime", None, None, 1e6, None),
         ("SIGNALING", "None", None, None, 1e6, None),
         ("A_STATE_OF_NEXT_YEAR", "None", None, None, 1e6, None),
+        (UNANSWERED, "sacct does not answer", None, None, 1e6, None),
         ("PREEMPTED", "None", None, None, 0, None),
         ("PREEMPTED", "None", None, None, GRACE, V.PREEMPTED),
         ("NODE_FAIL", "NodeDown", None, None, 0, None),
@@ -117,6 +128,115 @@ def test_flags_of_a_rule_override_those_of_all() -> None:
 
 
 @pytest.mark.parametrize(
+    ("flag", "owned"),
+    [
+        ("--ntasks-per-node=2", "ntasks-per-node"),
+        ("--nodes=2", "nodes"),
+        ("--node=2", "nodes"),  # sbatch takes abbreviations
+        ("--arr=0-3", "array"),
+        ("--clusters=other", "clusters"),
+        ("--mem=1G", "mem"),
+        ("--mem-per-c=1G", "mem-per-cpu"),
+        ("--wait", "wait"),
+        ("--parsable", "parsable"),
+    ],
+)
+def test_flags_that_the_executor_sets_itself_are_refused(flag: str, owned: str) -> None:
+    with pytest.raises(ValueError, match=rf"sbatch flag '{flag}': the executor sets --{owned} itself; use "):
+        request.parse_flags(flag)
+
+
+def test_flags_that_change_nothing_or_name_nothing_of_ours_are_taken() -> None:
+    assert request.parse_flags("--nodes=1 --ntasks=1") == ()
+    kept = "--exclusive --exclude=n1 --wait-all-nodes=1 --mem-bind=local --gres=gpu:1 --export=ALL,A=1 --no-requeue"
+    assert {f"--{name}" for name, _ in request.parse_flags(kept)} == {flag.partition("=")[0] for flag in kept.split()}
+    with pytest.raises(ValueError, match=r"--export=NONE.*write --export=ALL"):
+        request.parse_flags("--export=NONE")
+
+
+def test_memory_and_cores_of_a_gpu_take_the_place_of_those_of_the_job() -> None:
+    found = request.read({"gpus": 1, "mem_mb": 500, "sbatch": "--mem-per-gpu=8G --cpus-per-gpu=4"}, 2).parameters()
+    assert found["additional_parameters"] == {"mem-per-gpu": "8G", "cpus-per-gpu": "4"}
+    assert "mem" not in found
+    assert (found["cpus_per_task"], found["srun_args"]) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked"),
+    [
+        ({"mem_mb_per_cpu": 100}, ("mem_per_cpu", "100M")),
+        ({"mem_mb_per_cpu": 100, "mem_mb": 200}, ("mem_per_cpu", "100M")),
+        ({"mem_mb_per_cpu": 100, "mem_mb": 400}, ("mem", "400M")),  # what a retry raised
+    ],
+)
+def test_the_larger_memory_counts(resources: dict[str, int], asked: tuple[str, str]) -> None:
+    found = request.read(resources, 2).parameters()
+    assert {key: found[key] for key in ("mem", "mem_per_cpu") if key in found} == dict([asked])
+
+
+def test_a_gpu_type_without_gpus_is_an_error() -> None:
+    with pytest.raises(ValueError, match="gpu_type='a100' asks for a type of GPU, but gpus is 0"):
+        request.read({"gpu_type": "a100"}, 1)
+
+
+@pytest.mark.parametrize(
+    ("gres", "types"),
+    [
+        ("(null)", []),
+        ("gpu:4", [""]),
+        ("gpu", [""]),
+        ("gpu:2080ti:4(S:0-1),shard:8", ["2080ti"]),
+        ("gpu:1g.10gb:7,gpu:a100:1(S:0,1),mps:a100:200", ["1g.10gb", "a100"]),
+        ("gpu:4090:2(IDX:0-1)", ["4090"]),
+    ],
+)
+def test_types_of_gpus(gres: str, types: list[str]) -> None:
+    assert checks.gpu_types(gres) == types
+
+
+def test_variables_that_would_override_a_request_are_taken_out() -> None:
+    environ = {"SBATCH_PARTITION": "a", "SBATCH_TIMELIMIT": "5", "SLURM_NTASKS": "4", "SLURM_CONF": "/c", "HOME": "/h"}
+    defaults, told = surroundings.clear(environ)
+    assert environ == {"SLURM_CONF": "/c", "HOME": "/h"}
+    assert defaults == {"partition": "a"}
+    assert told == [
+        "SBATCH_TIMELIMIT, SLURM_NTASKS would change what jobs ask for, and are not passed on: use resources, or "
+        "--submitit-sbatch"
+    ]
+    assert request.read({}, 1, defaults=defaults).partition == "a"
+    assert request.read({"partition": "b"}, 1, defaults=defaults).partition == "b"
+    inside = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}
+    assert surroundings.clear(inside) == ({}, ["running inside a SLURM job; its SLURM_ variables are not passed on"])
+    with pytest.raises(ValueError, match="SLURM_CLUSTERS=other is set"):
+        surroundings.clear({"SLURM_CLUSTERS": "other"})
+
+
+@pytest.mark.parametrize(
+    ("reason", "lasts"),
+    [
+        ("PartitionDown", True),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", True),
+        ("Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions", True),
+        ("AssocGrpBillingMinutes", True),
+        ("QOSMaxCpuPerJobLimit", True),
+        ("BadConstraints", True),
+        ("JobHeldUser", True),
+        ("job requeued in held state", True),
+        ("DependencyNeverSatisfied", True),
+        ("QOSGrpWallLimit", True),
+        ("AssocGrpCPURunMinutesLimit", False),
+        ("QOSMaxJobsPerUserLimit", False),
+        ("Priority", False),
+        ("Resources", False),
+        ("None", False),
+        ("BeginTime", False),
+    ],
+)
+def test_reasons_that_do_not_pass(reason: str, lasts: bool) -> None:
+    assert lasting(reason) is lasts
+
+
+@pytest.mark.parametrize(
     ("text", "minutes"),
     [("infinite", float("inf")), ("1-00:00:00", 1440), ("2:30:00", 150), ("30:00", 30), ("7-12:00:00", 10800)],
 )
@@ -150,6 +270,35 @@ def test_array_tasks_in_the_books_are_told_apart(job: str, tasks: list[str]) -> 
         ("sbatch: error: … Job violates accounting/QOS policy (job submit limit, user's size and/or time …)", True),
         ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying.", True),
         ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination", False),
+        *(
+            (f"sbatch: error: Batch job submission failed: {words}", True)
+            for words in (
+                "Zero Bytes were transmitted or received",
+                "Unexpected message received",
+                "Slurm backup controller in standby mode",
+                "I/O error writing script/environment to file",
+                "Connection reset by peer",
+                "No route to host",
+                "Unable to contact slurm controller (connect failure)",
+                "Required node not available (down, drained or reserved)",
+                "Requested partition configuration not available now",
+                "Invalid authentication credential",
+                "Socket timed out on send/recv operation",
+            )
+        ),
+        ("sbatch: error: If munged is up, restart with --num-threads=10\nsbatch: error: Munge encode failed", True),
+        *(
+            (f"sbatch: error: Batch job submission failed: {words}", False)
+            for words in (
+                "Requested node configuration is not available",
+                "Requested time limit is invalid (missing or exceeds some limit)",
+                "Memory specification can not be satisfied",
+                "More processors requested than permitted",
+                "User's group not permitted to use this partition",
+                "Access/permission denied",
+                "Pathname of a file, directory or other parameter too long",
+            )
+        ),
     ],
 )
 def test_a_refusal_for_now_is_not_one_for_good(refusal: str, passes: bool) -> None:

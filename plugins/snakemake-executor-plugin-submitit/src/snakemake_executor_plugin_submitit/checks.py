@@ -39,11 +39,24 @@ def partitions() -> dict[str, Partition]:
         raise ValueError(f"sinfo fails: {said(shown.stderr)}")
     found: dict[str, Partition] = {}
     for line in shown.stdout.splitlines():
-        name, gres, limit = line.split("|", 2)
+        name, *rest = line.split("|")
+        if len(rest) != 2 or " " in name:
+            continue  # a banner
         partition = found.setdefault(name, Partition())
-        partition.gpus.update(re.findall(r"gpu(?::([A-Za-z][\w.-]*))?(?=[:,(]|$)", gres))
-        partition.minutes = max(partition.minutes, minutes(limit))
+        partition.gpus.update(gpu_types(rest[0]))
+        partition.minutes = max(partition.minutes, minutes(rest[1]))
     return found
+
+
+def gpu_types(gres: str) -> list[str]:
+    """Types of the GPUs in a list such as ``gpu:a100:4(S:0-1),gpu:2080ti:8,shard:2``; an empty one for GPUs without."""
+    kinds = []
+    for entry in re.sub(r"\([^)]*\)", "", gres).split(","):
+        name, _, rest = entry.partition(":")
+        kind, _, count = rest.rpartition(":")
+        if name == "gpu":  # `gpu`, `gpu:4`, `gpu:a100` and `gpu:a100:4` are all to be seen
+            kinds.append(kind if count.isdigit() else rest)
+    return kinds
 
 
 def compare(rule: str, request: Request, site: dict[str, Partition]) -> None:

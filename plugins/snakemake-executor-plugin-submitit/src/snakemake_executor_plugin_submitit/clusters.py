@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from .request import Request
 from .task import JobFailed, Task
+from .verdict import queued
 
 # state and reason, in the scheduler's words
 States = dict[str, tuple[str, str]]
@@ -32,6 +34,8 @@ class Cluster(Protocol):
     """SLURM, this machine, or this process."""
 
     poll_limit: float  # seconds between two looks at most
+    defaults: Mapping[str, str]  # resources that count where a rule names none
+    told: Sequence[str]  # what a user should know before anything runs
 
     def check(self, requests: Iterable[tuple[str, Request]]) -> None:
         """Find what can never run, before anything does; requests come with the name of their rule.
@@ -55,6 +59,32 @@ class Cluster(Protocol):
 
     def cancel(self, ids: Iterable[str]) -> None:
         """End jobs, in the queue or running; ids that are not known are no error."""
+
+
+def end(cluster: Cluster, ids: Iterable[str], seconds: float, pause: float = 1.0) -> set[str]:
+    """Cancel jobs, again and again until none of them is in the queue any more; a cancellation can get lost.
+
+    Args:
+        cluster: Where they are.
+        ids: The jobs.
+        seconds: How long this may take.
+        pause: Seconds between two looks.
+
+    Returns:
+        The jobs that are still there, or may be: the scheduler did not answer.
+    """
+    left, until = set(ids), time.monotonic() + seconds
+    cluster.cancel(left)
+    while left:
+        states = cluster.states(left)
+        if states is not None:
+            left = {key for key, (state, _) in states.items() if queued(state)}
+        if not left or time.monotonic() >= until:
+            break
+        time.sleep(pause)
+        # one that is COMPLETING has heard of it
+        cluster.cancel(key for key in left if states is None or states[key][0] != "COMPLETING")
+    return left
 
 
 def results(folder: Path, ids: set[str]) -> set[str]:

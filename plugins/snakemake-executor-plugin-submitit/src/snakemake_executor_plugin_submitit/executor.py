@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 import uuid
@@ -17,12 +18,12 @@ from snakemake_interface_executor_plugins.settings import CommonSettings
 
 from . import request as requests
 from .backlog import Backlog
-from .clusters import Cluster
+from .clusters import Cluster, end
 from .events import Events
 from .request import Request
-from .runs import RunFolder
+from .runs import RunFolder, paths
 from .task import History, Task
-from .verdict import FINAL_STATES, Evidence, Rule, Verdict, judge, parse_rules
+from .verdict import FINAL_STATES, Rule, Verdict, judge, parse_rules, queued
 from .watch import Entry, Watch
 
 common_settings = CommonSettings(
@@ -36,6 +37,8 @@ common_settings = CommonSettings(
 )
 # SLURM gives up a silent node within this time.
 _NODE_SECONDS = 600.0
+# Jobs get this long to leave the queue at the end of a run, and to be told from those that the next run starts.
+_CANCEL_SECONDS = 20.0
 
 
 class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package has no types
@@ -67,9 +70,12 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         self.entries: dict[int, Entry] = {}
         self._lock = threading.RLock()
         self._completed: dict[str, float] = {}
+        self._left: set[str] = set()  # jobs that were cancelled, and are there nevertheless
         self._told: set[str] = set()
         try:
             self.cluster = self._make_cluster()
+            for line in self.cluster.told:
+                self._tell(line)
             self.cluster.check(self._declared())
         except ValueError as error:
             raise WorkflowError(f"submitit: {error}") from error
@@ -101,7 +107,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
     def _request(self, job: Any) -> Request:
         known = {name: value for name, value in job.resources.items() if "TBD" not in str(value)}
         try:
-            return requests.read(known, known.get("_cores", 1), self.settings.requeues, self.settings.sbatch)
+            return requests.read(
+                known, known.get("_cores", 1), self.settings.requeues, self.settings.sbatch, self.cluster.defaults
+            )
         except ValueError as error:
             raise WorkflowError(f"submitit: {job.name}: {error}") from error
 
@@ -121,8 +129,12 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
                 requeues=request.requeues,
                 signal_delay=self.settings.signal_delay,
                 history=str(self.run_folder.submitit / f"{uuid.uuid4().hex}.history"),
+                lease=str(self.run_folder.lease(job)),
+                inputs=[path for path in paths(job, "input") if os.path.exists(path)],
+                latency=self.settings.grace_seconds,
             )
-            entries.append(Entry(SubmittedJobInfo(job), request, task))
+            outputs = paths(job, "output", without=("pipe", "service", "temp"))
+            entries.append(Entry(SubmittedJobInfo(job), request, task, outputs))
         with self._lock:
             self.entries |= {id(entry.info): entry for entry in entries}
             self.backlog.add(entries)
@@ -153,14 +165,17 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             self.backlog.clear()
         if ids:
             self.logger.info(f"submitit: cancelling {len(ids)} jobs")
-            self.cluster.cancel(ids)
+            self._left |= end(self.cluster, ids, _CANCEL_SECONDS)
 
     def shutdown(self) -> None:
         """End; after an error in Snakemake itself jobs may still be there, and nobody would wait for them."""
         if self._ready:
             self.cancel_jobs([])
             self._end_requeued()
-            self.run_folder.close()
+            if self._left:  # the next run looks after them, as after those of a Snakemake that was killed
+                self.logger.warning(f"submitit: {len(self._left)} cancelled jobs are still in the queue")
+            else:
+                self.run_folder.close()
         super().shutdown()
 
     # --- submission -----------------------------------------------------------------------------------------------
@@ -177,13 +192,22 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         self.logger.info(f"submitit: {len(ids)} jobs submitted as {first}" + (f" … {last}" if last != first else ""))
 
     def _end_left_behind(self) -> None:
-        """Jobs of a Snakemake that was killed would write the same files as ours."""
+        """Jobs of a Snakemake that was killed would write the same files as ours: nothing starts before they are gone.
+
+        Where SLURM does not answer, it may still run them.
+        """
         for folder, ids in self.run_folder.left_behind():
-            states = self.cluster.states(ids) if self.settings.cluster == "slurm" else {}
-            running = [key for key, (state, _) in (states or {}).items() if judge(Evidence(state), 0) is None]
-            if running:
-                self.logger.info(f"submitit: cancelling {len(running)} jobs that {folder.name} left behind")
-                self.cluster.cancel(running)
+            left = set(ids) if self.settings.cluster == "slurm" else set()
+            while left:
+                states = self.cluster.states(left)
+                if states is None:
+                    self._tell(f"SLURM does not answer; waiting, as it may still run {len(left)} jobs of {folder.name}")
+                    time.sleep(self.settings.poll_seconds)
+                    continue
+                left = {key for key, (state, _) in states.items() if queued(state)}
+                if left:
+                    self._tell(f"cancelling {len(left)} jobs that {folder.name} left behind")
+                    left = end(self.cluster, left, _CANCEL_SECONDS)
             (folder / "ended").touch()
 
     def _end_requeued(self) -> None:
@@ -215,9 +239,19 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         for entry in entries:
             verdict = Verdict.NOT_SUBMITTED if entry.refused else None
             if entry.external:
-                verdict = judge(entry.seen, self.settings.grace_seconds)
+                verdict = self._judged(entry)
             if verdict is None or not self._ended(entry, verdict):
                 yield entry.info
+
+    def _judged(self, entry: Entry) -> Verdict | None:
+        verdict = judge(entry.seen, self.settings.grace_seconds)
+        if verdict is Verdict.COMPLETED and (missing := entry.missing()):
+            # files take time to cross a shared file system; other than results, they may be on none
+            if time.monotonic() - entry.since < self.settings.grace_seconds:
+                return None
+            entry.details["error"] = f"made {missing} on its node, which is not to be seen here"
+            return Verdict.UNSEEN
+        return verdict
 
     def _ended(self, entry: Entry, verdict: Verdict) -> bool:
         """Act on an ending; False where the job was sent again."""
@@ -238,6 +272,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         if again:
             if verdict is Verdict.TIMED_OUT and not entry.seen.result:
                 History(Path(entry.task.history)).add(verdict)  # it was killed before it could do that
+            if verdict is Verdict.UNSEEN:
+                Path(entry.task.history).unlink(missing_ok=True)  # it completed, on its node alone
             entry.retries[verdict] += 1
             with self._lock:
                 entry.reset()

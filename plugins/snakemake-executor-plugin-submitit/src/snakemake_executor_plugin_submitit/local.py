@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import submitit
@@ -22,6 +23,8 @@ class Local:
     """This machine; never more jobs at once than its CPUs and GPUs allow, which submitit alone does not see to."""
 
     poll_limit = 1.0
+    defaults: Mapping[str, str] = MappingProxyType({})
+    told: Sequence[str] = ()
 
     def __init__(self, folder: Path, *, parallel: int, signal_delay: int, setup: Sequence[str]) -> None:
         """Count CPUs and GPUs.
@@ -109,6 +112,8 @@ class Debug:
     """This process: a job has ended when it is submitted."""
 
     poll_limit = 1.0
+    defaults: Mapping[str, str] = MappingProxyType({})
+    told: Sequence[str] = ()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 # Names that rules use for the same thing; those with `slurm_` are the ones of snakemake-executor-plugin-slurm.
@@ -19,6 +20,42 @@ _ALIASES = {
 }
 
 
+# Flags of `sbatch` that the executor sets itself, and what to use in their place.
+_OWNED = {
+    "account": "the resource account",
+    "array": "nothing: equal jobs leave as arrays",
+    "clusters": "nothing: jobs go to the cluster of this machine's own commands",
+    "constraint": "the resource constraint",
+    "cpus-per-task": "threads or the resource cpus_per_task",
+    "error": "--submitit-logdir",
+    "gpus": "the resource gpus",
+    "gpus-per-node": "the resource gpus",
+    "gpus-per-task": "the resource gpus",
+    "job-name": "nothing: the executor finds its jobs by their names",
+    "mem": "the resource mem_mb",
+    "mem-per-cpu": "the resource mem_mb_per_cpu",
+    "nodes": "nothing: a job runs on one node",
+    "ntasks": "nothing: a job is one task",
+    "ntasks-per-core": "nothing: a job is one task",
+    "ntasks-per-gpu": "nothing: a job is one task",
+    "ntasks-per-node": "nothing: a job is one task",
+    "ntasks-per-socket": "nothing: a job is one task",
+    "open-mode": "--submitit-logdir",
+    "output": "--submitit-logdir",
+    "parsable": "nothing: the executor reads what sbatch prints",
+    "partition": "the resource partition",
+    "qos": "the resource qos",
+    "quiet": "nothing: the executor reads what sbatch prints",
+    "signal": "--submitit-signal-delay",
+    "test-only": "snakemake --dry-run",
+    "time": "the resource runtime",
+    "wait": "nothing: the executor waits for its jobs",
+    "wrap": "the rule's own command",
+}
+# Their only value that asks for nothing new.
+_ONE = ("nodes", "ntasks", "ntasks-per-node")
+
+
 @dataclass(frozen=True)
 class Request:
     """Resources of one job; jobs whose requests are equal can leave in one array.
@@ -28,7 +65,7 @@ class Request:
         gpus: GPUs.
         gpu_type: The site's name for a kind of GPU; empty means any.
         mem_mb: Memory in MiB; 0 means the partition's default.
-        mem_mb_per_cpu: Memory a core in MiB, instead of ``mem_mb``.
+        mem_mb_per_cpu: Memory per core in MiB, instead of ``mem_mb``.
         minutes: Time limit; 0 means the partition's default.
         partition: Partition; empty means the default one.
         account: Account to charge.
@@ -66,12 +103,17 @@ class Request:
         found |= {key: values[key] for key in ("partition", "account", "qos", "constraint") if values[key]}
         if self.gpus:
             found["gpus_per_node"] = f"{self.gpu_type}:{self.gpus}" if self.gpu_type else self.gpus
-        if self.mem_mb_per_cpu:
+        flags = dict(self.extra)
+        if "cpus-per-gpu" in flags:  # SLURM takes one of the two
+            found |= {"cpus_per_task": None, "srun_args": []}
+        if "mem-per-gpu" in flags:
+            pass
+        elif self.mem_mb_per_cpu:
             found["mem_per_cpu"] = f"{self.mem_mb_per_cpu}M"
         elif self.mem_mb:
             found["mem"] = f"{self.mem_mb}M"
-        if self.extra:
-            found["additional_parameters"] = dict(self.extra)
+        if flags:
+            found["additional_parameters"] = flags
         return found
 
 
@@ -79,25 +121,46 @@ def parse_flags(text: str) -> tuple[tuple[str, str | bool], ...]:
     """``--name=value`` and ``--name`` flags of ``sbatch`` as pairs, the last one of a name last.
 
     Raises:
-        ValueError: A flag in another form.
+        ValueError: A flag in another form, or one that the executor sets itself.
     """
     pairs: dict[str, str | bool] = {}
     for word in shlex.split(text):
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
             raise ValueError(f"sbatch flag {word!r} in {text!r}: write --name=value or --name")
+        owned = _owned(name)
+        if owned in _ONE and value in ("1", "1-1"):
+            continue
+        if owned:
+            raise ValueError(f"sbatch flag {word!r}: the executor sets --{owned} itself; use {_OWNED[owned]}")
+        if name == "export" and not value.split(",")[0] == "ALL":
+            raise ValueError(f"sbatch flag {word!r}: jobs need the environment of Snakemake; write --export=ALL,…")
         pairs[name] = value if equals else True
     return tuple(sorted(pairs.items()))
 
 
-def read(resources: Mapping[str, Any], threads: int, requeues: int = 0, flags: str = "") -> Request:
+def _owned(name: str) -> str:
+    """The flag of the executor's own that a name means to ``sbatch``, which takes abbreviations; empty for none."""
+    return name if name in _OWNED else next((flag for flag in _OWNED if flag.startswith(name)), "")
+
+
+def read(
+    resources: Mapping[str, Any],
+    threads: int,
+    requeues: int = 0,
+    flags: str = "",
+    defaults: Mapping[str, str] = MappingProxyType({}),
+) -> Request:
     """The request of a job.
+
+    Memory is the larger of ``mem_mb`` and ``mem_mb_per_cpu`` times the cores: whichever a retry raises counts.
 
     Args:
         resources: The job's Snakemake resources.
         threads: The job's threads.
         requeues: Default of the resource of that name.
         flags: ``sbatch`` flags of every job, which the job's own ones override.
+        defaults: Partition, account, and so on, where the resources name none.
 
     Raises:
         ValueError: A resource that cannot be understood, in one line.
@@ -105,7 +168,7 @@ def read(resources: Mapping[str, Any], threads: int, requeues: int = 0, flags: s
 
     def text(name: str) -> str:
         values = (resources.get(alias) for alias in _ALIASES[name])
-        return next((str(value) for value in values if value not in (None, "")), "")
+        return next((str(value) for value in values if value not in (None, "")), defaults.get(name, ""))
 
     def number(name: str, default: int = 0, value: Any = None) -> int:
         value = resources.get(name) if value is None else value
@@ -118,18 +181,23 @@ def read(resources: Mapping[str, Any], threads: int, requeues: int = 0, flags: s
 
     gpus, gpu_type = text("gpus"), text("gpu_type")
     if ":" in gpus:  # gpus="a100:2"
-        gpu_type, _, gpus = gpus.partition(":")
+        gpu_type, _, gpus = gpus.rpartition(":")
+    count, cpus = number("gpus", value=gpus or 0), max(1, threads, number("cpus_per_task"))
+    if gpu_type and not count:
+        raise ValueError(f"resource gpu_type={gpu_type!r} asks for a type of GPU, but gpus is {gpus or 0}")
+    memory, per_cpu = number("mem_mb"), number("mem_mb_per_cpu")
+    extra = parse_flags(f"{flags} {text('extra')}")
     return Request(
-        cpus=max(1, threads, number("cpus_per_task")),
-        gpus=number("gpus", value=gpus or 0),
+        cpus=cpus,
+        gpus=count,
         gpu_type=gpu_type,
-        mem_mb=number("mem_mb"),
-        mem_mb_per_cpu=number("mem_mb_per_cpu"),
+        mem_mb=memory,
+        mem_mb_per_cpu=per_cpu if per_cpu * cpus >= memory else 0,
         minutes=number("runtime"),
         partition=text("partition"),
         account=text("account"),
         qos=text("qos"),
         constraint=text("constraint"),
         requeues=number("requeues", requeues),
-        extra=parse_flags(f"{flags} {text('extra')}"),
+        extra=extra,
     )

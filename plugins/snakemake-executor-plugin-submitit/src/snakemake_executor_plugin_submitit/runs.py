@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from snakemake.io import is_flagged
 
 _NAME_BYTES = 180
 
@@ -61,6 +62,11 @@ class RunFolder:
             name = f"{name}.{job.jobid}"
         return self.path / f"{name}.log"
 
+    def lease(self, job: Any) -> Path:
+        """The file that says who works on a job's outputs, the same in all runs."""
+        key = json.dumps([str(Path.cwd()), sorted(paths(job, "output")) or label(job)])
+        return self.logdir / "leases" / hashlib.sha256(key.encode()).hexdigest()[:32]
+
     def record(self, ids: Sequence[str], jobs: Sequence[Any], logs: Sequence[str]) -> None:
         """Write down what was submitted, before anything else can go wrong."""
         with (self.path / "jobs.tsv").open("a", encoding="utf-8") as file:
@@ -92,6 +98,22 @@ class RunFolder:
 
     def _others(self) -> list[Path]:
         return sorted(path for path in self.logdir.glob("????-??-??_??-??-??-*") if path != self.path)
+
+
+def paths(job: Any, kind: str, without: Sequence[str] = ("pipe", "service")) -> list[str]:
+    """Absolute paths of a job's files on the shared file system.
+
+    Args:
+        job: Or a group of jobs.
+        kind: ``input`` or ``output``.
+        without: Flags of files to leave out.
+    """
+    files = [file for member in (job.jobs if job.is_group() else [job]) for file in getattr(member, kind)]
+    return [
+        os.path.abspath(str(file))
+        for file in files
+        if not file.is_storage and not any(is_flagged(file, flag) for flag in without)
+    ]
 
 
 def _owner_lives(path: Path) -> bool:

@@ -33,7 +33,7 @@ class ExecutorSettings(ExecutorSettingsBase):
     poll_seconds: int = _option(5, "Seconds between two looks at the jobs while things change.")
     poll_max_seconds: int = _option(60, "Seconds between two looks at the jobs when nothing has changed for long.")
     grace_seconds: int = _option(
-        60, "Seconds that a job's result may need to become visible here (slow shared file systems)."
+        60, "Seconds that files may need to be seen here or on a node (slow shared file systems)."
     )
     requeues: int = _option(
         0,
@@ -55,9 +55,10 @@ class ExecutorSettings(ExecutorSettingsBase):
         default_factory=list,
         metadata={
             "help": "What follows an ending, as ENDING=RULE. Endings: code-error, timed-out, out-of-memory, preempted, "
-            "node-failure, cancelled, lost, submission-failed. Rules: retry:N (up to N times, whatever the workflow "
-            "says), workflow (as the workflow's retries say), fail. Default: preempted=retry:20 node-failure=retry:3 "
-            "lost=retry:1 cancelled=fail submission-failed=fail, and workflow for the others.",
+            "node-failure, cancelled, unseen-files, lost, submission-failed. Rules: retry:N (up to N times, whatever "
+            "the workflow says), workflow (as the workflow's retries say), fail. Default: preempted=retry:20 "
+            "node-failure=retry:3 unseen-files=retry:1 lost=retry:1 cancelled=fail submission-failed=fail, and "
+            "workflow for the others.",
             "nargs": "+",
         },
     )

@@ -7,29 +7,31 @@ import math
 import os
 import re
 import shutil
-import sys
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from . import checks
+from . import checks, surroundings
 from .clusters import States, SubmissionError
 from .commands import patience, run, said
 from .request import Request
 from .task import Task
-from .verdict import FINAL_STATES
+from .verdict import FINAL_STATES, UNANSWERED
 
 _COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
-# sbatch may succeed later, or with fewer jobs at once
-_TEMPORARY = re.compile(
-    r"temporarily|timed out|contact slurm controller|connection refused|submit limit|job limit|job count|resource limit"
-    r"|try again|policy",
-    re.IGNORECASE,
+# sbatch may succeed later, or with fewer jobs at once: whatever else it says, but for what is wrong with the job itself
+_FOR_GOOD = re.compile(
+    r"invalid|not available$|can ?not be satisfied|denied|not permitted|not allowed|unsupported|not supported"
+    r"|unrecognized|ambiguous|requires an argument|requires? an? |more processors|too long|batch script|no partition"
+    r"|missing|exceeds|dependency problem|duplicate job|unknown|disabled",
+    re.IGNORECASE | re.MULTILINE,
 )
+# a clock or a daemon is at fault, whatever the message calls invalid; a policy may be a limit on the jobs of a user
+_FOR_NOW = re.compile(r"munge|authentication|credential|timed out|job submit limit", re.IGNORECASE)
 # newer versions name the limit; those on the number of jobs pass, those on the size of a job don't
 _LIMIT = re.compile(r"error: ((?:Assoc|QOS)\w+)")
 # more ids than this on a command line, and the whole queue of the user is asked for instead
@@ -60,7 +62,9 @@ class Slurm:
                 f"{', '.join(missing)} not on the PATH: run Snakemake on a login node of the cluster (perhaps after "
                 "'module load slurm'), or choose --submitit-cluster local"
             )
-        _forget_surrounding_job()
+        self.defaults: Mapping[str, str]
+        self.told: Sequence[str]
+        self.defaults, self.told = surroundings.clear(os.environ)
         self.folder, self.parallel, self.signal_delay, self.setup = folder, parallel, signal_delay, list(setup)
         config = run("scontrol", "show", "config")
         if config.returncode:
@@ -126,21 +130,26 @@ class Slurm:
             return None
         states = {}
         for line in shown.stdout.splitlines():
-            external, state, reason = line.split("|", 2)
-            if external in wanted:
-                states[external] = (state, reason)
+            external, _, rest = line.partition("|")
+            if external in wanted:  # not so the line of a banner
+                states[external] = (rest.partition("|")[0], rest.partition("|")[2])
         gone = wanted - states.keys()
         if gone and self.accounting:
             states |= self._accounts(gone)
         return states
 
     def _accounts(self, ids: set[str]) -> States:
-        """How jobs ended; one that still runs by the books alone is as unknown as before."""
+        """How jobs ended; one that still runs by the books alone is as unknown as before.
+
+        Where the books cannot be read, all jobs go on: no answer is no verdict.
+        """
         bases = sorted({external.split("_")[0] for external in ids})
         states: States = {}
         for start in range(0, len(bases), _MANY):
             listed = ",".join(bases[start : start + _MANY])
             shown = run("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", listed)
+            if shown.returncode:
+                return dict.fromkeys(ids, (UNANSWERED, "sacct does not answer"))
             for line in shown.stdout.splitlines():
                 job, _, state = line.partition("|")
                 word = state.partition(" ")[0]  # "CANCELLED by 1000"
@@ -149,7 +158,7 @@ class Slurm:
         return states
 
     def cancel(self, ids: Iterable[str]) -> None:
-        """``scancel``, as few calls as the length of a command line allows."""
+        """``scancel``, as few calls as the length of a command line allows; whether it worked, ``squeue`` says."""
         listed = sorted(set(ids))
         for start in range(0, len(listed), _MANY):
             run("scancel", "--quiet", *listed[start : start + _MANY])
@@ -164,7 +173,9 @@ class Slurm:
 
 def _may_pass(refusal: str) -> bool:
     limit = _LIMIT.search(refusal)
-    return "SubmitJob" in limit[1] if limit else _TEMPORARY.search(refusal) is not None
+    if limit:
+        return "SubmitJob" in limit[1]
+    return _FOR_NOW.search(refusal) is not None or _FOR_GOOD.search(refusal) is None
 
 
 def _tasks(job: str) -> list[str]:
@@ -184,13 +195,3 @@ def _delay(wanted: int, minutes: int) -> int:
     SLURM may send the signal 60 s early, and a task needs some seconds before it listens.
     """
     return max(1, min(wanted, minutes * 60 - 90)) if minutes else wanted
-
-
-def _forget_surrounding_job() -> None:
-    """Where Snakemake itself runs in a job, that job's limits must not leak into those it submits."""
-    if "SLURM_JOB_ID" not in os.environ:
-        return
-    print("submitit: running inside a SLURM job; its SLURM_ variables are not passed on", file=sys.stderr)
-    for key in list(os.environ):
-        if key.startswith(("SLURM_", "SRUN_")) and key != "SLURM_CONF":
-            del os.environ[key]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,7 @@ import psutil
 import submitit
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
+from .lease import Lease
 from .verdict import Verdict
 
 # SLURM may send the signal before the time limit by this much.
@@ -43,6 +45,9 @@ class Task:
         requeues: How often the job goes back to the queue after reaching its time limit.
         signal_delay: Seconds before the time limit at which the signal comes.
         history: File that remembers earlier starts of the job.
+        lease: File that says who works on the job's outputs.
+        inputs: Files that are there when the job is submitted.
+        latency: Seconds that a node may need to see them.
     """
 
     command: str
@@ -52,13 +57,16 @@ class Task:
     requeues: int
     signal_delay: int
     history: str
+    lease: str
+    inputs: Sequence[str] = ()
+    latency: float = 0.0
 
     def __call__(self) -> dict[str, Any]:
         """Run the job.
 
         Returns:
             ``ending`` (value of a :class:`Verdict`), ``status`` (exit status, None where there is none), ``timeouts``
-            and ``preemptions`` (how often the job went back to the queue).
+            and ``preemptions`` (how often the job went back to the queue), ``error`` (what else there is to say).
 
         Raises:
             JobFailed: The same, of a job that did not complete.
@@ -71,11 +79,7 @@ class Task:
         status: int | None
         with open(self.log, "ab", buffering=0) as log:
             run = _Run(self, environment, history, log)
-            if history.count(Verdict.COMPLETED):
-                # its node was given up just after that, and others may be reading the outputs by now
-                ending, status = Verdict.COMPLETED, 0
-            else:
-                ending, status = run.foreground() if debug else run.watched()
+            ending, status = run.foreground() if debug else run.watched()
             run.note(f"{ending.value}" + (f", exit status {status}" if status else ""))
         if ending is Verdict.COMPLETED:
             history.add(ending)
@@ -84,6 +88,7 @@ class Task:
             "status": status,
             "timeouts": history.count(Verdict.TIMED_OUT),
             "preemptions": history.count(Verdict.PREEMPTED),
+            "error": run.error,
         }
         if ending is Verdict.COMPLETED or debug:
             return result
@@ -116,7 +121,7 @@ class _Run:
 
     def __init__(self, task: Task, environment: Any, history: History, log: IO[bytes]) -> None:
         self.task, self.environment, self.history, self.log = task, environment, history, log
-        self.started = time.monotonic()
+        self.started, self.error = time.monotonic(), ""
         self.killed_before = oom_kills()
         start = len(history.events()) + 1
         self.note(f"job {environment.job_id} on {environment.hostname}" + (f", start {start}" if start > 1 else ""))
@@ -144,6 +149,34 @@ class _Run:
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             # the handler only takes note: work in a handler meets the wait below in an unknown state
             signal.signal(number, lambda number, _: received.append(number))
+        lease = Lease(Path(self.task.lease))
+        if not lease.take(self.note, waits=lambda: not received):
+            return self._stopped(None, received[0])
+        try:
+            if self.history.count(Verdict.COMPLETED):
+                # its node was given up just after that, and others may be reading the outputs by now
+                return Verdict.COMPLETED, 0
+            if missing := self._unseen(received):
+                self.error = f"{self.environment.hostname} does not see {missing}"
+                return Verdict.UNSEEN, None
+            return self._command(received, lease)
+        finally:
+            lease.release()
+
+    def _unseen(self, received: list[int]) -> str:
+        """An input that this node does not see; empty if it sees all.
+
+        The Snakemake in the job would say so as well, and end as if all were done.
+        """
+        until = time.monotonic() + self.task.latency
+        missing = [path for path in self.task.inputs if not os.path.exists(path)]
+        while missing and not received and time.monotonic() < until:
+            time.sleep(1.0)
+            missing = [path for path in missing if not os.path.exists(path)]
+        return "" if received or not missing else missing[0]
+
+    def _command(self, received: list[int], lease: Lease) -> tuple[Verdict, int | None]:
+        """Run the command until it ends, or a signal comes."""
         child = subprocess.Popen(
             ["bash", "-c", self.task.command],
             cwd=self.task.folder,
@@ -155,6 +188,7 @@ class _Run:
             preexec_fn=_ignore_user_signal,
         )
         while child.poll() is None and not received:
+            lease.beat()
             try:
                 child.wait(timeout=0.5)
             except subprocess.TimeoutExpired:
@@ -166,28 +200,35 @@ class _Run:
             return Verdict.OUT_OF_MEMORY, child.returncode
         return (Verdict.CODE_ERROR if child.returncode else Verdict.COMPLETED), child.returncode
 
-    def _stopped(self, child: subprocess.Popen[bytes], number: int) -> tuple[Verdict, int | None]:
-        """End the command, find out why that was asked, and go back to the queue where that makes sense."""
-        _signal_group(child.pid, signal.SIGTERM)
+    def _stopped(self, child: subprocess.Popen[bytes] | None, number: int) -> tuple[Verdict, int | None]:
+        """End the command if it runs, find out why that was asked, and go back to the queue where that makes sense."""
+        if child:
+            _signal_group(child.pid, signal.SIGTERM)
         cause = self._cause(number)
         why = cause.value if cause else "stopped"
-        self.note(f"{signal.Signals(number).name}: {why}; told the job to write its checkpoint")
+        told = "; told the job to write its checkpoint" if child else ""
+        self.note(f"{signal.Signals(number).name}: {why}{told}")
+        if child:
+            self._wait_for_end(child, number)
+            if child.returncode == 0:  # it was done just then
+                return Verdict.COMPLETED, 0
+        status = child.returncode if child else None
+        if cause is None:
+            raise SystemExit(128 + number)
+        if cause is Verdict.TIMED_OUT and self.history.count(cause) >= self.task.requeues:
+            return cause, status
+        self.history.add(cause)
+        if not self._requeue():
+            return cause, status
+        raise SystemExit(128 + number)
+
+    def _wait_for_end(self, child: subprocess.Popen[bytes], number: int) -> None:
         # a local run is killed a second after it is told to stop; nothing of it may stay behind
         patience = 0.7 if number == signal.SIGINT else max(5.0, self.task.signal_delay - 10.0)
         if not _wait_for_group(child, patience):
             self.note(f"the job did not end within {patience:.0f} s: killed")
             _signal_group(child.pid, signal.SIGKILL)
             child.wait()
-        if child.returncode == 0:  # it was done just then
-            return Verdict.COMPLETED, 0
-        if cause is None:
-            raise SystemExit(128 + number)
-        if cause is Verdict.TIMED_OUT and self.history.count(cause) >= self.task.requeues:
-            return cause, child.returncode
-        self.history.add(cause)
-        if not self._requeue():
-            return cause, child.returncode
-        raise SystemExit(128 + number)
 
     def _cause(self, number: int) -> Verdict | None:
         """Why the signal came; None where the job was stopped from outside and nobody wants it to go on.

@@ -19,6 +19,7 @@ class Verdict(enum.Enum):
     PREEMPTED = "preempted"
     NODE_FAILURE = "node failure"
     CANCELLED = "cancelled"
+    UNSEEN = "unseen files"
     LOST = "lost"
     NOT_SUBMITTED = "submission failed"
 
@@ -41,18 +42,26 @@ FINAL_STATES = {
     "CANCELLED": Verdict.CANCELLED,
     "REVOKED": Verdict.CANCELLED,
 }
-# A job may wait for ever for these; the user hears of it.
-STUCK_REASONS = (
-    "AssocMaxWallDurationPerJobLimit",
-    "DependencyNeverSatisfied",
-    "InvalidAccount",
-    "InvalidQOS",
-    "JobHeldAdmin",
-    "JobHeldUser",
-    "PartitionNodeLimit",
-    "PartitionTimeLimit",
-    "QOSMaxWallDurationPerJobLimit",
+# In place of the scheduler's word where nobody could be asked; the job may well go on.
+UNANSWERED = "UNANSWERED"
+
+
+def queued(state: str) -> bool:
+    """Whether a job with this state is in the queue or runs; one that only the books know is not."""
+    return state not in FINAL_STATES and state != UNANSWERED
+
+
+# SLURM's reasons for waiting that do not pass by themselves, or not for days; usage limits of running jobs do pass.
+_LASTING = re.compile(
+    r"held|Held|Hold|Invalid|NeverSatisfied|BadConstraints|Down|DOWN|DRAINED|PartitionInactive|PartitionNodeLimit"
+    r"|PartitionTimeLimit|NotAllowed|NotAvail|NotSatisfied|PerJob|PerNode|QOSMin|UsageThreshold|MaxMemPerLimit"
+    r"|Wall|(?<!Run)Minutes|MaxRequeue|ReservationDeleted|SystemFailure|BurstBufferOperation"
 )
+
+
+def lasting(reason: str) -> bool:
+    """Whether a pending job may wait for ever for this reason, in SLURM's words."""
+    return _LASTING.search(reason) is not None
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,7 @@ DEFAULT_RULES: dict[Verdict, Rule] = {
     Verdict.PREEMPTED: Rule("retry", 20),
     Verdict.NODE_FAILURE: Rule("retry", 3),
     Verdict.CANCELLED: Rule("fail"),
+    Verdict.UNSEEN: Rule("retry", 1),
     Verdict.LOST: Rule("retry", 1),
     Verdict.NOT_SUBMITTED: Rule("fail"),
 }

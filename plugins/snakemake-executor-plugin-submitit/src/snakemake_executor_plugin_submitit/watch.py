@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from .clusters import Cluster, read_result, results
 from .request import Request
 from .task import Task
-from .verdict import STUCK_REASONS, Evidence, Rule, Verdict, hint
+from .verdict import UNANSWERED, Evidence, Rule, Verdict, hint, lasting
 
 # How fast polls become rarer while nothing changes.
 _BACK_OFF = 1.3
@@ -26,6 +27,7 @@ class Entry:
         info: Snakemake's handle (``SubmittedJobInfo``).
         request: Its resources.
         task: What runs on the node.
+        outputs: Files that are there when it has completed.
         external: Its id on the cluster, empty while it waits here.
         refused: Why it will never be submitted.
         retries: How often it was sent again, by cause.
@@ -37,6 +39,7 @@ class Entry:
     info: Any
     request: Request
     task: Task
+    outputs: Sequence[str] = ()
     external: str = ""
     refused: str = ""
     retries: Counter[Verdict] = field(default_factory=Counter)
@@ -48,6 +51,10 @@ class Entry:
     def name(self) -> str:
         """What a person calls the job."""
         return Path(self.task.log).name.removesuffix(".log")
+
+    def missing(self) -> str:
+        """A file that a completed job has made, and that is not to be seen here; empty if all are."""
+        return next((path for path in self.outputs if not os.path.exists(path)), "")
 
     def reset(self, external: str = "") -> None:
         """Forget what was known: the job was sent, or will be sent again."""
@@ -92,6 +99,7 @@ class Watch:
         self.cluster, self.folder, self.tell = cluster, folder, tell
         self.fast, self.slow = fast, max(fast, slow)
         self._interval = fast
+        self._stuck: set[str] = set()  # reasons that were told
 
     @property
     def pause(self) -> float:
@@ -119,9 +127,23 @@ class Watch:
             log = self.folder / f"{entry.external}_0_log.out"
             said = hint(_tail(log)) if state in ("FAILED", "COMPLETED") else None
             entry.seen = Evidence(state, reason, old.result, said, now - entry.since)
-            if reason in STUCK_REASONS:
-                self.tell(f"{entry.name} (job {entry.external}) may wait for ever: {reason}")
+        if unknown := sum(state == UNANSWERED for state, _ in states.values()):
+            self.tell(f"sacct does not answer; waiting for what became of {unknown} jobs")
+        self._tell_stuck(waiting)
         self._interval = self.fast if changed else min(self.slow, self._interval * _BACK_OFF)
+
+    def _tell_stuck(self, entries: Sequence[Entry]) -> None:
+        """One line for each reason that does not pass, when it first comes up."""
+        stuck: dict[str, list[Entry]] = {}
+        for entry in entries:
+            if entry.seen.state == "PENDING" and lasting(entry.seen.reason):
+                # the names of nodes may follow
+                stuck.setdefault(entry.seen.reason.partition(",")[0], []).append(entry)
+        for reason in stuck.keys() - self._stuck:
+            first, count = stuck[reason][0], len(stuck[reason])
+            named = f"{first.name} (job {first.external})" + (f" and {count - 1} more" if count > 1 else "")
+            self.tell(f"{named} may wait for ever: {first.seen.reason}")
+        self._stuck |= stuck.keys()
 
     def _read_results(self, entries: Sequence[Entry]) -> bool:
         done = results(self.folder, {entry.external for entry in entries if entry.seen.result is None})
