@@ -65,7 +65,7 @@ class RunFolder:
     def lease(self, job: Any) -> Path:
         """The file that says who works on a job's outputs, the same in all runs."""
         key = json.dumps([str(Path.cwd()), sorted(paths(job, "output")) or label(job)])
-        return self.logdir / "leases" / hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self.logdir / ".leases" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def record(self, ids: Sequence[str], jobs: Sequence[Any], logs: Sequence[str]) -> None:
         """Write down what was submitted, before anything else can go wrong."""
