@@ -22,12 +22,12 @@ PLUGIN = os.path.join(ROOT, "plugins", "snakemake-executor-plugin-submitit")
 OLDEST, NEWEST = (3, 11), (3, 14)
 
 
-def check_python(version):
-    """End with one line where the lock has no packages for a Python; runs on old ones, too."""
-    if not OLDEST <= tuple(version[:2]) <= NEWEST:
+def check_python():
+    """End with one line where the lock has no packages for this Python; old ones get as far, too."""
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        oldest, newest, this = (".".join(map(str, each[:2])) for each in (OLDEST, NEWEST, sys.version_info))
         sys.exit(
-            "kt's pinned packages are for Python {0[0]}.{0[1]} to {1[0]}.{1[1]}, and this is {2[0]}.{2[1]}: "
-            "name another, as in `make run PYTHON=python{0[0]}.{0[1]}`".format(OLDEST, NEWEST, version)
+            f"kt is for Python {oldest} to {newest}, this is {this}: name another, as `make run PYTHON=python3.12`"
         )
 
 
@@ -64,7 +64,7 @@ def install():
 
 def main():
     """Install into the virtual environment that is named, or into the running Python's."""
-    check_python(sys.version_info)
+    check_python()
     if len(sys.argv) == 1:
         return install()
     folder = sys.argv[1]

@@ -133,9 +133,16 @@ class _Run:
         )
         assert process.stdout is not None
         with process:
-            for line in process.stdout:
-                self.log.write(line)
-                sys.stderr.write(line.decode(errors="replace"))
+            try:
+                for line in process.stdout:
+                    self.log.write(line)
+                    sys.stderr.write(line.decode(errors="replace"))
+            except BaseException:  # a signal that only the Snakemake process may have seen
+                for each in psutil.Process(process.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.terminate()
+                process.communicate()
+                raise
         return (Verdict.CODE_ERROR if process.returncode else Verdict.COMPLETED), process.returncode
 
     def watched(self) -> tuple[Verdict, int | None]:
@@ -172,8 +179,7 @@ class _Run:
         cause = self._cause(number)
         why = cause.value if cause else "stopped"
         self.note(f"{signal.Signals(number).name}: {why}; told the job to write its checkpoint")
-        # a local run is killed a second after it is told to stop; nothing of it may stay behind
-        patience = 0.7 if number == signal.SIGINT else max(5.0, self.task.signal_delay - 10.0)
+        patience = max(5.0, self.task.signal_delay - 10.0)
         if not _wait_for_group(child, patience):
             self.note(f"the job did not end within {patience:.0f} s: killed")
             _signal_group(child.pid, signal.SIGKILL)
