@@ -9,10 +9,10 @@ from pathlib import Path
 
 def usable_cpus() -> int:
     """CPUs that this process may use at once: those it may run on, and what its control groups grant (containers)."""
-    return max(1, min([len(os.sched_getaffinity(0)), *(int(quota) for quota in _quotas())]))
+    return max(1, min([len(os.sched_getaffinity(0)), *(int(quota) for quota in quotas())]))
 
 
-def _quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[float]:
+def quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[float]:
     """CPUs that the control groups of this process may use, in versions 1 and 2; a container sees only its root."""
     found = []
     with contextlib.suppress(OSError):
