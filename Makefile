@@ -6,8 +6,10 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# from an environment that is there already; `make lock UV=uv` takes another
+UV ?= $(BIN)/uv
 PLUGIN := plugins/snakemake-executor-plugin-submitit
-SOURCES := kt tests benchmarks plugins
+SOURCES := envs kt tests benchmarks plugins
 
 .PHONY: run run-more test lint format status clean lock help
 
@@ -44,14 +46,12 @@ clean: ## delete the environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
 
 # Half an environment is never taken for a whole one: the marker is made last.
-$(READY): envs/requirements.lock pyproject.toml $(PLUGIN)/pyproject.toml
+$(READY): envs/install.py envs/requirements.lock pyproject.toml $(PLUGIN)/pyproject.toml
 	@echo "setting up $(VENV): about 6 GB of packages, a few minutes the first time"
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kt needs Python 3.11 or newer; run make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --progress-bar on --disable-pip-version-check --require-hashes -r envs/requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e $(PLUGIN)
+	$(PYTHON) envs/install.py $(VENV)
 	touch $@
 
-lock: ## renew the pins (needs uv on the PATH)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --custom-compile-command "make lock" --quiet --output-file envs/requirements.lock
+lock: ## renew the pins after a change of dependencies; what is pinned stays, `make lock UPGRADE=timm` moves one
+	$(UV) pip compile pyproject.toml $(PLUGIN)/pyproject.toml --extra dev --universal --python-version 3.11 \
+		$(addprefix --upgrade-package ,$(UPGRADE)) --generate-hashes --no-strip-extras --no-emit-index-url \
+		--custom-compile-command "make lock" --quiet --output-file envs/requirements.lock

@@ -41,7 +41,8 @@ def _status(args: argparse.Namespace) -> None:
     from kt.config import load
     from kt.status import jobs, screen
 
-    study, logs = load(args.config), args.logs or jobs.log_folder()
+    study = load(args.config)
+    logs = args.logs or jobs.log_folder(study.layout)
 
     def report() -> list[str]:
         return screen.lines(study, study.layout, logs, args.config, datetime.now().astimezone())
@@ -78,7 +79,7 @@ def _add_tools(add: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--watch", type=_seconds, nargs="?", const=10.0, metavar="SECONDS", help="again and again until Ctrl-C (10)"
     )
-    about = "folder that the cluster's jobs log to (default: `submitit-logdir` in slurm/config.yaml, else slurm_logs)"
+    about = "folder that the cluster's jobs log to (default: the latest run's, else as slurm/config.yaml says)"
     sub.add_argument("--logs", type=Path, help=about)
 
     add("retry", _retry, "let the next run try failed trainings again", "kt retry && snakemake")

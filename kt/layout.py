@@ -64,6 +64,11 @@ class Layout:
         return self.root / "checkpoints"
 
     @property
+    def cluster_logs(self) -> Path:
+        """A file with the path of the folder that the cluster's jobs log to, as of the latest run on a cluster."""
+        return self.root / "logs" / "cluster"
+
+    @property
     def tables(self) -> Path:
         """Folder of the final tables."""
         return self.root / "tables"

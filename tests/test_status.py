@@ -349,13 +349,15 @@ def test_a_failure_is_over_once_the_output_is_there(made, no_squeue):
     assert "out of memory" not in text
 
 
-def test_the_log_folder_is_the_profiles(tmp_path):
-    profile = tmp_path / "config.yaml"
-    assert jobs.log_folder(profile) == Path("slurm_logs")
+def test_the_log_folder_is_that_of_the_latest_run_or_the_profiles(tmp_path):
+    profile, layout = tmp_path / "config.yaml", Layout(tmp_path / "results")
+    assert jobs.log_folder(layout, profile) == Path("slurm_logs")
     profile.write_text("jobs: 3\nsubmitit-logdir: /scratch/logs\n")
-    assert jobs.log_folder(profile) == Path("/scratch/logs")
+    assert jobs.log_folder(layout, profile) == Path("/scratch/logs")
     profile.write_text("- no mapping\n")
-    assert jobs.log_folder(profile) == Path("slurm_logs")
+    assert jobs.log_folder(layout, profile) == Path("slurm_logs")
+    store.write_text(layout.cluster_logs, "/elsewhere/slurm_logs\n")
+    assert jobs.log_folder(layout, profile) == Path("/elsewhere/slurm_logs")
 
 
 def test_watching_prints_block_after_block_and_ends_with_ctrl_c(made):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from threading import Event
 from typing import TYPE_CHECKING
 
 from kt import malloc, tables
@@ -63,11 +61,3 @@ def build(study: Study, name: str, data: Dataset) -> nn.Module:
     models.import_modules(study.zoo.modules)
     member, outputs = study.zoo.models[name], len(labels_of(name, study.zoo.models[name], data.class_names))
     return models.build(member.arch, member.args, outputs, channels(study, name, data))
-
-
-def stop_on_signal() -> Event:
-    """An event that is set when the scheduler is about to take the machine away."""
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda *_: stop.set())
-    return stop

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt import predictions, schema, status, store
+from kt import predictions, schema, status, stopping, store
 from kt.data.datasets import Dataset
 from kt.errors import KtError, unknown
 from kt.experiments import needs
@@ -16,7 +16,7 @@ from kt.experiments.spec import Experiment, Problem
 from kt.experiments.units import identity, row
 from kt.layout import Layout
 from kt.progress import Progress
-from kt.stages.common import channels_of, metadata, pick_device, stop_on_signal
+from kt.stages.common import channels_of, metadata, pick_device
 from kt.stages.transfer import FreshZoo, ZooFiles
 from kt.study import Study
 from kt.transfer.card import card
@@ -124,5 +124,5 @@ def _bench(
     return Bench(
         at, (chosen.student.arch, chosen.student.args), spec, channels_of(f"{at}.student", spec, dataset), problem,
         zoo, dataset, layout.checkpoints, study.transfer.checkpoint_seconds,
-        pick_device(study.device, threads), stop_on_signal(), study.transfer.views,
+        pick_device(study.device, threads), stopping.on_signal(), study.transfer.views,
     )  # fmt: skip

@@ -6,12 +6,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from kt import store
+from kt import stopping, store
 from kt.data.datasets import Dataset
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.progress import Progress
-from kt.stages.common import build, channels, known_model, pick_device, stop_on_signal
+from kt.stages.common import build, channels, known_model, pick_device
 from kt.study import Study
 from kt.zoo import knowledge, registry
 from kt.zoo.classes import labels_of, positions
@@ -102,7 +102,7 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
     given = store.digest_file(member.checkpoint) if member.checkpoint else ""
     key = store.digest([member.plain(), spec.plain(), dataset.hash, study.zoo.modules, given])
     path, every = layout.checkpoints / f"weights-{name}.pt", study.transfer.checkpoint_seconds
-    progress, checkpoint = Progress(f"train {name}", recipe.epochs), Checkpoint(path, key, every, stop_on_signal())
+    progress, checkpoint = Progress(f"train {name}", recipe.epochs), Checkpoint(path, key, every, stopping.on_signal())
 
     def report(epoch: int, loss: float) -> None:
         progress.done = epoch - 1

@@ -7,6 +7,7 @@ asked.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -19,6 +20,8 @@ from datetime import datetime
 from pathlib import Path
 
 import yaml
+
+from kt.layout import Layout
 
 ACTIVE = ("running", "queued", "requeued")
 _MANY = 500  # more ids than this, and the whole queue of the user is asked for instead
@@ -75,8 +78,10 @@ class Record:
     alive: str = ""
 
 
-def log_folder(profile: Path = Path("slurm/config.yaml")) -> Path:
-    """Where the profile keeps the folders of runs, ``slurm_logs`` where it does not say."""
+def log_folder(layout: Layout, profile: Path = Path("slurm/config.yaml")) -> Path:
+    """Where the folders of runs are: as the latest run says, else as the profile, else ``slurm_logs``."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return Path(layout.cluster_logs.read_text("utf-8").strip())
     try:
         settings = yaml.safe_load(profile.read_text("utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -97,7 +102,7 @@ def read(logs: Path, config: Path, now: datetime) -> Record:
     open_jobs: dict[str, Job] = {}
     for folder in sorted(path.parent for path in logs.glob("*/events.tsv")):
         owner = _owner(folder)
-        if _config(owner) != config.absolute():
+        if _config(owner).resolve() != config.resolve():
             continue
         jobs = _replay(folder, record)
         if (folder / "ended").exists():

@@ -7,7 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 from kt import config as kt_config
 from kt import pairs as kt_pairs
-from kt import status, store
+from kt import status, stopping, store
 from kt.captions import CAPTIONS
 from kt.errors import KtError
 from kt.experiments import plan as kt_experiments
@@ -38,9 +38,11 @@ TEACHERS = {student: [] for student in JOBS}
 for teacher, student in kt_pairs.candidates(STUDY.names, STUDY.pairs):
     TEACHERS[student].append(teacher)
 
-# The interpreter that runs Snakemake also runs the stages, whether or not its folder is on the PATH.
+# The interpreter that runs Snakemake also runs the stages, whether or not its folder is on the PATH. A shell that is
+# told to end waits for its stage, which writes a checkpoint first: nothing of a run outlives it.
 shell.prefix(
-    'set -euo pipefail; export KT_CONFIG={CONFIG:q}; kt() {{ {sys.executable:q} -m kt "$@"; }}; '
+    "set -euo pipefail; trap 'exit 143' INT TERM HUP; "
+    'export KT_CONFIG={CONFIG:q}; kt() {{ {sys.executable:q} -m kt "$@"; }}; '
 )
 
 
@@ -192,7 +194,14 @@ if workflow.is_main_process:
 
 onstart:
     # Held until this process ends, however it ends; so no lock is ever left behind.
-    workflow.kt_lock = store.lock(LAYOUT.root)
+    try:
+        workflow.kt_lock = store.lock(LAYOUT.root)
+    except KtError as error:
+        sys.exit(str(error))
+    stopping.end_stages_too()
+    if logs := getattr(workflow.executor_settings, "logdir", None):
+        # `kt status` may be asked from another folder, and knows nothing of the profile
+        store.write_text(LAYOUT.cluster_logs, f"{Path(logs).expanduser().absolute()}\n")
 
 
 onerror:

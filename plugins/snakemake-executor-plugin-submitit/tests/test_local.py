@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Project
+from snakemake_executor_plugin_submitit.cpus import quotas
 
 WORKFLOW = """
 rule all:
@@ -21,11 +22,13 @@ rule one:
 """
 
 
-@pytest.mark.parametrize("cluster", ["local", "debug"])
-def test_behaves_as_on_a_cluster(local_project: Project, cluster: str) -> None:
-    output = local_project.run(
-        WORKFLOW, "--submitit-cluster", cluster, "--submitit-parallel", "1", "--retries", "0", status=1
-    )
+@pytest.mark.parametrize(
+    ("cluster", "limit"),
+    [("local", ["--submitit-parallel", "1"]), ("local", ["--cores", "1"]), ("debug", [])],
+    ids=["parallel", "cores", "debug"],
+)
+def test_behaves_as_on_a_cluster(local_project: Project, cluster: str, limit: list[str]) -> None:
+    output = local_project.run(WORKFLOW, "--submitit-cluster", cluster, *limit, "--retries", "0", status=1)
     assert sorted(os.listdir(local_project.folder / "out")) == ["0", "1", "3"]
     assert "submitit: one.i=2: code error (exit status 1); given up" in output
     assert "completed" in local_project.logs("one.i=3")
@@ -33,17 +36,26 @@ def test_behaves_as_on_a_cluster(local_project: Project, cluster: str) -> None:
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times)), "ran at once"
 
 
-def test_interrupt_leaves_no_process(local_project: Project) -> None:
-    snakefile = "rule one:\n    output: 'one'\n    shell: 'echo $$ > pid; sleep 600; touch {output}'\n"
-    process = local_project.start(snakefile, "--submitit-cluster", "local")
-    local_project.wait_for_file("pid")
-    pid = int((local_project.folder / "pid").read_text())
+@pytest.mark.parametrize("cluster", ["local", "debug"])
+def test_an_interrupt_waits_for_checkpoints_and_leaves_no_process(local_project: Project, cluster: str) -> None:
+    (local_project.folder / "train.py").write_text(
+        "import os, signal, sys, time\n"
+        "def stop(*_):\n"
+        "    time.sleep(2)\n"
+        "    open('checkpoint', 'w').close()\n"
+        "    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "open('started', 'w').close()\n"
+        "time.sleep(600)\n"
+    )
+    snakefile = "rule one:\n    output: 'one'\n    shell: 'trap : TERM; python train.py; touch {output}'\n"
+    setup = ["--submitit-setup", "true", "true"]
+    process = local_project.start(snakefile, "--submitit-cluster", cluster, *setup)
+    local_project.wait_for_file("started")
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=300)
-    end = time.monotonic() + 120
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    assert process.wait(timeout=300) == 1
+    assert (local_project.folder / "checkpoint").exists()
+    assert not [each for each in psutil.process_iter(["cwd"]) if each.info["cwd"] == str(local_project.folder)]
 
 
 def test_missing_gpus_are_named_with_what_to_do(local_project: Project) -> None:
@@ -64,3 +76,28 @@ def test_old_logs_are_cleaned_on_request_but_never_those_of_a_run_that_goes_on(l
     left = sorted(runs[0].parent.glob("2*"))
     assert left[:2] == [runs[1], runs[3]]
     assert len(left) == 3
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "found"),
+    [
+        ("0::/", {"cpu.max": "250000 100000"}, [2.5]),
+        ("0::/", {"cpu.max": "max 100000"}, []),
+        ("0::/a/b", {"cpu.max": "max 100000", "a/cpu.max": "400000 100000", "a/b/cpu.max": "100000 50000"}, [2.0, 4.0]),
+        ("0::/not/seen/from/here", {"cpu.max": "300000 100000"}, [3.0]),
+        ("4:memory:/a", {"cpu.max": "300000 100000"}, []),
+        (
+            "5:cpu,cpuacct:/a",
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": "150000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"},
+            [1.5],
+        ),
+        ("5:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, []),
+        ("0::/", {"cpu.max": "no numbers here"}, []),
+    ],
+)
+def test_quotas_of_control_groups(tmp_path: Path, own: str, files: dict[str, str], found: list[float]) -> None:
+    (tmp_path / "own").write_text(own + "\n")
+    for name, text in files.items():
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_text(text + "\n")
+    assert quotas(tmp_path / "root", tmp_path / "own") == found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
 import uuid
@@ -97,7 +98,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         common = {"parallel": settings.parallel, "signal_delay": settings.signal_delay, "setup": settings.setup}
         if settings.cluster == "slurm":
             return Slurm(folder, array_size=settings.array_size, **common)
-        return Local(folder, **common) if settings.cluster == "local" else Debug(folder)
+        if settings.cluster == "debug":
+            return Debug(folder)
+        return Local(folder, cores=self.workflow.resource_settings.cores or sys.maxsize, **common)
 
     def _declared(self) -> list[tuple[str, Request]]:
         """One request a rule of this run, as far as it can be known before inputs exist."""

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import psutil
 import submitit
 from submitit.local.local import LocalExecutor
 
 from .clusters import States
+from .cpus import usable_cpus
 from .request import Request
 from .task import Task
 
 _YEAR_MIN = 365 * 24 * 60
+# Only `cancel` ends a job: Ctrl-C in a terminal also reaches submitit's processes, which kill the job a second later.
+# And the shell stays, as some would not with a single command left: its number is the job's.
+_SHELL = ("trap '' INT", "trap : EXIT")
 
 
 class Local:
@@ -26,17 +33,18 @@ class Local:
     defaults: Mapping[str, str] = MappingProxyType({})
     told: Sequence[str] = ()
 
-    def __init__(self, folder: Path, *, parallel: int, signal_delay: int, setup: Sequence[str]) -> None:
+    def __init__(self, folder: Path, *, cores: int, parallel: int, signal_delay: int, setup: Sequence[str]) -> None:
         """Count CPUs and GPUs.
 
         Args:
             folder: Where submitit's files go.
+            cores: Most cores that jobs take together, where this machine has as many for us.
             parallel: Most jobs at once; 0 leaves it to CPUs and GPUs.
             signal_delay: Seconds before the time limit at which the signal comes.
             setup: Shell lines before each job.
         """
-        self.folder, self.signal_delay, self.setup = folder, signal_delay, list(setup)
-        self.cpus = len(os.sched_getaffinity(0))
+        self.folder, self.signal_delay, self.setup = folder, signal_delay, [*_SHELL, *setup]
+        self.cpus = min(cores, usable_cpus())
         self.parallel = parallel
         shown = os.environ.get("CUDA_VISIBLE_DEVICES")
         self.gpus = range(len(shown.split(",")) if shown else 0 if shown == "" else len(glob.glob("/dev/nvidia[0-9]*")))
@@ -94,11 +102,14 @@ class Local:
         }
 
     def cancel(self, ids: Iterable[str]) -> None:
-        """Interrupt the processes."""
-        for external in ids:
-            if external in self._running:
-                self._cancelled.add(external)
-                self._running[external][0].cancel()
+        """Tell the jobs to write their checkpoints, and wait; a job kills what does not listen."""
+        ending = {external for external in ids if external in self._running}
+        self._cancelled |= ending
+        while ending & self._running.keys():
+            for external in ending & self._running.keys():
+                _terminate_children(int(external))
+            time.sleep(0.1)
+            self._reap()
 
     def _reap(self) -> None:
         self._running = {key: value for key, value in self._running.items() if not value[0].done()}
@@ -106,6 +117,13 @@ class Local:
     def _free_gpus(self) -> list[int]:
         taken = {gpu for _, _, gpus in self._running.values() for gpu in gpus}
         return [gpu for gpu in self.gpus if gpu not in taken]
+
+
+def _terminate_children(pid: int) -> None:
+    """End what the shell of a job runs: the lines of `setup`, or the process of submitit's that passes signals on."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children():
+            child.terminate()
 
 
 class Debug:

@@ -138,9 +138,16 @@ class _Run:
         )
         assert process.stdout is not None
         with process:
-            for line in process.stdout:
-                self.log.write(line)
-                sys.stderr.write(line.decode(errors="replace"))
+            try:
+                for line in process.stdout:
+                    self.log.write(line)
+                    sys.stderr.write(line.decode(errors="replace"))
+            except BaseException:  # a signal that only the Snakemake process may have seen
+                for each in psutil.Process(process.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.terminate()
+                process.communicate()
+                raise
         return (Verdict.CODE_ERROR if process.returncode else Verdict.COMPLETED), process.returncode
 
     def watched(self) -> tuple[Verdict, int | None]:
@@ -209,7 +216,7 @@ class _Run:
         told = "; told the job to write its checkpoint" if child else ""
         self.note(f"{signal.Signals(number).name}: {why}{told}")
         if child:
-            self._wait_for_end(child, number)
+            self._wait_for_end(child)
             if child.returncode == 0:  # it was done just then
                 return Verdict.COMPLETED, 0
         status = child.returncode if child else None
@@ -222,9 +229,8 @@ class _Run:
             return cause, status
         raise SystemExit(128 + number)
 
-    def _wait_for_end(self, child: subprocess.Popen[bytes], number: int) -> None:
-        # a local run is killed a second after it is told to stop; nothing of it may stay behind
-        patience = 0.7 if number == signal.SIGINT else max(5.0, self.task.signal_delay - 10.0)
+    def _wait_for_end(self, child: subprocess.Popen[bytes]) -> None:
+        patience = max(5.0, self.task.signal_delay - 10.0)
         if not _wait_for_group(child, patience):
             self.note(f"the job did not end within {patience:.0f} s: killed")
             _signal_group(child.pid, signal.SIGKILL)
