@@ -350,12 +350,16 @@ def test_a_failure_is_over_once_the_output_is_there(made, no_squeue):
 
 
 def test_the_log_folder_is_the_profiles(tmp_path):
-    profile = tmp_path / "config.yaml"
-    assert jobs.log_folder(profile) == Path("slurm_logs")
-    profile.write_text("jobs: 3\nsubmitit-logdir: /scratch/logs\n")
-    assert jobs.log_folder(profile) == Path("/scratch/logs")
-    profile.write_text("- no mapping\n")
-    assert jobs.log_folder(profile) == Path("slurm_logs")
+    assert jobs.log_folder(tmp_path) == tmp_path / "slurm_logs"
+    profile = tmp_path / "slurm/config.yaml"
+    profile.parent.mkdir()
+    for text, folder in [
+        ("jobs: 3\nsubmitit-logdir: /scratch/logs\n", Path("/scratch/logs")),
+        ("submitit-logdir: logs\n", tmp_path / "logs"),
+        ("- no mapping\n", tmp_path / "slurm_logs"),
+    ]:
+        profile.write_text(text)
+        assert jobs.log_folder(tmp_path) == folder
 
 
 def test_watching_prints_block_after_block_and_ends_with_ctrl_c(made):

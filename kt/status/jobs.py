@@ -20,6 +20,8 @@ from pathlib import Path
 
 import yaml
 
+import kt
+
 ACTIVE = ("running", "queued", "requeued")
 _MANY = 500  # more ids than this, and the whole queue of the user is asked for instead
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
@@ -75,14 +77,19 @@ class Record:
     alive: str = ""
 
 
-def log_folder(profile: Path = Path("slurm/config.yaml")) -> Path:
-    """Where the profile keeps the folders of runs, ``slurm_logs`` where it does not say."""
+def log_folder(study: Path) -> Path:
+    """Where the profile keeps the folders of runs, ``slurm_logs`` in the study's folder where it does not say.
+
+    The profile ``slurm`` is the study's own, that of the current folder, or that beside the package.
+    """
+    places = (study, Path(), Path(kt.__file__).parents[1])
+    profile = next((path for place in places if (path := place / "slurm/config.yaml").is_file()), study)
     try:
         settings = yaml.safe_load(profile.read_text("utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         settings = {}
     named = settings.get("submitit-logdir") if isinstance(settings, dict) else None
-    return Path(str(named or "slurm_logs")).expanduser()
+    return study / Path(str(named or "slurm_logs")).expanduser()
 
 
 def read(logs: Path, config: Path, now: datetime) -> Record:
@@ -97,7 +104,7 @@ def read(logs: Path, config: Path, now: datetime) -> Record:
     open_jobs: dict[str, Job] = {}
     for folder in sorted(path.parent for path in logs.glob("*/events.tsv")):
         owner = _owner(folder)
-        if _config(owner) != config.absolute():
+        if os.path.realpath(_config(owner)) != os.path.realpath(config):
             continue
         jobs = _replay(folder, record)
         if (folder / "ended").exists():
