@@ -30,6 +30,7 @@ def check(study: Study) -> Study:
         KtError: an unknown architecture, a missing checkpoint, splits larger than the data set, a pair rule that
             selects nothing, a results folder that cannot be written, …
     """
+    store.check_writable(study.layout.root)
     places.check_all(study, {"results", *made_or_named(study.data)})
     known = registry.load(study.zoo.modules)
     zoo = selection.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
@@ -54,7 +55,6 @@ def check(study: Study) -> Study:
         _check_without_labels(study)
     _check_complementarity(study)
     pairs.candidates(study.names, study.pairs)
-    store.check_writable(study.results)
     return study
 
 

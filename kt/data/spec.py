@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import PydanticCustomError
 
+from kt.errors import quoted
 from kt.places import File, Folder, Place, as_written
 from kt.spec import Spec
 
@@ -82,7 +83,7 @@ class Take(Spec, json_schema_extra=_short_forms):
             return {"images": value}
         if isinstance(value, dict | Take):
             return value
-        text = f"input should be a number of images, a share, or a mapping of keys to values, not {value!r}"
+        text = f"input should be a number of images, a share, or a mapping of keys to values, not {quoted(value)}"
         raise PydanticCustomError("value_error", "{text}", {"text": text})
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, StringConstraints
 
 from kt.data.spec import InputSpec
+from kt.errors import quoted
 from kt.places import File
 from kt.spec import NAME, Spec
 
@@ -25,7 +26,7 @@ def _whole(value: Any) -> Any:
 
 def _class(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"a class is given by its number or its name, not {value!r}")
+        raise ValueError(f"a class is given by its number or its name, not {quoted(value)}")
     return value
 
 
