@@ -88,6 +88,15 @@ def of(spec: Spec, at: str = "") -> Iterator[tuple[str, Place]]:
     yield from _below({name: getattr(spec, name) for name in type(spec).model_fields}, at)
 
 
+def beside(place: Place) -> list[str]:
+    """What else lies in a path's folder, as the configuration would write it."""
+    try:
+        names = sorted(os.listdir(os.path.dirname(place)))
+    except OSError:
+        return []
+    return [os.path.join(os.path.dirname(place.written), name) for name in names if not name.startswith(".")]
+
+
 def check_all(spec: Spec, others: Collection[str] = (), at: str = "") -> None:
     """Fail where paths in a section do not lead to what they should, but for some keys.
 
@@ -114,8 +123,7 @@ def check(at: str, place: Place) -> None:
     try:
         os.stat(place)
     except OSError as error:
-        beside = _names(os.path.dirname(place)) if isinstance(error, FileNotFoundError) else []
-        close = nearest(os.path.basename(place), beside)
+        close = nearest(place.written, beside(place))
         raise KtError(
             f"{at}: {short(place.written)}: {_reason(error, place)} ({short(place)}; {RULE}){close}"
         ) from error
@@ -139,13 +147,6 @@ def _below(value: Any, at: str) -> Iterator[tuple[str, Place]]:
     elif isinstance(value, tuple):
         for i, item in enumerate(value):
             yield from _below(item, f"{at}.{i}")
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
 
 
 def _resolved(path: str) -> str:

@@ -37,9 +37,7 @@ def check_source(spec: DataSpec) -> None:
     source, written = spec.source, as_written(spec.source)
     at = f"data.source: {short(written)}"
     if isinstance(source, Place) and not _is_there(source):
-        folder = os.path.dirname(source)
-        beside = sorted(os.listdir(folder)) if os.path.isdir(folder) and os.access(folder, os.R_OK) else []
-        near = nearest(written, BUILTIN) or nearest(os.path.basename(source), beside)
+        near = nearest(written, [*BUILTIN, *places.beside(source)])
         kinds = ", ".join(f"{prefix}/…" for prefix in TIMM_PREFIXES)
         what = "no such file" if source.endswith((".npz", ".tar")) else "no such data set or folder"
         raise KtError(
