@@ -24,6 +24,7 @@ from kt.data.labels import relabel
 from kt.data.spec import SPLITS, DataSpec
 from kt.data.splits import assign
 from kt.errors import KtError, listed
+from kt.places import as_written
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def write(
     facts = {
         "classes": classes,
         "hash": _hash(content, labels[rows], splits),
-        "source": spec.source,
+        "source": as_written(spec.source),
         "images": _counts(splits),
         "damaged": why,
     }

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kt import places
 from kt.data.arrays import BUILTIN, npz
 from kt.data.folders import folder, with_unlabelled
 from kt.data.listing import Listing
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
-from kt.errors import KtError, nearest, unknown
+from kt.errors import KtError, nearest, quoted, short, unknown
+from kt.places import RULE, Place, as_written
 
 TORCHVISION = (
     "cifar10", "cifar100", "fashion_mnist", "folder", "image_folder", "imagenet", "inat", "inaturalist", "kmnist",
@@ -21,40 +23,42 @@ TORCHVISION = (
 """Data sets of torchvision that timm reads, as ``torch/…``."""
 
 
+def made_or_named(spec: DataSpec) -> list[str]:
+    """Keys whose paths need not be there before anything runs."""
+    return ["data.source", "data.root"] if spec.download else ["data.source"]
+
+
 def check_source(spec: DataSpec) -> None:
     """Fail where the source cannot be there, without reading it.
 
     Raises:
         KtError: naming the source, what is allowed and the nearest name.
     """
-    source, path = spec.source, Path(spec.source)
-    at = f"data.source: {source}"
-    if (source.endswith((".npz", ".tar")) and not path.is_file()) or (
-        not spec.by_timm and source not in BUILTIN and not source.endswith(".npz") and not path.is_dir()
-    ):
-        beside = os.listdir(path.parent) if path.parent.is_dir() else []
-        near = nearest(source, [*BUILTIN, *(str(path.parent / name) for name in beside if not name.startswith("."))])
+    source, written = spec.source, as_written(spec.source)
+    at = f"data.source: {short(written)}"
+    if isinstance(source, Place) and not _is_there(source):
+        near = nearest(written, [*BUILTIN, *places.beside(source)])
         kinds = ", ".join(f"{prefix}/…" for prefix in TIMM_PREFIXES)
         what = "no such file" if source.endswith((".npz", ".tar")) else "no such data set or folder"
         raise KtError(
-            f"{at}: {what}; allowed: {', '.join(BUILTIN)}, an .npz file, a folder, {kinds}, a .tar file{near}"
+            f"{at}: {what} ({short(source)}; {RULE}); allowed: {', '.join(BUILTIN)}, an .npz file, a folder, {kinds}, "
+            f"a .tar file{near}"
         )
     prefix, _, name = source.lower().partition("/")
     if prefix == "torch" and name not in TORCHVISION:
         raise KtError(f"{at}: {unknown('data set', name, TORCHVISION)}")
-    if spec.root is not None and not spec.download and not Path(spec.root).is_dir():
-        raise KtError(f"data.root: {spec.root}: no such folder")
+    places.check_all(spec, made_or_named(spec), "data")
     unlabelled = spec.splits.transfer.folder
-    if unlabelled and not Path(unlabelled).is_dir():
-        raise KtError(f"data.splits.transfer.folder: {unlabelled}: no such folder")
     if spec.size is None and (spec.by_timm or spec.is_folder or unlabelled):
         raise KtError("data.size: needed for this source, since all stored images have one size; 256 suits ImageNet")
     for split in SPLITS:
         take = spec.splits.takes()[split]
-        if take.file and not Path(take.file).is_file():
-            raise KtError(f"data.splits.{split}.file: {take.file}: no such file")
         if take.part and (source in BUILTIN or source.endswith(".tar")):
-            raise KtError(f"data.splits.{split}.part: {take.part!r}: {source!r} has no official parts")
+            raise KtError(f"data.splits.{split}.part: {quoted(take.part)}: {quoted(written)} has no official parts")
+
+
+def _is_there(source: Place) -> bool:
+    return os.path.isfile(source) if source.endswith((".npz", ".tar")) else os.path.isdir(source)
 
 
 def known_count(spec: DataSpec) -> int | None:

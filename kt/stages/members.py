@@ -15,6 +15,7 @@ from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.errors import KtError, listed
 from kt.layout import Layout
+from kt.places import as_written
 from kt.stages import experiments
 from kt.stages.common import build, channels, known_model, metadata, pick_device
 from kt.study import Study
@@ -38,7 +39,11 @@ def data(study: Study, layout: Layout, threads: int) -> None:
         log.warning("data: images of %d pixels are enlarged for %s", study.data.size, listed(small))
     experiments.inspect(study, layout, threads)
     counts = dataset.splits["split"].value_counts(sort=False)
-    log.info("data: %s decoded, %s images", study.data.source, ", ".join(f"{n} {split}" for split, n in counts.items()))
+    log.info(
+        "data: %s decoded, %s images",
+        as_written(study.data.source),
+        ", ".join(f"{n} {split}" for split, n in counts.items()),
+    )
 
 
 def _check_checkpoints(study: Study, dataset: Dataset) -> None:
