@@ -17,6 +17,8 @@ from kt.layout import Layout
 from kt.strict_yaml import Loader
 from kt.study import Study
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = {path.stem: path for path in sorted((ROOT / "presets").glob("*.yaml"))}
 STUDIES = ("bikd", "fantastic-gains")
