@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kt.errors import KtError
 from kt.transfer import losses
 from kt.transfer.learners import Contrast, Featured, InBatch, MemoryBank, classifier
-from kt.transfer.methods.contrastive import CD, CRD
+from kt.transfer.methods.contrastive import CRD, InfoNCE
 from kt.transfer.samples import Samples
 
 SEEDS = st.integers(0, 2**32)
@@ -147,7 +147,7 @@ def test_penultimate_features_are_the_input_of_the_classifier():
         classifier(nn.Sequential(nn.ReLU()))
 
 
-@pytest.mark.parametrize("method", [CD(dim=8), CRD(dim=8, weight=0.5)])
+@pytest.mark.parametrize("method", [InfoNCE(dim=8), CRD(dim=8, weight=0.5)])
 def test_contrastive_methods_add_their_contrast_to_the_cross_entropy(method):
     model, x, labels = Net(), torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
     samples = batch_of(labels, features(1, 6, 5))
