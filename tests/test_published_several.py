@@ -14,7 +14,7 @@ from kt.transfer.method import registry
 from kt.transfer.session import average, follow
 
 CLOSE = 1e-6
-LR = 4e-6  # of Adam, which scales up what float32 makes of gradients that are zero, those of constant pixels
+LR = 1e-6  # of Adam, as published; it scales up what float32 makes of gradients that are zero, as of constant pixels
 ADAM = {"training": {"optimiser": "adam", "lr": LR}}
 
 
@@ -75,7 +75,7 @@ def test_bikd_of_two_models(bench, stop, weight, adam):
     ours = bench.trained(method)
     for i, (name, weights) in enumerate(zip("st", plain, strict=True)):
         assert difference(ours.last, weights, f"models.{i}.") < CLOSE
-        assert difference(ours.last, bench.zoo.models[name].state_dict(), f"models.{i}.") > 2e-5  # it has moved
+        assert difference(ours.last, bench.zoo.models[name].state_dict(), f"models.{i}.") > 1e-5  # it has moved
 
 
 @pytest.mark.parametrize("stop", [False, True])

@@ -29,7 +29,7 @@ def distillation(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
 def cosines(features: Tensor) -> Tensor:
     """Cosines of all pairs of rows, float32 [B, B] from features [B, D]; 0 with a row of zeros."""
     rows = features.float()
-    lengths: Tensor = rows.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
+    lengths: Tensor = rows.square().sum(-1, keepdim=True).clamp(min=1e-24).sqrt()  # its gradient is finite at 0
     rows = rows / lengths
     return rows @ rows.T
 
