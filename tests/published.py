@@ -8,7 +8,7 @@ code.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import Event
 from typing import ClassVar, NamedTuple
@@ -180,6 +180,11 @@ def kl(target: Tensor, own: Tensor) -> Tensor:
     """KL divergence of two distributions given by one image's logits."""
     p, q = target.softmax(0), own.softmax(0)
     return (p * (p / q).log()).sum()
+
+
+def each(targets: Iterable[Tensor], own: Tensor) -> Tensor:
+    """The mean over a batch of the divergences from targets that were chosen image by image."""
+    return sum((kl(t, z) for t, z in zip(targets, own, strict=True)), own.new_zeros(())) / len(own)
 
 
 def difference(ours: State, plain: State, prefix: str = "") -> float:
