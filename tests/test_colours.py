@@ -103,7 +103,7 @@ def test_views_of_grey_and_colour_images_change_and_stay_between_black_and_white
 
 
 def test_images_that_are_neither_grey_nor_rgb_are_refused():
-    with pytest.raises(KtError, match="transfer.views.colour: needs grey or RGB images; these have 4 channels"):
+    with pytest.raises(KtError, match=r"transfer\.views\.colour: needs grey or RGB images; these have 4 channels"):
         Inputs(images(2, 4), np.arange(2), SPEC, CPU, drawn=crops.draw(FG, np.arange(2), 20, 24))
 
 
@@ -114,9 +114,14 @@ def test_views_without_the_newer_keys_have_the_plain_form_that_they_had():
 
 
 @pytest.mark.parametrize(
-    "views",
-    [{"grey": 1.5}, {"crop": "centre"}, {"colour": {"hue": 0.6}}, {"colour": {"p": -0.1}}, {"colour": {"x": 1}}],
+    ("views", "key"),
+    [
+        ({"grey": 1.5}, "grey"),
+        ({"crop": "centre"}, "crop"),
+        ({"colour": {"hue": 0.6}}, "colour.hue"),
+        ({"colour": {"p": -0.1}}, "colour.p"),
+    ],
 )
-def test_colours_out_of_range_are_refused(views):
-    with pytest.raises(ValueError, match="views|grey|crop|colour|hue|p|x"):
+def test_colours_out_of_range_are_refused(views, key):
+    with pytest.raises(ValueError, match=rf"(?m)^{key}$"):
         ViewsSpec.model_validate({"n": 1, **views})
