@@ -37,7 +37,7 @@ class Colours(NamedTuple):
 
     def at(self, positions: NDArray[np.int64] | slice) -> Colours:
         """The changes of some views."""
-        return Colours(*(rows[positions] for rows in self))
+        return Colours(self.amounts[positions], self.order[positions], self.grey[positions])
 
 
 def draw(views: ViewsSpec, rows: NDArray[np.int64]) -> Colours | None:
