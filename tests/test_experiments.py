@@ -420,8 +420,25 @@ def test_keys_change_with_what_determines_a_result_and_with_nothing_else():
     assert len(keys() & keys({"low": "l2", "high": "h"})) == 1, "the other teacher alone"
     methods = copy.deepcopy(STUDY["amalgamate"]["two"]["methods"])
     assert len(keys() & keys(methods=methods | {"cfl": {"width": 16}})) == 8
+    assert len(keys() & keys(methods=methods | {"cfl": {**methods["cfl"], "block_lr": 1}})) == 8
+    assert len(keys() & keys(methods=methods | {"kd": {"classifier_lr": 1}})) == 8
+    assert len(keys() & keys(training={**STUDY["amalgamate"]["two"]["training"], "schedule": "cosine"})) == 4
     assert len(keys() & keys(seeds=[0, 5])) == 7
     assert not keys() & keys(student={"arch": "tiny_mixer"})
+
+
+def test_finished_trials_of_the_earlier_block_are_not_taken_for_those_of_the_published_one():
+    """The earlier block had the same parameters, but BatchNorm, and no learning rates by part."""
+    _, chosen = experiment()
+    problem = Problem(np.array([0, 1]), {"low": np.array([0]), "high": np.array([1])}, np.array([0]))
+    described = {
+        name: describe(trial_of(chosen, name), chosen, {"arch": "x"}, {"low": "l", "high": "h"}, problem, "data")
+        for name in ("cfl", "kd", "supervised")
+    }
+    assert described["cfl"]["method"]["version"] == 2
+    assert described["cfl"]["method"]["block_lr"] == 5.0
+    assert all(unit["method"]["classifier_lr"] == 10.0 for unit in described.values())
+    assert described["cfl"]["training"]["step_epochs"] == 15
 
 
 def test_a_description_is_plain_json():
