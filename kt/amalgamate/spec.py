@@ -20,7 +20,7 @@ from kt.transfer.training import Training
 
 
 class Taught(Approach):
-    """A student with a learning rate of its own for its classifier."""
+    """A method that trains a student; its classifier has a learning rate of its own. Source: CFL."""
 
     classifier_lr: PositiveFloat = Field(
         10.0, description="how many times `lr` the learning rate of the student's classifier is"

@@ -94,7 +94,7 @@ def complete(at: str, student: Student, zoo: ZooSpec, known: Registry) -> Studen
         arch=student.arch,
         args=student.args,
         input=student.input if student.given else student.input or zoo.input,
-        train=None if student.given else Recipe(epochs=1),
+        train=None if student.given else Recipe(epochs=1),  # as a member that has no weights yet
         pretrained=student.pretrained,
         checkpoint=student.checkpoint,
     )
