@@ -546,3 +546,12 @@ def test_memory_is_said_and_too_little_of_it_is_an_error(stored, tmp_path, monke
         KtError, match=r"two\.methods\.cfl: needs about .* GB of memory .* lower training\.batch_size \(10\)"
     ):
         AMALGAMATE.inspect(bench, chosen)
+
+
+def test_the_common_space_counts_with_gradients_moments_and_the_copies_of_its_weights(stored, tmp_path):
+    bench, chosen = make_bench(stored, tmp_path, methods={"cfl": {"width": 16}, "kd": {}})
+    found = AMALGAMATE.inspect(bench, chosen)
+    teachers = {name: bench.teacher(name) for name in chosen.teachers}
+    learner = setup.learner_of(bench, chosen.approaches()["cfl"], bench.student(0), teachers, 0)
+    weights = 4 * sum(parameter.numel() for parameter in learner.spaces.parameters())
+    assert found["cfl"].held["training"] - found["kd"].held["training"] == 6 * weights
