@@ -18,7 +18,7 @@ from kt.spec import Spec
 from kt.zoo import check as zoo_check
 from kt.zoo import selection
 from kt.zoo.registry import Registry
-from kt.zoo.spec import Member, Recipe, ZooSpec
+from kt.zoo.spec import FineTune, Member, Recipe, ZooSpec
 
 
 class Student(Spec):
@@ -76,6 +76,24 @@ def _digest_once(path: str, modified: int, size: int) -> str:
     return store.digest_file(path)
 
 
+def as_member(student: Student, zoo: ZooSpec) -> Member:
+    """The member of the zoo that a student is checked as: fitted with given weights, or trained from fresh ones.
+
+    Args:
+        student: as the configuration has it.
+        zoo: whose input is the student's where it has none of its own.
+    """
+    return Member(
+        arch=student.arch,
+        args=student.args,
+        input=student.input if student.given else student.input or zoo.input,
+        train=None if student.given else Recipe(epochs=1),
+        finetune=FineTune(mode="full", epochs=1) if student.given else None,
+        pretrained=student.pretrained,
+        checkpoint=student.checkpoint,
+    )
+
+
 def complete(at: str, student: Student, zoo: ZooSpec, known: Registry) -> Student:
     """The student with its full pretrained tag and its input, checked as a member of the zoo.
 
@@ -90,16 +108,8 @@ def complete(at: str, student: Student, zoo: ZooSpec, known: Registry) -> Studen
     """
     if student.pretrained and student.checkpoint:
         raise KtError(f"{at}: give one of `checkpoint` and `pretrained`, not both")
-    member = Member(
-        arch=student.arch,
-        args=student.args,
-        input=student.input if student.given else student.input or zoo.input,
-        train=None if student.given else Recipe(epochs=1),  # as a member that has no weights yet
-        pretrained=student.pretrained,
-        checkpoint=student.checkpoint,
-    )
     try:
-        member = selection.complete(f"zoo.models.{at}", member, zoo, known)
+        member = selection.complete(f"zoo.models.{at}", as_member(student, zoo), zoo, known)
         zoo_check.check(ZooSpec(models={at: member}), known)
     except KtError as error:
         raise KtError(str(error).removeprefix("zoo.models.")) from error
