@@ -25,7 +25,7 @@ from kt.transfer.engine import epoch_order, train
 from kt.transfer.samples import Samples
 from kt.transfer.training import Training
 
-IMAGES, BATCH, EPOCHS = 12, 6, 4
+IMAGES, BATCH, EPOCHS = 8, 4, 4
 WIDTHS = (5, 7)
 METHOD = CFL(width=6, blocks=3)
 Weights = dict[str, Tensor]
@@ -157,7 +157,8 @@ def test_the_weights_after_training_are_those_of_the_reference(tmp_path: Path):
     found = problem()
     training = Amalgamation.training_of.model_copy(update={"epochs": EPOCHS, "batch_size": BATCH, "step_epochs": 2})
     assert isinstance(training, Training)
-    expected = trained(doubles(found.learner), found, training.lr, drop_after=2)
+    before = doubles(found.learner)
+    expected = trained(before, found, training.lr, drop_after=2)
     labels = torch.zeros(IMAGES, dtype=torch.int64)
     known = Samples(found.targets, labels, labels == 0, torch.arange(IMAGES))
 
@@ -172,6 +173,7 @@ def test_the_weights_after_training_are_those_of_the_reference(tmp_path: Path):
         rates=[*rates(METHOD, found.learner.student), (found.learner.spaces, METHOD.block_lr)],
     )  # fmt: skip
     for name, tensor in doubles(found.learner).items():
+        assert (tensor - before[name]).abs().max() > 1e-4, "a weight that stays shows nothing"
         torch.testing.assert_close(
             tensor, expected[name].detach(), rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
         )
