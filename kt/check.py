@@ -24,7 +24,8 @@ def check(study: Study) -> Study:
     """Everything that can be known to be wrong before anything runs.
 
     Returns:
-        The study with its zoo complete: a member for every selected model, each with its input.
+        The study with its zoo complete: a member for every selected model, each with its input; and with the students
+        of its experiments complete.
 
     Raises:
         KtError: an unknown architecture, a missing checkpoint, splits larger than the data set, a pair rule that
@@ -35,9 +36,11 @@ def check(study: Study) -> Study:
     known = registry.load(study.zoo.modules)
     zoo = selection.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
     zoo_check.check(zoo, known)
-    study = study.model_copy(update={"zoo": zoo})
-    for rule, name, experiment in study.each_experiment():
-        experiment.check(f"{rule}.{name}", zoo, known)
+    experiments = {
+        rule: {name: experiment.check(f"{rule}.{name}", zoo, known) for name, experiment in named.items()}
+        for rule, named in study.experiments.items()
+    }
+    study = study.model_copy(update={"zoo": zoo, **experiments})
     check_data(study.data)
     if not (study.layout.data / "meta.json").exists():  # else the stage `data` has looked closer
         if study.data.is_folder:

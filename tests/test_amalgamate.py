@@ -17,8 +17,9 @@ import kt.zoo.digits  # noqa: F401 (registers the small architectures)
 from kt.amalgamate.common import Learner, Output, Space
 from kt.amalgamate.features import common_grids, features_of, meet, with_features
 from kt.amalgamate.losses import concatenate, mmd, soft_cross_entropy
-from kt.amalgamate.spec import CFL, Amalgamation
+from kt.amalgamate.spec import CFL, KD, Amalgamation, Supervised
 from kt.errors import KtError
+from kt.transfer.optimise import learning_rate
 
 SIGMAS = CFL().sigmas
 
@@ -30,12 +31,18 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 # losses
 
 
-def test_the_defaults_are_those_of_the_paper():
+def test_the_defaults_are_the_published_ones():
     assert SIGMAS == (0.001, 0.01, 0.05, 0.1, 0.2, 1.0, 2.0)
-    method = CFL()
+    method, training = CFL(), Amalgamation.training_of
     assert (method.stages, method.mmd_weight, method.reconstruction_weight) == ((-1,), 10.0, 10.0)
-    training = Amalgamation.training_of
+    assert (method.width, method.blocks) == (128, 3)
     assert (training.optimiser, training.weight_decay, training.epochs, training.batch_size) == ("adam", 1e-4, 30, 64)
+    assert training.lr == 1e-4
+    assert training.lr * method.block_lr == pytest.approx(5e-4)
+    assert training.lr * method.classifier_lr == pytest.approx(1e-3)
+    assert KD().classifier_lr == Supervised().classifier_lr == method.classifier_lr
+    rates = [learning_rate(epoch, 30, training) for epoch in range(30)]
+    assert rates == pytest.approx([1e-4] * 15 + [1e-5] * 15)
 
 
 def test_the_discrepancy_of_one_image_each_is_that_on_paper():
@@ -139,12 +146,53 @@ def test_discrepancy_and_reconstruction_are_sums_over_teachers(maps):
     assert found == pytest.approx(slow_space(space, student, teachers), rel=1e-3)
 
 
-def test_one_extractor_is_shared_and_every_network_has_its_own_align_layer():
-    space = Space(4, [5, 6], width=8, blocks=3, maps=True)
-    assert len(space.align_teachers) == len(space.decoders) == 2
-    assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in space.extractor.modules()) == 6
-    vectors = Space(4, [5, 6], width=8, blocks=3, maps=False)
-    assert [type(m) for m in vectors.extractor] == [nn.Linear, nn.ReLU, nn.Linear]
+def test_the_published_space_has_these_layers_and_no_others():
+    space = Space(512, [512, 256], width=128, blocks=3, maps=True)
+    expected = {
+        "align_student.0": (256, 512, 1, 1), "align_teachers.0.0": (256, 512, 1, 1),
+        "align_teachers.1.0": (256, 256, 1, 1),
+        "extractor.0.body.0": (128, 256, 3, 3), "extractor.0.body.2": (128, 128, 3, 3),
+        "extractor.0.shortcut": (128, 256, 1, 1),
+        "extractor.1.body.0": (128, 128, 3, 3), "extractor.1.body.2": (128, 128, 3, 3),
+        "extractor.2.body.0": (128, 128, 3, 3), "extractor.2.body.2": (128, 128, 3, 3),
+        "decoders.0.0": (512, 128, 3, 3), "decoders.0.2": (512, 512, 1, 1),
+        "decoders.1.0": (256, 128, 3, 3), "decoders.1.2": (256, 256, 1, 1),
+    }  # fmt: skip
+    assert {name: tuple(t.shape) for name, t in space.state_dict().items()} == {
+        f"{name}.weight": shape for name, shape in expected.items()
+    }
+
+
+def test_for_vectors_every_layer_is_linear():
+    space = Space(4, [5, 6], width=8, blocks=3, maps=False)
+    assert [type(m) for m in space.extractor] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert {name: tuple(t.shape) for name, t in space.state_dict().items()} == {
+        "align_student.0.weight": (16, 4), "align_teachers.0.0.weight": (16, 5), "align_teachers.1.0.weight": (16, 6),
+        "extractor.0.weight": (8, 16), "extractor.2.weight": (8, 8),
+        "decoders.0.0.weight": (5, 8), "decoders.0.2.weight": (5, 5),
+        "decoders.1.0.weight": (6, 8), "decoders.1.2.weight": (6, 6),
+    }  # fmt: skip
+
+
+def test_a_shift_of_a_networks_features_is_seen():
+    """BatchNorm would normalise both networks' features by themselves, and hide it."""
+    torch.manual_seed(0)
+    space = Space(4, [4], width=8, blocks=3, maps=True).train()
+    space.align_teachers[0].load_state_dict(space.align_student.state_dict())
+    features = random(16, 4, 2, 2)
+    for shift in (0.0, 1.0):
+        own, (other,), _ = space(features, [features + shift])
+        assert (mmd(own, other, SIGMAS).item() > 0.1) == (shift > 0)
+
+
+def test_what_an_image_is_in_the_space_does_not_depend_on_its_batch():
+    torch.manual_seed(0)
+    space = Space(4, [5], width=8, blocks=2, maps=True).train()
+    student, teacher = random(6, 4, 3, 3), random(6, 5, 3, 3, seed=1)
+    own, (other,), _ = space(student, [teacher])
+    alone, (other_alone,), _ = space(student[2:3], [teacher[2:3]])
+    assert torch.allclose(own[2:3], alone, atol=1e-6)
+    assert torch.allclose(other[2:3], other_alone, atol=1e-6)
 
 
 def small(arch: str = "test_byobnet", **args: object) -> nn.Module:

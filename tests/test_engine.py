@@ -437,6 +437,28 @@ def test_one_step_is_adamw_at_the_scheduled_rate(tmp_path):
     torch.testing.assert_close(model.state_dict(), other.state_dict())
 
 
+def test_parts_of_the_learner_move_as_much_faster_as_they_are_asked_to(tmp_path):
+    """In one step of plain gradient descent the distance is the learning rate."""
+    training = Training(epochs=1, batch_size=4, lr=0.1, optimiser="sgd", momentum=0.0, schedule="constant")
+    images = Inputs(np.full((4, 1, 1, 1), 255, np.uint8), np.arange(4), InputSpec(size=1, mean=(0.0,), std=(1.0,)), CPU)
+    samples, moved = taught_by(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])), []
+    for times in (1.0, 10.0):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(1, 3), nn.Linear(3, 2))
+        for i, parameter in enumerate(model.parameters()):
+            nn.init.constant_(parameter, 0.1 * (i + 1))
+        nn.init.eye_(model[2].weight)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        train(
+            model, images, samples, entropy, lambda m: 0.0, training, 0, Saving(tmp_path / f"{times}"),
+            rates=[(model[2], times)],
+        )  # fmt: skip
+        moved.append({name: tensor - before[name] for name, tensor in model.state_dict().items()})
+    slow, fast = moved
+    for name in slow:
+        assert slow[name].abs().max() > 1e-3
+        torch.testing.assert_close(fast[name], slow[name] * (10 if name.startswith("2.") else 1))
+
+
 def test_the_last_epochs_weights_stay_and_the_best_epochs_are_kept_beside(tmp_path):
     accuracies, seen = iter([50.0, 80.0, 80.0]), []
 

@@ -62,7 +62,7 @@ STUDY: dict[str, Any] = {
             "methods": {"cfl": {"width": 8, "blocks": 1, "stages": [-2]}, "kd": {}, "supervised": {}, "teachers": {},
                         "ensemble_logits": {}, "ensemble_softmax": {}},
             "seeds": [0, 1],
-            "training": {"epochs": 2, "batch_size": 10, "lr": 1e-2},
+            "training": {"epochs": 2, "batch_size": 10, "lr": 1e-3},
         }
     },
 }  # fmt: skip
@@ -350,6 +350,8 @@ def only(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
 ALIKE = {
     "student": {"arch": "tiny_mixer"},  # no BatchNorm, which would see other images in a piece
     "methods": {"cfl": {"width": 8, "variant": "vector", "sigmas": [1.0, 2.0]}, "kd": {}, "supervised": {}},
+    # Adam's first steps are as long for a gradient of rounding errors as for any other
+    "training": {"epochs": 2, "batch_size": 10, "lr": 1e-4, "optimiser": "sgd"},
 }
 
 
@@ -418,8 +420,25 @@ def test_keys_change_with_what_determines_a_result_and_with_nothing_else():
     assert len(keys() & keys({"low": "l2", "high": "h"})) == 1, "the other teacher alone"
     methods = copy.deepcopy(STUDY["amalgamate"]["two"]["methods"])
     assert len(keys() & keys(methods=methods | {"cfl": {"width": 16}})) == 8
+    assert len(keys() & keys(methods=methods | {"cfl": {**methods["cfl"], "block_lr": 1}})) == 8
+    assert len(keys() & keys(methods=methods | {"kd": {"classifier_lr": 1}})) == 8
+    assert len(keys() & keys(training={**STUDY["amalgamate"]["two"]["training"], "schedule": "cosine"})) == 4
     assert len(keys() & keys(seeds=[0, 5])) == 7
     assert not keys() & keys(student={"arch": "tiny_mixer"})
+
+
+def test_finished_trials_of_the_earlier_block_are_not_taken_for_those_of_the_published_one():
+    """The earlier block had the same parameters, but BatchNorm, and no learning rates by part."""
+    _, chosen = experiment()
+    problem = Problem(np.array([0, 1]), {"low": np.array([0]), "high": np.array([1])}, np.array([0]))
+    described = {
+        name: describe(trial_of(chosen, name), chosen, {"arch": "x"}, {"low": "l", "high": "h"}, problem, "data")
+        for name in ("cfl", "kd", "supervised")
+    }
+    assert described["cfl"]["method"]["version"] == 2
+    assert described["cfl"]["method"]["block_lr"] == 5.0
+    assert all(unit["method"]["classifier_lr"] == 10.0 for unit in described.values())
+    assert described["cfl"]["training"]["step_epochs"] == 15
 
 
 def test_a_description_is_plain_json():
@@ -527,3 +546,12 @@ def test_memory_is_said_and_too_little_of_it_is_an_error(stored, tmp_path, monke
         KtError, match=r"two\.methods\.cfl: needs about .* GB of memory .* lower training\.batch_size \(10\)"
     ):
         AMALGAMATE.inspect(bench, chosen)
+
+
+def test_the_common_space_counts_with_gradients_moments_and_the_copies_of_its_weights(stored, tmp_path):
+    bench, chosen = make_bench(stored, tmp_path, methods={"cfl": {"width": 16}, "kd": {}})
+    found = AMALGAMATE.inspect(bench, chosen)
+    teachers = {name: bench.teacher(name) for name in chosen.teachers}
+    learner = setup.learner_of(bench, chosen.approaches()["cfl"], bench.student(0), teachers, 0)
+    weights = 4 * sum(parameter.numel() for parameter in learner.spaces.parameters())
+    assert found["cfl"].held["training"] - found["kd"].held["training"] == 6 * weights

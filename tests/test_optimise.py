@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kt.errors import KtError
-from kt.transfer.optimise import frozen, learning_rate, optimiser_of
+from kt.transfer.optimise import by_rate, frozen, learning_rate, optimiser_of
 from kt.transfer.training import Training
 
 
@@ -28,12 +28,51 @@ def test_the_other_schedules_by_hand():
     assert [learning_rate(s, 4, training(schedule="linear")) for s in range(4)] == pytest.approx([0.2, 0.15, 0.1, 0.05])
 
 
+@pytest.mark.parametrize(("every", "factor"), [(1, 0.5), (2, 0.1), (9, 0.1)])
+def test_steps_are_those_of_torch(every, factor):
+    plan = training(epochs=6, schedule="step", step_epochs=every, step_factor=factor)
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.2)
+    theirs = torch.optim.lr_scheduler.StepLR(optimiser, every, factor)
+    expected = []
+    for _ in range(6):
+        expected += [optimiser.param_groups[0]["lr"]] * 3
+        optimiser.step()
+        theirs.step()
+    assert [learning_rate(step, 18, plan) for step in range(18)] == pytest.approx(expected)
+
+
+def test_what_the_steps_are_is_no_part_of_another_schedule_so_that_keys_stay():
+    assert {"step_epochs", "step_factor"} <= training(schedule="step").plain().keys()
+    assert training(step_epochs=3).plain() == training().plain()
+    assert not {"step_epochs", "step_factor"} & training().plain().keys()
+
+
+@pytest.mark.parametrize("value", [0, 1.5])
+def test_a_factor_only_makes_rates_smaller(value):
+    with pytest.raises(ValueError, match="step_factor"):
+        training(schedule="step", step_factor=value)
+
+
+def test_parts_have_their_own_rates_and_the_rest_has_that_of_the_training():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))
+    head, block = model[1][1], model[1]
+    groups = by_rate(model, [(head, 10.0), (block, 5.0)])
+    assert [times for _, times in groups] == [10.0, 5.0, 1.0]
+    assert [[id(p) for p in own] for own, _ in groups] == [
+        [id(p) for p in part.parameters()] for part in (head, model[1][0], model[0])
+    ]
+    ((every, times),) = by_rate(model, [])
+    assert times == 1.0
+    assert [id(p) for p in every] == [id(p) for p in model.parameters()]
+    assert [times for _, times in by_rate(head, [(head, 10.0)])] == [10.0], "nothing is left for the rest"
+
+
 def test_the_warm_up_rises_to_the_highest_rate_and_the_schedule_starts_there():
     found = [learning_rate(s, 8, training(warm_up=0.25, schedule="linear")) for s in range(8)]
     assert found == pytest.approx([0.2 / 3, 0.4 / 3, *(0.2 * (1 - k / 6) for k in range(6))])
 
 
-@given(st.integers(1, 60), st.floats(0, 0.99), st.sampled_from(["cosine", "linear", "constant"]))
+@given(st.integers(1, 60), st.floats(0, 0.99), st.sampled_from(["cosine", "linear", "constant", "step"]))
 def test_rates_are_positive_never_above_the_highest_and_reach_it_once_at_least(steps, warm_up, schedule):
     plan = training(warm_up=warm_up, schedule=schedule)
     rates = [learning_rate(step, steps, plan) for step in range(steps)]

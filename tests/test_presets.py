@@ -55,7 +55,7 @@ def with_paths(name: str, folder: Path) -> dict[str, Any]:
 # the trainings: pairs by methods and seeds, controls, groups, and trials of experiments
 PLANNED = {
     "digits-all": "8 models, 56 pairs (0 done), 2368 trainings",
-    "digits-more": "2 models, 1 pairs (0 done), 181 trainings",
+    "digits-more": "2 models, 1 pairs (0 done), 201 trainings",
     "fashion-mnist-more": "2 models, 1 pairs (0 done), ",
     "bikd": "7 models, 42 pairs (0 done), 143 trainings",
     "fantastic-gains": "28 models, 400 pairs (0 done), 2868 trainings",

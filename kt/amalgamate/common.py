@@ -14,44 +14,51 @@ from kt.amalgamate.losses import mmd
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions with BatchNorm, added to their input, as in ResNet."""
+    """ReLU of input plus two 3x3 convolutions with a ReLU between them; no bias, no BatchNorm.
 
-    def __init__(self, width: int) -> None:
+    Where the widths differ the input passes a 1x1 convolution first. No normalisation: it would take the mean away from
+    every network's features by itself, and with it a shift that the discrepancy is to see.
+
+    Args:
+        channels: of the input.
+        width: of the output.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
+            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
         )  # fmt: skip
+        self.shortcut = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of the same shape, [B, C, H, W]."""
-        return F.relu(x + self.body(x))
+        """Features [B, width, H, W] of maps [B, channels, H, W]."""
+        return F.relu(self.shortcut(x) + self.body(x))
 
 
 class Space(nn.Module):
-    """The common space of one stage.
+    """The common space of one stage, as in the code CommonFeatureLearning; no layer has a bias or a normalisation.
 
     Args:
         student: width of the student's features.
         teachers: widths of the teachers'.
-        width: of the common space.
+        width: of the common space; align layers have twice as many outputs.
         blocks: residual blocks of the extractor; for vectors it is two linear layers.
-        maps: whether features are maps [B, C, H, W], or else vectors [B, C].
+        maps: whether features are maps [B, C, H, W], or else vectors [B, C], for which all layers are linear.
     """
 
     def __init__(self, student: int, teachers: Sequence[int], width: int, blocks: int, *, maps: bool) -> None:
         super().__init__()
-        layer = (lambda i, o: nn.Conv2d(i, o, 1)) if maps else nn.Linear
-        self.align_student = nn.Sequential(layer(student, width), nn.ReLU())
-        self.align_teachers = nn.ModuleList(nn.Sequential(layer(c, width), nn.ReLU()) for c in teachers)
-        if maps:
-            self.extractor = nn.Sequential(*(Residual(width) for _ in range(blocks)))
-            first: list[nn.Module] = [nn.Conv2d(width, width, 3, padding=1) for _ in teachers]
-        else:
-            self.extractor = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-            first = [nn.Linear(width, width) for _ in teachers]
+        self.align_student = nn.Sequential(_layer(student, 2 * width, 1, maps), nn.ReLU())
+        self.align_teachers = nn.ModuleList(nn.Sequential(_layer(c, 2 * width, 1, maps), nn.ReLU()) for c in teachers)
+        self.extractor = nn.Sequential(
+            *(Residual(width if i else 2 * width, width) for i in range(blocks))
+            if maps
+            else (_layer(2 * width, width, 1, maps), nn.ReLU(), _layer(width, width, 1, maps))
+        )
         self.decoders = nn.ModuleList(
-            nn.Sequential(begin, nn.ReLU(), layer(width, c)) for begin, c in zip(first, teachers, strict=True)
+            nn.Sequential(_layer(width, c, 3, maps), nn.ReLU(), _layer(c, c, 1, maps)) for c in teachers
         )
 
     def forward(self, student: Tensor, teachers: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -66,6 +73,13 @@ class Space(nn.Module):
         rebuilt = [decode(h) for decode, h in zip(self.decoders, h_teachers, strict=True)]
         error = torch.stack([F.mse_loss(r.float(), f.float()) for r, f in zip(rebuilt, teachers, strict=True)]).sum()
         return h_student, h_teachers, error
+
+
+def _layer(inputs: int, outputs: int, side: int, maps: bool) -> nn.Module:
+    """A convolution that keeps the grid, or its linear counterpart for vectors, without bias."""
+    if not maps:
+        return nn.Linear(inputs, outputs, bias=False)
+    return nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=False)
 
 
 class Output(NamedTuple):

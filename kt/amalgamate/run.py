@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kt.amalgamate.common import Learner, Output
 from kt.amalgamate.losses import concatenate, soft_cross_entropy
 from kt.amalgamate.setup import Images, learner_of, needs
-from kt.amalgamate.spec import CFL, KD, Amalgamation, EnsembleLogits, EnsembleSoftmax, Supervised, Teachers
+from kt.amalgamate.spec import CFL, KD, Amalgamation, EnsembleLogits, EnsembleSoftmax, Supervised, Taught, Teachers
 from kt.experiments.bench import Bench
 from kt.experiments.kind import Kind
 from kt.experiments.trial import Trial
 from kt.transfer import engine, losses
+from kt.transfer.learners import classifier
 from kt.transfer.ledger import Record
+from kt.transfer.optimise import Rates
 from kt.transfer.pieces import forward
 from kt.transfer.samples import Samples
+from kt.zoo.weights import classifiers
 
 
 def scores(bench: Bench, teachers: Sequence[str], split: str, softmax: bool = False) -> Tensor:
@@ -34,18 +37,26 @@ def samples(bench: Bench, trial: Trial) -> Samples:
     return Samples(targets, labels, torch.ones_like(labels).bool(), torch.arange(len(labels), device=bench.device))
 
 
+def rates(method: Taught, student: nn.Module) -> Rates:
+    """The learning rate of the student's classifier, or of its last linear layer where timm knows none with weights."""
+    heads = [head for head in classifiers(student) if any(True for _ in head.parameters())]
+    return [(head, method.classifier_lr) for head in heads or [classifier(student)]]
+
+
 def _plain(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> Record:
     """The student alone, with soft targets or labels."""
-    student, training = bench.student(trial.seed), trial.approach.trained(experiment.plan)
+    method, student = trial.approach, bench.student(trial.seed)
+    assert isinstance(method, Taught)
 
     def loss(output: Tensor, batch: Samples) -> Tensor:
-        if trial.approach.uses_labels:
+        if method.uses_labels:
             return losses.cross_entropy(output, batch.labels)
         return soft_cross_entropy(batch.targets, output)
 
     history = engine.train(
-        student, bench.view("transfer"), samples(bench, trial), loss, bench.validation_accuracy, training, trial.seed,
-        bench.checkpoint(key), pieces=bench.pieces, views=bench.views("transfer"),
+        student, bench.view("transfer"), samples(bench, trial), loss, bench.validation_accuracy,
+        method.trained(experiment.plan), trial.seed, bench.checkpoint(key), pieces=bench.pieces,
+        views=bench.views("transfer"), rates=rates(method, student),
     )  # fmt: skip
     return bench.outcome(student, student, history)
 
@@ -67,6 +78,7 @@ def _common(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> R
     history = engine.train(
         learner, images, known, loss, lambda _: bench.validation_accuracy(student), training, trial.seed,
         bench.checkpoint(key), pieces=bench.pieces, views=bench.views("transfer"), whole=True,
+        rates=[*rates(method, student), (learner.spaces, method.block_lr)],
     )  # fmt: skip
     losses_at_end = at_end(learner, images, known, training.batch_size, history.pieces, method.sigmas)
     return bench.outcome(learner, student, history) | {"losses": losses_at_end}

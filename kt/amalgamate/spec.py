@@ -19,13 +19,22 @@ from kt.transfer.ledger import Record, unpack
 from kt.transfer.training import Training
 
 
-class CFL(Approach):
+class Taught(Approach):
+    """A method that trains a student; its classifier has a learning rate of its own. Source: CFL."""
+
+    classifier_lr: PositiveFloat = Field(
+        10.0, description="how many times `lr` the learning rate of the student's classifier is"
+    )
+
+
+class CFL(Taught):
     """Soft targets, and features that meet in a common space from which the teachers' are rebuilt. Source: CFL.
 
     Loss: CE_soft + mmd_weight · L_M + reconstruction_weight · L_R.
     """
 
     name: ClassVar[str] = "cfl"
+    version: ClassVar[int] = 2
 
     variant: Literal["map", "vector"] = Field(
         "map", description="`map`: feature maps of stages; `vector`: the pooled features before the classifier"
@@ -33,22 +42,23 @@ class CFL(Approach):
     stages: tuple[int, ...] = Field(
         (-1,), min_length=1, description="feature stages of every network, from 0, or from the last one as -1; of `map`"
     )
-    width: PositiveInt = Field(128, description="channels of the common space")
+    width: PositiveInt = Field(128, description="channels of the common space; align layers have twice as many")
     blocks: PositiveInt = Field(3, description="residual 3x3 blocks of the shared extractor; of `map`")
     sigmas: tuple[PositiveFloat, ...] = Field(
         (0.001, 0.01, 0.05, 0.1, 0.2, 1.0, 2.0), min_length=1, description="widths of the MMD's Gaussian kernels"
     )
     mmd_weight: float = Field(10.0, ge=0, description="of L_M")
     reconstruction_weight: float = Field(10.0, ge=0, description="of L_R")
+    block_lr: PositiveFloat = Field(5.0, description="how many times `lr` the learning rate of the common space is")
 
 
-class KD(Approach):
+class KD(Taught):
     """Plain distillation: cross-entropy with the softmax of the teachers' concatenated logits, T = 1. Source: CFL."""
 
     name: ClassVar[str] = "kd"
 
 
-class Supervised(Approach):
+class Supervised(Taught):
     """Control: cross-entropy with the labels of the transfer images, no teacher."""
 
     name: ClassVar[str] = "supervised"
@@ -93,8 +103,9 @@ class Amalgamation(Experiment):
     rule: ClassVar[str] = "amalgamate"
     table: ClassVar[str] = "amalgamation"
     training_of: ClassVar[Training] = Training(
-        epochs=30, batch_size=64, lr=1e-3, optimiser="adam", weight_decay=1e-4, schedule="cosine"
-    )
+        epochs=30, batch_size=64, lr=1e-4, optimiser="adam", weight_decay=1e-4, schedule="step", step_epochs=15,
+        step_factor=0.1,
+    )  # fmt: skip
 
     teachers: tuple[str, ...] = Field(min_length=2, description="members of the zoo, specialists or not")
     methods: Methods

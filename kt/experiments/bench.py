@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Event
@@ -76,6 +76,7 @@ class Bench:
         device: where students train.
         stop: set to end the running training after its next step, with a checkpoint.
         crops: fixed views of the transfer images, if any.
+        given: makes the student with given weights and so many outputs; None where weights are fresh.
 
     Attributes:
         trained: what the last trial left, if it trained.
@@ -96,10 +97,12 @@ class Bench:
         device: torch.device,
         stop: Event,
         crops: ViewsSpec | None = None,
+        given: Callable[[int], nn.Module] | None = None,
     ) -> None:
         self.at, self.architecture, self.spec, self.channels = at, architecture, spec, channels
         self.problem, self.classes, self.teachers, self.data = problem, problem.classes, teachers, data
         self.checkpoints, self.every, self.device, self.stop, self.crops = checkpoints, every, device, stop, crops
+        self.given = given
         self.trained: Trained | None = None
         self.pieces = 1
         self._views: dict[tuple[str, InputSpec], Inputs] = {}
@@ -193,20 +196,22 @@ class Bench:
     def instead(self, name: str) -> Bench:
         """The same bench, with a teacher's architecture in the student's place."""
         other = copy.copy(self)
+        other.given = None
         other.architecture, other.spec = self.teachers.architecture(name), self.teachers.input_of(name)
         other.channels = self.shape(name)[0]
         return other
 
     def student(self, seed: int) -> nn.Module:
-        """The student with the fresh weights of a seed, on the device.
+        """The student with its first weights, on the device: fresh ones, or a fresh head, are those of the seed.
 
         Raises:
-            KtError: it cannot be built, or has another number of outputs than classes.
+            KtError: it cannot be built, its weights cannot be had or are another architecture's, or it has another
+                number of outputs than classes.
         """
         torch.manual_seed(seed)
-        (arch, args), shape = self.architecture, self.shape()
+        (arch, args), shape, classes = self.architecture, self.shape(), len(self.classes)
         try:
-            model = build(arch, args, len(self.classes), self.channels)
+            model = self.given(classes) if self.given else build(arch, args, classes, self.channels)
         except KtError as error:
             raise KtError(f"{self.at}.student: {str(error).removeprefix('zoo: ')}") from error
         try:
@@ -215,8 +220,8 @@ class Bench:
         except Exception as error:  # an architecture may raise anything
             text = (str(error).splitlines() or [type(error).__name__])[0]
             raise KtError(f"{self.at}.student: {arch} does not take an image of {list(shape)}: {text}") from error
-        if outputs != len(self.classes):
-            raise KtError(f"{self.at}.student: {arch} has {outputs} outputs, but there are {len(self.classes)} classes")
+        if outputs != classes:
+            raise KtError(f"{self.at}.student: {arch} has {outputs} outputs, but there are {classes} classes")
         return model.to(self.device).to(memory_format=torch.channels_last)
 
     # trials

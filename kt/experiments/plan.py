@@ -30,7 +30,7 @@ def tasks_of(
     study: Study, chosen: Experiment, problem: Problem, fingerprints: Mapping[str, str], data: str
 ) -> dict[str, tuple[Trial, Record]]:
     """An experiment's trials with their descriptions, by key."""
-    student = {**chosen.student.plain(), "input": study.student_input(chosen).plain()}
+    student = chosen.student.described(study.student_input(chosen))
     units = [(trial, describe(trial, chosen, student, fingerprints, problem, data)) for trial in chosen.trials()]
     return {ledger_key(unit): (trial, unit) for trial, unit in units}
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from numpy import int64
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from kt.data.spec import InputSpec
-from kt.errors import KtError, nearest, quoted, unknown
+from kt.errors import KtError, quoted, unknown
+from kt.experiments.student import Student, complete
 from kt.experiments.trial import Trial
 from kt.spec import Options, Spec
 from kt.transfer.approach import Approach
@@ -35,14 +35,6 @@ class Problem(NamedTuple):
     classes: Labels
     own: Mapping[str, Labels]
     truth: Labels
-
-
-class Student(Spec):
-    """The student: an architecture with fresh weights."""
-
-    arch: str = Field(description="a timm model name, or one registered by `zoo.modules`")
-    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for `timm.create_model`")
-    input: InputSpec | None = Field(None, description="what the student sees; default: `zoo.input`")
 
 
 class Experiment(Spec):
@@ -91,23 +83,18 @@ class Experiment(Spec):
             for seed in (self.seeds if approach.trains else self.seeds[:1])
         ]
 
-    def check(self, at: str, zoo: ZooSpec, known: Registry) -> None:
-        """Fail where names are wrong; ``at`` is its place in the configuration.
+    def check(self, at: str, zoo: ZooSpec, known: Registry) -> Self:
+        """The experiment with its student complete, where names are right; ``at`` is its place in the configuration.
 
         Raises:
-            KtError: an unknown teacher or architecture, a teacher named twice, or no input for the student.
+            KtError: an unknown teacher or architecture, a teacher named twice, or a student without input or weights.
         """
         for name in self.teachers:
             if name not in zoo.models:
                 raise KtError(f"{at}.teachers: {unknown('model', name, zoo.models)}")
         if len(set(self.teachers)) < len(self.teachers):
             raise KtError(f"{at}.teachers: {quoted(list(self.teachers))} names a teacher twice")
-        arch = self.student.arch.partition(".")[0]
-        if arch not in known.models:
-            allowed = f"allowed: the {len(known.models)} names of timm and zoo.modules{nearest(arch, known.models)}"
-            raise KtError(f"{at}.student.arch: unknown model {self.student.arch!r}; {allowed}")
-        if self.student.input is None and zoo.input is None:
-            raise KtError(f"{at}.student.input: this key is missing, and zoo.input is not given")
+        return self.model_copy(update={"student": complete(f"{at}.student", self.student, zoo, known)})
 
     @abstractmethod
     def classes(self, at: str, own: Mapping[str, Labels], known: Sequence[str]) -> Labels:

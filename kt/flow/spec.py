@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -121,14 +121,15 @@ class FlowExperiment(Experiment):
             return [(name,) for name in trial.teachers]
         return [() if trial.approach.name == Scratch.name else trial.teachers]
 
-    def check(self, at: str, zoo: ZooSpec, known: Registry) -> None:
-        """Fail where names are wrong, those in `teacher_stages` too."""
-        super().check(at, zoo, known)
+    def check(self, at: str, zoo: ZooSpec, known: Registry) -> Self:
+        """The same; names in `teacher_stages` are checked too."""
+        checked = super().check(at, zoo, known)
         for method in self.approaches().values():
             for name in getattr(method, "teacher_stages", {}):
                 if name not in self.teachers:
                     text = unknown("teacher", name, self.teachers)
                     raise KtError(f"{at}.methods.{method.name}.teacher_stages: {text}")
+        return checked
 
     def classes(self, at: str, own: Mapping[str, Labels], known: Sequence[str]) -> Labels:
         """The student's task, or all labels of the data set."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from kt.errors import KtError, unknown
 from kt.experiments import needs
 from kt.experiments.plan import problem_of, size_hash, tasks_of
 from kt.experiments.spec import Experiment, Problem
+from kt.experiments.student import Student
 from kt.experiments.units import identity, row
 from kt.layout import Layout
 from kt.progress import Progress
@@ -21,8 +23,11 @@ from kt.stages.transfer import FreshZoo, ZooFiles
 from kt.study import Study
 from kt.transfer.card import card
 from kt.transfer.ledger import Ledger, Record
+from kt.zoo import registry
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from kt.experiments.bench import Bench
     from kt.experiments.kind import Kind
 
@@ -121,8 +126,21 @@ def _bench(
 
     models.import_modules(study.zoo.modules)
     spec, dataset = study.student_input(chosen), zoo.dataset
+    colours = channels_of(f"{at}.student", spec, dataset)
     return Bench(
-        at, (chosen.student.arch, chosen.student.args), spec, channels_of(f"{at}.student", spec, dataset), problem,
-        zoo, dataset, layout.checkpoints, study.transfer.checkpoint_seconds,
-        pick_device(study.device, threads), stopping.on_signal(), study.transfer.views,
+        at, (chosen.student.arch, chosen.student.args), spec, colours, problem, zoo, dataset, layout.checkpoints,
+        study.transfer.checkpoint_seconds, pick_device(study.device, threads), stopping.on_signal(),
+        study.transfer.views, partial(_given, study, chosen.student, colours) if chosen.student.given else None,
     )  # fmt: skip
+
+
+def _given(study: Study, student: Student, colours: int, classes: int) -> nn.Module:
+    """A student with the weights that it begins with, and a fresh head where theirs has another class count."""
+    from kt.zoo import models, weights
+
+    if student.checkpoint:
+        build = partial(models.build, student.arch, student.args, channels=colours)
+        return weights.given(build, student.checkpoint, classes, new_head=True)
+    has = registry.load(study.zoo.modules).tags[student.arch].num_classes
+    model = weights.pretrained(student.arch, student.args, colours, has)
+    return model if has == classes else weights.with_new_head(model, classes)

@@ -34,6 +34,11 @@ def card(
             ("transfer delta", delta),
             ("knowledge gain / loss", change),
         ]
+    began = unit.get("architecture", {})  # of the student of an experiment
+    if began.get("pretrained"):
+        rows.append(("first weights", "those that timm publishes under this name"))
+    elif began.get("checkpoint"):
+        rows.append(("first weights", f"a checkpoint with SHA-256 `{began['checkpoint']}`"))
     rows += [("trainings spent", row["budget"]), ("unit in the ledger", f"`{row['key']}`")]
     facts = "\n".join(f"| {name} | {value} |" for name, value in rows)
     arguments = {"num_classes": classes, "in_chans": channels, **args, "checkpoint_path": weights}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
-from kt.transfer.optimise import frozen, learning_rate, optimiser_of
+from kt.transfer.optimise import Rates, by_rate, frozen, learning_rate, optimiser_of
 from kt.transfer.pieces import forward
 from kt.transfer.samples import Samples, SlowWeights
 from kt.transfer.training import Training
@@ -92,6 +92,7 @@ def train(
     pieces: int = 1,
     views: int = 1,
     whole: bool = False,
+    rates: Rates = (),
 ) -> History:
     """Train ``learner`` in place; it ends with the weights of the last epoch, or with the slow ones where asked for.
 
@@ -108,6 +109,7 @@ def train(
         pieces: cut every batch into so many pieces, to save memory; a checkpoint made with more of them goes on so.
         views: the images are so many views of n / views images, view after view; an epoch shows one, in turn.
         whole: ``loss`` compares the samples of its batch, so that it needs those of all pieces at once.
+        rates: parts of the learner that move faster or slower than the rest.
 
     Raises:
         Diverged: the loss of an epoch, or a weight after it, is not finite.
@@ -117,8 +119,8 @@ def train(
     shown = len(images) // views
     per_epoch = shown // batch
     torch.manual_seed(seed)
-    parameters = list(learner.parameters())
-    optimiser = optimiser_of(parameters, training)
+    groups = by_rate(learner, rates)
+    optimiser = optimiser_of([{"params": parameters} for parameters, _ in groups], training)
     optimiser.zero_grad()  # a training that failed in its backward pass leaves gradients behind
     progress = _Progress(torch.zeros((), device=device), pieces)
     if slow:
@@ -130,8 +132,9 @@ def train(
             order = epoch_order(shown, seed, epoch) + shown * (epoch % views)
             for step in range(progress.step, per_epoch):
                 done = epoch * per_epoch + step
-                for group in optimiser.param_groups:
-                    group["lr"] = learning_rate(done, training.epochs * per_epoch, training)
+                rate = learning_rate(done, training.epochs * per_epoch, training)
+                for group, (_, times) in zip(optimiser.param_groups, groups, strict=True):
+                    group["lr"] = times * rate
                 parts = order[step * batch : (step + 1) * batch].tensor_split(progress.pieces)
                 for together in [parts] if whole else [(part,) for part in parts]:
                     positions = torch.cat(together)
@@ -141,7 +144,7 @@ def train(
                     torch.autograd.backward(mean)
                     progress.total += mean.detach()
                 if training.clip:
-                    nn.utils.clip_grad_norm_(parameters, training.clip)
+                    nn.utils.clip_grad_norm_(learner.parameters(), training.clip)
                 optimiser.step()
                 optimiser.zero_grad()
                 if slow and (stays := slow.stays(done, step)) is not None:

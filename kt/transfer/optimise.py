@@ -19,7 +19,8 @@ def learning_rate(step: int, steps: int, training: Training) -> float:
     """The rate of a step, counted from 0, of ``steps``.
 
     It rises linearly over the share ``warm_up`` of the steps, is ``lr`` at the first step after them, and then follows
-    the schedule: a cosine or a line to zero after the last step, or a constant.
+    the schedule: a cosine or a line to zero after the last step, a constant, or a factor every few epochs, as torch's
+    ``StepLR``.
     """
     warm = round(training.warm_up * steps)
     if step < warm:
@@ -27,11 +28,29 @@ def learning_rate(step: int, steps: int, training: Training) -> float:
     done = (step - warm) / (steps - warm)
     if training.schedule == "constant":
         return training.lr
+    if training.schedule == "step":
+        epochs = (step - warm) * training.epochs // steps
+        return training.lr * training.step_factor ** (epochs // training.step_epochs)
     return training.lr * (0.5 * (1 + math.cos(math.pi * done)) if training.schedule == "cosine" else 1 - done)
 
 
-def optimiser_of(parameters: Sequence[nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    """The optimiser that a training asks for, at its highest rate."""
+Rates = Sequence[tuple[nn.Module, float]]
+"""Parts of a learner, and how many times the learning rate of the rest theirs is; of nested parts the first counts."""
+
+
+def by_rate(learner: nn.Module, rates: Rates) -> list[tuple[list[nn.Parameter], float]]:
+    """A learner's parameters in groups, with how many times the learning rate theirs is; the rest comes last."""
+    groups, left = [], {id(parameter): parameter for parameter in learner.parameters()}
+    for part, times in [*rates, (learner, 1.0)]:
+        if own := [left.pop(id(parameter)) for parameter in part.parameters() if id(parameter) in left]:
+            groups.append((own, times))
+    return groups
+
+
+def optimiser_of(
+    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], training: Training
+) -> torch.optim.Optimizer:
+    """The optimiser that a training asks for, at its highest rate, of parameters or groups of them."""
     shared: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": True}
     if training.optimiser == "sgd":
         return torch.optim.SGD(parameters, momentum=training.momentum, **shared)

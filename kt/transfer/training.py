@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, create_model
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+)
 from pydantic.fields import FieldInfo
 
 from kt.errors import quoted
@@ -29,14 +37,26 @@ class Training(Spec):
     weight_decay: float = Field(0.0, ge=0)
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="of `sgd`")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="of the learning rate: towards zero after the last step, or `constant`"
+    schedule: Literal["cosine", "linear", "constant", "step"] = Field(
+        "cosine",
+        description="of the learning rate: towards zero after the last step, `constant`, or `step`, which multiplies "
+        "it by `step_factor` every `step_epochs` epochs",
     )
+    step_epochs: PositiveInt = Field(15, description="of `step`")
+    step_factor: float = Field(0.1, gt=0, le=1, description="of `step`")
     warm_up: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     clip: PositiveFloat | None = Field(None, description="largest norm of the gradient; longer ones are shortened")
     freeze: tuple[str, ...] = Field(
         (), description="patterns of parameters that stay as they are, e.g. `stem.*`; their BatchNorm does too"
     )
+
+    @model_serializer(mode="wrap")
+    def _of_its_schedule(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the parameters of `step` under another schedule: they have no part in its results, nor in keys."""
+        plain: dict[str, Any] = dump(self)
+        if self.schedule != "step":
+            del plain["step_epochs"], plain["step_factor"]
+        return plain
 
 
 def constrained(field: FieldInfo) -> Any:

@@ -41,12 +41,12 @@ def expand(zoo: ZooSpec, registry: Registry, sizes: Sizes) -> ZooSpec:
         KtError: a filter selects nothing, a pretrained name is not known, two models have one name, or a model has no
             input.
     """
-    models = {name: _complete(f"zoo.models.{name}", member, zoo, registry) for name, member in zoo.models.items()}
+    models = {name: complete(f"zoo.models.{name}", member, zoo, registry) for name, member in zoo.models.items()}
     given = set(models)
     for i, select in enumerate(zoo.select):
         at = f"zoo.select.{i}"
         for tag in select_tags(select, registry, sizes, at):
-            member = _complete(at, Member(arch=tag, pretrained=True, finetune=select.finetune), zoo, registry)
+            member = complete(at, Member(arch=tag, pretrained=True, finetune=select.finetune), zoo, registry)
             if tag in given and models[tag].arch != tag:
                 raise KtError(f"{at}: selects {tag!r}, but zoo.models has another model of this name")
             if tag in models and tag not in given and models[tag] != member:
@@ -57,7 +57,12 @@ def expand(zoo: ZooSpec, registry: Registry, sizes: Sizes) -> ZooSpec:
     return zoo.model_copy(update={"models": models})
 
 
-def _complete(at: str, member: Member, zoo: ZooSpec, registry: Registry) -> Member:
+def complete(at: str, member: Member, zoo: ZooSpec, registry: Registry) -> Member:
+    """A member with its full pretrained tag, where it is pretrained, and its input.
+
+    Raises:
+        KtError: timm publishes no such weights, or there is no input; ``at`` begins the message.
+    """
     tag = registry.tag(member.arch) if member.pretrained or "." in member.arch else None
     if member.pretrained and tag is None:
         known = member.arch.partition(".")[0]

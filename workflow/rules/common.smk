@@ -167,15 +167,16 @@ def experiment_tables(rule, name, experiment=None):
 
 
 def experiment_models(rule):
-    """Predictions and weights of the teachers of the experiment that a job is about."""
+    """Predictions and weights of an experiment's teachers, and the checkpoint that its student begins with."""
 
     def files(wildcards):
-        names = STUDY.experiments[rule][wildcards.experiment].teachers
-        return [
+        experiment = STUDY.experiments[rule][wildcards.experiment]
+        found = [
             path(name)
             for path in (LAYOUT.weights, LAYOUT.predictions)
-            for name in names
+            for name in experiment.teachers
         ]
+        return found + list(filter(None, [experiment.student.checkpoint]))
 
     return files
 
