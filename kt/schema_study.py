@@ -170,6 +170,33 @@ STUDY: dict[str, tuple[Column, ...]] = {
             True,
         ),
         Column(
+            "transfer_rate_published",
+            REAL,
+            "percent",
+            "as published: ALL gained images of the classes with a positive flip of the teacher, over its positive "
+            "flips; may pass 100",
+            True,
+        ),
+        Column("gain_entropy", REAL, "nats", "entropy of the gained images over the classes; ln C if uniform", True),
+        *(
+            Column(
+                f"gain_in_{share}",
+                REAL,
+                "percent",
+                f"of the gained images, those in the classes that hold {share} % of the teacher's positive flips",
+                True,
+            )
+            for share in SHARES
+        ),
+        Column(
+            "taught_errors",
+            REAL,
+            "percent",
+            "of the images that the student got right and the teacher gets wrong, those that the student now gets "
+            "wrong with the teacher's class; the control `self` shows how many are chance",
+            True,
+        ),
+        Column(
             "teacher_share",
             REAL,
             "percent of images",
@@ -234,5 +261,21 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column("worst", REAL, "percentage points", "lowest delta of a pair"),
         SUCCESS,
         Column("transfer_rate", REAL, "percent", "mean transfer rate over pairs", True),
+        Column("transfer_rate_published", REAL, "percent", "mean of the rate as published; may pass 100", True),
+        Column("taught_errors", REAL, "percent", "mean share of taught errors over pairs", True),
+        Column(
+            "taught_errors_beyond",
+            REAL,
+            "percentage points",
+            "mean over pairs of `taught_errors` less those of the control `self` with the same teacher and seed",
+            True,
+        ),
+        Column(
+            "taught_errors_beyond_se",
+            REAL,
+            "percentage points",
+            "its standard error, robust to pairs that share a model (dyadic)",
+            True,
+        ),
     ),
 }

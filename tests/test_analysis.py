@@ -141,7 +141,7 @@ def transfers(*rows):
                 "method": m, "teacher": t, "student": s, "seed": seed, "control": m in tables.CONTROLS,
                 "uses_labels": m in tables.LABELLED, "trains": True,
                 "status": "failed" if delta is None else "ok", "delta": np.nan if delta is None else delta,
-                "delta_se": 1.0, "transfer_rate": 50.0, "n": 100,
+                "delta_se": 1.0, "transfer_rate": 50.0, "transfer_rate_published": 70.0, "taught_errors": 9.0, "n": 100,
                 "key": f"{m}{'' if m in tables.CONTROLS else t}{s}{seed}",
             }
             for m, t, s, seed, delta in rows

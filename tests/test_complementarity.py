@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import InMemory, score
+from tables import InMemory, said, score
 
 from kt import predictions, schema
 from kt.complementarity import agreement, counts, table
@@ -276,19 +276,16 @@ def test_the_table_fits_its_schema():
     assert schema.build("complementarity", frame.astype(object).where(frame.notna(), None).to_dict("list"))
 
 
-@pytest.mark.parametrize("stored", [True, False])
-def test_files_give_slices_of_what_was_written(tmp_path, stored, monkeypatch):
+def test_files_give_slices_of_what_was_written(tmp_path):
     rng = np.random.default_rng(0)
     logits, ids = rng.normal(size=(10, 3)).astype(np.float16), np.arange(10)
-    predictions.write(tmp_path / "a", {"test": (logits, ids)}, "a", "data")
+    predictions.write(tmp_path / "a", {"test": said(logits, ids)}, "a", "data")
     source = Files({"a": tmp_path / "a"}, "test")
-    if not stored:  # as in files that were written before predicted classes were
-        monkeypatch.setattr("kt.complementarity.sources.ARGMAX_ROWS", 3)
-        monkeypatch.setattr(Files, "_slice", lambda self, model, kind, rows: logits[rows] if kind == "logits" else None)
     rows = slice(2, 9)
     assert (source.names, source.images) == (["a"], 10)
     assert np.array_equal(source.logits(0, rows), logits[rows])
     assert source.predicted(0, rows).tolist() == logits[rows].argmax(1).tolist()
+    assert source.top(0, rows).tolist() == np.argsort(-logits[rows], 1).tolist()
     with pytest.raises(KtError, match="no features for the split 'test', which the measure 'cka' needs"):
         source.features(0, rows)
 
@@ -297,8 +294,8 @@ def test_files_give_slices_of_what_was_written(tmp_path, stored, monkeypatch):
 def test_files_about_different_images_are_refused(tmp_path, other):
     logits, ids = np.zeros((4, 2), np.float16), np.arange(4)
     theirs = {"ids": ids + 1, "order": ids[::-1].copy(), "data": ids}[other]
-    predictions.write(tmp_path / "a", {"test": (logits, ids)}, "a", "data")
-    predictions.write(tmp_path / "b", {"test": (logits, theirs)}, "b", "other" if other == "data" else "data")
+    predictions.write(tmp_path / "a", {"test": said(logits, ids)}, "a", "data")
+    predictions.write(tmp_path / "b", {"test": said(logits, theirs)}, "b", "other" if other == "data" else "data")
     with pytest.raises(KtError, match="predictions of 'b' and 'a' on 'test' are about different images"):
         Files({"a": tmp_path / "a", "b": tmp_path / "b"}, "test")
 
@@ -306,7 +303,7 @@ def test_files_about_different_images_are_refused(tmp_path, other):
 def test_files_that_are_missing_or_have_no_such_split_are_named(tmp_path):
     with pytest.raises(KtError, match=r"none: predictions cannot be read"):
         Files({"a": tmp_path / "none"}, "test")
-    predictions.write(tmp_path / "a", {"test": (np.zeros((1, 2), np.float16), np.arange(1))}, "a", "data")
+    predictions.write(tmp_path / "a", {"test": said(np.zeros((1, 2), np.float16), np.arange(1))}, "a", "data")
     with pytest.raises(KtError, match="no predictions for the split 'validation'; it has: test"):
         Files({"a": tmp_path / "a"}, "validation")
 

@@ -179,6 +179,9 @@ class Zoo:
     def logits(self, name: str, split: str) -> np.ndarray:
         return logits(self.load(name), Inputs(self.data.images, self.data.rows(split), self.input_of(name), CPU))
 
+    def predicted(self, name: str, split: str) -> np.ndarray:
+        return self.logits(name, split).argmax(1)
+
 
 def experiment(**changes: Any) -> tuple[Study, Amalgamation]:
     raw = copy.deepcopy(STUDY)
