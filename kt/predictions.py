@@ -282,6 +282,27 @@ def calibration_error(logits: Logits, right: NDArray[np.bool_], bins: int = 15) 
     return float(100 * np.abs(gap).sum() / len(right))
 
 
+def sharpness(logits: Logits) -> dict[str, float | None]:
+    """How sharp a model's probabilities are, from logits [N, C].
+
+    Returns:
+        ``log_ratio``: mean over the images of ln(p₁/p₂), of the first and the second probability, nats; None for one
+        class. ``entropy``: mean entropy of the probabilities, nats.
+
+    Source: Gosal et al. 2026, arXiv 2605.15689, whose Ratio 1-2 is the mean of p₁/p₂ itself. That mean is made by the
+    few images of which a model is surest, as p₁/p₂ grows exponentially with the logits; its logarithm is not.
+    """
+    ratio = entropy = 0.0
+    for block in blocks(logits):
+        z = block.astype(np.float64)
+        z -= z.max(1, keepdims=True)
+        p = np.exp(z)
+        total = p.sum(1)
+        entropy += float((np.log(total) - (p * z).sum(1) / total).sum())
+        ratio -= float(np.partition(z, -2, 1)[:, -2].sum()) if z.shape[1] > 1 else 0
+    return {"log_ratio": ratio / len(logits) if logits.shape[1] > 1 else None, "entropy": entropy / len(logits)}
+
+
 def agrees(measured: float, published: float, n: int) -> bool:
     """Whether a measured accuracy is within three binomial standard errors of the published one.
 

@@ -64,6 +64,14 @@ STUDY: dict[str, tuple[Column, ...]] = {
         ),
         Column("acc_validation", REAL, "percent", "top-1 accuracy on the validation split"),
         Column("ece", REAL, "percent", "expected calibration error on the test split, 15 equal-width bins"),
+        Column(
+            "log_ratio",
+            REAL,
+            "nats",
+            "mean over the test images of ln(p₁/p₂), the likeliest class's probability over the second's",
+            True,
+        ),
+        Column("entropy", REAL, "nats", "mean entropy of the predicted probabilities of the test images", True),
     ),
     "complementarity": (
         *PAIR,
@@ -75,7 +83,14 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column("pos_flips", REAL, "percent of images", "the student is wrong and the teacher is right"),
         Column("pos_flips_se", REAL, "percentage points", "binomial standard error of `pos_flips`"),
         Column("neg_flips", REAL, "percent of images", "the teacher is wrong and the student is right"),
+        Column(
+            "pos_flips_untrained",
+            REAL,
+            "percent of images",
+            "expected positive flips of an untrained teacher: those that are wrong now, by the number of classes",
+        ),
         Column("class_entropy", REAL, "nats", "entropy of the positive flips over the classes; ln C if uniform", True),
+        Column("neg_class_entropy", REAL, "nats", "the same of the negative flips", True),
         *(
             Column(
                 f"expertise_{share}",
@@ -111,6 +126,14 @@ STUDY: dict[str, tuple[Column, ...]] = {
             for share in SHARES
         ),
         Column("class_similarity", REAL, "−1 to 1", "mean cosine of all class vectors, to compare with", True),
+        Column(
+            "pos_flips_top5",
+            REAL,
+            "percent of images",
+            "the label is among the teacher's five likeliest classes, but not among the student's",
+            True,
+        ),
+        Column("capa", REAL, "at most 1", "agreement of the predicted probabilities beyond chance (CAPA)", True),
         Column("js_divergence", REAL, "nats", "mean Jensen-Shannon divergence of the predicted probabilities", True),
         Column("leep", REAL, "nats", "mean log-likelihood of the teacher's classes under the student's outputs", True),
         Column("cka", REAL, "0 to 1", "linear CKA of the penultimate features, unbiased", True),

@@ -69,6 +69,7 @@ def zoo(
                 "acc_agrees": None if published is None else predictions.agrees(100 * test, published, n),
                 "acc_validation": 100 * accuracy["validation"],
                 "ece": predictions.calibration_error(*known["test"]),
+                **predictions.sharpness(known["test"].logits),
                 "classes": None if own is None else own.tolist(),
                 **overrides.get(name, {}),
             }

@@ -159,6 +159,7 @@ def _zoo(names: Sequence[str], right: np.ndarray) -> pd.DataFrame:
             "train_images": 400, "train_seconds": 4.2,
             "fingerprint": [f"{i:064x}" for i in range(len(names))], "acc": 100 * share,
             "acc_se": 100 * np.sqrt(share * (1 - share) / right.shape[1]), "acc_validation": 100 * share, "ece": 3.1,
+            "log_ratio": 2 + share, "entropy": 1 - share,
             "acc_published": None, "acc_agrees": None, "classes": None,
         }
     )  # fmt: skip

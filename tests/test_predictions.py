@@ -224,6 +224,35 @@ def test_calibration_error_is_zero_for_a_sure_and_right_model_and_a_hundred_for_
     assert calibration_error(sure, np.array([1, 0])) == 100
 
 
+@given(st.integers(0, 2**32), st.integers(2, 6))
+def test_sharpness_agrees_with_a_loop_over_images(seed, classes):
+    logits = (9 * np.random.default_rng(seed).normal(size=(20, classes))).astype(np.float16)
+    ratios, entropies = [], []
+    for z in logits.astype(float).tolist():
+        powers = [math.exp(v - max(z)) for v in z]
+        p = sorted(power / sum(powers) for power in powers)
+        ratios.append(math.log(p[-1] / p[-2]))
+        entropies.append(-sum(q * math.log(q) for q in p))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "BLOCK", 50)
+        found = predictions.sharpness(logits)
+    assert found == {"log_ratio": pytest.approx(np.mean(ratios)), "entropy": pytest.approx(np.mean(entropies))}
+
+
+def test_sharpness_by_hand():
+    assert predictions.sharpness(np.array([[math.log(9), 0.0]], np.float64)) == {
+        "log_ratio": pytest.approx(math.log(9)),
+        "entropy": pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1)),
+    }
+    assert predictions.sharpness(np.zeros((3, 4), np.float16)) == {
+        "log_ratio": 0,
+        "entropy": pytest.approx(math.log(4)),
+    }
+    sure = predictions.sharpness(np.array([[60000, -60000]], np.float16))
+    assert (sure["entropy"], math.isfinite(sure["log_ratio"])) == (0, True)
+    assert predictions.sharpness(np.ones((3, 1), np.float16)) == {"log_ratio": None, "entropy": 0}
+
+
 def test_an_accuracy_agrees_with_the_published_one_within_three_standard_errors():
     # 80 % of 10,000 images: one standard error is 0.4 points
     assert predictions.agrees(81.19, 80.0, 10_000)
