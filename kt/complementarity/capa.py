@@ -36,7 +36,7 @@ def capa(
 
     Memory: ``CHUNK`` probabilities in float32 and two matrices a thread, however many images there are.
 
-    Source: Goel et al. 2025, arXiv 2502.04313, equations 1 to 3; the package `lm-sim`.
+    Source: Goel et al. 2025, arXiv 2502.04313, and its package `lm-sim`.
     """
     if not changed:
         return
