@@ -430,6 +430,7 @@ def test_a_description_is_plain_json():
     problem = Problem(np.array([0, 1]), {"low": np.array([0]), "high": np.array([1])}, np.array([0]))
     unit = describe(chosen.trials()[0], chosen, {"arch": "x"}, {"low": "l", "high": "h"}, problem, "data")
     assert json.loads(json.dumps(unit)) == unit
+    assert unit["evaluation"] == {"version": 2}  # of version 1, which took classes from rounded logits, nothing is kept
 
 
 def test_accuracy_against_hand_computed_numbers():

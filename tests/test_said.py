@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,12 @@ from kt.complementarity.sources import Files
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import KtError
+from kt.experiments.bench import Bench
+from kt.flow import run as flow
 from kt.transfer import partition
 from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
+from kt.transfer.session import Session
+from kt.transfer.workbench import Workbench
 from kt.zoo.inference import Outputs, classes, logits, rounded
 from kt.zoo.predict import predict
 
@@ -178,6 +183,39 @@ class OfOne:
 def test_an_ensemble_of_a_model_with_itself_is_the_model(method, exact):
     session: Any = OfOne(torch.from_numpy(exact))
     assert method.run(session, ["t"], 0).tolist() == [row.index(max(row)) for row in exact.tolist()]
+
+
+class Attached(nn.Module):
+    """A student with one teacher attached: it answers as the teacher does."""
+
+    def forward(self, views: list[torch.Tensor]) -> torch.Tensor:
+        return Close()(views[1])
+
+
+def test_students_after_transfer_experiments_and_knowledge_flow_say_what_they_said():
+    pictures = images()
+    view, labels = Inputs(pictures, np.arange(60), SPEC, CPU), truth(pictures)
+    bench: Any = SimpleNamespace(
+        view=lambda *of: view, labels=lambda split: labels, at_once=7, device=CPU,
+        teachers=SimpleNamespace(input_of=lambda name: SPEC), said=lambda *of: Bench.said(bench, *of),
+    )  # fmt: skip
+    assert np.array_equal(Workbench.classes(bench, Close(), "m", "test"), labels)
+    assert np.array_equal(Bench.said(bench, Close(), "test"), labels)
+    assert Bench.validation_accuracy(bench, Close()) == 100
+    network: Any = Attached()
+    assert flow._attached_accuracy(bench, network, ["t"]) == 100
+
+
+def test_teachers_are_ordered_and_answer_alone_by_what_they_said():
+    said_by = {"good": np.array([2, 1, 0]), "bad": np.array([2, 0, 1])}
+    models = SimpleNamespace(predicted=lambda name, split: said_by[name])  # no logits: none may be asked for
+    bench: Any = SimpleNamespace(models=models, name="s", student=None, labels={"validation": np.array([2, 1, 0])})
+    session = Session(bench, "key")
+    assert session.ordered(["good", "bad"], "ascending", 0) == ["bad", "good"]
+    assert session.ordered(["bad", "good"], "descending", 0) == ["good", "bad"]
+    own, chosen = {"good": np.array([5, 3, 4])}, {"test": np.array([0, 2])}
+    place: Any = SimpleNamespace(teachers=models, chosen=chosen, positions=own.get)
+    assert Bench.predicted(place, "good", "test").tolist() == [4, 5]
 
 
 # what an older version wrote

@@ -86,7 +86,17 @@ def test_the_key_depends_on_all_that_determines_the_result(monkeypatch):
     keys.append(key(base))
     monkeypatch.setattr(KLDP, "version", KLDP.version + 1)
     keys.append(key(base))
+    monkeypatch.setattr(units, "EVALUATION_VERSION", units.EVALUATION_VERSION + 1)
+    keys.append(key(base))
     assert len(set(keys)) == len(keys)
+
+
+def test_outcomes_whose_classes_came_from_rounded_logits_are_those_of_other_units():
+    for unit in (Unit(KLDP(), ("a",), 0), Unit(EnsembleMax(), ("a",), 0), Unit(SelfDistillation(), (), 0)):
+        description = describe(unit, "b", PRINTS, "d", TRAINING)
+        before = {name: value for name, value in description.items() if name != "evaluation"}  # as version 1 wrote it
+        assert description["evaluation"] == {"version": 2}
+        assert ledger_key(before) != ledger_key(description)
 
 
 def test_the_key_does_not_depend_on_names_or_on_other_models():
