@@ -9,9 +9,12 @@ double fault, Q).
   expertise must be the same. `ratio_one_pass` is to a loop that passes over the images once.
 - `ratio_add_one`: CPU seconds for a table of 1,001 models from nothing, to those from the table of 1,000 of them.
 - `peak_gb_images`: peak memory for 300 models with 100,000 and with 400,000 images.
+- `seconds_capa`: the table with CAPA alone beside the flips, for 300 models; made-up logits (float16) are copied from
+  memory, so that no disk is measured. A few pairs are held against the plain sum.
 
     python benchmarks/complementarity.py                 # 300 models × 50,000 images × 1,000 classes
     python benchmarks/complementarity.py --whole-zoo     # 1,826 models: 3.3 million pairs
+    python benchmarks/complementarity.py --capa          # 300 models, CAPA alone
 
 The last line is JSON. `seconds` are wall time on `--threads` threads, `cpu_seconds` what they worked: ratios are of the
 latter, since other work on the machine stretches the former. Every part runs in a process of its own, so that its peak
@@ -44,7 +47,10 @@ from kt.complementarity.spec import ComplementaritySpec
 from kt.schema_study import SHARES
 
 CLASSES = 1000
+PATTERN = 1 << 12
+"""Rows of noise that all made-up logits are cut from."""
 COUNTED = ComplementaritySpec(measures=("agreement", "kappa", "double_fault", "q_statistic"))
+CAPA = ComplementaritySpec(measures=("capa",))
 
 
 @dataclass(frozen=True)
@@ -84,18 +90,30 @@ class MadeUp:
         """Stands for the hash in a predictions file."""
         return f"{model} of {self.images} images"
 
+    @cached_property
+    def noise(self) -> NDArray[np.float16]:
+        """Logits of no class in particular."""
+        return np.random.default_rng(4).standard_normal((PATTERN, CLASSES), np.float32).astype(np.float16)
+
     def logits(self, model: int, rows: slice) -> NDArray[np.floating]:
+        """Noise, other rows of it for every model, and more for the predicted class."""
+        start, stop, _ = rows.indices(self.images)
+        logits = self.noise.take(np.arange(start + 131 * model, stop + 131 * model) % PATTERN, 0)
+        logits[np.arange(stop - start), self.predicted(model, rows)] += np.float16(9)
+        return logits
+
+    def features(self, model: int, rows: slice) -> NDArray[np.floating]:
         """There are none."""
         raise NotImplementedError
 
-    features = logits
+    top = features
 
 
-def stage(zoo: MadeUp, out: Path, threads: int) -> tuple[float, float, int]:
+def stage(zoo: MadeUp, out: Path, threads: int, spec: ComplementaritySpec = COUNTED) -> tuple[float, float, int]:
     """Make or renew the table: seconds, CPU seconds, and pairs measured."""
     labels, start, worked = zoo.labels, time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(threads) as pool:
-        made = table.make(zoo, labels, CLASSES, "test", COUNTED, out, pool)
+        made = table.make(zoo, labels, CLASSES, "test", spec, out, pool)
         schema.write_pieces(out, "complementarity", made.pieces, made.facts.metadata())
     return time.perf_counter() - start, time.process_time() - worked, made.measured
 
@@ -151,9 +169,26 @@ def by_loops(zoo: MadeUp, out: Path, pairs: int) -> dict[str, float]:
     return seconds
 
 
+def check_capa(zoo: MadeUp, out: Path, pairs: int) -> None:
+    """Stop where CAPA of a pair is not what its definition gives, in float64."""
+    everything, at = slice(0, zoo.images), np.arange(zoo.images)
+    numbers = np.random.default_rng(3).integers(0, zoo.models * (zoo.models - 1), pairs)
+    for row in pq.read_table(out, columns=["teacher", "student", "capa"]).take(numbers).to_pylist():
+        p, q = (
+            np.exp(z) / np.exp(z).sum(1, keepdims=True)
+            for z in (zoo.logits(zoo.names.index(row[r]), everything).astype(float) for r in ("teacher", "student"))
+        )
+        a, b = (probability[at, zoo.labels].mean() for probability in (p, q))
+        expected = a * b + (1 - a) * (1 - b) / (CLASSES - 1)
+        if not math.isclose(((p * q).sum(1).mean() - expected) / (1 - expected), row["capa"], abs_tol=1e-5):
+            raise SystemExit(f"capa: not the same as the plain sum for {row}")
+
+
 def part(name: str, folder: Path, threads: int, sample: int) -> dict[str, float]:
     """One part of the benchmark, in this process."""
-    models, images = {"300": (300, 50_000), "1826": (1826, 50_000), "add": (1001, 50_000)}.get(name, (300, 0))
+    models, images = {"300": (300, 50_000), "1826": (1826, 50_000), "add": (1001, 50_000), "capa": (300, 50_000)}.get(
+        name, (300, 0)
+    )
     zoo = MadeUp(folder / "predicted.u2", models, images or int(name.removeprefix("images_")))
     out = folder / "complementarity.parquet"
     zoo.write()
@@ -166,9 +201,12 @@ def part(name: str, folder: Path, threads: int, sample: int) -> dict[str, float]
             raise SystemExit("adding a model gives another table than making it from nothing")
         seconds = {"seconds_add_one": added, "seconds_1001": again}
         return {**seconds, "pairs_add_one": measured, "ratio_add_one": cpu_again / cpu_added}
-    seconds, cpu, measured = stage(zoo, out, threads)
+    seconds, cpu, measured = stage(zoo, out, threads, CAPA if name == "capa" else COUNTED)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     found = {"seconds": seconds, "cpu_seconds": cpu, "pairs": measured, "peak_gb": peak}
+    if name == "capa":
+        check_capa(zoo, out, sample)
+        return {"seconds_capa": seconds, "cpu_seconds_capa": cpu, "peak_gb_capa": peak}
     found["table_gb"] = out.stat().st_size / 1e9
     if name == "300":
         loops = by_loops(zoo, out, sample)
@@ -193,6 +231,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--whole-zoo", action="store_true", help="1,826 models instead of 300")
+    parser.add_argument("--capa", action="store_true", help="the part with CAPA alone")
     parser.add_argument("--threads", type=int, default=2, help="threads (default: %(default)s)")
     parser.add_argument("--sample", type=int, default=3, help="pairs that the loops do (default: %(default)s)")
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -200,6 +239,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.part:
         print(json.dumps(part(args.part, args.folder, args.threads, args.sample)))
+    elif args.capa:
+        print(json.dumps(apart("capa", args.threads, args.sample)))
     elif args.whole_zoo:
         found = apart("1826", args.threads, args.sample)
         print(json.dumps({f"{k}_1826": v for k, v in found.items()}))
@@ -207,7 +248,8 @@ def main() -> None:
         found = apart("300", args.threads, args.sample)
         sizes = {n: apart(f"images_{n}", args.threads, args.sample)["peak_gb"] for n in (100_000, 400_000)}
         renamed = {(k if k.startswith("ratio") else f"{k}_300"): v for k, v in found.items()}
-        print(json.dumps({**renamed, **apart("add", args.threads, args.sample), "peak_gb_images": sizes}))
+        more = {**apart("add", args.threads, args.sample), **apart("capa", args.threads, args.sample)}
+        print(json.dumps({**renamed, **more, "peak_gb_images": sizes}))
 
 
 if __name__ == "__main__":

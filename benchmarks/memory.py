@@ -87,7 +87,8 @@ def stage(name: str, folder: Path, images: int) -> dict[str, float]:
     if name == "check":
         with peak(found):
             predictions.verify(file)
-            predictions.calibration_error(predictions.read(file, "test").logits, data.labels[data.rows("test")])
+            test = predictions.read(file, "test")
+            predictions.calibration_error(test.logits, test.predicted == data.labels[data.rows("test")])
         return found
     import timm
     import torch

@@ -71,7 +71,9 @@ CAPTIONS = {
         "How much of the teacher’s knowledge arrives, by size of the student",
         "Transfer rate of every student, mean over its teachers, against its parameters, a panel a method.",
         "The transfer rate is the share of the images that only the teacher got right and that the student gets right "
-        "afterwards. What a control reaches was not taught by anybody: only what a method has beyond it was.",
+        "afterwards. The published rate (hollow, and the stars) counts all gained images of the classes in which the "
+        "teacher knew any better: it is higher, and may pass 100 %. What a control reaches was not taught by anybody: "
+        "only what a method has beyond it was.",
     ),
     "predictor_ladder": Caption(
         "predicts",

@@ -42,8 +42,10 @@ def _largest(logits: Logits, k: int) -> Largest:
     values = np.take_along_axis(logits, order[:, :k], 1)
     others = np.take_along_axis(logits, order[:, k:], 1).astype(np.float64)
     top = others[:, :1]
-    rest = top[:, 0] + np.log(np.exp(others - top).mean(1))
-    return Largest(values, order[:, :k].astype(np.min_scalar_type(logits.shape[1] - 1)), rest.astype(np.float16))
+    rest = (top[:, 0] + np.log(np.exp(others - top).mean(1))).astype(np.float16)
+    ties = (rest == values[:, 0]) & (order[:, 0] > 0)  # of equals the first class would win
+    rest[ties] = np.nextafter(rest[ties], np.float16(-np.inf))
+    return Largest(values, order[:, :k].astype(np.min_scalar_type(logits.shape[1] - 1)), rest)
 
 
 def expand(kept: Largest, classes: int) -> Logits:

@@ -64,6 +64,14 @@ STUDY: dict[str, tuple[Column, ...]] = {
         ),
         Column("acc_validation", REAL, "percent", "top-1 accuracy on the validation split"),
         Column("ece", REAL, "percent", "expected calibration error on the test split, 15 equal-width bins"),
+        Column(
+            "log_ratio",
+            REAL,
+            "nats",
+            "mean over the test images of ln(p₁/p₂), the likeliest class's probability over the second's",
+            True,
+        ),
+        Column("entropy", REAL, "nats", "mean entropy of the predicted probabilities of the test images", True),
     ),
     "complementarity": (
         *PAIR,
@@ -75,7 +83,14 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column("pos_flips", REAL, "percent of images", "the student is wrong and the teacher is right"),
         Column("pos_flips_se", REAL, "percentage points", "binomial standard error of `pos_flips`"),
         Column("neg_flips", REAL, "percent of images", "the teacher is wrong and the student is right"),
+        Column(
+            "pos_flips_untrained",
+            REAL,
+            "percent of images",
+            "expected positive flips of an untrained teacher: those that are wrong now, by the number of classes",
+        ),
         Column("class_entropy", REAL, "nats", "entropy of the positive flips over the classes; ln C if uniform", True),
+        Column("neg_class_entropy", REAL, "nats", "the same of the negative flips", True),
         *(
             Column(
                 f"expertise_{share}",
@@ -111,6 +126,14 @@ STUDY: dict[str, tuple[Column, ...]] = {
             for share in SHARES
         ),
         Column("class_similarity", REAL, "−1 to 1", "mean cosine of all class vectors, to compare with", True),
+        Column(
+            "pos_flips_top5",
+            REAL,
+            "percent of images",
+            "the label is among the teacher's five likeliest classes, but not among the student's",
+            True,
+        ),
+        Column("capa", REAL, "at most 1", "agreement of the predicted probabilities beyond chance (CAPA)", True),
         Column("js_divergence", REAL, "nats", "mean Jensen-Shannon divergence of the predicted probabilities", True),
         Column("leep", REAL, "nats", "mean log-likelihood of the teacher's classes under the student's outputs", True),
         Column("cka", REAL, "0 to 1", "linear CKA of the penultimate features, unbiased", True),
@@ -167,6 +190,33 @@ STUDY: dict[str, tuple[Column, ...]] = {
             "percent",
             "of the teacher's positive flips over the student, the share that the student now gets right, "
             "on the very same images; null if the teacher has none; of several teachers all positive flips count",
+            True,
+        ),
+        Column(
+            "transfer_rate_published",
+            REAL,
+            "percent",
+            "as published: ALL gained images of the classes with a positive flip of the teacher, over its positive "
+            "flips; may pass 100",
+            True,
+        ),
+        Column("gain_entropy", REAL, "nats", "entropy of the gained images over the classes; ln C if uniform", True),
+        *(
+            Column(
+                f"gain_in_{share}",
+                REAL,
+                "percent",
+                f"of the gained images, those in the classes that hold {share} % of the teacher's positive flips",
+                True,
+            )
+            for share in SHARES
+        ),
+        Column(
+            "taught_errors",
+            REAL,
+            "percent",
+            "of the images that the student got right and the teacher gets wrong, those that the student now gets "
+            "wrong with the teacher's class; the control `self` shows how many are chance",
             True,
         ),
         Column(
@@ -235,5 +285,21 @@ STUDY: dict[str, tuple[Column, ...]] = {
         SUCCESS,
         Column("transfer_rate", REAL, "percent", "mean transfer rate over pairs", True),
         Column("parameters", TEXT, "JSON", "the method's parameters; null where they are not known", True),
+        Column("transfer_rate_published", REAL, "percent", "mean of the rate as published; may pass 100", True),
+        Column("taught_errors", REAL, "percent", "mean share of taught errors over pairs", True),
+        Column(
+            "taught_errors_beyond",
+            REAL,
+            "percentage points",
+            "mean over pairs of `taught_errors` less those of the control `self` with the same teacher and seed",
+            True,
+        ),
+        Column(
+            "taught_errors_beyond_se",
+            REAL,
+            "percentage points",
+            "its standard error, robust to pairs that share a model (dyadic)",
+            True,
+        ),
     ),
 }

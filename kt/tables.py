@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -55,11 +55,11 @@ def zoo(
             raise KtError(
                 f"{files[name]}: predictions of other weights than {name!r} has now; delete the file and run again"
             )
-        known = {split: (p.logits, labels[split]) for split, p in found.items()}
+        known = {split: _Known(p.logits, p.predicted == labels[split]) for split, p in found.items()}
         if (own := specialists.get(name)) is not None:
-            known = {split: _of_classes(name, split, *of_all, own) for split, of_all in known.items()}
-        accuracy = {split: float(predictions.correct(*of_split).mean()) for split, of_split in known.items()}
-        test, n, published = accuracy["test"], len(known["test"][1]), member.get("published_acc")
+            known = {split: _of_classes(name, split, p, labels[split], own) for split, p in found.items()}
+        accuracy = {split: float(of_split.right.mean()) for split, of_split in known.items()}
+        test, n, published = accuracy["test"], len(known["test"].right), member.get("published_acc")
         rows.append(
             {
                 **{key: value for key, value in member.items() if key != "published_acc"},
@@ -69,6 +69,7 @@ def zoo(
                 "acc_agrees": None if published is None else predictions.agrees(100 * test, published, n),
                 "acc_validation": 100 * accuracy["validation"],
                 "ece": predictions.calibration_error(*known["test"]),
+                **predictions.sharpness(known["test"].logits),
                 "classes": None if own is None else own.tolist(),
                 **overrides.get(name, {}),
             }
@@ -76,14 +77,21 @@ def zoo(
     return schema.build("zoo", rows, extra)
 
 
+class _Known(NamedTuple):
+    """Logits [n, K] on the images that a member is measured on, and which of these it gets right, bool [n]."""
+
+    logits: predictions.Logits
+    right: NDArray[np.bool_]
+
+
 def _of_classes(
-    name: str, split: str, logits: predictions.Logits, labels: NDArray[np.int64], own: NDArray[np.int64]
-) -> tuple[predictions.Logits, NDArray[np.int64]]:
-    """Logits [n, K] on the images of a specialist's classes, and where their classes stand among them, int64 [n]."""
+    name: str, split: str, found: predictions.Prediction, labels: NDArray[np.int64], own: NDArray[np.int64]
+) -> _Known:
+    """The same on the images of a specialist's classes; ``own`` are the labels behind its outputs, int64 [K]."""
     where = positions(labels, own)
     if not (where >= 0).any():
         raise KtError(f"zoo.models.{name}.classes: the split {split!r} has no image of them")
-    return logits[where >= 0], where[where >= 0]
+    return _Known(found.logits[where >= 0], (found.predicted == where)[where >= 0])
 
 
 def transfers(files: Sequence[Path]) -> pa.Table:

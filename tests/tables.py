@@ -15,6 +15,8 @@ from kt.analysis.describe import summarise
 from kt.complementarity import table
 from kt.complementarity.spec import ComplementaritySpec
 from kt.figures.tables import Tables
+from kt.predictions import Outputs
+from kt.schema_study import SHARES
 
 Effect = Callable[[float], float]
 """Transfer delta in percentage points, given how many points better the teacher is than the student."""
@@ -54,6 +56,9 @@ class InMemory:
     def predicted(self, model: int, rows: slice) -> np.ndarray:
         return self.logits(model, rows).argmax(1).astype(np.uint16)
 
+    def top(self, model: int, rows: slice) -> np.ndarray:
+        return np.argsort(-self.logits(model, rows), 1, kind="stable")[:, :5].astype(np.uint16)
+
     def logits(self, model: int, rows: slice) -> np.ndarray:
         return self.of[self.names[model]][rows]
 
@@ -63,6 +68,11 @@ class InMemory:
     def content(self, model: int) -> str:
         everything = [of[self.names[model]].tobytes() for of in (self.of, self.features_of) if of]
         return hashlib.sha256(b"".join(everything)).hexdigest()
+
+
+def said(logits: np.ndarray, ids: np.ndarray) -> Outputs:
+    """What a model says whose logits float16 can hold."""
+    return Outputs(logits, np.argsort(-logits.astype(float), 1, kind="stable")[:, :5], ids)
 
 
 def score(
@@ -126,6 +136,9 @@ def _transfers(
                         "delta_se": 100 * float(np.sqrt((gain + loss - (gain - loss) ** 2) / images)),
                         "knowledge_gain": 100 * gain, "knowledge_loss": 100 * loss,
                         "transfer_rate": 40.0 if pair.pos_flips > 0 else None,
+                        "transfer_rate_published": 60.0 if pair.pos_flips > 0 else None,
+                        "taught_errors": (2.0 if control else 8.0) if pair.neg_flips > 0 else None,
+                        "gain_entropy": 1.5, **{f"gain_in_{share}": float(share) for share in SHARES},
                         "teacher_share": None if control else 50 + pair.acc_difference, "epochs": 4, "best_epoch": 4,
                         "delta_best": 100 * (gain - loss), "steps": 16, "budget": 1, "pieces": 1,
                         "seconds": 0.5, "device": "cpu",
@@ -146,6 +159,7 @@ def _zoo(names: Sequence[str], right: np.ndarray) -> pd.DataFrame:
             "train_images": 400, "train_seconds": 4.2,
             "fingerprint": [f"{i:064x}" for i in range(len(names))], "acc": 100 * share,
             "acc_se": 100 * np.sqrt(share * (1 - share) / right.shape[1]), "acc_validation": 100 * share, "ece": 3.1,
+            "log_ratio": 2 + share, "entropy": 1 - share,
             "acc_published": None, "acc_agrees": None, "classes": None,
         }
     )  # fmt: skip
@@ -154,7 +168,16 @@ def _zoo(names: Sequence[str], right: np.ndarray) -> pd.DataFrame:
 def fail(tables: dict[str, pd.DataFrame], rows: pd.Series, reason: str = "diverged: loss is not finite") -> None:
     """Turn some transfers into failures, and summarise again."""
     transfers = tables["transfers"]
-    measured = ["acc_after", "delta", "delta_se", "knowledge_gain", "knowledge_loss", "transfer_rate", "delta_best"]
+    measured = [
+        "taught_errors",
+        "acc_after",
+        "delta",
+        "delta_se",
+        "knowledge_gain",
+        "knowledge_loss",
+        "transfer_rate",
+        "delta_best",
+    ]
     transfers.loc[rows, measured] = np.nan
     transfers.loc[rows, ["status", "reason"]] = ["failed", reason]
     tables["methods"] = summarise(transfers, tables["complementarity"], EQUAL_WITHIN)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from tables import InMemory, score
 
-from kt.complementarity import cka, divergence, embeddings, leep
+from kt.complementarity import capa, cka, divergence, embeddings, leep, top
 from kt.complementarity.embeddings import ClassVectors
 from kt.complementarity.spec import ComplementaritySpec
 from kt.errors import KtError
@@ -30,10 +30,16 @@ def zoo_of(models: int = 4, n: int = 37, classes: int = 3, seed: int = 0) -> InM
     return InMemory(logits, features)
 
 
-def filled(measure, source: InMemory, changed: Sequence[int] | None = None) -> np.ndarray:
+def labels_for(images: int) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 3, images)
+
+
+def filled(measure, source: InMemory, changed: Sequence[int] | None = None, **more: np.ndarray) -> np.ndarray:
     into = np.full((len(source.of),) * 2, np.nan)
+    if measure in (capa.capa, top.top_flips):
+        more = {"labels": labels_for(source.images), **more}
     with ThreadPoolExecutor(2) as pool:
-        measure(source, into, range(len(into)) if changed is None else changed, pool)
+        measure(source, into, range(len(into)) if changed is None else changed, pool, **more)
     return into
 
 
@@ -80,7 +86,25 @@ def plain_cka(t: np.ndarray, s: np.ndarray) -> float:
     return float(hsic[0] / np.sqrt(hsic[1] * hsic[2]))
 
 
+def plain_capa(t: np.ndarray, s: np.ndarray) -> float:
+    p, q, labels, n, classes = probabilities(t), probabilities(s), labels_for(len(t)).tolist(), len(t), t.shape[1]
+    observed = sum(a * b for x, y in zip(p, q, strict=True) for a, b in zip(x, y, strict=True)) / n
+    right = [sum(row[label] for row, label in zip(rows, labels, strict=True)) / n for rows in (p, q)]
+    expected = right[0] * right[1] + (1 - right[0]) * (1 - right[1]) / (classes - 1)
+    return (observed - expected) / (1 - expected)
+
+
+def plain_top_flips(t: np.ndarray, s: np.ndarray) -> float:
+    flips = 0
+    for z, w, label in zip(t.tolist(), s.tolist(), labels_for(len(t)).tolist(), strict=True):
+        best = [sorted(range(len(row)), key=lambda c, row=row: -row[c])[:5] for row in (z, w)]
+        flips += label in best[0] and label not in best[1]
+    return 100 * flips / len(t)
+
+
 MEASURES = {
+    "capa": (capa.capa, "of", plain_capa),
+    "pos_flips_top5": (top.top_flips, "of", plain_top_flips),
     "js_divergence": (divergence.js_divergence, "of", plain_js),
     "leep": (leep.leep, "of", plain_leep),
     "cka": (cka.cka, "features_of", plain_cka),
@@ -89,6 +113,7 @@ MEASURES = {
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capa, "CHUNK", 60)
     monkeypatch.setattr(divergence, "CHUNK", 60)
     monkeypatch.setattr(divergence, "TILE", 40)
     monkeypatch.setattr(leep, "ROWS", 8)
@@ -100,7 +125,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", MEASURES)
 def test_measures_of_all_pairs_agree_with_their_definitions(name):
     measure, what, plain = MEASURES[name]
-    source = zoo_of()
+    source = zoo_of(classes=9 if name == "pos_flips_top5" else 3)
     arrays = list(getattr(source, what).values())
     found = filled(measure, source)
     for i, t in enumerate(arrays):
@@ -111,7 +136,7 @@ def test_measures_of_all_pairs_agree_with_their_definitions(name):
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_chunks_and_what_is_known_already_do_not_change_results(name, request):
-    measure, source = MEASURES[name][0], zoo_of()
+    measure, source = MEASURES[name][0], zoo_of(classes=9 if name == "pos_flips_top5" else 3)
     whole = filled(measure, source)
     if name != "cka":  # other minibatches are another estimate
         request.getfixturevalue("small_chunks")
@@ -124,6 +149,39 @@ def test_chunks_and_what_is_known_already_do_not_change_results(name, request):
         new &= off_diagonal
         np.testing.assert_allclose(part[new], whole[new], rtol=1e-5)
         assert np.isnan(part[~new & off_diagonal]).all()
+
+
+def test_capa_is_that_of_its_authors_package():
+    metrics = pytest.importorskip("lmsim.metrics")
+    source = zoo_of(3, n=60, classes=4)
+    labels, found = labels_for(60), filled(capa.capa, source)
+    p = {name: np.array(probabilities(logits)) for name, logits in source.of.items()}
+    for i, one in enumerate(p.values()):
+        for j, other in enumerate(p.values()):
+            if i != j:
+                assert found[i, j] == pytest.approx(metrics.CAPA().compute_k(list(one), list(other), labels), abs=1e-6)
+
+
+def test_capa_by_hand_and_of_models_that_leave_nothing_to_chance():
+    def sure(*classes: int) -> np.ndarray:
+        return 60 * np.eye(3, dtype=np.float16)[list(classes)]
+
+    labels = np.array([0, 1, 2, 0])
+    models = {"right": sure(0, 1, 2, 0), "half": sure(0, 1, 0, 2), "same": sure(0, 1, 0, 2), "other": sure(1, 2, 2, 0)}
+    found = filled(capa.capa, InMemory(models), labels=labels)
+    assert found[1, 2] == pytest.approx(1)  # observed 1, whatever is expected
+    assert found[0, 1] == pytest.approx(0)  # observed 1/2, expected 1 · 1/2 + 0
+    assert found[1, 3] == pytest.approx((0 - 0.375) / (1 - 0.375))  # never the same; 1/2 · 1/2 + 1/2 · 1/2 / 2
+    assert np.isnan(filled(capa.capa, InMemory({"a": sure(0), "b": sure(0)}), labels=np.array([0]))[0, 1])
+    assert np.isnan(filled(capa.capa, InMemory(dict.fromkeys("ab", np.zeros((2, 1)))), labels=np.zeros(2, int))[0, 1])
+
+
+def test_negative_top_flips_are_the_positive_ones_the_other_way_round():
+    source, labels = zoo_of(2, n=200, classes=20), np.random.default_rng(0).integers(0, 20, 200)
+    found = filled(top.top_flips, source, labels=labels)
+    share = [(source.top(m, slice(0, 200)) == labels[:, None]).any(1).mean() for m in (0, 1)]
+    assert found[0, 1] - found[1, 0] == pytest.approx(100 * (share[0] - share[1]))
+    assert filled(top.top_flips, zoo_of(2, classes=3))[0, 1] == 0  # five classes are all there are
 
 
 def test_js_divergence_by_hand():

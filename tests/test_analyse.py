@@ -12,7 +12,7 @@ from kt.analysis import advise, design, heldout
 from kt.analysis.effects import TOGETHER, independent
 from kt.analysis.inputs import load, prepare
 from kt.analysis.outcomes import gather
-from kt.analysis.predictors import TREES
+from kt.analysis.predictors import TREES, ladder
 from kt.analysis.run import analyse, as_table
 from kt.cli import main
 from kt.errors import KtError
@@ -123,6 +123,23 @@ def test_the_ladder_gives_a_constant_nothing_and_the_planted_gap_its_due():
     assert of_students["hours"].iloc[0] == pytest.approx(12 * 11 * 2 / 10)
     assert of_students["r2_ceiling"].iloc[0] == pytest.approx(1, abs=0.02)
     assert TREES in of_students.index
+
+
+def test_static_rankers_stand_on_the_ladder_and_rank_teachers_alike_for_every_student():
+    outcomes = gather(prepare(*zoo_of(12, slope=2.0)))[0]
+    held = heldout.hold_out(outcomes, np.random.default_rng(0))
+    scores = heldout.score(outcomes, held)
+    of_students = scores[scores["scheme"] == "students"].set_index("rung")
+    assert of_students.loc["teacher accuracy", "tau"] > 0.9 > of_students.loc["teacher size", "tau"]
+    assert of_students.loc["teacher accuracy", "r2"] < of_students.loc["accuracy gap", "r2"]  # it knows no student
+    made = held.predictions.query("rung == 'teacher accuracy' and scheme == 'students' and repeat == 0")
+    for _, fold in made.groupby("fold"):
+        by_teacher = pd.Series(fold["predicted"].to_numpy(), outcomes.teachers[fold["row"]]).groupby(level=0)
+        assert by_teacher.nunique().max() == 1
+    _, zoo, _ = frames = zoo_of(9)
+    zoo["params"] = 2 * np.arange(10, 19)  # sizes that span no factor of ten are no logarithms
+    assert "teacher size" in ladder(gather(prepare(*frames))[0])
+    assert "teacher size" not in ladder(gather(prepare(frames[0], zoo.assign(params=7), frames[2]))[0])
 
 
 def test_the_best_of_k_tied_teachers_is_what_chance_would_take():

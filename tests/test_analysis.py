@@ -141,7 +141,7 @@ def transfers(*rows):
                 "method": m, "teacher": t, "student": s, "seed": seed, "control": m in tables.CONTROLS,
                 "uses_labels": m in tables.LABELLED, "trains": True,
                 "status": "failed" if delta is None else "ok", "delta": np.nan if delta is None else delta,
-                "delta_se": 1.0, "transfer_rate": 50.0, "n": 100,
+                "delta_se": 1.0, "transfer_rate": 50.0, "transfer_rate_published": 70.0, "taught_errors": 9.0, "n": 100,
                 "key": f"{m}{'' if m in tables.CONTROLS else t}{s}{seed}",
             }
             for m, t, s, seed, delta in rows
@@ -162,6 +162,20 @@ def test_deltas_are_averaged_over_seeds_before_pairs():
     assert (row["delta"], row["median"], row["worst"]) == (2.0, 2.0, -2.0)
     assert (row["pairs"], row["students"], row["seeds"], row["success"]) == (2, 1, 3, 50.0)
     assert row["delta_se_iid"] == pytest.approx(4.0)
+
+
+def test_taught_errors_are_held_against_those_of_self_with_the_same_teachers_and_seeds():
+    rows = [("kl", "a", "c", 0, 1.0), ("kl", "a", "c", 1, 1.0), ("kl", "b", "c", 0, 1.0), ("kl", "c", "a", 0, 1.0)]
+    rows += [("self", "a", "c", 0, 0.0), ("self", "b", "c", 0, 0.0), ("self", "c", "a", 1, 0.0)]
+    frame = transfers(*rows)
+    frame["taught_errors"] = [9.0, 50.0, 7.0, 50.0, 2.0, 4.0, None]
+    row = row_of(summarise(frame, scores(), 2.0), "kl")
+    assert row["taught_errors"] == pytest.approx((29.5 + 7 + 50) / 3)
+    assert row["taught_errors_beyond"] == pytest.approx((7 + 3) / 2)  # only (a, c) and (b, c), seed 0, have both
+    own = row_of(summarise(frame, scores(), 2.0), "self")
+    assert (own["taught_errors_beyond"], own["taught_errors_beyond_se"]) == (0, 0)
+    alone = summarise(frame[frame["method"] == "kl"], scores(), 2.0)
+    assert alone[["taught_errors_beyond", "taught_errors_beyond_se"]].isna().all(axis=None)
 
 
 def test_a_teacher_exactly_at_the_threshold_is_equal_and_empty_groups_are_left_out():

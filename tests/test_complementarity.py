@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import InMemory, score
+from tables import InMemory, said, score
 
 from kt import predictions, schema
 from kt.complementarity import agreement, counts, table
@@ -41,12 +41,18 @@ def classes_of(source: InMemory) -> dict[str, list[int]]:
     return {name: logits.argmax(1).tolist() for name, logits in source.of.items()}
 
 
+def entropy(counts: list[int]) -> float:
+    total = sum(counts)
+    return -sum(c / total * math.log(c / total) for c in counts if c) if total else math.nan
+
+
 def plain(t: list[int], s: list[int], labels: list[int], classes: int) -> dict[str, object]:
     """One row of the table, slowly."""
-    n, flips = len(labels), [0] * classes
+    n, flips, back = len(labels), [0] * classes, [0] * classes
     both_right = only_student = both_wrong = agree = 0
     for a, b, y in zip(t, s, labels, strict=True):
         flips[y] += a == y and b != y
+        back[y] += a != y and b == y
         only_student += a != y and b == y
         both_right += a == y and b == y
         both_wrong += a != y and b != y
@@ -76,7 +82,9 @@ def plain(t: list[int], s: list[int], labels: list[int], classes: int) -> dict[s
         "kappa": (both - expected) / (1 - expected) if expected < 1 else math.nan,
         "double_fault": 100 * both_wrong / n,
         "q_statistic": (same - different) / (same + different) if same + different else math.nan,
-        "class_entropy": -sum(f / positive * math.log(f / positive) for f in flips if f) if positive else math.nan,
+        "pos_flips_untrained": 100 * sum(b != y for b, y in zip(s, labels, strict=True)) / n / classes,
+        "class_entropy": entropy(flips),
+        "neg_class_entropy": entropy(back),
         "flips_by_class": flips,
         "expertise": area,
         **areas,
@@ -105,7 +113,7 @@ def test_a_thousand_classes_of_fifty_images_agree_with_the_loop_too():
     predicted = np.where(rng.random((2, 50_000)) < 0.8, labels, rng.integers(0, 1000, (2, 50_000)))
     right = Right.of(places := Places.of(labels, 1000), np.stack([places.pack(row == labels) for row in predicted]))
     assert right.by_class.dtype == np.uint8
-    flips = right.flips(np.array([0]), np.array([1]))
+    flips, negative = right.flips(np.array([0]), np.array([1]))
     slow = plain(*predicted.tolist(), labels.tolist(), 1000)
     assert flips[0].tolist() == slow["flips_by_class"]
     areas = Areas.of(flips)
@@ -113,6 +121,7 @@ def test_a_thousand_classes_of_fifty_images_agree_with_the_loop_too():
     assert areas.sizes[0].tolist() == [slow[f"expertise_{share}"] for share in SHARES]
     assert areas.classes().tolist() == slow["expertise"]
     assert class_entropy(flips)[0] == pytest.approx(slow["class_entropy"], abs=1e-12)
+    assert class_entropy(negative)[0] == pytest.approx(slow["neg_class_entropy"], abs=1e-12)
 
 
 @given(zoos())
@@ -144,6 +153,7 @@ def test_exchanging_teacher_and_student_exchanges_the_flips(zoo):
     scores = score(source, labels, classes).set_index(["teacher", "student"])
     back = scores.swaplevel().loc[scores.index]
     np.testing.assert_array_equal(scores["pos_flips"], back["neg_flips"])
+    np.testing.assert_array_equal(scores["class_entropy"], back["neg_class_entropy"])
     for name in ("agreement", "kappa", "double_fault", "q_statistic"):
         np.testing.assert_allclose(scores[name], back[name], rtol=0, atol=1e-12)
 
@@ -198,6 +208,8 @@ def test_scores_by_hand():
     assert row["kappa"] == pytest.approx((4 / 8 - 30 / 64) / (1 - 30 / 64))
     # both right 2, both wrong 2, only the teacher 3, only the student 1: (2·2 − 3·1) / (2·2 + 3·1)
     assert row["q_statistic"] == pytest.approx(1 / 7)
+    assert row["neg_class_entropy"] == 0  # one flip, in class 2
+    assert row["pos_flips_untrained"] == pytest.approx(62.5 / 3)
     assert row["pos_flips_se"] == pytest.approx(100 * math.sqrt(3 / 8 * 5 / 8 / 8))
 
 
@@ -268,6 +280,20 @@ def test_expertise_is_the_fewest_classes_that_hold_the_share(numbers, area, time
     assert found == sorted(range(len(numbers)), key=lambda c: -numbers[c])[: len(found)]
 
 
+@pytest.mark.parametrize("says", ["one class", "any class"])
+def test_untrained_teachers_have_the_expected_flips_on_average(says):
+    rng = np.random.default_rng(0)
+    labels, classes = rng.integers(0, 4, 400), 4
+    student = np.where(rng.random(400) < 0.7, labels, (labels + 1) % 4)
+    teachers = np.repeat(np.arange(4), 400).reshape(4, 400) if says == "one class" else rng.integers(0, 4, (300, 400))
+    names = ["s", *(f"t{i}" for i in range(len(teachers)))]
+    scores = score(InMemory.saying(names, np.vstack([student, teachers]), classes), labels, classes)
+    rows = scores[scores["student"] == "s"]
+    assert rows["pos_flips"].mean() == pytest.approx(
+        rows["pos_flips_untrained"].iloc[0], rel=1e-9 if len(rows) == 4 else 0.05
+    )
+
+
 def test_the_table_fits_its_schema():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "ROWS", 1)
@@ -276,19 +302,16 @@ def test_the_table_fits_its_schema():
     assert schema.build("complementarity", frame.astype(object).where(frame.notna(), None).to_dict("list"))
 
 
-@pytest.mark.parametrize("stored", [True, False])
-def test_files_give_slices_of_what_was_written(tmp_path, stored, monkeypatch):
+def test_files_give_slices_of_what_was_written(tmp_path):
     rng = np.random.default_rng(0)
     logits, ids = rng.normal(size=(10, 3)).astype(np.float16), np.arange(10)
-    predictions.write(tmp_path / "a", {"test": (logits, ids)}, "a", "data")
+    predictions.write(tmp_path / "a", {"test": said(logits, ids)}, "a", "data")
     source = Files({"a": tmp_path / "a"}, "test")
-    if not stored:  # as in files that were written before predicted classes were
-        monkeypatch.setattr("kt.complementarity.sources.ARGMAX_ROWS", 3)
-        monkeypatch.setattr(Files, "_slice", lambda self, model, kind, rows: logits[rows] if kind == "logits" else None)
     rows = slice(2, 9)
     assert (source.names, source.images) == (["a"], 10)
     assert np.array_equal(source.logits(0, rows), logits[rows])
     assert source.predicted(0, rows).tolist() == logits[rows].argmax(1).tolist()
+    assert source.top(0, rows).tolist() == np.argsort(-logits[rows], 1).tolist()
     with pytest.raises(KtError, match="no features for the split 'test', which the measure 'cka' needs"):
         source.features(0, rows)
 
@@ -297,8 +320,8 @@ def test_files_give_slices_of_what_was_written(tmp_path, stored, monkeypatch):
 def test_files_about_different_images_are_refused(tmp_path, other):
     logits, ids = np.zeros((4, 2), np.float16), np.arange(4)
     theirs = {"ids": ids + 1, "order": ids[::-1].copy(), "data": ids}[other]
-    predictions.write(tmp_path / "a", {"test": (logits, ids)}, "a", "data")
-    predictions.write(tmp_path / "b", {"test": (logits, theirs)}, "b", "other" if other == "data" else "data")
+    predictions.write(tmp_path / "a", {"test": said(logits, ids)}, "a", "data")
+    predictions.write(tmp_path / "b", {"test": said(logits, theirs)}, "b", "other" if other == "data" else "data")
     with pytest.raises(KtError, match="predictions of 'b' and 'a' on 'test' are about different images"):
         Files({"a": tmp_path / "a", "b": tmp_path / "b"}, "test")
 
@@ -306,7 +329,7 @@ def test_files_about_different_images_are_refused(tmp_path, other):
 def test_files_that_are_missing_or_have_no_such_split_are_named(tmp_path):
     with pytest.raises(KtError, match=r"none: predictions cannot be read"):
         Files({"a": tmp_path / "none"}, "test")
-    predictions.write(tmp_path / "a", {"test": (np.zeros((1, 2), np.float16), np.arange(1))}, "a", "data")
+    predictions.write(tmp_path / "a", {"test": said(np.zeros((1, 2), np.float16), np.arange(1))}, "a", "data")
     with pytest.raises(KtError, match="no predictions for the split 'validation'; it has: test"):
         Files({"a": tmp_path / "a"}, "validation")
 
@@ -407,6 +430,20 @@ def test_a_new_measure_of_all_pairs_leaves_the_rest_of_the_rows(tmp_path):
     made(tmp_path / "t.parquet", source, labels, classes, measures=["kappa"])
     assert renewed_as_from_nothing(tmp_path, source, labels, classes, measures=["kappa", "agreement"]) == 0
     assert renewed_as_from_nothing(tmp_path, source, labels, classes, measures=["kappa"]) == 0
+
+
+def test_columns_that_a_table_does_not_have_yet_leave_its_measures_of_all_pairs(tmp_path, monkeypatch):
+    source, labels, classes = zoo_of(4)
+    path = tmp_path / "t.parquet"
+    made(path, source, labels, classes, measures=["agreement"])
+    old = pq.read_table(path)
+    pq.write_table(old.drop_columns(["neg_class_entropy"]), path)
+    counted = []
+    equal = agreement._equal
+    monkeypatch.setattr(agreement, "_equal", lambda one, others: counted.append(1) or equal(one, others))
+    assert made(path, source, labels, classes, measures=["agreement"]) == 4 * 3
+    assert not counted
+    assert pq.read_table(path).equals(old)
 
 
 @given(zoos(), st.data())

@@ -97,7 +97,11 @@ BY_SCHEMA = [
     ("data.damaged", "skp", "data.damaged: unknown value 'skp'; allowed: fail, skip; did you mean 'skip'?"),
     ("data.splits.test", "val", "data.splits.test: input should be a number of images, a share, or a mapping .*'val'"),
     ("analysis.equal_within", 0, "analysis.equal_within: input should be greater than 0, not 0"),
-    ("complementarity", {"measures": ["kapa"]}, "complementarity.measures.0: unknown value 'kapa'; .*'kappa'?"),
+    (
+        "complementarity",
+        {"measures": ["kapa"]},
+        "complementarity.measures.0: unknown value 'kapa'; .*'kappa' or 'capa'?",
+    ),
     ("pairs", {"select": "al"}, "pairs.select: unknown rule 'al'; allowed: all, .*stratified; did you mean 'all'?"),
     ("pairs", {}, "pairs: the key 'select' is missing; it names the rule: all, random, explicit, top or stratified"),
     ("pairs", "all", 'pairs: input should be a mapping of keys to values, not "all"'),

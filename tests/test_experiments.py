@@ -179,6 +179,9 @@ class Zoo:
     def logits(self, name: str, split: str) -> np.ndarray:
         return logits(self.load(name), Inputs(self.data.images, self.data.rows(split), self.input_of(name), CPU))
 
+    def predicted(self, name: str, split: str) -> np.ndarray:
+        return self.logits(name, split).argmax(1)
+
 
 def experiment(**changes: Any) -> tuple[Study, Amalgamation]:
     raw = copy.deepcopy(STUDY)
@@ -446,6 +449,7 @@ def test_a_description_is_plain_json():
     problem = Problem(np.array([0, 1]), {"low": np.array([0]), "high": np.array([1])}, np.array([0]))
     unit = describe(chosen.trials()[0], chosen, {"arch": "x"}, {"low": "l", "high": "h"}, problem, "data")
     assert json.loads(json.dumps(unit)) == unit
+    assert unit["evaluation"] == {"version": 2}  # of version 1, which took classes from rounded logits, nothing is kept
 
 
 def test_accuracy_against_hand_computed_numbers():

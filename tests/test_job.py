@@ -73,6 +73,9 @@ class Zoo:
             return self.given[name]
         return logits(self.load(name), Inputs(self.data.images, self.data.rows(split), self.input_of(name), CPU))
 
+    def predicted(self, name: str, split: str) -> np.ndarray:
+        return self.logits(name, split).argmax(1)
+
     def features(self, name: str, split: str) -> np.ndarray:
         view = Inputs(self.data.images, self.data.rows(split), self.input_of(name), CPU)
         with torch.inference_mode():

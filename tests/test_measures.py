@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kt.transfer.measures import change, transfer_rate
+from kt.schema_study import SHARES
+from kt.transfer.measures import change, gains, taught_errors, transfer_rate
 
 THREE = hnp.arrays(bool, st.tuples(st.just(3), st.integers(1, 200)))
 """Teacher, student before and student after on the same images."""
@@ -100,3 +103,66 @@ def test_transfer_rate_looks_at_the_very_same_images(three):
     expected = 0.0 if flips.any() else None
     assert transfer_rate(teacher, before, elsewhere) == expected
     assert transfer_rate(teacher, before, before | flips) == (100.0 if flips.any() else None)
+
+
+LABELLED = st.integers(1, 4).flatmap(
+    lambda classes: hnp.arrays(np.int64, st.tuples(st.just(4), st.integers(1, 60)), elements=st.integers(0, classes))
+)
+"""Labels, and the classes that teacher, student before and student after say of the same images."""
+
+
+@given(LABELLED)
+def test_gains_by_class_agree_with_a_loop_over_classes_and_images(four):
+    labels, *said = four.tolist()
+    teacher, before, after = ([a == y for a, y in zip(of, labels, strict=True)] for of in said)
+    flips, gained = dict.fromkeys(labels, 0), dict.fromkeys(labels, 0)
+    for y, t, b, a in zip(labels, teacher, before, after, strict=True):
+        flips[y] += t and not b
+        gained[y] += a and not b
+    total, all_gained = sum(flips.values()), sum(gained.values())
+    found = gains(*map(np.array, (teacher, before, after, labels)))
+    rate = 100 * sum(gained[c] for c in flips if flips[c]) / total if total else None
+    assert found.pop("transfer_rate_published") == (None if rate is None else pytest.approx(rate))
+    shares = [g / all_gained for g in gained.values() if g]
+    entropy = found.pop("gain_entropy")
+    assert entropy == (pytest.approx(-sum(p * math.log(p) for p in shares), abs=1e-9) if shares else None)
+    for share in SHARES:
+        area, held = [], 0
+        for c in sorted(flips, key=lambda c: (-flips[c], c)) if total else []:
+            if 100 * held >= share * total:
+                break
+            area.append(c)
+            held += flips[c]
+        inside = 100 * sum(gained[c] for c in area) / all_gained if total and all_gained else None
+        assert found.pop(f"gain_in_{share}") == (None if inside is None else pytest.approx(inside))
+    assert not found
+
+
+def test_the_published_rate_counts_images_that_the_teacher_gets_wrong_and_may_pass_a_hundred():
+    labels = np.array([0, 0, 0, 1, 1])
+    teacher, before, after = bools(1, 0, 0, 0, 0), bools(0, 0, 0, 0, 0), bools(0, 1, 1, 1, 0)
+    assert transfer_rate(teacher, before, after) == 0.0
+    found = gains(teacher, before, after, labels)
+    assert found["transfer_rate_published"] == 200.0  # two images of class 0, the only one where the teacher helps
+    assert found["gain_in_50"] == pytest.approx(200 / 3)
+
+
+@given(LABELLED)
+def test_taught_errors_agree_with_a_loop_over_images(four):
+    labels, teacher, before, after = four
+    could = [a for a, t, b, y in zip(after, teacher, before, labels, strict=True) if b == y != t]
+    taught = [a == t for a, t, b, y in zip(after, teacher, before, labels, strict=True) if b == y != t]
+    expected = pytest.approx(100 * sum(taught) / len(could)) if could else None
+    assert taught_errors([teacher], before == labels, after, labels) == expected
+    assert taught_errors([teacher] * 2, before == labels, after, labels) == expected
+
+
+def test_taught_errors_by_hand():
+    labels, before = np.array([0, 0, 0, 1, 1]), bools(1, 1, 1, 1, 0)
+    teacher, after = np.array([1, 1, 2, 1, 0]), np.array([1, 2, 2, 0, 0])
+    # the teacher is wrong on 0, 1, 2 of those that the student got right; on 0 and 2 it is now wrong in the same way
+    assert taught_errors([teacher], before, after, labels) == pytest.approx(200 / 3)
+    assert taught_errors([teacher], before, np.where(before, labels, 0), labels) == 0.0
+    assert taught_errors([labels], before, after, labels) is None
+    # a second teacher that is wrong on 1 and 3, and says on 1 what the student says now
+    assert taught_errors([teacher, np.array([0, 2, 0, 2, 1])], before, after, labels) == 75.0

@@ -12,9 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import said
 from torch import nn
 
-from kt import predictions, tables
+from kt import predictions
+from kt import tables as final
+from kt.complementarity.sources import Files
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import KtError
@@ -24,10 +27,10 @@ from kt.zoo import predict as run_module
 from kt.zoo.predict import predict
 
 
-def splits_of(seed: int = 0, n: int = 7, classes: int = 3) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def splits_of(seed: int = 0, n: int = 7, classes: int = 3) -> dict[str, predictions.Outputs]:
     rng = np.random.default_rng(seed)
     return {
-        name: (rng.normal(size=(n + i, classes)).astype(np.float16), rng.permutation(100)[: n + i])
+        name: said(rng.normal(size=(n + i, classes)).astype(np.float16), rng.permutation(100)[: n + i])
         for i, name in enumerate(("validation", "test"))
     }
 
@@ -36,7 +39,7 @@ def test_read_gives_back_what_write_wrote(tmp_path):
     splits = splits_of()
     predictions.write(tmp_path / "m.safetensors", splits, "print", "data")
     predictions.verify(tmp_path / "m.safetensors")
-    for name, (logits, ids) in splits.items():
+    for name, (logits, _, ids) in splits.items():
         found = predictions.read(tmp_path / "m.safetensors", name)
         assert (found.logits.dtype, found.ids.dtype) == (np.float16, np.int64)
         assert np.array_equal(found.logits, logits)
@@ -48,14 +51,14 @@ def test_the_file_is_one_that_safetensors_reads_with_classes_and_features(tmp_pa
     from safetensors.numpy import load_file
 
     splits, rng = splits_of(), np.random.default_rng(1)
-    features = {name: rng.normal(size=(len(ids), 5)).astype(np.float16) for name, (_, ids) in splits.items()}
+    features = {name: rng.normal(size=(len(ids), 5)).astype(np.float16) for name, (_, _, ids) in splits.items()}
     predictions.write(tmp_path / "m.safetensors", splits, "print", "data", features)
     predictions.verify(tmp_path / "m.safetensors")
     tensors = load_file(tmp_path / "m.safetensors")
     assert sorted(tensors) == sorted(
-        f"{s}.{what}" for s in splits for what in ("features", "ids", "logits", "predicted")
+        f"{s}.{what}" for s in splits for what in ("features", "ids", "logits", "predicted", "top")
     )
-    for name, (logits, _) in splits.items():
+    for name, (logits, _, _) in splits.items():
         assert np.array_equal(tensors[f"{name}.predicted"], logits.argmax(1))
         assert tensors[f"{name}.predicted"].dtype == np.uint8
         assert np.array_equal(predictions.read(tmp_path / "m.safetensors", name).features, features[name])
@@ -65,14 +68,13 @@ def test_the_file_is_one_that_safetensors_reads_with_classes_and_features(tmp_pa
 
 def test_blocks_change_nothing(tmp_path, monkeypatch):
     wide = np.random.default_rng(0).normal(size=(50, 9)).astype(np.float16)
-    splits, labels = {"test": (wide[:, :6], np.arange(50))}, np.arange(50) % 6
+    splits, labels = {"test": said(wide[:, :6], np.arange(50))}, np.arange(50) % 6
     written = []
     for block in (1 << 24, 100, 1):
         monkeypatch.setattr(predictions, "BLOCK", block)
         predictions.write(tmp_path / "m.safetensors", splits, "print", "data", {"test": wide[:, 6:]})
         predictions.verify(tmp_path / "m.safetensors")
-        error = predictions.calibration_error(wide[:, :6], labels)
-        assert np.array_equal(predictions.correct(wide[:, :6], labels), wide[:, :6].argmax(1) == labels)
+        error = calibration_error(wide[:, :6], labels)
         written.append(((tmp_path / "m.safetensors").read_bytes(), round(error, 9)))
     assert written[0] == written[1] == written[2]
 
@@ -89,10 +91,11 @@ def test_predictions_that_are_read_may_be_changed_in_memory_and_stay_as_they_are
 def test_classes_are_kept_in_the_smallest_integers_that_hold_them(tmp_path, classes, dtype):
     logits = np.zeros((3, classes), np.float16)
     logits[:, -1] = 1
-    assert predictions.classes(logits).dtype == dtype
-    assert predictions.classes(logits).tolist() == [classes - 1] * 3
-    predictions.write(tmp_path / "m.safetensors", {"test": (logits, np.arange(3))}, "print", "data")
+    predictions.write(tmp_path / "m.safetensors", {"test": said(logits, np.arange(3))}, "print", "data")
     predictions.verify(tmp_path / "m.safetensors")
+    assert predictions.read(tmp_path / "m.safetensors", "test").predicted.tolist() == [classes - 1] * 3
+    source = Files({"m": tmp_path / "m.safetensors"}, "test")
+    assert source.predicted(0, slice(0, 3)).dtype == source.top(0, slice(0, 3)).dtype == dtype
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
@@ -113,8 +116,8 @@ def test_missing_and_unreadable_files_are_named(tmp_path, content):
 def test_a_safetensors_file_without_our_facts_is_refused(tmp_path):
     from safetensors.numpy import save_file
 
-    logits, ids = splits_of()["test"]
-    save_file({"test.logits": logits, "test.ids": ids}, tmp_path / "m.safetensors")
+    logits, _, ids = splits_of()["test"]
+    save_file({"test.logits": logits, "test.predicted": ids, "test.ids": ids}, tmp_path / "m.safetensors")
     with pytest.raises(KtError, match=r"predictions cannot be read \('fingerprint'\)"):
         predictions.read(tmp_path / "m.safetensors", "test")
     with pytest.raises(KtError, match="its content is not what was written"):
@@ -161,34 +164,25 @@ def test_verify_finds_a_changed_type_and_changed_facts(tmp_path):
 def test_read_all_keeps_the_order_of_models(tmp_path):
     paths = {}
     for i, name in enumerate(["zeta", "alpha"]):
-        splits = {"test": (splits_of(i)["test"][0], splits_of(0)["test"][1])}
+        splits = {"test": splits_of(i)["test"]._replace(ids=splits_of(0)["test"].ids)}
         paths[name] = tmp_path / f"{name}.safetensors"
         predictions.write(paths[name], splits, name, "data")
     found = predictions.read_all(paths, "test")
     assert list(found) == ["zeta", "alpha"]
 
 
-@pytest.mark.parametrize(("classes", "dtype"), [(2, np.uint8), (256, np.uint8), (257, np.uint16), (70_000, np.uint32)])
-def test_predicted_classes_are_the_smallest_integers_that_hold_them_all(classes, dtype):
-    logits = np.zeros((3, classes), np.float16)
-    logits[1, -1] = logits[2, classes // 2] = 1
-    found = predictions.classes(logits)
-    assert (found.tolist(), found.dtype) == ([0, classes - 1, classes // 2], dtype)
-
-
 @pytest.mark.parametrize("other", ["ids", "order", "data"])
 def test_read_all_refuses_models_on_different_images(tmp_path, other):
-    logits, ids = splits_of()["test"]
+    logits, _, ids = splits_of()["test"]
     theirs = {"ids": ids + 1, "order": ids[::-1].copy(), "data": ids}[other]
-    predictions.write(tmp_path / "a", {"test": (logits, ids)}, "a", "data")
-    predictions.write(tmp_path / "b", {"test": (logits, theirs)}, "b", "other" if other == "data" else "data")
+    predictions.write(tmp_path / "a", {"test": said(logits, ids)}, "a", "data")
+    predictions.write(tmp_path / "b", {"test": said(logits, theirs)}, "b", "other" if other == "data" else "data")
     with pytest.raises(KtError, match="predictions of 'b' and 'a' on 'test' are about different images"):
         predictions.read_all({"a": tmp_path / "a", "b": tmp_path / "b"}, "test")
 
 
-def test_correct_by_hand():
-    logits = np.array([[1, 0, 2], [3, 3, 0], [0, 1, 0]], np.float16)
-    assert predictions.correct(logits, np.array([2, 1, 1])).tolist() == [True, False, True]  # ties go to the first
+def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    return predictions.calibration_error(logits, logits.argmax(1) == labels, bins)
 
 
 def logits_with_confidence(*confidence: float) -> np.ndarray:
@@ -200,9 +194,9 @@ def test_calibration_error_by_hand():
     logits = logits_with_confidence(0.9, 0.9, 0.9, 0.6)
     labels = np.array([0, 0, 1, 0])
     # bin of 0.9: 2 of 3 right, gap |0.9 − 2/3|; bin of 0.6: 1 of 1 right, gap 0.4; weights 3/4 and 1/4
-    assert predictions.calibration_error(logits, labels) == pytest.approx(100 * (0.75 * (0.9 - 2 / 3) + 0.25 * 0.4))
+    assert calibration_error(logits, labels) == pytest.approx(100 * (0.75 * (0.9 - 2 / 3) + 0.25 * 0.4))
     # one bin: |mean confidence − accuracy|
-    assert predictions.calibration_error(logits, labels, bins=1) == pytest.approx(100 * (0.825 - 0.75))
+    assert calibration_error(logits, labels, bins=1) == pytest.approx(100 * (0.825 - 0.75))
 
 
 @given(st.integers(0, 2**32), st.integers(1, 20))
@@ -219,15 +213,44 @@ def test_calibration_error_agrees_with_a_loop_over_bins_and_images(seed, bins):
         if inside:
             mean, accuracy = (sum(part) / len(inside) for part in zip(*inside, strict=True))
             expected += len(inside) / 40 * abs(mean - accuracy)
-    assert predictions.calibration_error(logits, labels, bins) == pytest.approx(100 * expected, abs=1e-9)
+    assert calibration_error(logits, labels, bins) == pytest.approx(100 * expected, abs=1e-9)
     order = rng.permutation(40)
-    assert predictions.calibration_error(logits[order], labels[order], bins) == pytest.approx(100 * expected, abs=1e-9)
+    assert calibration_error(logits[order], labels[order], bins) == pytest.approx(100 * expected, abs=1e-9)
 
 
 def test_calibration_error_is_zero_for_a_sure_and_right_model_and_a_hundred_for_a_sure_and_wrong_one():
     sure = np.array([[60000, -60000], [-60000, 60000]], np.float16)
-    assert predictions.calibration_error(sure, np.array([0, 1])) == 0
-    assert predictions.calibration_error(sure, np.array([1, 0])) == 100
+    assert calibration_error(sure, np.array([0, 1])) == 0
+    assert calibration_error(sure, np.array([1, 0])) == 100
+
+
+@given(st.integers(0, 2**32), st.integers(2, 6))
+def test_sharpness_agrees_with_a_loop_over_images(seed, classes):
+    logits = (9 * np.random.default_rng(seed).normal(size=(20, classes))).astype(np.float16)
+    ratios, entropies = [], []
+    for z in logits.astype(float).tolist():
+        powers = [math.exp(v - max(z)) for v in z]
+        p = sorted(power / sum(powers) for power in powers)
+        ratios.append(math.log(p[-1] / p[-2]))
+        entropies.append(-sum(q * math.log(q) for q in p))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "BLOCK", 50)
+        found = predictions.sharpness(logits)
+    assert found == {"log_ratio": pytest.approx(np.mean(ratios)), "entropy": pytest.approx(np.mean(entropies))}
+
+
+def test_sharpness_by_hand():
+    assert predictions.sharpness(np.array([[math.log(9), 0.0]], np.float64)) == {
+        "log_ratio": pytest.approx(math.log(9)),
+        "entropy": pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1)),
+    }
+    assert predictions.sharpness(np.zeros((3, 4), np.float16)) == {
+        "log_ratio": 0,
+        "entropy": pytest.approx(math.log(4)),
+    }
+    sure = predictions.sharpness(np.array([[60000, -60000]], np.float16))
+    assert (sure["entropy"], math.isfinite(sure["log_ratio"])) == (0, True)
+    assert predictions.sharpness(np.ones((3, 1), np.float16)) == {"log_ratio": None, "entropy": 0}
 
 
 def test_an_accuracy_agrees_with_the_published_one_within_three_standard_errors():
@@ -244,7 +267,7 @@ def test_the_table_of_models_compares_measured_and_published_accuracy(tmp_path):
     labels = np.zeros(100, np.int64)
     logits = np.zeros((100, 2), np.float16)
     logits[:20, 1] = 1  # 80 % right
-    splits = {split: (logits, np.arange(100)) for split in ("validation", "test")}
+    splits = {split: said(logits, np.arange(100)) for split in ("validation", "test")}
     known = {
         "arch": "a", "params": 1, "macs": 1, "input_size": 8, "feature_width": 1, "pretraining": "x", "recipe": [],
         "fingerprint": "print",
@@ -254,7 +277,7 @@ def test_the_table_of_models_compares_measured_and_published_accuracy(tmp_path):
     paths = {member["name"]: tmp_path / member["name"] for member in members}
     for path in paths.values():
         predictions.write(path, splits, "print", "data")
-    table = tables.zoo(members, paths, {}, {"validation": labels, "test": labels}, {}, {})
+    table = final.zoo(members, paths, {}, {"validation": labels, "test": labels}, {}, {})
     assert table["acc"].to_pylist() == [80.0] * 3
     assert table["acc_published"].to_pylist() == [85.0, 95.0, None]
     assert table["acc_agrees"].to_pylist() == [True, False, None]

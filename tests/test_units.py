@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kt import schema
+from kt.schema_study import SHARES
 from kt.transfer import units
 from kt.transfer.ledger import key as ledger_key
 from kt.transfer.ledger import pack
@@ -85,6 +86,8 @@ def test_the_key_depends_on_all_that_determines_the_result(monkeypatch):
     keys.append(key(base))
     monkeypatch.setattr(KLDP, "version", KLDP.version + 1)
     keys.append(key(base))
+    monkeypatch.setattr(units, "EVALUATION_VERSION", units.EVALUATION_VERSION + 1)
+    keys.append(key(base))
     assert len(set(keys)) == len(keys)
 
 
@@ -124,6 +127,14 @@ def test_no_parameters_bring_back_the_key_of_a_method_that_meant_something_else(
     assert now.version > 1 or set(former) < set(now().parameters())
 
 
+def test_outcomes_whose_classes_came_from_rounded_logits_are_those_of_other_units():
+    for unit in (Unit(KLDP(), ("a",), 0), Unit(EnsembleMax(), ("a",), 0), Unit(SelfDistillation(), (), 0)):
+        description = describe(unit, "b", PRINTS, "d", TRAINING)
+        before = {name: value for name, value in description.items() if name != "evaluation"}  # as version 1 wrote it
+        assert description["evaluation"] == {"version": 2}
+        assert ledger_key(before) != ledger_key(description)
+
+
 def test_the_key_does_not_depend_on_names_or_on_other_models():
     assert key(Unit(KLDP(), ("x",), 0), "y", {"x": "A", "y": "B", "z": "Z"}) == key(Unit(KLDP(), ("a",), 0), "b")
     assert key(Unit(SelfDistillation(), (), 0), prints={"b": "B"}) == key(Unit(SelfDistillation(), (), 0))
@@ -136,8 +147,8 @@ def test_tasks_are_units_by_their_keys():
 
 
 LABELS = np.array([0, 1, 2, 0, 1])
-BEFORE = np.array([True, False, False, True, False])
-TEACHERS = {"a": np.array([True, True, True, False, False]), "c": BEFORE}
+BEFORE = np.array([0, 0, 0, 0, 0])  # right on images 0 and 3
+TEACHERS = {"a": np.array([0, 1, 2, 1, 2]), "c": BEFORE}  # a is right on images 0 to 2
 OUTCOME = {
     "status": "ok",
     "last": pack(np.array([0, 1, 0, 1, 1])),  # right on images 0, 1 and 4
@@ -182,6 +193,13 @@ def test_a_finished_unit_gives_its_row():
         "knowledge_gain": 40.0,
         "knowledge_loss": 20.0,
         "transfer_rate": 50.0,
+        "transfer_rate_published": 100.0,  # of class 1 two images are gained, of class 2 none
+        "gain_entropy": 0.0,
+        "gain_in_2": 100.0,
+        "gain_in_5": 100.0,
+        "gain_in_20": 100.0,
+        "gain_in_50": 100.0,
+        "taught_errors": 100.0,  # image 3 is now of class 1, as the teacher says
         "teacher_share": 40.0,
         "epochs": 4,
         "best_epoch": 2,
@@ -199,7 +217,9 @@ def test_a_control_gives_a_row_for_every_teacher_with_its_own_transfer_rate():
     first, second = rows_of(Unit(SelfDistillation(), (), 0), {**OUTCOME, "teacher_share": None})
     assert (first["teacher"], second["teacher"]) == ("a", "c")
     assert (first["transfer_rate"], second["transfer_rate"]) == (50.0, None)
-    alike = {"teacher", "teachers", "transfer_rate"}
+    assert (first["taught_errors"], second["taught_errors"]) == (100.0, None)
+    alike = {"teacher", "teachers", "transfer_rate", "transfer_rate_published", "taught_errors"}
+    alike |= {f"gain_in_{share}" for share in SHARES}
     assert {k: v for k, v in first.items() if k not in alike} == {k: v for k, v in second.items() if k not in alike}
     assert first["control"] is True
 
@@ -220,11 +240,12 @@ def test_a_row_of_a_group_names_all_teachers_and_counts_all_their_positive_flips
     (row,) = rows_of(Unit(Parallel(), ("a", "c"), 0), OUTCOME)
     assert (row["teacher"], row["teachers"]) == (None, ["a", "c"])
     assert row["transfer_rate"] == 50.0  # images 1 and 2 are flips of a, none of c; image 1 is right now
-    both = {**TEACHERS, "c": np.array([False, False, False, False, True])}
+    both = {**TEACHERS, "c": np.array([2, 2, 0, 2, 1])}  # right on image 4
     unit = Unit(Parallel(), ("a", "c"), 0)
     task = Task(unit, describe(unit, "b", PRINTS, "d", TRAINING), "B")
     (row,) = rows(task, "k", OUTCOME, "b", both, BEFORE, LABELS, 4)
     assert row["transfer_rate"] == pytest.approx(200 / 3)  # images 1, 2 and 4; 1 and 4 are right now
+    assert row["taught_errors"] == 50.0  # of images 0 and 3, which a teacher gets wrong, 3 as teacher a says
 
 
 def test_models_that_train_together_share_one_key_and_each_gets_its_own_row():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kt.analysis import dyadic
@@ -56,13 +57,15 @@ def pair_deltas(transfers: pd.DataFrame, complementarity: pd.DataFrame) -> pd.Da
     Returns:
         Columns ``method``, ``control``, ``uses_labels``, ``trains``, ``teacher``, ``student``, ``seeds`` (finished
         ones), ``delta``, ``delta_se`` (mean over seeds of the error over test images), ``transfer_rate``,
-        ``acc_difference``, ``pos_flips``.
+        ``transfer_rate_published``, ``taught_errors``, ``acc_difference``, ``pos_flips``.
     """
     finished = with_scores(transfers[transfers["status"] == "ok"], complementarity)
     return over_seeds(
         finished,
         uses_labels=("uses_labels", "first"),
         trains=("trains", "first"),
+        transfer_rate_published=("transfer_rate_published", "mean"),
+        taught_errors=("taught_errors", "mean"),
         acc_difference=("acc_difference", "first"),
         pos_flips=("pos_flips", "first"),
     )
@@ -90,10 +93,10 @@ def group_of(acc_difference: pd.Series[float], equal_within: float) -> pd.Series
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much more one method gains than another, over the pairs that both finished.
+    """How much more of something one method has than another, over the pairs that both finished.
 
     Attributes:
-        mean: mean difference of transfer deltas, percentage points; NaN without common pairs.
+        mean: mean difference, of transfer deltas for example, percentage points; NaN without common pairs.
         se: its standard error, robust to pairs that share a model.
         n: common pairs.
     """
@@ -131,13 +134,22 @@ def compare(
         against: the method or control it is held against.
         group: ``all``, ``weaker``, ``equal`` or ``stronger`` teachers.
     """
-    finished = transfers[transfers["status"] == "ok"]
-    keys = [*PAIR, "seed"]
-    ours, theirs = (finished.loc[finished["method"] == name, [*keys, "delta"]] for name in (method, against))
-    both = with_scores(ours.merge(theirs, on=keys, suffixes=("", "_against")), complementarity)
+    both = with_scores(beside(transfers, method, against, "delta"), complementarity)
     if group != "all":
         both = both[group_of(both["acc_difference"], equal_within) == group]
-    difference = (both["delta"] - both["delta_against"]).groupby([both[name] for name in PAIR]).mean()
-    index = difference.index
-    mean, se = dyadic.mean(difference.to_numpy(), *(index.get_level_values(name).tolist() for name in PAIR))
-    return Comparison(mean, se, len(difference))
+    return difference(both, "delta")
+
+
+def beside(transfers: pd.DataFrame, method: str, against: str, column: str) -> pd.DataFrame:
+    """Pair, seed, ``column`` and ``column_against`` of what both methods finished and have a value of."""
+    finished, keys = transfers[(transfers["status"] == "ok") & transfers[column].notna()], [*PAIR, "seed"]
+    ours, theirs = (finished.loc[finished["method"] == name, [*keys, column]] for name in (method, against))
+    return ours.merge(theirs, on=keys, suffixes=("", "_against"))
+
+
+def difference(both: pd.DataFrame, column: str) -> Comparison:
+    """Mean difference over pairs, each first averaged over its seeds, from the rows that ``beside`` gives."""
+    of_pair = (both[column] - both[f"{column}_against"]).groupby([both[name] for name in PAIR]).mean()
+    names = (of_pair.index.get_level_values(name).tolist() for name in PAIR)
+    mean, se = dyadic.mean(of_pair.to_numpy(np.float64), *names)
+    return Comparison(mean, se, len(of_pair))

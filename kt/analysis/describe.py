@@ -9,8 +9,22 @@ import pandas as pd
 
 from kt.analysis import dyadic
 from kt.analysis.answer import answer
-from kt.analysis.deltas import GROUPS, TINY, Comparison, compare, group_of, pair_deltas, with_scores
+from kt.analysis.deltas import (
+    GROUPS,
+    PAIR,
+    TINY,
+    Comparison,
+    beside,
+    compare,
+    difference,
+    group_of,
+    pair_deltas,
+    with_scores,
+)
 from kt.schema import arrow_schema
+
+SELF = "self"
+"""The control that has no teacher and no labels."""
 
 __all__ = ["Comparison", "answer", "compare", "pair_deltas", "summarise"]
 
@@ -37,18 +51,26 @@ def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_with
     failed["group"] = group_of(failed["acc_difference"], equal_within)
     means = pairs.groupby("method", as_index=False).agg(control=("control", "first"), delta=("delta", "mean"))
     names = means.sort_values(["control", "delta", "method"], ascending=[True, False, True])["method"].tolist()
-    rows = [
-        _row(method, group, of_group, _in_group(failed[failed["method"] == method], group)["key"].nunique())
-        for method in names
-        for group in GROUPS
-        if len(of_group := _in_group(pairs[pairs["method"] == method], group))
-    ]
+    rows = []
+    for method in names:
+        taught = beside(transfers, method, SELF, "taught_errors")
+        for group in GROUPS:
+            if len(of_group := _in_group(pairs[pairs["method"] == method], group)):
+                left_out = _in_group(failed[failed["method"] == method], group)["key"].nunique()
+                rows.append(_row(method, group, of_group, left_out) | _beyond(taught, of_group))
     table = pd.DataFrame(rows, columns=arrow_schema("methods").names)
     return table.astype({"control": bool, "uses_labels": bool, "trains": bool})  # also where there is no row
 
 
 def _in_group(rows: pd.DataFrame, group: str) -> pd.DataFrame:
     return rows if group == "all" else rows[rows["group"] == group]
+
+
+def _beyond(taught: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, float | None]:
+    """How many errors were taught beyond those that the control `self` has by itself, over some pairs."""
+    found = difference(taught.merge(pairs[PAIR], on=PAIR), "taught_errors")
+    known = {"taught_errors_beyond": found.mean, "taught_errors_beyond_se": found.se}
+    return {name: value if found.n else None for name, value in known.items()}
 
 
 def _row(method: str, group: str, pairs: pd.DataFrame, failed: int) -> dict[str, Any]:
@@ -71,4 +93,6 @@ def _row(method: str, group: str, pairs: pd.DataFrame, failed: int) -> dict[str,
         "worst": float(delta.min()),
         "success": 100 * float((delta > TINY).mean()),
         "transfer_rate": pairs["transfer_rate"].mean(),
+        "transfer_rate_published": pairs["transfer_rate_published"].mean(),
+        "taught_errors": pairs["taught_errors"].mean(),
     }

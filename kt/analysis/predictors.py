@@ -29,7 +29,11 @@ MOST_FOR_TREES = 20_000
 LEAST_FOR_ALL = 5
 """Predictors on all properties need this many pairs at least."""
 
-MEASURES = ("pos_flips", "agreement", "kappa", "cka", "leep")
+MEASURES = ("pos_flips", "agreement", "kappa", "capa", "cka", "leep")
+STATIC = {"teacher size": ("teacher_log10_params", "teacher_params"), "teacher accuracy": ("teacher_acc",)}
+"""Properties of the teacher alone, by one name or another: they rank teachers in the same way for every student.
+
+Source: arXiv 2510.06448, where such a ranking is hard to beat."""
 GAP = "acc_difference"
 
 
@@ -59,6 +63,9 @@ def ladder(outcomes: Outcomes) -> dict[str, Learn]:
         "student mean": partial(_effects, of_teachers=False),
         "teacher + student": partial(_effects, of_teachers=True),
     }
+    for rung, columns in STATIC.items():
+        if known := [name for name in columns if name in names]:
+            rungs[rung] = partial(linear, columns=known)
     gap = [GAP] if GAP in names else []
     if gap:
         rungs["accuracy gap"] = partial(linear, columns=gap)

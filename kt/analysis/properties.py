@@ -21,9 +21,10 @@ Ints = NDArray[np.int64]
 NO_PROPERTY = ("fingerprint", "arch", "train_seconds", "acc_validation")
 """Of a model: names rather than properties, what the run took, and accuracy a second time."""
 
-NO_MEASURE = ("split", "n", "acc_teacher", "acc_student", "neg_flips")
-"""Of a pair: what the models' own properties say already, and negative flips: pos_flips − neg_flips is the accuracy
-difference exactly, so that two of the three say all."""
+NO_MEASURE = ("split", "n", "acc_teacher", "acc_student", "neg_flips", "pos_flips_untrained")
+"""Of a pair: what the models' own properties say already (flips of an untrained teacher are the student's accuracy
+again), and negative flips: pos_flips − neg_flips is the accuracy difference exactly, so that two of the three say all.
+"""
 
 MOST_NAMES = 12
 """A column with more distinct names than this is only compared, not made into flags."""

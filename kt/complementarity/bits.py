@@ -85,11 +85,10 @@ class Right:
         total: NDArray[np.int64] = self.by_class.sum(-1, dtype=np.int64)
         return total
 
-    def flips(self, teachers: NDArray[np.int64], students: NDArray[np.int64]) -> Counts:
-        """Positive flips per class of P pairs, [P, C]: the teacher right and the student wrong.
+    def flips(self, teachers: NDArray[np.int64], students: NDArray[np.int64]) -> tuple[Counts, Counts]:
+        """Positive and negative flips per class of P pairs, [P, C] each: the teacher or the student alone right.
 
         Source: FG section 3.1.
         """
         both = self.places.count(self.words[teachers] & self.words[students])
-        flips: Counts = self.by_class[teachers] - both
-        return flips
+        return self.by_class[teachers] - both, self.by_class[students] - both

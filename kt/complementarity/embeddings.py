@@ -108,7 +108,7 @@ def load(path: str | Path, classes: int) -> ClassVectors:
 
 
 def _from_npz(path: str | Path) -> NDArray[np.floating]:
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(Path(path), allow_pickle=False) as file:  # a path of the configuration has a `read` of its own
         vectors: NDArray[np.floating] = file["vectors"]
     return vectors
 

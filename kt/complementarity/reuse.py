@@ -69,10 +69,9 @@ class Earlier:
         except (OSError, ValueError, TypeError, pa.ArrowException) as error:
             raise KtError(f"{path}: not a table that can be added to ({error})") from error
         old = {name: i for i, name in enumerate(then.predicted)}
-        if file.metadata.num_rows != len(old) * (len(old) - 1) or file.schema_arrow.names != [
-            field.name for field in schema.arrow_schema("complementarity")
-        ]:
-            raise KtError(f"{path}: not a table that can be added to (its rows or columns are not those of all pairs)")
+        if file.metadata.num_rows != len(old) * (len(old) - 1):
+            raise KtError(f"{path}: not a table that can be added to (its rows are not those of all pairs)")
+        self._columns = file.schema_arrow.names
         self._path, self._file, self._then, self._now = path, file.metadata, then, facts
         self._old = np.array([old.get(name, -1) for name in facts.predicted])
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)], dtype=np.int64)
@@ -85,14 +84,14 @@ class Earlier:
         """The row that still holds for every pair, int64 [M, M]; −1 where there is none."""
         models = len(self._then.predicted)
         rows = np.full((models, models), -1)
-        if self._then.rows == self._now.rows:
+        if self._then.rows == self._now.rows and self._columns == schema.arrow_schema("complementarity").names:
             rows[off_diagonal(models)] = np.arange(models * (models - 1))
         return self._seen(rows, self._same(self._then.predicted, self._now.predicted), -1)
 
     def measure(self, name: str, whole_content: bool) -> tuple[NDArray[np.float64], list[int]]:
         """One measure of all pairs, float64 [M, M], and the models whose pairs it does not have or that changed."""
         models = len(self._now.predicted)
-        if self._then.measures.get(name) != self._now.measures[name]:
+        if self._then.measures.get(name) != self._now.measures[name] or name not in self._columns:
             return nothing(models)
         kind = "content" if whole_content else "predicted"
         same = self._same(getattr(self._then, kind), getattr(self._now, kind))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kt import schema
 from kt.complementarity import counts
 from kt.complementarity.areas import Areas, class_entropy
-from kt.complementarity.bits import Right
+from kt.complementarity.bits import Counts, Right
 from kt.complementarity.embeddings import ClassVectors
 from kt.schema_study import SHARES
 
@@ -48,7 +48,7 @@ class Scoring:
     def rows(self, teachers: Indices, students: Indices) -> pa.Table:
         """Rows of P pairs, in the given order, from the indices of their models, int64 [P]."""
         tiles = [slice(i, i + TILE) for i in range(0, len(students), TILE)]
-        parts = [self._spread(self.right.flips(teachers[tile], students[tile])) for tile in tiles]
+        parts = [self._spread(*self.right.flips(teachers[tile], students[tile])) for tile in tiles]
         spread = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         columns = self._counted(teachers, students, spread.pop("positive")) | self._measured(teachers, students)
         if self.vectors:
@@ -70,12 +70,13 @@ class Scoring:
         """The columns that come from measures of all pairs at once."""
         return {name: matrix[teachers, students] for name, matrix in self.matrices.items()}
 
-    def _spread(self, flips: NDArray[np.unsignedinteger]) -> dict[str, NDArray[np.generic]]:
-        """What is made of flips by class, [P, C], one pair a row."""
+    def _spread(self, flips: Counts, negative: Counts) -> dict[str, NDArray[np.generic]]:
+        """What is made of positive and negative flips by class, [P, C], one pair a row."""
         areas = Areas.of(flips)
         found: dict[str, NDArray[np.generic]] = {
             "positive": flips.sum(1, dtype=np.int64),
             "class_entropy": class_entropy(flips),
+            "neg_class_entropy": class_entropy(negative),
             **{f"expertise_{share}": areas.sizes[:, i] for i, share in enumerate(SHARES)},
         }
         if self.vectors:
@@ -98,6 +99,7 @@ class Scoring:
             "pos_flips": 100 * positive / n,
             "pos_flips_se": 100 * np.sqrt(rate * (1 - rate) / n),
             "neg_flips": 100 * (positive - (t - s)) / n,
+            "pos_flips_untrained": counts.untrained(n, s, self.right.by_class.shape[1]),
         }
         optional = {
             "kappa": counts.kappa(n, t, s, positive),

@@ -15,8 +15,6 @@ from safetensors import SafetensorError, safe_open
 from kt import predictions, store
 from kt.errors import KtError
 
-ARGMAX_ROWS = 4096
-
 
 class Source(Protocol):
     """Predictions of M models on the same N images; ``rows`` is a slice of the images."""
@@ -31,6 +29,9 @@ class Source(Protocol):
 
     def predicted(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
         """Predicted classes of one model, [n], in the smallest integers that hold all classes."""
+
+    def top(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
+        """The likeliest classes of one model, likeliest first, [n, k]."""
 
     def logits(self, model: int, rows: slice) -> NDArray[np.floating]:
         """Logits of one model, [n, C]."""
@@ -50,7 +51,7 @@ class Files:
         split: which split.
 
     Raises:
-        KtError: a file cannot be read, has no such split, or two are about different images.
+        KtError: a file cannot be read, is of an older version, has no such split, or two are about different images.
     """
 
     def __init__(self, paths: Mapping[str, Path], split: str) -> None:
@@ -61,6 +62,7 @@ class Files:
         for name, path in paths.items():
             with self._open(path) as file:
                 header, ids = file.metadata() or {}, file.get_tensor(f"{split}.ids")
+                predictions.check_version(path, header)
                 self._contents.append(header["content"])
             first = first or (header["data"], ids)
             if header["data"] != first[0] or not np.array_equal(ids, first[1]):
@@ -87,19 +89,21 @@ class Files:
             return found
 
     def predicted(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
-        """Predicted classes of one model, [n]: as the file holds them, else from its logits."""
-        found = self._slice(model, "predicted", rows)
-        if found is not None:
-            return found
-        start, stop, _ = rows.indices(self.images)
-        parts = [slice(i, min(i + ARGMAX_ROWS, stop)) for i in range(start, stop, ARGMAX_ROWS)]
-        return np.concatenate([predictions.classes(self.logits(model, part)) for part in parts])
+        """Predicted classes of one model, [n]."""
+        return self._needed(model, "predicted", rows)
+
+    def top(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
+        """The likeliest classes of one model, likeliest first, [n, k]."""
+        return self._needed(model, "top", rows)
 
     def logits(self, model: int, rows: slice) -> NDArray[np.floating]:
         """Logits of one model, [n, C]."""
-        found = self._slice(model, "logits", rows)
+        return self._needed(model, "logits", rows)
+
+    def _needed(self, model: int, kind: str, rows: slice) -> NDArray[Any]:
+        found = self._slice(model, kind, rows)
         if found is None:
-            raise KtError(f"{self._paths[model]}: no logits for the split {self._split!r}; delete it and run again")
+            raise KtError(f"{self._paths[model]}: no {kind} for the split {self._split!r}; delete it and run again")
         return found
 
     def features(self, model: int, rows: slice) -> NDArray[np.floating]:

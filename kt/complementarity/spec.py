@@ -15,6 +15,8 @@ Measure = Literal[
     "double_fault",
     "q_statistic",
     "expertise_similarity",
+    "pos_flips_top5",
+    "capa",
     "js_divergence",
     "leep",
     "cka",

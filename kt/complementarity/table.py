@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from kt import store
 from kt.complementarity import embeddings, reuse
 from kt.complementarity.agreement import agreement
 from kt.complementarity.bits import Places, Right
+from kt.complementarity.capa import capa
 from kt.complementarity.cka import cka
 from kt.complementarity.divergence import js_divergence
 from kt.complementarity.leep import leep
@@ -23,6 +25,7 @@ from kt.complementarity.reuse import Earlier, Facts
 from kt.complementarity.scores import Scoring
 from kt.complementarity.sources import Source, key_of, labels_key
 from kt.complementarity.spec import ComplementaritySpec
+from kt.complementarity.top import top_flips
 
 VERSION = 1
 """Raise it when a measure changes: rows of earlier tables are then not taken over."""
@@ -33,19 +36,26 @@ ROWS = 1 << 14
 LISTED = 20_000_000
 """Pairs × classes up to which the table lists classes by default."""
 
-Fill = Callable[[Source, NDArray[np.float64], Sequence[int], Executor], None]
-
 
 @dataclass(frozen=True)
 class Matrix:
-    """A measure of all pairs at once: how it is made, and whether it needs more than predicted classes."""
+    """A measure of all pairs at once.
 
-    fill: Fill
+    Attributes:
+        fill: makes it, from a source, the matrix to fill, the models that changed and threads.
+        whole_content: whether it needs more than predicted classes.
+        labelled: whether it needs the labels too, int64 [N], as ``labels``.
+    """
+
+    fill: Callable[..., None]
     whole_content: bool
+    labelled: bool = False
 
 
 MATRICES = {
     "agreement": Matrix(agreement, False),
+    "pos_flips_top5": Matrix(top_flips, True, True),
+    "capa": Matrix(capa, True, True),
     "js_divergence": Matrix(js_divergence, True),
     "leep": Matrix(leep, True),
     "cka": Matrix(cka, True),
@@ -116,7 +126,8 @@ def make(
     for name in facts.measures:
         measure = MATRICES[name]
         into, changed = before.measure(name, measure.whole_content) if before else reuse.nothing(models)
-        measure.fill(source, into, changed, pool)
+        fill = partial(measure.fill, labels=labels) if measure.labelled else measure.fill
+        fill(source, into, changed, pool)
         matrices[name] = into
     numbers = before.numbers() if before else np.full((models, models), -1)
     scoring = Scoring(names, split, right, spec.measures, matrices, vectors, listed)

@@ -26,7 +26,7 @@ from kt.resources import EVALUATED
 from kt.transfer.engine import History, weights_of
 from kt.transfer.ledger import Record, pack
 from kt.zoo.classes import positions
-from kt.zoo.inference import logits
+from kt.zoo.inference import classes
 from kt.zoo.models import build
 
 Architecture = tuple[str, dict[str, Any]]
@@ -58,6 +58,9 @@ class Teachers(Protocol):
 
     def logits(self, name: str, split: str) -> Logits:
         """Cached logits on all images of a split, float16 [N, K]."""
+
+    def predicted(self, name: str, split: str) -> NDArray[np.int64]:
+        """The outputs that the teacher said on all images of a split, int64 [N]."""
 
 
 class Bench:
@@ -167,6 +170,10 @@ class Bench:
         found = torch.from_numpy(self.teachers.logits(teacher, split)[self.chosen[split]])
         return found.to(self.device, torch.float32)
 
+    def predicted(self, teacher: str, split: str) -> NDArray[np.int64]:
+        """The positions among the student's classes that a teacher says of the chosen images, int64 [n]."""
+        return self.positions(teacher)[self.teachers.predicted(teacher, split)[self.chosen[split]]]
+
     def shape(self, teacher: str | None = None) -> tuple[int, int, int]:
         """Channels, height and width of what the student, or a teacher, sees."""
         if teacher is None:
@@ -242,8 +249,7 @@ class Bench:
 
     def said(self, student: nn.Module, split: str) -> NDArray[np.int64]:
         """The positions among the student's classes that it gives the chosen images of a split, int64 [n]."""
-        found: NDArray[np.int64] = logits(student, self.view(split)).argmax(1)
-        return found
+        return classes(student, self.view(split))
 
     def validation_accuracy(self, student: nn.Module) -> float:
         """Accuracy of the student on the chosen validation images, percent."""

@@ -13,7 +13,7 @@ from kt import store
 from kt.experiments.spec import Experiment, Problem
 from kt.experiments.trial import Trial
 from kt.transfer.ledger import Record, unpack
-from kt.transfer.units import ENGINE_VERSION, FROM_LEDGER
+from kt.transfer.units import ENGINE_VERSION, EVALUATION_VERSION, FROM_LEDGER
 
 
 def describe(
@@ -45,6 +45,7 @@ def describe(
         "teachers_classes": [problem.own[name].tolist() for name in trial.teachers],
         "method": {"name": approach.name, "version": approach.version, **approach.parameters()},
         "training": {"version": ENGINE_VERSION, **approach.trained(experiment.plan).plain()} if approach.trains else {},
+        "evaluation": {"version": EVALUATION_VERSION},
         "seed": trial.seed,
         **trial.settings,
     }

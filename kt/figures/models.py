@@ -28,13 +28,17 @@ LEAST_FOR_TREND = 4
 
 
 def transfer_rate_vs_size(tables: Tables) -> Drawing:
-    """Transfer rate of every student, mean over its teachers, against its parameters; a panel a method."""
+    """Transfer rate of every student, mean over its teachers, against its parameters; a panel a method.
+
+    What was published counts more than the same images: it stands beside the rate that counts likewise.
+    """
     pairs = pair_deltas(tables.transfers, tables.complementarity)
     pairs = pairs[pairs["transfer_rate"].notna() & pairs["trains"]]
     params = tables.zoo.set_index("name")["params"]
     data = pairs.groupby(["method", "control", "student"], as_index=False, sort=False).agg(
-        teachers=("teacher", "nunique"), transfer_rate=("transfer_rate", "mean"), se=("transfer_rate", "sem")
-    )
+        teachers=("teacher", "nunique"), transfer_rate=("transfer_rate", "mean"), se=("transfer_rate", "sem"),
+        as_published=("transfer_rate_published", "mean"),
+    )  # fmt: skip
     data["params"] = pd.to_numeric(data["student"].map(params)).astype(float)
     if data["params"].notna().sum() == 0:
         return style.nothing("no transfer rate of a student whose size is known", data)
@@ -52,12 +56,16 @@ def transfer_rate_vs_size(tables: Tables) -> Drawing:
             rows["params"], rows["transfer_rate"], rows["se"].fillna(0), fmt="D" if control else "o",
             color=GREY if control else BLUE, markersize=3.5, elinewidth=0.8, ecolor="#BBBBBB",
         )  # fmt: skip
+        axes.plot(
+            rows["params"], rows["as_published"], "o", color=PURPLE, markersize=3, markerfacecolor="none",
+            markeredgewidth=0.7,
+        )  # fmt: skip
         axes.set_title(f"{style.label(name, control)}{_trend(rows)}")
         if not control:
             axes.plot(*zip(*published.RATE_BY_SIZE, strict=True), "*--", color=PURPLE, markerfacecolor="white")
     sizes = data["params"].dropna()
     low, high = float(sizes.min()) / 1.5, float(sizes.max()) * 1.5
-    panels[0, 0].set_ylim(-3, 103)
+    panels[0, 0].set_ylim(-3, max(103, 1.05 * float(data["as_published"].fillna(0).max())))
     style.log_scale(panels[0, 0], low, high, 1e6, "M")
     style.outer_labels(panels, len(names), "parameters of the student", "transfer rate (%)")
     (small, little), (large, much) = published.RATE_BY_SIZE
@@ -66,8 +74,9 @@ def transfer_rate_vs_size(tables: Tables) -> Drawing:
         figure,
         f"{style.transferred(tables)}. Points: {counted(data['student'].nunique(), 'student')}, mean over teachers ± 1"
         " standard error over them. ρ: rank correlation over students. A control's rate is what training alone puts"
-        " right.",
-        f"FG, ImageNet: about {little:g} % at {small / 1e6:g}M parameters to {much:g} % at {large / 1e6:g}M"
+        " right. Hollow: the rate as published, which counts all gained images of the teacher's classes.",
+        f"FG, ImageNet, to compare with the hollow points: about {little:g} % at {small / 1e6:g}M parameters to"
+        f" {much:g} % at {large / 1e6:g}M"
         + (" (dashed)." if seen else ", all larger than these models: beyond the right edge." if high < small else "."),
     )
     return Drawing(figure, data)

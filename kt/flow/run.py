@@ -132,7 +132,7 @@ def _attached_accuracy(bench: Bench, network: Flow, teachers: Sequence[str]) -> 
     with torch.inference_mode(), autocast(bench.device):
         for i in range(0, len(labels), bench.at_once):
             part = slice(i, i + bench.at_once)
-            said = network([view[part] for view in views]).to(torch.float16).argmax(1)  # rounded as cached logits are
+            said = network([view[part] for view in views]).float().argmax(1)
             right += int((said.cpu().numpy() == labels[part]).sum())
     network.train(training)
     return 100 * right / len(labels)

@@ -27,6 +27,8 @@ def summary(tables: Tables) -> Grid:
             (f"{group}: success, %", plain(f"{prefix}success", 0)),
             (f"{group}: n", count(f"{prefix}pairs")),
         ]
+    if wide["taught_errors_beyond"].notna().any():
+        columns.append(("taught errors beyond `self`, points", error("taught_errors_beyond")))
     if wide["failed"].any():
         columns.append(("failed trainings", count("failed")))
     return grid("Transfer delta in percentage points: mean ± standard error, success rate and pairs.", wide, columns)

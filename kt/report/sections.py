@@ -64,7 +64,9 @@ def _works(facts: Facts) -> Part:
             " a model; they do not include that the test images are a sample. Controls have no teacher: one training a"
             " student and seed, counted for each of the student’s pairs. Methods that use labels must beat `finetune`,"
             " the others `self`; clear is more than two standard errors, method by method, not corrected for their"
-            " number. Select a heading to sort.",
+            " number. Taught errors: of the images that the student got right and the teacher gets wrong, the share"
+            " that the student then gets wrong with the teacher’s class; from it that of `self` is taken, with the same"
+            " teachers and seeds. Select a heading to sort.",
         ],
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from kt import pairs
+from kt import pairs, predictions
 from kt.layout import Layout
 from kt.status import jobs as cluster
 from kt.status.jobs import Job, Record
@@ -24,7 +24,8 @@ _LATEST = 5  # failures that are shown
 
 def expected(study: Study, layout: Layout) -> dict[str, dict[str, bool]]:
     """The workflow's larger jobs by rule and name, `rule.wildcard=value`, and whether each one's output is there."""
-    weights, logits = _stems(layout.weights("x").parent), _stems(layout.predictions("x").parent)
+    weights = _stems(layout.weights("x").parent)
+    logits = {name for name in study.members if predictions.current(layout.predictions(name))}
     splits = ("validation", "test") if pairs.needs_scores(study.pairs) else ("test",)
     count = pairs.jobs(study.names, study.pairs, study.transfer.pairs_per_job)
     tables = {student: _stems(layout.transfer(student, 0).parent, ".parquet") for student in count}

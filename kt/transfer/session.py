@@ -114,14 +114,18 @@ class Session:
         """A model's cached logits on a split, float32 [N, C], on the device."""
         return torch.from_numpy(self.bench.models.logits(name, split)).to(self.bench.device, torch.float32)
 
+    def predicted(self, name: str, split: str) -> Tensor:
+        """The classes that a model said on a split, int64 [N], on the device."""
+        return torch.from_numpy(self.bench.models.predicted(name, split)).to(self.bench.device)
+
     def ordered(self, teachers: Sequence[str], order: Order, seed: int) -> list[str]:
         """Teachers by validation accuracy, the first named first of equals; or by the seed; or as given."""
         if order == "given":
             return list(teachers)
         if order == "random":
             return [teachers[i] for i in np.random.default_rng(seed).permutation(len(teachers))]
-        labels = torch.from_numpy(self.bench.labels["validation"]).to(self.bench.device)
-        right = {name: int((self.cached(name, "validation").argmax(1) == labels).sum()) for name in teachers}
+        models, labels = self.bench.models, self.bench.labels["validation"]
+        right = {name: int((models.predicted(name, "validation") == labels).sum()) for name in teachers}
         return sorted(teachers, key=lambda name: right[name] if order == "ascending" else -right[name])
 
     def train(

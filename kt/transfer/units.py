@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from kt.transfer.ledger import Record, unpack
 from kt.transfer.ledger import key as ledger_key
-from kt.transfer.measures import Right, change, transfer_rate
+from kt.transfer.measures import change, gains, taught_errors, transfer_rate
 from kt.transfer.method import Method
 from kt.transfer.training import Training
 
 ENGINE_VERSION = 2
 """Raise it when the training loop's results change: finished units of older versions are not reused."""
+
+EVALUATION_VERSION = 2
+"""Raise it when the classes of a finished unit would be others; version 1 took them from rounded logits."""
 
 FROM_LEDGER = ("best_epoch", "steps", "budget", "pieces", "seconds", "device", "teacher_share")
 """Columns of the table ``transfers`` that the ledger holds as they are."""
@@ -89,6 +92,7 @@ def describe(unit: Unit, student: str, fingerprints: Mapping[str, str], data: st
         **({"teachers": others} if len(others) > 1 else {"teacher": others[0] if others else None}),
         "method": {"name": unit.method.name, "version": unit.method.version, **unit.method.parameters()},
         "training": {"version": ENGINE_VERSION, **unit.method.trained(training).plain()} if unit.method.trains else {},
+        "evaluation": {"version": EVALUATION_VERSION},
         "seed": unit.seed,
         **({"split": unit.split} if unit.split != "test" else {}),
     }
@@ -142,8 +146,8 @@ def rows(
     key: str,
     outcome: Record,
     student: str,
-    teachers: Mapping[str, Right],
-    before: Right,
+    teachers: Mapping[str, NDArray[np.int64]],
+    said: NDArray[np.int64],
     labels: NDArray[np.int64],
     epochs: int,
 ) -> list[dict[str, Any]]:
@@ -154,12 +158,13 @@ def rows(
         key: its key.
         outcome: what the ledger holds of it.
         student: its student's name.
-        teachers: which images of the unit's split each teacher gets right, bool [n]; a control gives a row for each.
-        before: which of them the student got right before transfer, bool [n].
+        teachers: the classes that each teacher says of the images of the unit's split, int64 [n]; a control gives a row
+            for each.
+        said: those that the student said before transfer, int64 [n].
         labels: of these images, int64 [n].
         epochs: epochs of the training.
     """
-    unit = task.unit
+    unit, before = task.unit, said == labels
     outcome = {**outcome, **outcome.get("models", {}).get(task.student, {})}
     shared = {
         "student": student,
@@ -180,8 +185,17 @@ def rows(
     named = [{"teacher": names[0] if len(names) == 1 else None, "teachers": list(names)} for names in sets]
     if outcome["status"] != "ok":
         return [{**names, **shared} for names in named]
-    after = unpack(outcome["last"]) == labels
+    last = unpack(outcome["last"])
+    after = last == labels
     shared |= change(before, after)
     shared["delta_best"] = change(before, unpack(outcome["best"]) == labels)["delta"]
-    rates = [transfer_rate(np.any([teachers[name] for name in names], axis=0), before, after) for names in sets]
-    return [{**names, **shared, "transfer_rate": rate} for names, rate in zip(named, rates, strict=True)]
+    found = []
+    for names, of_set in zip(named, sets, strict=True):
+        right = np.any([teachers[name] == labels for name in of_set], axis=0)
+        of_teachers = {
+            "transfer_rate": transfer_rate(right, before, after),
+            **gains(right, before, after, labels),
+            "taught_errors": taught_errors([teachers[name] for name in of_set], before, last, labels),
+        }
+        found.append({**names, **shared, **of_teachers})
+    return found

@@ -21,7 +21,7 @@ from kt.predictions import Logits
 from kt.transfer.engine import State, weights_of
 from kt.transfer.memory import estimate
 from kt.transfer.training import Training
-from kt.zoo.inference import logits
+from kt.zoo.inference import classes
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,9 @@ class Models(Protocol):
 
     def logits(self, name: str, split: str) -> Logits:
         """Cached logits, float16 [N, C]."""
+
+    def predicted(self, name: str, split: str) -> NDArray[np.int64]:
+        """The classes that the model said, int64 [N]."""
 
     def features(self, name: str, split: str) -> NDArray[np.float16]:
         """Cached penultimate features, float16 [N, D]."""
@@ -130,5 +133,4 @@ class Workbench:
 
     def classes(self, model: nn.Module, name: str, split: str) -> NDArray[np.int64]:
         """The classes that a model, by its name's input, gives the images of a split, int64 [n]."""
-        said: NDArray[np.int64] = logits(model, self.view(name, split)).argmax(1)
-        return said
+        return classes(model, self.view(name, split))

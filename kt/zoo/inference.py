@@ -1,4 +1,9 @@
-"""Run a model over images: the one way in which logits come about, before and after transfer."""
+"""Run a model over images: the one way in which logits and classes come about, before and after transfer.
+
+The class of an image is what the model said: the largest of its logits in float32, the lowest class number of equals.
+Only then are logits rounded to float16, which makes ties: where these would let a lower class number win, its logit
+goes down by the smallest step, so that the largest rounded logit, first of equals, is the class too.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +26,49 @@ CPU_BYTES = 1 << 24
 """Bytes of the largest batch on the CPU, whose memory does not say when it is full."""
 
 
+TOP = 5
+"""Likeliest classes of each image that are kept."""
+
+
 class Outputs(NamedTuple):
-    """Of one batch: logits float16 [b, C], and penultimate features float16 [b, D] where they were asked for."""
+    """What a model says of one batch.
+
+    Attributes:
+        logits: float16 [b, C].
+        top: the min(``TOP``, C) likeliest classes, likeliest first, int64 [b, k]; the first is the predicted class.
+        features: penultimate features float16 [b, D], where they were asked for.
+    """
 
     logits: Tensor
+    top: Tensor
     features: Tensor | None
+
+    @classmethod
+    def of(cls, exact: Tensor, features: Tensor | None = None) -> Outputs:
+        """From logits as the model gives them, [b, C], in any precision."""
+        exact = exact.float()
+        top = exact.sort(dim=1, descending=True, stable=True).indices[:, :TOP].contiguous()
+        return cls(rounded(exact, top[:, :1]), top, None if features is None else features.to(torch.float16))
+
+
+def rounded(exact: Tensor, predicted: Tensor) -> Tensor:
+    """Logits in float16 whose largest, the first of equals, is the predicted class.
+
+    Args:
+        exact: logits float32 [b, C].
+        predicted: the class of the largest of them, int64 [b, 1].
+    """
+    logits = exact.to(torch.float16)
+    before = torch.arange(logits.shape[1], device=logits.device) < predicted
+    ties = before & (logits == logits.gather(1, predicted))
+    return torch.where(ties, _next_below(logits), logits)
+
+
+def _next_below(x: Tensor) -> Tensor:
+    """The largest float16 below each: their bits count up from zero on either side."""
+    bits = x.view(torch.int16)
+    smallest = torch.full_like(bits, -0x7FFF)  # below zero, of either sign, lies −2⁻²⁴
+    return torch.where(x == 0, smallest, torch.where(x > 0, bits - 1, bits + 1)).view(torch.float16)
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -41,14 +84,14 @@ def forward(model: nn.Module, x: Tensor, features: bool) -> Outputs:
     """
     with torch.inference_mode(), autocast(x.device):
         if not features:
-            return Outputs(model(x).to(torch.float16), None)
+            return Outputs.of(model(x))
         for part in ("forward_features", "forward_head"):
             if not hasattr(model, part):
                 raise KtError(f"{type(model).__name__} has no {part}, so no penultimate features")
         timm_model: Any = model
         hidden = timm_model.forward_features(x)
         penultimate = timm_model.forward_head(hidden, pre_logits=True).flatten(1)
-        return Outputs(timm_model.forward_head(hidden).to(torch.float16), penultimate.to(torch.float16))
+        return Outputs.of(timm_model.forward_head(hidden), penultimate)
 
 
 def batches(model: nn.Module, inputs: Inputs, start: int = 0, features: bool = False) -> Iterator[Outputs]:
@@ -84,8 +127,17 @@ def batches(model: nn.Module, inputs: Inputs, start: int = 0, features: bool = F
 
 def logits(model: nn.Module, inputs: Inputs) -> NDArray[np.float16]:
     """Logits float16 [n, C] of a model on the inputs' device; the model's mode is left as it was."""
+    return torch.cat([found.logits for found in _evaluated(model, inputs)]).cpu().numpy()
+
+
+def classes(model: nn.Module, inputs: Inputs) -> NDArray[np.int64]:
+    """Predicted classes int64 [n] of a model on the inputs' device; the model's mode is left as it was."""
+    return torch.cat([found.top[:, 0] for found in _evaluated(model, inputs)]).cpu().numpy()
+
+
+def _evaluated(model: nn.Module, inputs: Inputs) -> Iterator[Outputs]:
+    """A model's outputs in eval mode, batch by batch; at the end its mode is what it was."""
     training = model.training
     model.eval()
-    parts = [found.logits for found in batches(model, inputs)]
+    yield from batches(model, inputs)
     model.train(training)
-    return torch.cat(parts).cpu().numpy()

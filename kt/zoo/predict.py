@@ -56,21 +56,27 @@ def predict(
     classes = probe.logits.shape[1]
     if top is not None and top >= classes:
         raise KtError(f"transfer.top_k: {top}, but {path.stem} has {classes} classes; allowed: fewer than that")
-    width = classes + (probe.features.shape[1] if probe.features is not None else 0)
+    row = np.dtype(
+        [
+            ("logits", np.float16, classes),
+            ("top", np.uint32, probe.top.shape[1]),
+            ("features", np.float16, 0 if probe.features is None else probe.features.shape[1]),
+        ]
+    )
     parts = {
-        split: Growing(path.with_name(f".{path.stem}.{split}.part"), f"{fingerprint} {data}", np.float16, (width,))
+        split: Growing(path.with_name(f".{path.stem}.{split}.part"), f"{fingerprint} {data} {row.descr}", row, ())
         for split in inputs
     }
     for split, growing in parts.items():
         _fill(growing, model, inputs[split], ids[split], features, f"predict {path.stem} on {split}")
-    rows = {split: np.memmap(part.path, np.float16, "r", 0, (part.rows, width)) for split, part in parts.items()}
+    rows = {split: np.memmap(part.path, row, "r", 0, (part.rows,)) for split, part in parts.items()}
     predictions.write(
         path,
-        {split: (array[:, :classes], ids[split]) for split, array in rows.items()},
+        {split: predictions.Outputs(array["logits"], array["top"], ids[split]) for split, array in rows.items()},
         fingerprint,
         data,
-        {split: array[:, classes:] for split, array in rows.items()} if features else None,
-        {"transfer": _largest(rows["transfer"][:, :classes], top, path.stem)} if top else None,
+        {split: array["features"] for split, array in rows.items()} if features else None,
+        {"transfer": _largest(rows["transfer"]["logits"], top, path.stem)} if top else None,
     )
     for growing in parts.values():
         growing.remove()
@@ -88,17 +94,20 @@ def _largest(logits: predictions.Logits, top: int, name: str) -> compression.Lar
 def _fill(
     growing: Growing, model: nn.Module, inputs: Inputs, ids: NDArray[np.int64], features: bool, what: str
 ) -> None:
-    """Append the outputs of the images that are still missing; features lie to the right of the logits."""
+    """Append the outputs of the images that are still missing."""
     progress = Progress(what, len(inputs) - growing.rows)
-    waiting: list[NDArray[np.float16]] = []
+    waiting: list[NDArray[np.void]] = []
     for found in batches(model, inputs, growing.rows, features):
-        logits = found.logits.cpu().numpy()
-        finite = np.isfinite(logits).all(1)
+        rows = np.empty(len(found.logits), growing.dtype)
+        rows["logits"], rows["top"] = found.logits.cpu().numpy(), found.top.cpu().numpy()
+        if found.features is not None:
+            rows["features"] = found.features.cpu().numpy()
+        finite = np.isfinite(rows["logits"]).all(1)
         if not finite.all():
             first = ids[growing.rows + sum(map(len, waiting)) + int(np.argmin(finite))]
             raise KtError(f"{what}: logits of {(~finite).sum()} images are not finite, the first is image {first}")
-        waiting.append(logits if found.features is None else np.hstack([logits, found.features.cpu().numpy()]))
-        progress.step("images", len(logits))
+        waiting.append(rows)
+        progress.step("images", len(rows))
         if sum(part.nbytes for part in waiting) >= PART_BYTES:
             growing.append(np.concatenate(waiting))
             waiting.clear()

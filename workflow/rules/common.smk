@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 from kt import config as kt_config
 from kt import pairs as kt_pairs
+from kt import predictions as kt_predictions
 from kt import status, stopping, store
 from kt.captions import CAPTIONS
 from kt.errors import KtError
@@ -136,9 +137,10 @@ def modified(path):
 
 
 def changed(name):
-    """When a member's predictions last changed, or what they are made from; 0 where there are none."""
+    """When a member's predictions last changed, or what they are made from; 0 where there are none, or old ones."""
     sources = [LAYOUT.weights(name), Path(STUDY.zoo.models[name].checkpoint or "none")]
-    there = modified(LAYOUT.predictions(name))
+    path = LAYOUT.predictions(name)
+    there = modified(path) if kt_predictions.current(path) else 0.0
     return there and max(there, *map(modified, sources))
 
 

@@ -53,6 +53,7 @@ rule predictions:
         features=STUDY.features,
         views=STUDY.plain()["transfer"]["views"],
         top_k=STUDY.transfer.top_k,
+        version=kt_predictions.VERSION,
     message:
         "predictions of {wildcards.model}"
     shell:
