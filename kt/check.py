@@ -7,9 +7,11 @@ from pathlib import Path
 
 from kt import pairs, store
 from kt.complementarity.spec import MEASURES
+from kt.data import shares
+from kt.data.classes import class_map
 from kt.data.folders import check_folder
-from kt.data.labels import class_map, known_classes, known_names
-from kt.data.sources import check_source, known_count
+from kt.data.labels import known_classes, known_names
+from kt.data.sources import check_source, known_count, part_sizes
 from kt.data.spec import SPLITS, DataSpec
 from kt.errors import KtError, listed
 from kt.spec import Options
@@ -70,6 +72,22 @@ def check_data(data: DataSpec) -> None:
     images = known_count(data)
     if images is not None and sum(known) > images:
         raise KtError(f"data.splits: {sum(known)} images asked for, but {data.source!r} has {images}")
+
+
+def check_images(study: Study) -> None:
+    """Fail where a folder or a file has fewer images than the splits, recipes and batches ask for; lists the images.
+
+    Raises:
+        KtError: as ``part_sizes`` does, or with the numbers.
+    """
+    splits, sizes = study.data.splits, part_sizes(study.data)
+    if sizes is None:
+        return
+    shares.check_parts(splits, [part for part in sizes.images if part])
+    counts = dict[str, int]()
+    for part, takes in shares.pools(splits, sizes.default).items():
+        counts |= shares.counts(takes, sizes.images.get(part, 0), part)
+    check_splits(study, counts)
 
 
 def check_classes(study: Study, known: Sequence[str]) -> None:

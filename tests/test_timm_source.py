@@ -1,0 +1,95 @@
+"""Data sets that timm reads."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from images import counts, damage, spec_of
+from PIL import Image
+
+from kt.data import datasets, sources
+from kt.data.datasets import Dataset
+from kt.errors import KtError
+
+
+def test_timm_reads_torchvisions_data_sets(tmp_path):
+    from torchvision.datasets import MNIST
+
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, n in (("train", 20), ("t10k", 10)):
+        images, labels = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8), (np.arange(n) % 4).astype(np.uint8)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, n, 28, 28) + images.tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, n) + labels.tobytes())
+    takes = {"transfer": 12, "validation": 3, "test": {"part": "validation"}}
+    spec = spec_of("torch/mnist", root=str(tmp_path), size=28, channels=1, splits=takes)
+    datasets.write(tmp_path / "store", spec)
+    data = Dataset.open(tmp_path / "store")
+    assert (data.images.shape, counts(data.splits)) == ((25, 28, 28, 1), {"transfer": 12, "validation": 3, "test": 10})
+    assert data.class_names[1:3] == ("1 - one", "2 - two")
+    test = MNIST(str(tmp_path), train=False)
+    mine = data.splits[data.splits["split"] == "test"]
+    for row, name, label in zip(mine["row"], mine["name"], mine["label"], strict=True):
+        image, expected = test[int(name.removeprefix("validation/"))]
+        assert np.array_equal(data.images[row][..., 0], np.asarray(image))
+        assert label == expected
+    with pytest.raises(KtError, match=r"data.source: torch/mnist: timm cannot open the part 'train' with data.root"):
+        sources.read(spec.model_copy(update={"root": "/"}))
+    with pytest.raises(KtError, match=r"data.source: torch/mnits: unknown data set 'mnits'; .*did you mean .*'mnist'"):
+        sources.read(spec.model_copy(update={"source": "torch/mnits"}))
+
+
+def test_timm_reads_tar_files_and_damaged_images_in_them_are_not_replaced(folder, tmp_path):
+    names = damage(folder)
+    (folder / "train/class1/deep/er.webp").unlink()  # timm reads no .webp
+    with tarfile.open(tmp_path / "pictures.tar", "w") as tar:
+        tar.add(folder / "train", "pictures")
+    spec = spec_of(tmp_path / "pictures.tar", size=16, splits={"transfer": 9, "validation": 5, "test": 4})
+    with pytest.raises(KtError, match="damaged images: 1 of 18, "):
+        datasets.write(tmp_path / "store", spec)
+    datasets.write(tmp_path / "store", spec.model_copy(update={"damaged": "skip", "max_damaged": 0.1}))
+    datasets.write(
+        tmp_path / "folder",
+        spec_of(folder, size=16, splits={"transfer": 9, "validation": 5, "test": 4}, damaged="skip", max_damaged=0.1),
+    )
+    found, expected = (Dataset.open(tmp_path / name) for name in ("store", "folder"))
+    pictures = [{image.tobytes() for image in data.images[data.splits["row"]]} for data in (found, expected)]
+    assert pictures[0] == pictures[1]
+    assert len(pictures[0]) == 17
+    assert names[0] not in found.splits["name"]
+
+
+def test_timm_data_sets_that_are_streams_are_read_in_order(tmp_path, monkeypatch):
+    from timm.data import dataset_factory
+
+    class Samples(torch.utils.data.IterableDataset):
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def __iter__(self):
+            return ((Image.new("RGB", (8, 8), (i, i, i)), i % 3) for i in range(self.n))
+
+    monkeypatch.setattr(
+        dataset_factory, "create_dataset", lambda name, root, split, **_: Samples({"train": 12, "val": 6}[split])
+    )
+    takes = {"transfer": 7, "validation": 4, "test": {"part": "val"}}
+    datasets.write(tmp_path / "store", spec_of("wds/mine", size=8, splits=takes))
+    data = Dataset.open(tmp_path / "store")
+    for row, name, label in zip(data.splits["row"], data.splits["name"], data.splits["label"], strict=True):
+        number = int(name.split("/")[1])
+        assert (data.images[row] == number).all()
+        assert label == number % 3
+
+
+def test_a_package_that_timm_needs_is_named():
+    pytest.importorskip("timm")
+    if importlib.util.find_spec("webdataset"):
+        pytest.skip("webdataset is installed")
+    with pytest.raises(KtError, match=r"data.source: wds/x: timm cannot open .*webdataset"):
+        sources.read(spec_of("wds/x", size=8))
