@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import struct
+import sys
 import tarfile
+import types
 
 import numpy as np
 import pytest
 import torch
-from images import counts, damage, spec_of
+from images import all_images, counts, damage, images_of, save_image, spec_of
 from PIL import Image
 
 from kt.data import datasets, sources
@@ -93,3 +96,86 @@ def test_a_package_that_timm_needs_is_named():
         pytest.skip("webdataset is installed")
     with pytest.raises(KtError, match=r"data.source: wds/x: timm cannot open .*webdataset"):
         sources.read(spec_of("wds/x", size=8))
+
+
+def columns_of(monkeypatch: pytest.MonkeyPatch, columns: dict[str, list[object]]) -> None:
+    """Stand-ins for Hugging Face's library and for timm's reader of its data sets."""
+    from timm.data import dataset_factory
+
+    def picture(i: int) -> bytes:
+        Image.fromarray(images_of(20)[i]).save(content := io.BytesIO(), "PNG")
+        return content.getvalue()
+
+    class Reader:
+        def __init__(self, input_key: str = "image", target_key: str = "label") -> None:
+            self.image, self.label = columns[input_key], target_key
+
+        def __getitem__(self, i: int) -> tuple[io.BytesIO, object]:
+            return io.BytesIO(picture(i)), columns[self.label][i]
+
+        def iter_targets(self):
+            return iter(columns[self.label])
+
+    def create(name: str, root: str, split: str, search_split: bool, input_img_mode: str = "", **keys: str) -> object:
+        return types.SimpleNamespace(reader=Reader(**keys))
+
+    library = types.SimpleNamespace(
+        load_dataset=lambda *_, **__: types.SimpleNamespace(column_names=list(columns)),
+        load_dataset_builder=lambda *_, **__: types.SimpleNamespace(info=types.SimpleNamespace(features=columns)),
+    )
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.setattr(dataset_factory, "create_dataset", create)
+
+
+@pytest.mark.parametrize("kind", ["hfds", "hfids"])
+def test_columns_of_other_names_are_named_and_can_be_given(tmp_path, monkeypatch, kind):
+    columns_of(monkeypatch, {"img": [None] * 20, "fine_label": [i % 3 for i in range(20)]})
+    for keys, message in [
+        ({}, r"data.image_key: no column 'image' in .*/mine; it has: img, fine_label; did you mean 'img'"),
+        ({"image_key": "img"}, r"data.label_key: no column 'label' in .*; did you mean 'fine_label'"),
+        (
+            {"image_key": "img", "label_key": "coarse"},
+            r"data.label_key: no column 'coarse' in .*; it has: img",
+        ),
+    ]:
+        with pytest.raises(KtError, match=message) as caught:
+            sources.read(spec_of(f"{kind}/mine", size=6, **keys))
+        assert "\n" not in str(caught.value)
+    splits = {"transfer": 9, "validation": 5, "test": 6}
+    keys = {"image_key": "img", "label_key": "fine_label"}
+    datasets.write(tmp_path / "store", spec_of(f"{kind}/mine", size=6, splits=splits, **keys))
+    data = Dataset.open(tmp_path / "store")
+    assert np.array_equal(data.images, images_of(20))
+    assert data.labels.tolist() == [i % 3 for i in range(20)]
+    with pytest.raises(KtError, match=r"data.image_key: 'digits' has no columns; allowed for hfds/…, hfids/…"):
+        sources.check_source(spec_of("digits", image_key="img"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([-1] * 20, "labels are from -1 to 0; an image without a label"),
+        ([[0, 1], [2]] * 10, "labels cannot be read"),
+        (["a", "b"] * 10, "labels are <U1"),
+        ([None] * 20, "labels are from -1 to 0"),
+    ],
+)
+def test_labels_that_are_none_give_one_line(monkeypatch, labels, message):
+    columns_of(monkeypatch, {"image": [None] * 20, "label": labels})
+    with pytest.raises(KtError, match=rf"data.source: hfds/mine: part 'train': {message}") as caught:
+        sources.read(spec_of("hfds/mine", size=6))
+    assert "\n" not in str(caught.value)
+
+
+def test_tar_files_are_read_as_folders_are(tmp_path):
+    for name in ("a", "A", "10", "2", "a/@eaDir", "__MACOSX", "a/.ipynb_checkpoints"):
+        for i in range(2):
+            save_image(tmp_path / "s" / name / f"{i}.{'webp' if i else 'png'}", seed=len(name) + i)
+    save_image(tmp_path / "s/a/._0.png")
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        tar.add(tmp_path / "s", ".")
+    data = sources.read(spec_of(tmp_path / "s.tar", size=8))
+    assert list(data.classes) == ["2", "10", "A", "a"]
+    assert np.bincount(data.labels).tolist() == [2, 2, 2, 2]
+    assert data.left_out == {"below @eaDir": 2, "below __MACOSX": 2, "below .ipynb_checkpoints": 2, "below ._0.png": 1}
+    assert len(all_images(data)) == 8

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kt import lfs
+from kt.data.listing import composed
 from kt.data.spec import MOST_CLASSES, DataSpec, class_names
-from kt.errors import KtError
+from kt.errors import KtError, nearest
 from kt.strict_yaml import load_names
 
 
@@ -41,6 +43,14 @@ def class_map(spec: DataSpec) -> dict[str, int] | None:
     if not names or not all(type(label) is int and 0 <= label < MOST_CLASSES for label in labels):
         raise KtError(f"{at}: needs one class a line (.txt), or a list or a mapping from class to integer ≥ 0")
     return dict(zip(names, labels, strict=True))
+
+
+def check_chosen(chosen: Iterable[str], classes: Iterable[str], spec: DataSpec) -> None:
+    """Fail where a class that is to be taken is not in the source."""
+    known = set(map(composed, classes))
+    for name in (name for name in chosen if name not in known):
+        key = "class_file" if spec.class_file else "classes"
+        raise KtError(f"data.{key}: no class {name!r} in {spec.source}{nearest(name, known)}")
 
 
 def _parsed(text: str, suffix: str) -> Any:

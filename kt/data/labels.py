@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kt.data.arrays import BUILTIN
-from kt.data.classes import class_map
-from kt.data.folders import class_folders
+from kt.data.classes import check_chosen, class_map
 from kt.data.listing import Listing, composed
+from kt.data.parts import class_folders
 from kt.data.spec import DataSpec
-from kt.errors import KtError, nearest
+from kt.errors import KtError
 
 
 def known_classes(spec: DataSpec) -> int | None:
@@ -40,14 +40,6 @@ def relabel(listing: Listing, spec: DataSpec) -> tuple[NDArray[np.int64], list[s
     for name, label in chosen.items():
         new[known[name]] = label
     return np.where(listing.labels < 0, -1, new[listing.labels]), _by_label(chosen.items(), spec)
-
-
-def check_chosen(chosen: Iterable[str], classes: Iterable[str], spec: DataSpec) -> None:
-    """Fail where a class that is to be taken is not in the source."""
-    known = set(map(composed, classes))
-    for name in (name for name in chosen if name not in known):
-        key = "class_file" if spec.class_file else "classes"
-        raise KtError(f"data.{key}: no class {name!r} in {spec.source}{nearest(name, known)}")
 
 
 def known_names(spec: DataSpec) -> list[str] | None:

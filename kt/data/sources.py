@@ -16,7 +16,7 @@ from kt import lfs
 from kt.data.arrays import BUILTIN, npz
 from kt.data.classes import class_map
 from kt.data.folders import check_folder, folder, unlabelled_images, with_unlabelled
-from kt.data.labels import check_chosen, relabel
+from kt.data.labels import relabel
 from kt.data.listing import DEFAULT_PART, Listing
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
 from kt.errors import KtError, nearest, unknown
@@ -69,6 +69,8 @@ def check_source(spec: DataSpec) -> None:
         take = spec.splits.takes()[split]
         if take.file and not Path(take.file).is_file():
             raise KtError(f"data.splits.{split}.file: {take.file}: no such file")
+        if take.file and lfs.is_pointer(Path(take.file)):
+            lfs.refuse(f"data.splits.{split}.file", Path(take.file))
         if take.part and (source in BUILTIN or source.endswith(".tar")):
             raise KtError(f"data.splits.{split}.part: {take.part!r}: {source!r} has no official parts")
 
@@ -115,7 +117,6 @@ def part_sizes(spec: DataSpec) -> PartSizes | None:
         default = None
     elif spec.is_folder:
         found = check_folder(spec)
-        check_chosen(chosen or (), found.places.classes, spec)
         images = {part or None: count for part, count in found.sizes(chosen).items()}
         default = None if None in images else found.places.default
     else:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kt import lfs
 from kt.data.listing import DEFAULT_PART
 from kt.data.shares import check_parts, counts, pools
 from kt.data.spec import SPLITS, SplitSizes, Take
@@ -95,8 +94,6 @@ def _listed_in_file(
     file: str, at: str, names: Sequence[str] | None, labels: NDArray[np.int64], free: NDArray[np.bool_]
 ) -> Rows:
     """The positions of the images that a text file lists, in its order."""
-    if lfs.is_pointer(Path(file)):
-        lfs.refuse(at, Path(file))
     try:
         lines = re.split(r"\r\n|\r|\n", Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:

@@ -87,6 +87,8 @@ def _create(spec: DataSpec, part: str) -> Any:
     name, root = ("", spec.source) if tar else (spec.source, spec.root)
     options: dict[str, Any] = {"download": True} if spec.download else {}
     options |= {key: value for key, value in (("input_key", spec.image_key), ("target_key", spec.label_key)) if value}
+    if spec.source.lower().startswith(("hfids/", "wds/")):
+        options["input_img_mode"] = ""  # as they are: timm's conversion to colour cuts 16 bits off at 255
     if tar:
         options["cache_tarinfo"] = False  # its cache is a pickle beside the file
     try:

@@ -47,12 +47,23 @@ def is_hidden(name: str) -> bool:
 
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:
-    """Names of the folders in a folder that are neither hidden nor a system's, in natural order.
+    """Names of the folders in a folder that are neither hidden nor a system's nor lead back, in natural order.
 
     Raises:
         KtError: the folder cannot be read.
     """
-    return ordered(entry.name for entry in entries(os.fspath(folder)) if not is_hidden(entry.name) and is_folder(entry))
+    found = (entry for entry in entries(os.fspath(folder)) if not is_hidden(entry.name) and is_folder(entry))
+    return ordered(entry.name for entry in found if not (entry.is_symlink() and leads_back(entry.path)))
+
+
+def leads_back(link: str) -> bool:
+    """Whether a link to a folder points to one that holds the link itself."""
+    return is_below(os.path.realpath(os.path.dirname(link)), os.path.realpath(link))
+
+
+def is_below(place: str, folder: str) -> bool:
+    """Whether a path without links is that of a folder, or lies in it."""
+    return f"{place}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -153,7 +164,7 @@ class _Search:
         """Follow a link that lies in ``real``, unless it leads back."""
         target = os.path.realpath(os.path.join(start, inside))
         path = shown(os.path.join(start, inside))
-        if f"{real}/".startswith(f"{target.rstrip('/')}/"):
+        if is_below(real, target):
             self.left_out[f"link that leads back: {path}"] += 1
         elif target in self.seen:
             self.left_out[f"link to a folder read elsewhere: {path}"] += 1
