@@ -17,6 +17,7 @@ from PIL import Image
 
 from kt.data import datasets, sources
 from kt.data.datasets import Dataset
+from kt.data.pictures import fit
 from kt.errors import KtError
 
 
@@ -179,3 +180,15 @@ def test_tar_files_are_read_as_folders_are(tmp_path):
     assert np.bincount(data.labels).tolist() == [2, 2, 2, 2]
     assert data.left_out == {"below @eaDir": 2, "below __MACOSX": 2, "below .ipynb_checkpoints": 2, "below ._0.png": 1}
     assert len(all_images(data)) == 8
+
+
+def test_torchvisions_folders_keep_their_order_and_lose_hidden_classes(tmp_path):
+    for i, name in enumerate(["class1", "class10", "class2", ".ipynb_checkpoints", "class2/@eaDir"]):
+        save_image(tmp_path / "s" / name / "0.png", seed=i)
+    deep = np.tile(np.linspace(0, 65535, 40).astype(np.uint16), (40, 1))
+    Image.fromarray(deep).save(tmp_path / "s/class1/1.png")
+    data = sources.read(spec_of("torch/folder", root=str(tmp_path / "s"), size=40, channels=1))
+    assert (list(data.classes), data.labels.tolist()) == (["class1", "class10", "class2"], [0, 0, 1, 2])
+    assert data.left_out == {"below .ipynb_checkpoints": 1, "below @eaDir": 1}
+    images = [fit(call(), 40, 1) for call in data.stream(np.arange(4))]
+    assert np.array_equal(images[1][..., 0], deep >> 8)

@@ -168,7 +168,7 @@ def _paths(data: Any, spec: DataSpec) -> Sequence[str]:
     """Paths of a tar file's members and of torchvision's image folder, below it; of other data sets none."""
     if spec.source.endswith(".tar"):
         return [member.path for member, _, _ in data.reader.samples]
-    if spec.source.lower() in ("torch/folder", "torch/image_folder"):
+    if _is_torch_folder(spec):
         return [path.removeprefix(f"{spec.root}") for path, _ in data.samples]
     return ()
 
@@ -182,15 +182,21 @@ def _classes(data: Any, labels: NDArray[np.int64]) -> list[str]:
 
 
 def _in_order(labels: NDArray[np.int64], classes: list[str], spec: DataSpec) -> tuple[NDArray[np.int64], list[str]]:
-    """Labels and classes of a tar file in the order of folders: timm's is random where names tie, and knows no system.
+    """Labels and classes without those that only hidden and system folders have.
 
-    Labels and classes of all other data sets are their own.
+    Classes of a tar file are in the order of folders, since timm's is random where names tie; others keep theirs.
     """
-    if not spec.source.endswith(".tar"):
+    tar = spec.source.endswith(".tar")
+    if not (tar or _is_torch_folder(spec)):
         return labels, classes
-    right = ordered(classes[label] for label in np.unique(labels))
+    right = [classes[label] for label in np.unique(labels)]
+    right = ordered(right) if tar else right
     new = {name: label for label, name in enumerate(right)}
     return np.array([new.get(name, -1) for name in classes], np.int64)[labels], right
+
+
+def _is_torch_folder(spec: DataSpec) -> bool:
+    return spec.source.lower() in ("torch/folder", "torch/image_folder")
 
 
 def _pictures(data: Any, rows: NDArray[np.int64]) -> Iterator[Callable[[], Picture]]:
@@ -215,5 +221,7 @@ def _from_reader(reader: Any, row: int, lock: Lock) -> Picture:
 
 
 def _from_dataset(data: Any, row: int) -> Picture:
+    if hasattr(data, "samples"):  # files, which torchvision would bring to eight bits by cutting off
+        return open_picture(str(data.samples[row][0]))
     picture: Picture = data[row][0]
     return picture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,10 @@ SYSTEM = frozenset([
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that this Pillow reads."""
+    """Those of ``FORMATS`` that this Pillow reads, with its plugin for HEIF where that is installed."""
     Image.init()
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -133,14 +136,16 @@ class _Search:
 
     def below(self, owner: int, start: str, inside: str, real: str) -> None:
         """Note the images below ``start/inside``, whose path without links is ``real``, and the links to folders."""
-        images, left_out = self.images[owner], self.left_out
+        images, left_out, known = self.images[owner], self.left_out, endings()
         waiting, links = [(inside, real)], list[tuple[str, str]]()
         while waiting:
             inside, real = waiting.pop()
             prefix = f"{inside}/" if inside else ""
             for entry in entries(os.path.join(start, inside)):
                 name = entry.name
-                if is_folder(entry):
+                if entry.is_file(follow_symlinks=False) and name[name.rfind(".") :].lower() in known and name[0] != ".":
+                    images.append(prefix + name)  # nearly all are
+                elif is_folder(entry):
                     if is_hidden(name):
                         left_out[f"folder {shown(name)}"] += 1
                     elif entry.is_symlink():
