@@ -64,10 +64,14 @@ def check_data(data: DataSpec) -> None:
     """Everything that can be known to be wrong with the data set without listing its images.
 
     Raises:
-        KtError: the source, a class file or a file of images does not exist, or the splits ask for too many images.
+        KtError: the source, a class file or a file of images does not exist, fewer than two classes are taken, or the
+            splits ask for too many images.
     """
     check_source(data)
-    class_map(data)
+    chosen = class_map(data)
+    if chosen is not None and len(set(chosen.values())) < 2:
+        key = "class_file" if data.class_file else "classes"
+        raise KtError(f"data.{key}: a study needs classes of at least two labels, not {len(set(chosen.values()))}")
     known = [take.images for take in data.splits.takes().values() if take.images and not take.folder]
     images = known_count(data)
     if images is not None and sum(known) > images:

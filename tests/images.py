@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
+from kt.data import sources
+from kt.data.folders import folder
 from kt.data.listing import Listing
 from kt.data.spec import DataSpec, InputSpec, SplitSizes
+from kt.errors import KtError
 
 
 def sizes(zoo: int, transfer: int, validation: int, test: int) -> SplitSizes:
@@ -56,3 +63,30 @@ TAKE_ALL = {"transfer": 14, "validation": 5, "test": {"part": "val"}}
 
 def input_of(size: int, **keys: object) -> InputSpec:
     return InputSpec.model_validate({"size": size, "mean": (0.1, 0.2, 0.3), "std": (0.5, 1.0, 2.0)} | keys)
+
+
+VAL = {"splits": {"transfer": 1, "validation": 1, "test": {"part": "val", "images": 1}}}
+
+
+def fill(root: Path, *folders: str, images: int = 2) -> Path:
+    """Folders with images that are all different."""
+    for name in folders:
+        for i in range(images):
+            save_image(root / name / f"{i}.png", seed=zlib.crc32(os.fsencode(f"{name}/{i}")))
+    return root
+
+
+def by_class(root: Path, **keys: Any) -> dict[str, list[str]]:
+    """Names of the images by class."""
+    data = folder(spec_of(root, size=8, **keys))
+    found: dict[str, list[str]] = {name: [] for name in data.classes}
+    for name, label in zip(data.names, data.labels, strict=True):
+        found[data.classes[label]].append(name)
+    return found
+
+
+def refusal(root: Path, **keys: Any) -> str:
+    with pytest.raises(KtError) as caught:
+        sources.read(spec_of(root, size=8, **keys))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
-import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from images import save_image, spec_of
+from hypothesis import given
+from hypothesis import strategies as st
+from images import VAL, by_class, fill, refusal, save_image, spec_of
 from PIL import Image
-from studies import small_zoo
 
-from kt import cli
 from kt.data import datasets, sources
 from kt.data.datasets import Dataset
 from kt.data.folders import folder
 from kt.data.listing import ordered, shown
 from kt.errors import KtError
-
-VAL = {"splits": {"transfer": 1, "validation": 1, "test": {"part": "val", "images": 1}}}
-
-
-def fill(root: Path, *folders: str, images: int = 2) -> Path:
-    """Folders with images that are all different."""
-    for name in folders:
-        for i in range(images):
-            save_image(root / name / f"{i}.png", seed=zlib.crc32(os.fsencode(f"{name}/{i}")))
-    return root
-
-
-def listed(root: Path, **keys: Any) -> dict[str, list[str]]:
-    """Names of the images by class."""
-    data = folder(spec_of(root, size=8, **keys))
-    found: dict[str, list[str]] = {name: [] for name in data.classes}
-    for name, label in zip(data.names, data.labels, strict=True):
-        found[data.classes[label]].append(name)
-    return found
-
-
-def refusal(root: Path, **keys: Any) -> str:
-    with pytest.raises(KtError) as caught:
-        sources.read(spec_of(root, size=8, **keys))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
 
 # order
 
@@ -72,6 +41,13 @@ def test_names_that_tie_have_one_order_whatever_the_seed_of_hashes_and_the_order
     assert data.names[4:9] == ["a/0.png", "a/X01.png", "a/X1.png", "a/x01.png", "a/x1.png"]
 
 
+@given(st.lists(st.text(st.sampled_from("aAéE\u03010123٣①²½-_ \udce9"), max_size=6), unique=True), st.randoms())
+def test_the_order_of_names_is_one_whatever_order_they_come_in(names, random):
+    shuffled = random.sample(names, len(names))
+    assert ordered(shuffled) == ordered(names)
+    assert sorted(ordered(names)) == sorted(names)
+
+
 def test_digits_that_are_no_decimal_digits_are_sorted_as_text(tmp_path):
     names = ["①", "A5²", "A5", "A10", "٣", "x²", "½"]
     fill(tmp_path, *names, images=1)
@@ -88,15 +64,15 @@ def test_accents_of_two_spellings_are_one_class(tmp_path):
     assert (data.classes, data.warnings) == ([two["NFC"], "z"] if "é" < "z" else ["z", two["NFC"]], [])
     assert np.bincount(data.labels).tolist() == [4, 4]
     assert all((tmp_path / name).is_file() for name in data.names)
-    for given in two.values():
-        labels, classes = datasets.relabel(data, spec := spec_of(tmp_path, size=8, classes=["z", given], **VAL))
+    for spelling in two.values():
+        labels, classes = datasets.relabel(data, spec := spec_of(tmp_path, size=8, classes=["z", spelling], **VAL))
         assert classes == ["z", two["NFC"]], spec
         assert set(labels) == {0, 1}
     fill(tmp_path, f"val/{two['NFC']}")
     assert "two class folders are called 'é-class'; rename one" in refusal(tmp_path, **VAL)
 
 
-def test_names_that_are_no_text_are_written_as_text_and_can_be_opened_and_listed(tmp_path):
+def test_names_that_are_no_text_are_written_as_text_and_can_be_opened_and_by_class(tmp_path):
     odd = [os.fsdecode(b"caf\xe9"), "two\nlines"]
     fill(tmp_path / "s", *odd, "plain")
     os.rename(tmp_path / "s/plain/0.png", tmp_path / "s/plain" / os.fsdecode(b"\xff\n.png"))
@@ -197,7 +173,7 @@ def test_farms_of_links_are_read_as_the_folders_and_files_they_point_to(tmp_path
     (tmp_path / "other").symlink_to(tmp_path / "store/c2")
     (farm / "val/a").symlink_to(tmp_path / "other")
     (farm / "val/b/0.png").symlink_to(tmp_path / "store/c2/0.png")
-    found = listed(farm, **VAL)
+    found = by_class(farm, **VAL)
     assert found == {
         "a": ["train/a/0.png", "train/a/1.png", "train/a/2.png", "val/a/0.png", "val/a/1.png", "val/a/2.png"],
         "b": ["train/b/deep/0.png", "train/b/deep/1.png", "train/b/deep/2.png", "val/b/0.png"],
@@ -233,117 +209,3 @@ def test_pictures_in_two_splits_or_under_two_classes_are_counted_whatever_their_
     assert facts["repeated"] == {"splits": 2, "classes": 2}
     assert "2 images are in two splits, pixel by pixel the same: train/a/0.png = val/a/copy.bmp" in caplog.text
     assert "2 images are under two classes, pixel by pixel the same: val/a/other.png = val/b/1.png" in caplog.text
-
-
-# parts and levels
-
-
-def test_the_training_part_is_known_by_its_usual_names(tmp_path):
-    for name in ("training", "Train", "TRAIN"):
-        root = fill(tmp_path / name, f"{name}/a", f"{name}/b", "validation/a", "validation/b", images=3)
-        splits = {"transfer": 2, "validation": {"part": "validation"}, "test": 1}
-        data = folder(spec_of(root, size=8, splits=splits))
-        assert (data.classes, set(data.parts), data.default) == (["a", "b"], {name, "validation"}, name)
-        datasets.write(root / "store", spec_of(root, size=8, splits=splits))
-        names = Dataset.open(root / "store").splits.groupby("split")["name"].agg(lambda n: {x.split("/")[0] for x in n})
-        assert names.to_dict() == {"transfer": {name}, "validation": {"validation"}, "test": {name}}
-
-
-def test_a_part_that_is_not_there_is_answered_with_those_that_are(tmp_path):
-    fill(tmp_path, "train/a", "train/b", "validation/a", "validation/b")
-    assert refusal(tmp_path, **VAL) == f"data.splits: no part 'val' in {tmp_path}; there are: train, validation"
-    fill(tmp_path / "deeper", "val/a", "val/b", "test/a", "test/b")
-    assert refusal(tmp_path / "deeper") == f"data.splits: no part 'train' in {tmp_path}/deeper; there are: test, val"
-
-
-@pytest.mark.parametrize(
-    ("folders", "message"),
-    [
-        (
-            ["data/a", "data/b"],
-            "only one class folder, 'data'; a study needs at least two classes; is the source .*/data?",
-        ),
-        (["data/train/a", "data/val/a"], "only one class folder, 'data'"),
-        (["a"], "only one class folder, 'a'; a study needs at least two classes"),
-        (["train/a", "val/a"], "only one class folder, 'a'"),
-        (["train", "val"], "train: no class folders in it; a part needs a folder a class"),
-        (
-            ["train_images/a", "train_images/b", "val_images/a", "val_images/b"],
-            "folders are called like official parts",
-        ),
-        (["train2017", "val2017"], "its folders are called like official parts: train2017, val2017; name them in data"),
-        (["cifar/train/a", "cifar/test/a", "mnist/train/a", "mnist/test/a"], "folders hold official parts, not images"),
-    ],
-)
-def test_sources_a_level_too_high_or_of_a_single_class_are_refused(tmp_path, folders, message):
-    root = fill(tmp_path, *folders)
-    assert re.search(message.replace("?", r"\?"), refusal(root))
-
-
-def test_classes_that_are_called_like_parts_can_be_named(tmp_path):
-    fill(tmp_path, "bullet_train", "freight_train")
-    assert list(listed(tmp_path, classes=["freight_train", "bullet_train"])) == ["bullet_train", "freight_train"]
-    fill(tmp_path / "vehicles", "train", "car")  # images lie in `train` itself: it is a class
-    assert list(listed(tmp_path / "vehicles")) == ["car", "train"]
-
-
-def test_folders_beside_the_parts_are_said(tmp_path):
-    fill(tmp_path, "train/a", "train/b", "val/a", "val/b", "annotations/x")
-    assert folder(spec_of(tmp_path, size=8, **VAL)).left_out == {"folder annotations, which no split names": 1}
-
-
-def test_a_class_that_a_part_lacks_is_said_and_the_others_are_read(tmp_path, caplog):
-    fill(tmp_path, "train/a", "train/b", "train/c", "val/a", images=4)
-    (tmp_path / "val/b").mkdir()
-    facts = datasets.write(tmp_path / "store", spec_of(tmp_path, size=8, **VAL))
-    assert "data: val has no image of 2 of 3 classes: b, c" in caplog.text
-    assert facts["classes"] == ["a", "b", "c"]
-
-
-def test_parts_whose_classes_do_not_meet_are_refused(tmp_path):
-    fill(tmp_path, "train/a", "train/b", "val/images")  # as Tiny ImageNet comes
-    assert "no class of train has an image in val: train has a, b; val has images" in refusal(tmp_path, **VAL)
-    fill(tmp_path / "case", "train/Cat", "train/dog", "val/cat", "val/dog")
-    assert "the class 'cat' is called 'Cat' in train; give it one name" in refusal(tmp_path / "case", **VAL)
-    fill(tmp_path / "both", "train/A", "train/a", "val/A", "val/a")
-    assert list(listed(tmp_path / "both", **VAL)) == ["A", "a"]
-
-
-# how many images there are
-
-
-def test_the_check_of_a_configuration_counts_the_images(tmp_path):
-    fill(tmp_path / "s", "train/a", "train/b", "val/a", "val/b", images=5)
-    asked = {"transfer": 6, "validation": 4, "test": {"part": "val"}}
-    sizes = sources.part_sizes(spec_of(tmp_path / "s", size=8, splits=asked))
-    assert (sizes.images, sizes.default) == ({"train": 10, "val": 10}, "train")
-    chosen = sources.part_sizes(spec_of(tmp_path / "s", size=8, splits=asked, classes=["b"]))
-    assert chosen.images == {"train": 5, "val": 5}
-    with pytest.raises(KtError, match=r"data.classes: no class 'c' in"):
-        sources.part_sizes(spec_of(tmp_path / "s", size=8, splits=asked, classes=["c"]))
-    photos = {"transfer": {"folder": str(tmp_path / "s/val/a")}, "validation": 4, "test": 4}
-    assert sources.part_sizes(spec_of("digits", size=8, splits=photos)).images == {
-        "train": 1797, f"{tmp_path}/s/val/a": 5,
-    }  # fmt: skip
-
-
-def test_the_command_that_checks_a_configuration_refuses_more_images_than_a_folder_has(tmp_path, capfd):
-    fill(tmp_path / "s", "a", "b", images=6)
-    member = {"arch": "tiny_mixer", "train": {"epochs": 1}}
-    study = {
-        "results": str(tmp_path / "results"),
-        "data": {
-            "source": str(tmp_path / "s"),
-            "size": 16,
-            "splits": {"zoo": 4, "transfer": 4, "validation": 1, "test": 3},
-        },
-        "zoo": small_zoo(a=member, b=member),
-        "pairs": {"select": "all"},
-        "transfer": {"methods": {"kl": {}}, "training": {"epochs": 1, "batch_size": 4, "lr": 0.1}},
-    }
-    for test, status in ((3, 0), (300, 1)):
-        study["data"]["splits"]["test"] = test
-        (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-        assert cli.main(["config", "check", "--config", str(tmp_path / "study.yaml")]) == status
-    said = "data.splits: 309 images asked for (zoo 4 + transfer 4 + validation 1 + test 300), but the data set has 12"
-    assert capfd.readouterr().err.strip().endswith(said)
