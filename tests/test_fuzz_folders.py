@@ -32,11 +32,12 @@ NAMES = st.one_of(
 PLACES = st.lists(NAMES, max_size=3).map(tuple)
 ENDINGS = st.sampled_from([".png", ".JPG", ".tif", ".bmp", ".gif", ".webp", "", ".txt", ".heic", ".pgm"])
 MODES = st.sampled_from(["RGB", "L", "P", "RGBA", "LA", "1", "CMYK", "I;16", "I", "F", "YCbCr"])
-JUNK = [b"", b"P5 junk", b"/annex/objects/x", b"\x89PNG\r\n\x1a\n\0\0", b"GIF89a"]
+LFS = b"version https://git-lfs.github.com/spec/v1\n"
+JUNK = [b"", b"P5 junk", b"/annex/objects/x", b"\x89PNG\r\n\x1a\n\0\0", b"GIF89a", LFS]
 TARGETS = ["..", ".", "/", "../..", "../a", "gone", "self", "../train", "../val/a"]
 CONTENT = st.one_of(
     st.tuples(st.just("image"), MODES, st.integers(0, 9), st.sampled_from([(5, 9), (9, 5), (1, 40), (8, 8)])),
-    st.tuples(st.just("bytes"), st.sampled_from([*JUNK, b"version https://git-lfs.github.com/spec/v1\n"])),
+    st.tuples(st.just("bytes"), st.sampled_from(JUNK)),
     st.tuples(st.just("link"), st.sampled_from(TARGETS)),
     st.tuples(st.just("pipe")),
 )
@@ -108,6 +109,11 @@ def check(data: Dataset, facts: dict[str, object]) -> None:
     st.sampled_from(["fail", "skip"]),
 )  # fmt: skip
 @example([(("a",), "x", ".png", ("link", "self"))], {"transfer": 1, "validation": 1, "test": 1}, "fail")
+@example(
+    [*(((name,), "x", ".png", ("image", "L", seed, (8, 8))) for seed, name in enumerate(["a", "A", "b"])),
+     ((os.fsdecode(b"\xe9"),), "x", ".png", ("bytes", LFS))],
+    {"transfer": 2, "validation": 1, "test": 1}, "fail",
+)  # fmt: skip
 def test_a_folder_is_a_data_set_or_is_refused_in_one_line(files, splits, damaged):
     distinct = {(*place, name + ending): content for place, name, ending, content in files}
     outcomes = list[tuple[set[str], str]]()

@@ -94,12 +94,14 @@ def _by_name(root: str, part: str) -> dict[str, str]:
     for folder_name in subfolders(os.path.join(root, part)):
         name = shown(composed(folder_name))
         if name in found:
-            raise KtError(f"data.source: {os.path.join(root, part)}: two class folders are called {name!r}; rename one")
+            raise KtError(
+                f"data.source: {shown(os.path.join(root, part))}: two class folders are called {name!r}; rename one"
+            )
         found[name] = os.path.join(part, folder_name)
     if part and not found:
         raise KtError(
-            f"data.source: {os.path.join(root, part)}: no class folders in it; a part needs a folder a class, with "
-            "images inside"
+            f"data.source: {shown(os.path.join(root, part))}: no class folders in it; a part needs a folder a class, "
+            "with images inside"
         )
     return found
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from kt import lfs
-from kt.data.listing import Picture
+from kt.data.listing import Picture, shown
 from kt.data.walk import formats
 
 LARGEST = 1 << 24
@@ -47,7 +47,7 @@ def open_picture(source: str | io.BytesIO) -> Image.Image:
         return Image.open(source, formats=formats())
     except UnidentifiedImageError as error:
         if isinstance(source, str) and lfs.is_pointer(Path(source)):
-            lfs.refuse("data.source", Path(source))
+            lfs.refuse("data.source", Path(shown(source)))
         raise NotReadable(_no_image(source)) from error
     except FileNotFoundError as error:
         raise NotReadable("a link to a file that is not there (of git-annex: run `git annex get`)") from error
