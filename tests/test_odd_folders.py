@@ -209,3 +209,13 @@ def test_pictures_in_two_splits_or_under_two_classes_are_counted_whatever_their_
     assert facts["repeated"] == {"splits": 2, "classes": 2}
     assert "2 images are in two splits, pixel by pixel the same: train/a/0.png = val/a/copy.bmp" in caplog.text
     assert "2 images are under two classes, pixel by pixel the same: val/a/other.png = val/b/1.png" in caplog.text
+
+
+def test_many_copies_of_one_picture_are_counted_and_a_few_of_them_named(tmp_path, caplog):
+    for i in range(40):
+        save_image(tmp_path / "s" / "ab"[i % 2] / f"{i}.png")
+    splits = {"transfer": 20, "validation": 10, "test": 10}
+    facts = datasets.write(tmp_path / "store", spec_of(tmp_path / "s", size=8, splits=splits))
+    assert facts["repeated"] == {"splits": 40, "classes": 40}
+    assert "40 images are under two classes, pixel by pixel the same: a/0.png = a/2.png = a/4.png = …" in caplog.text
+    assert max(map(len, caplog.text.splitlines())) < 300

@@ -36,7 +36,8 @@ def warn(splits: pd.DataFrame, digests: NDArray[np.uint64]) -> dict[str, int]:
     }
     for what, same in found.items():
         if len(same):
-            names = same.sort_values(["digest", "row"]).groupby("digest")["name"].agg(" = ".join)
+            groups = same.sort_values(["digest", "row"]).groupby("digest", sort=False)["name"].head(4)
+            names = groups.groupby(same["digest"]).agg(lambda alike: " = ".join(alike[:3]) + " = …" * (len(alike) > 3))
             between = "in two splits" if what == "splits" else "under two classes"
             log.warning("data: %d images are %s, pixel by pixel the same: %s", len(same), between, listed(names))
     return {what: len(same) for what, same in found.items()}
