@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kt.arguments import number, whole
+
 if TYPE_CHECKING:
     from kt.analysis.inputs import Inputs
 
@@ -20,19 +22,23 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     sub = add("analyse", _analyse, "say which model properties predict gains", example)
     _add_tables(sub)
     sub.add_argument("--out", type=Path, help="folder to write (default: in the results folder)")
-    sub.add_argument("--bootstrap", type=int, default=1000, help="bootstrap samples of models (default: %(default)s)")
-    sub.add_argument("--seed", type=int, default=0, help="seed of folds and samples (default: %(default)s)")
+    sub.add_argument(
+        "--bootstrap", type=whole(20), default=1000, help="bootstrap samples of models (default: %(default)s)"
+    )
+    sub.add_argument("--seed", type=whole(0), default=0, help="seed of folds and samples (default: %(default)s)")
 
     sub = add("recommend", _recommend, "rank teachers for a student, without training", "kt recommend --student resnet")
     sub.add_argument("--student", required=True, help="a name in the table zoo")
     sub.add_argument("--method", help="only this method (default: all)")
-    sub.add_argument("--level", type=float, default=0.8, help="coverage of the intervals (default: %(default)s)")
-    sub.add_argument("--top", type=int, default=10, help="rows to print (default: %(default)s)")
+    sub.add_argument(
+        "--level", type=number(0.01, 0.999), default=0.8, help="coverage of the intervals (default: %(default)s)"
+    )
+    sub.add_argument("--top", type=whole(1), default=10, help="rows to print (default: %(default)s)")
     _add_tables(sub)
     sub.add_argument("--out", type=Path, help="CSV file of all rows")
 
     sub = add("next", _next, "pick the pairs that would teach the predictor most", "kt next --budget 2")
-    sub.add_argument("--budget", type=float, required=True, help="hours of training to spend")
+    sub.add_argument("--budget", type=number(0, 1e9, "hours"), required=True, help="hours of training to spend")
     sub.add_argument("--method", help="the method to transfer by (default: the one with the highest mean delta)")
     _add_tables(sub)
     sub.add_argument("--out", type=Path, help="CSV file of the pairs")
@@ -64,10 +70,7 @@ def _load(args: argparse.Namespace) -> tuple[Inputs, float]:
 
 def _analyse(args: argparse.Namespace) -> None:
     from kt.analysis.run import analyse
-    from kt.errors import KtError
 
-    if args.bootstrap < 20:
-        raise KtError(f"--bootstrap: {args.bootstrap} samples are too few for an interval; at least 20")
     out = args.out
     if out is None:
         from kt.config import load

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from kt import pairs, store
+from kt import pairs, places, store
 from kt.complementarity.spec import MEASURES
 from kt.data import shares
 from kt.data.classes import class_map
 from kt.data.folders import check_folder
 from kt.data.labels import known_classes, known_names
-from kt.data.sources import check_source, known_count, part_sizes
+from kt.data.sources import check_source, known_count, made_or_named, part_sizes
 from kt.data.spec import SPLITS, DataSpec
-from kt.errors import KtError, listed
+from kt.errors import KtError, listed, quoted
 from kt.spec import Options
 from kt.study import Study
 from kt.transfer import groups
@@ -33,6 +32,8 @@ def check(study: Study) -> Study:
         KtError: an unknown architecture, a missing checkpoint, splits larger than the data set, a pair rule that
             selects nothing, a results folder that cannot be written, …
     """
+    store.check_writable(study.layout.root)
+    places.check_all(study, {"results", *made_or_named(study.data)})
     known = registry.load(study.zoo.modules)
     zoo = selection.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
     zoo_check.check(zoo, known)
@@ -56,7 +57,6 @@ def check(study: Study) -> Study:
         _check_without_labels(study)
     _check_complementarity(study)
     pairs.candidates(study.names, study.pairs)
-    store.check_writable(study.results)
     return study
 
 
@@ -75,7 +75,9 @@ def check_data(data: DataSpec) -> None:
     known = [take.images for take in data.splits.takes().values() if take.images and not take.folder]
     images = known_count(data)
     if images is not None and sum(known) > images:
-        raise KtError(f"data.splits: {sum(known)} images asked for, but {data.source!r} has {images}")
+        raise KtError(
+            f"data.splits: {sum(known)} images asked for, but {quoted(places.as_written(data.source))} has {images}"
+        )
 
 
 def check_images(study: Study) -> None:
@@ -174,8 +176,8 @@ def _check_without_labels(study: Study) -> None:
 def _check_complementarity(study: Study) -> None:
     """Fail where class embeddings are missing, or pairs go by a measure that is not taken."""
     vectors = study.complementarity.class_embeddings
-    if vectors and not (vectors.endswith((".npz", ".parquet")) and Path(vectors).is_file()):
-        raise KtError(f"complementarity.class_embeddings: {vectors!r} is not an existing .npz or .parquet file")
+    if vectors and not vectors.endswith((".npz", ".parquet")):
+        raise KtError(f"complementarity.class_embeddings: {quoted(vectors.written)}: allowed: a .npz or .parquet file")
     by, measured = pairs.score_of(study.pairs), study.complementarity.measures
     for measure in MEASURES:
         if by.startswith(measure) and measure not in measured:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import kt
 from kt import analysis_commands, stage_commands
+from kt.arguments import Parser, number
 from kt.errors import Interrupted, KtError
 
 
@@ -44,7 +45,7 @@ def _status(args: argparse.Namespace) -> None:
     from kt.status import jobs, screen
 
     study = load(args.config)
-    logs = args.logs or jobs.log_folder(study.layout)
+    logs = args.logs or jobs.log_folder(study.layout, args.config.absolute().parent)
 
     def report() -> list[str]:
         return screen.lines(study, study.layout, logs, args.config, datetime.now().astimezone())
@@ -64,22 +65,16 @@ def _retry(args: argparse.Namespace) -> None:
     print(f"{len(keys)} failed trainings will be tried again by the next run ({len(made_again)} jobs)")
 
 
-def _seconds(text: str) -> float:
-    """A pause between two looks."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.1 <= value <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r}: seconds from 0.1 to 86400 are allowed")
-    return value
-
-
 def _add_tools(add: Callable[..., argparse.ArgumentParser]) -> None:
     about = "say what is done, running, queued, failed and left, and how long it will take"
     sub = add("status", _status, about, "kt status --watch")
     sub.add_argument(
-        "--watch", type=_seconds, nargs="?", const=10.0, metavar="SECONDS", help="again and again until Ctrl-C (10)"
+        "--watch",
+        type=number(0.1, 86400, "seconds"),
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="again and again until Ctrl-C (10)",
     )
     about = "folder that the cluster's jobs log to (default: the latest run's, else as slurm/config.yaml says)"
     sub.add_argument("--logs", type=Path, help=about)
@@ -93,15 +88,23 @@ def _add_tools(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("kt", description=kt.__doc__, epilog="example: kt status --config config.yaml")
+    parser = Parser("kt", description=kt.__doc__, epilog="example: kt status --config config.yaml")
     parser.add_argument("--version", action="version", version=f"kt {kt.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, run: Callable[[argparse.Namespace], None], about: str, example: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about.capitalize() + ".", epilog=f"example: {example}")
-        default = os.environ.get("KT_CONFIG", "config.yaml")
-        about_config = "the study (default: $KT_CONFIG, else config.yaml)"
-        sub.add_argument("--config", type=Path, default=Path(default), help=about_config)
+        default = os.environ.get("KT_CONFIG") or "config.yaml"
+        about_config = "the study; paths in it are relative to its folder (default: $KT_CONFIG, else config.yaml)"
+        sub.add_argument(
+            "--config",
+            "--configfile",
+            dest="config",
+            type=Path,
+            default=Path(default),
+            metavar="FILE",
+            help=about_config,
+        )
         sub.add_argument("--log", type=Path, help="also write messages to this file")
         sub.set_defaults(run=run)
         return sub
@@ -115,8 +118,11 @@ def _parser() -> argparse.ArgumentParser:
 def _set_up_logging(file: Path | None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(file, "w", encoding="utf-8"))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(file, "w", encoding="utf-8"))
+        except OSError as error:
+            raise KtError(f"--log: {file}: cannot be written ({error.strerror})") from error
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
     for library in ("matplotlib", "fontTools", "timm", "httpx"):
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -129,8 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     after which the same command goes on where it was.
     """
     args = _parser().parse_args(argv)
-    _set_up_logging(args.log)
+    _set_up_logging(None)
     try:
+        _set_up_logging(args.log)
         args.run(args)
         sys.stdout.flush()
     except KtError as error:

@@ -8,7 +8,8 @@ import re
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from kt.errors import unknown
+from kt.errors import quoted, short, unknown
+from kt.spec import DEVICE, NAME
 
 RULES: dict[tuple[int | str, ...], str] = {
     ("pairs",): "all, random, explicit, top or stratified",
@@ -16,19 +17,20 @@ RULES: dict[tuple[int | str, ...], str] = {
 }
 """Rules by the section whose key `select` names one; pydantic puts it into the location of an error."""
 
+MOST = 20
+"""Lines for one configuration."""
+
 
 def lines(error: ValidationError) -> list[str]:
     """One line for each thing that is wrong: where, what is wrong, what was given, what is allowed."""
-    return [_line(detail) for detail in _causes(error.errors())]
+    found = list(dict.fromkeys(_line(detail) for detail in _causes(error.errors())))
+    return found[:MOST] + ([f"… and {len(found) - MOST} mistakes more"] if len(found) > MOST else [])
 
 
 def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
     """What is wrong, without lists that are too short only because their wrong items were left out."""
-    return [
-        detail
-        for detail in details
-        if detail["type"] != "too_short" or not any(other["loc"][:-1] == detail["loc"] for other in details)
-    ]
+    inside = {detail["loc"][:-1] for detail in details}
+    return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inside]
 
 
 def _line(error: ErrorDetails) -> str:
@@ -37,6 +39,8 @@ def _line(error: ErrorDetails) -> str:
     text = re.sub(r"valid dictionary( or .*)?$", "mapping of keys to values", text)
     if kind == "literal_error":
         return f"{location}: {unknown('value', str(error['input']), _quoted(context.get('expected')))}"
+    if kind == "string_pattern_mismatch":
+        return f"{location}: {_form(str(error['input']), context.get('pattern'))}"
     if kind == "union_tag_invalid":
         return f"{location}.select: {unknown('rule', str(context.get('tag')), _quoted(context.get('expected_tags')))}"
     if kind == "union_tag_not_found":
@@ -50,15 +54,23 @@ def _line(error: ErrorDetails) -> str:
     return f"{location}: {text[0].lower()}{text[1:]}, not {_given(error)}"
 
 
+def _form(value: str, pattern: str | None) -> str:
+    """What a text should look like, in words."""
+    if pattern == DEVICE:
+        return unknown("device", value, ["auto", "cpu", "cuda", "cuda:0", "cuda:1", "…"])
+    assert pattern == NAME, "every pattern of a configuration has its words here"
+    return f"{quoted(value)} is no name: letters, digits, '_', '.' and '-' are allowed, a letter or digit first"
+
+
 def _given(error: ErrorDetails) -> str:
-    return json.dumps(error["input"], default=str)[:80]
+    return short(json.dumps(error["input"], default=str, ensure_ascii=False))
 
 
 def _location(error: ErrorDetails) -> str:
     """The dotted key, without what pydantic adds to it: a rule, and a mark where the key itself is wrong."""
     at = error["loc"]
     rule = next((len(section) for section in RULES if at[: len(section)] == section), len(at))
-    return ".".join(str(part) for part in at[:rule] + at[rule + 1 :] if part != "[key]")
+    return short(".".join(str(part) for part in at[:rule] + at[rule + 1 :] if part != "[key]"))
 
 
 def _quoted(text: object) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PositiveInt, field_validator
 
-from kt.errors import KtError, nearest
+from kt.errors import KtError, nearest, quoted, short
 from kt.spec import Spec
 from kt.store import canonical
 
@@ -121,7 +121,7 @@ class Stratified(_Rule):
     @classmethod
     def _increasing(cls, gaps: tuple[float, ...]) -> tuple[float, ...]:
         if list(gaps) != sorted(set(gaps)):
-            raise ValueError(f"must increase, but is {list(gaps)}")
+            raise ValueError(f"must increase, but is {quoted(list(gaps))}")
         return gaps
 
 
@@ -173,7 +173,7 @@ def _matching(patterns: Sequence[Pattern], names: Sequence[str]) -> set[Pair]:
         pairs = {(t, s) for t in fitting[pattern.teacher] for s in fitting[pattern.student] if t != s}
         if not pairs:
             hints = {nearest(text, names) for text in (pattern.teacher, pattern.student) if text not in known}
-            text = f"{{teacher: {pattern.teacher}, student: {pattern.student}}}"
+            text = f"{{teacher: {short(pattern.teacher)}, student: {short(pattern.student)}}}"
             raise KtError(f"pairs: {text} matches no pair of distinct models{''.join(sorted(hints))}")
         found |= pairs
     return found

@@ -12,6 +12,10 @@ from pydantic_core import PydanticCustomError
 
 from kt.errors import unknown
 
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""Patterns of texts, for editors; ``kt.config_errors`` says in words what they mean."""
+
 
 class Spec(BaseModel):
     """A frozen section of the configuration that refuses unknown keys and silent type conversion."""

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kt.arguments import number, whole
+
 if TYPE_CHECKING:
     from kt.layout import Layout
     from kt.study import Study
@@ -70,7 +72,7 @@ def _add_members(add: Add) -> None:
         "--preview", action="store_true", help="list models, sizes, download and GPU time; needs no weights"
     )
     speed = "trillions of multiply-adds a second that a GPU is taken to do in the preview (default: %(default)s)"
-    sub.add_argument("--tera-macs", type=float, default=10.0, help=speed)
+    sub.add_argument("--tera-macs", type=number(1e-3, 1e6), default=10.0, help=speed)
     _out(sub, "table")
 
 
@@ -106,7 +108,7 @@ def _add_transfers(add: Add) -> None:
     )
     sub = add("transfer", run, "transfer to one student", "kt transfer --student resnet --chunk 0")
     _student(sub)
-    sub.add_argument("--chunk", type=int, default=0, help="which part of its teachers (default: %(default)s)")
+    sub.add_argument("--chunk", type=whole(0), default=0, help="which part of its teachers (default: %(default)s)")
     sub.add_argument("--pairs", type=Path, help="table of pairs (default: as the rule in the configuration chooses)")
     _threads(sub)
     _out(sub, "table")
@@ -192,7 +194,7 @@ def _student(parser: argparse.ArgumentParser) -> None:
 
 
 def _threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=whole(1, 4096), default=1, help="CPU threads (default: %(default)s)")
 
 
 def _tables(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from kt.errors import KtError
+from kt.errors import KtError, short
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
         _sync_folder(target.parent)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise KtError(f"cannot write {target}: {error.strerror}; choose another `results` folder") from error
     finally:
         with suppress(OSError):
@@ -98,6 +99,11 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         KtError: ``folder`` (or its nearest existing parent) is not a folder that this user may write.
     """
     path = Path(folder).absolute()
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise KtError(f"results: {short(folder)}: {error.strerror}") from error
     existing = next(p for p in (path, *path.parents) if os.path.exists(p))  # Path.exists raises in a locked folder
     if not existing.is_dir():
         raise KtError(f"results: {folder} cannot be a folder, because {existing} is a file")

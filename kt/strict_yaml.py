@@ -1,14 +1,20 @@
-"""YAML as configurations are written: keys are distinct, numbers are numbers, and names of classes are text."""
+"""YAML as configurations are written: distinct keys, numbers that are numbers, classes by name, only plain values."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import yaml
 
-from kt.errors import KtError
+from kt.errors import KtError, quoted, short
+
+MAX_BYTES = 2 << 20
+MAX_VALUES = 1_000_000
+"""What a configuration may have when its aliases are written out."""
+
+_PLAIN = (str, bool, int, float, type(None))
 
 TEXT = "tag:yaml.org,2002:str"
 
@@ -27,6 +33,15 @@ class Loader(yaml.SafeLoader):
             _name_classes(root, labels=True, seen=set())
         return root
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; raises ``ConstructorError`` with its place where it is not what its form or tag says."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # a month 13, ten thousand digits
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{quoted(node.value)} is no {kind} ({short(error)})"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping; raises ``KtError`` where a key is given twice."""
         seen: dict[Any, int] = {}
@@ -38,7 +53,7 @@ class Loader(yaml.SafeLoader):
                 break  # refused below
             if key in seen:
                 raise KtError(
-                    f"line {line}: {key!r} is given twice (first in line {seen[key]}); names must be distinct"
+                    f"line {line}: {quoted(key)} is given twice (first in line {seen[key]}); names must be distinct"
                 )
             seen[key] = line
         return super().construct_mapping(node, deep)
@@ -94,3 +109,85 @@ def _text(node: yaml.Node, labels: bool) -> yaml.Node:
     if not isinstance(node, yaml.ScalarNode) or merges or (labels and re.fullmatch(r"[-+]?(0|[1-9]\d*)", node.value)):
         return node
     return yaml.ScalarNode(TEXT, node.value, node.start_mark)
+
+
+def read(text: str) -> Any:
+    """The value of a YAML document.
+
+    Raises:
+        KtError: one line that says where it is not valid, or a key is given twice.
+    """
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 (derives from SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        said = ", ".join(filter(None, [error.context, error.problem]))
+        raise KtError(f"not valid YAML: {where}{_one_line(said)}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise KtError(f"not valid YAML: line {line}: the character {error.character:#04x} is not allowed") from error
+    except yaml.YAMLError as error:
+        raise KtError(f"not valid YAML: {_one_line(str(error))}") from error
+    except RecursionError as error:
+        raise KtError("not valid YAML: nested too deeply") from error
+
+
+def plain(value: Any) -> Any:
+    """The same value with tuples for lists: typed sections are frozen, and strict validation tells the two apart.
+
+    Raises:
+        KtError: a line for each value that no JSON has, and each key that is no text.
+    """
+    if _count(value, {}) > MAX_VALUES:
+        raise KtError(f"more than {MAX_VALUES:,} values once its aliases are written out")
+    if wrong := list(_strange(value, "")):
+        raise KtError("\n".join(wrong[:20] + ([f"… and {len(wrong) - 20} more"] if len(wrong) > 20 else [])))
+    return _with_tuples(value)
+
+
+def _strange(value: Any, at: str) -> Iterator[str]:
+    """What is wrong with a value and those below it, behind their dotted keys."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            here = f"{at}.{key}" if at else str(key)
+            if not isinstance(key, str):
+                yield f"{short(here)}: a key is text, not {_kind(key)}; put it in quotes: '{short(key)}'"
+            yield from _strange(item, here)
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _strange(item, f"{at}.{i}")
+    elif not isinstance(value, _PLAIN):
+        yield f"{short(at)}: input should be text, a number, true, false, a list or a mapping, not {_kind(value)}"
+    elif isinstance(value, int) and value.bit_length() > 63:
+        yield f"{short(at)}: a whole number of {value.bit_length()} bits; at most 63 are allowed"
+    elif isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        yield f"{short(at)}: {quoted(value)} is not valid Unicode text"
+
+
+def _kind(value: object) -> str:
+    names = {"date": "a date", "datetime": "a time", "bytes": "binary data", "int": "a number", "float": "a number"}
+    names |= {"bool": "a truth value (yes, no, on and off are such)", "NoneType": "null", "set": "a set"}
+    return names.get(type(value).__name__, f"a {type(value).__name__}")
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """Values in all, each alias written out, without writing them out."""
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MAX_VALUES + 1  # what refers to itself has no end
+        known[id(value)] = 1 + sum(
+            _count(item, known) for item in (value.values() if isinstance(value, dict) else value)
+        )
+    return known[id(value)]
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _one_line(text: str) -> str:
+    return short(" ".join(text.split()), 400)

@@ -7,7 +7,6 @@ arguments. Nothing here imports torch or timm.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from pydantic import Field, PositiveFloat
 
@@ -18,8 +17,9 @@ from kt.data.spec import DataSpec, InputSpec
 from kt.experiments.spec import Experiment
 from kt.flow.spec import FlowExperiment
 from kt.layout import Layout
-from kt.pairs import PairRule
-from kt.spec import Spec
+from kt.pairs import All, PairRule
+from kt.places import Folder, shown
+from kt.spec import DEVICE, Spec
 from kt.transfer.groups import GroupSpec
 from kt.transfer.spec import TransferSpec
 from kt.zoo.spec import Name, ZooSpec
@@ -38,14 +38,20 @@ class Study(Spec):
     """The whole of ``config.yaml``."""
 
     title: str = Field("Complementary knowledge", description="title of the report")
-    results: str = Field("results", description="folder that everything is written to")
+    results: Folder = Field(
+        "results",
+        validate_default=True,
+        description="folder that everything is written to; as all paths relative to this file's folder",
+    )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto` takes a GPU where there is one"
+        "auto", pattern=DEVICE, description="auto, cpu, cuda or cuda:1; `auto` takes a GPU where there is one"
     )
     data: DataSpec
     zoo: ZooSpec
     complementarity: ComplementaritySpec = ComplementaritySpec()
-    pairs: PairRule
+    pairs: PairRule = Field(
+        All(select="all"), description="which ordered pairs get a transfer; all of them when left out"
+    )
     transfer: TransferSpec
     groups: GroupSpec | None = Field(None, description="experiments with several teachers; none when left out")
     amalgamate: dict[Name, Amalgamation] = Field(
@@ -66,7 +72,7 @@ class Study(Spec):
     @property
     def layout(self) -> Layout:
         """Where its files lie."""
-        return Layout(Path(self.results))
+        return Layout(shown(self.results))
 
     @property
     def names(self) -> list[str]:

@@ -80,7 +80,7 @@ def test_unknown_names_offer_the_nearest(
 def test_a_pause_is_a_number_of_seconds(pause: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["status", "--watch", pause])
-    assert f"{pause!r}: seconds from 0.1 to 86400 are allowed" in capsys.readouterr().err
+    assert f"{pause!r}: allowed is seconds from 0.1 to 86400" in capsys.readouterr().err
 
 
 def test_messages_also_go_to_the_log_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

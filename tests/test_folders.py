@@ -60,10 +60,10 @@ def test_a_list_or_a_mapping_takes_classes_and_gives_them_labels(folder, tmp_pat
     ("keys", "message"),
     [
         ({"classes": ["class1", "clas2"]}, "data.classes: no class 'clas2' in .*; did you mean 'class2'"),
-        ({"class_file": "c.txt"}, "data.class_file: c.txt: cannot be read"),
+        ({"class_file": "c.txt"}, "data.class_file: c.txt: no such file"),
         ({"num_classes": 2}, "data.num_classes: 2, but a label is 2"),
         ({"classes": {"class1": 5}, "num_classes": 5}, "data.num_classes: 5, but a label is 5"),
-        ({"classes": ["class1"], "class_file": "c.txt"}, "give either data.classes or data.class_file, not both"),
+        ({"classes": ["class1"], "class_file": __file__}, "give either data.classes or data.class_file, not both"),
     ],
 )
 def test_classes_that_do_not_fit_give_one_line(folder, keys, message):

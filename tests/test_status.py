@@ -350,14 +350,19 @@ def test_a_failure_is_over_once_the_output_is_there(made, no_squeue):
 
 
 def test_the_log_folder_is_that_of_the_latest_run_or_the_profiles(tmp_path):
-    profile, layout = tmp_path / "config.yaml", Layout(tmp_path / "results")
-    assert jobs.log_folder(layout, profile) == Path("slurm_logs")
-    profile.write_text("jobs: 3\nsubmitit-logdir: /scratch/logs\n")
-    assert jobs.log_folder(layout, profile) == Path("/scratch/logs")
-    profile.write_text("- no mapping\n")
-    assert jobs.log_folder(layout, profile) == Path("slurm_logs")
+    layout = Layout(tmp_path / "results")
+    assert jobs.log_folder(layout, tmp_path) == tmp_path / "slurm_logs"
+    profile = tmp_path / "slurm/config.yaml"
+    profile.parent.mkdir()
+    for text, folder in [
+        ("jobs: 3\nsubmitit-logdir: /scratch/logs\n", Path("/scratch/logs")),
+        ("submitit-logdir: logs\n", tmp_path / "logs"),
+        ("- no mapping\n", tmp_path / "slurm_logs"),
+    ]:
+        profile.write_text(text)
+        assert jobs.log_folder(layout, tmp_path) == folder
     store.write_text(layout.cluster_logs, "/elsewhere/slurm_logs\n")
-    assert jobs.log_folder(layout, profile) == Path("/elsewhere/slurm_logs")
+    assert jobs.log_folder(layout, tmp_path) == Path("/elsewhere/slurm_logs")
 
 
 def test_watching_prints_block_after_block_and_ends_with_ctrl_c(made):

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kt.analysis.deltas import PAIR, on_test
-from kt.errors import KtError, listed, nearest, unknown
+from kt.errors import KtError, listed, nearest, quoted, unknown
 
 REQUIRED = {
     "transfers": ("teacher", "student", "method", "delta"),
@@ -118,7 +118,10 @@ def numeric(values: pd.Series[float], table: str, column: str) -> pd.Series[floa
     try:
         return pd.to_numeric(values).astype(float)
     except (ValueError, TypeError) as error:
-        raise KtError(f"table {table}: column {column!r} must hold numbers ({error})") from error
+        wrong = values[pd.to_numeric(values, errors="coerce").isna() & values.notna()]
+        row, given = (wrong.index[0], wrong.iloc[0]) if len(wrong) else ("?", values.iloc[0])
+        text = f"must hold numbers, not {quoted(given)} (row {row})"
+        raise KtError(f"table {table}: column {quoted(column)} {text}") from error
 
 
 def _known(rows: pd.DataFrame, zoo: pd.DataFrame, table: str) -> None:

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
+from kt.places import File
 from kt.spec import Spec
 
 Measure = Literal[
@@ -28,7 +29,7 @@ class ComplementaritySpec(Spec):
         ("agreement", "kappa", "double_fault", "q_statistic", "expertise_similarity"),
         description="optional columns of the table; `docs/measures.md` says what each costs",
     )
-    class_embeddings: str | None = Field(
+    class_embeddings: File | None = Field(
         None,
         description="class vectors for `expertise_similarity`: an .npz file with `vectors` [classes, width], or a "
         "Parquet file with the columns `class` and `vector`; default: mean logits of the most accurate model",

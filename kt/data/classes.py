@@ -15,6 +15,7 @@ from kt import lfs
 from kt.data.listing import composed
 from kt.data.spec import MOST_CLASSES, DataSpec, class_names
 from kt.errors import KtError, nearest
+from kt.places import as_written
 from kt.strict_yaml import load_names
 
 
@@ -27,11 +28,12 @@ def class_map(spec: DataSpec) -> dict[str, int] | None:
     """
     if not spec.class_file:
         return spec.classes
-    at, path = f"data.class_file: {spec.class_file}", Path(spec.class_file)
+    written = as_written(spec.class_file)
+    at, path = f"data.class_file: {written}", Path(spec.class_file)
     if spec.classes:
         raise KtError(f"{at}: give either data.classes or data.class_file, not both")
     if lfs.is_pointer(path):
-        lfs.refuse("data.class_file", path)
+        lfs.refuse("data.class_file", Path(written))
     try:
         value = _parsed(path.read_text(encoding="utf-8-sig"), path.suffix.lower())
         names = class_names(value) if isinstance(value, list | dict) else []

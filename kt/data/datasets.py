@@ -26,6 +26,7 @@ from kt.data.listing import Listing
 from kt.data.spec import SPLITS, DataSpec
 from kt.data.splits import assign
 from kt.errors import KtError, listed
+from kt.places import as_written
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def write(
     facts = {
         "classes": classes,
         "hash": _hash(decoded.content, labels[rows], splits),
-        "source": spec.source,
+        "source": as_written(spec.source),
         "images": _counts(splits),
         "damaged": why,
         "repeated": repeated.warn(splits, decoded.digests),

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kt import lfs
+from kt import lfs, places
 from kt.data.arrays import BUILTIN, npz
 from kt.data.classes import class_map
 from kt.data.folders import check_folder, folder, unlabelled_images, with_unlabelled
 from kt.data.labels import relabel
 from kt.data.listing import DEFAULT_PART, Listing
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
-from kt.errors import KtError, nearest, unknown
+from kt.errors import KtError, nearest, quoted, short, unknown
+from kt.places import RULE, Place, as_written
 
 TORCHVISION = (
     "cifar10", "cifar100", "fashion_mnist", "folder", "image_folder", "imagenet", "inat", "inaturalist", "kmnist",
@@ -31,48 +32,50 @@ WITH_COLUMNS = ("hfds", "hfids", "tfds", "wds")
 """Of ``TIMM_PREFIXES`` those whose images and labels lie in columns that have names."""
 
 
+def made_or_named(spec: DataSpec) -> list[str]:
+    """Keys whose paths need not be there before anything runs."""
+    return ["data.source", "data.root"] if spec.download else ["data.source"]
+
+
 def check_source(spec: DataSpec) -> None:
     """Fail where the source cannot be there, without reading it.
 
     Raises:
         KtError: naming the source, what is allowed and the nearest name.
     """
-    source, path = spec.source, Path(spec.source)
-    at = f"data.source: {source}"
-    if (source.endswith((".npz", ".tar")) and not path.is_file()) or (
-        not spec.by_timm and source not in BUILTIN and not source.endswith(".npz") and not path.is_dir()
-    ):
-        beside = os.listdir(path.parent) if path.parent.is_dir() else []
-        near = nearest(source, [*BUILTIN, *(str(path.parent / name) for name in beside if not name.startswith("."))])
+    source, written = spec.source, as_written(spec.source)
+    at = f"data.source: {short(written)}"
+    if isinstance(source, Place) and not _is_there(source):
+        near = nearest(written, [*BUILTIN, *places.beside(source)])
         kinds = ", ".join(f"{prefix}/…" for prefix in TIMM_PREFIXES)
         what = "no such file" if source.endswith((".npz", ".tar")) else "no such data set or folder"
         raise KtError(
-            f"{at}: {what}; allowed: {', '.join(BUILTIN)}, an .npz file, a folder, {kinds}, a .tar file{near}"
+            f"{at}: {what} ({short(source)}; {RULE}); allowed: {', '.join(BUILTIN)}, an .npz file, a folder, {kinds}, "
+            f"a .tar file{near}"
         )
-    if source.endswith((".npz", ".tar")) and lfs.is_pointer(path):
-        lfs.refuse("data.source", path)
+    if source.endswith((".npz", ".tar")) and lfs.is_pointer(Path(source)):
+        lfs.refuse("data.source", Path(written))
     prefix, _, name = source.lower().partition("/")
     for key in ("image_key", "label_key"):
         if getattr(spec, key) is not None and prefix not in WITH_COLUMNS:
             kinds = ", ".join(f"{known}/…" for known in WITH_COLUMNS)
-            raise KtError(f"data.{key}: {source!r} has no columns; allowed for {kinds}")
+            raise KtError(f"data.{key}: {quoted(written)} has no columns; allowed for {kinds}")
     if prefix == "torch" and name not in TORCHVISION:
         raise KtError(f"{at}: {unknown('data set', name, TORCHVISION)}")
-    if spec.root is not None and not spec.download and not Path(spec.root).is_dir():
-        raise KtError(f"data.root: {spec.root}: no such folder")
+    places.check_all(spec, made_or_named(spec), "data")
     unlabelled = spec.splits.transfer.folder
-    if unlabelled and not Path(unlabelled).is_dir():
-        raise KtError(f"data.splits.transfer.folder: {unlabelled}: no such folder")
     if spec.size is None and (spec.by_timm or spec.is_folder or unlabelled):
         raise KtError("data.size: needed for this source, since all stored images have one size; 256 suits ImageNet")
     for split in SPLITS:
         take = spec.splits.takes()[split]
-        if take.file and not Path(take.file).is_file():
-            raise KtError(f"data.splits.{split}.file: {take.file}: no such file")
         if take.file and lfs.is_pointer(Path(take.file)):
-            lfs.refuse(f"data.splits.{split}.file", Path(take.file))
+            lfs.refuse(f"data.splits.{split}.file", Path(as_written(take.file)))
         if take.part and (source in BUILTIN or source.endswith(".tar")):
-            raise KtError(f"data.splits.{split}.part: {take.part!r}: {source!r} has no official parts")
+            raise KtError(f"data.splits.{split}.part: {quoted(take.part)}: {quoted(written)} has no official parts")
+
+
+def _is_there(source: Place) -> bool:
+    return os.path.isfile(source) if source.endswith((".npz", ".tar")) else os.path.isdir(source)
 
 
 def known_count(spec: DataSpec) -> int | None:

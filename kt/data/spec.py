@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PlainSerializer,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import PydanticCustomError
 
+from kt.errors import quoted
+from kt.places import File, Folder, Place, as_written
 from kt.spec import Spec
 
 SPLITS = ("zoo", "transfer", "validation", "test")
+
+BUILTIN = ("digits",)
+"""Data sets that need no file."""
 
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 """Kinds of data sets that ``timm.data.create_dataset`` reads by the first part of their name."""
@@ -42,6 +57,15 @@ def _list_or_mapping(schema: JsonSchemaValue) -> None:
     schema["anyOf"].insert(0, {"type": "array", "items": {"type": ["string", "integer"]}})
 
 
+def _place_or_name(source: str, info: ValidationInfo) -> str:
+    """The path of a file or folder, or the name of a data set as it is."""
+    named = source in BUILTIN or source.partition("/")[0].lower() in TIMM_PREFIXES
+    return source if named and not source.endswith((".npz", ".tar")) else Place.read(source, info)
+
+
+Source = Annotated[str, AfterValidator(_place_or_name), PlainSerializer(as_written, return_type=str)]
+
+
 class Take(Spec, json_schema_extra=_short_forms):
     """The images of one split: `500`, the share `0.1`, an official part, those of a file, or an unlabelled folder."""
 
@@ -51,8 +75,8 @@ class Take(Spec, json_schema_extra=_short_forms):
         None,
         description="official part to draw from, e.g. `val`; alone it means all that is left of it; default: `train`",
     )
-    file: str | None = Field(None, description="text file with the name of one image a line")
-    folder: str | None = Field(
+    file: File | None = Field(None, description="text file with the name of one image a line")
+    folder: Folder | None = Field(
         None,
         description="folder of images without labels, at any depth, to draw from; only for `transfer`",
     )
@@ -66,7 +90,7 @@ class Take(Spec, json_schema_extra=_short_forms):
             return {"images": value}
         if isinstance(value, dict | Take):
             return value
-        text = f"input should be a number of images, a share, or a mapping of keys to values, not {value!r}"
+        text = f"input should be a number of images, a share, or a mapping of keys to values, not {quoted(value)}"
         raise PydanticCustomError("value_error", "{text}", {"text": text})
 
     @model_validator(mode="after")
@@ -132,12 +156,13 @@ def class_names(given: Iterable[Any]) -> list[str]:
 class DataSpec(Spec):
     """Where the images come from, how they are split, and how they are kept."""
 
-    source: str = Field(
+    source: Source = Field(
         description="`digits` (ships with scikit-learn); an .npz file with `images` and `labels`; a folder of class "
         "folders, or of official parts (`train`, `val`, …) that hold class folders; or a name that "
-        "`timm.data.create_dataset` reads: `torch/cifar10`, `hfds/…`, `hfids/…`, `tfds/…`, `wds/…`, a .tar file"
+        "`timm.data.create_dataset` reads: `torch/cifar10`, `hfds/…`, `hfids/…`, `tfds/…`, `wds/…`, a .tar file; "
+        "as all paths relative to this file's folder"
     )
-    root: str | None = Field(None, description="folder where timm finds the data set, or keeps it")
+    root: Folder | None = Field(None, description="folder where timm finds the data set, or keeps it")
     download: bool = Field(False, description="let timm download the data set into `root`")
     size: PositiveInt | None = Field(
         None,
@@ -157,7 +182,7 @@ class DataSpec(Spec):
         "default: all classes of the source, in natural order",
         json_schema_extra=_list_or_mapping,
     )
-    class_file: str | None = Field(
+    class_file: File | None = Field(
         None, description="the same as a file: .txt with one class a line, or a list or mapping in .yaml or .json"
     )
     num_classes: PositiveInt | None = Field(
@@ -198,7 +223,7 @@ class DataSpec(Spec):
     @property
     def is_folder(self) -> bool:
         """Whether the source is a folder of images."""
-        return not self.by_timm and Path(self.source).is_dir()
+        return isinstance(self.source, Place) and not self.by_timm and os.path.isdir(self.source)
 
 
 Range = tuple[PositiveFloat, PositiveFloat]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from kt.data.spec import InputSpec
-from kt.errors import KtError, nearest, unknown
+from kt.errors import KtError, nearest, quoted, unknown
 from kt.experiments.trial import Trial
 from kt.spec import Options, Spec
 from kt.transfer.approach import Approach
@@ -101,7 +101,7 @@ class Experiment(Spec):
             if name not in zoo.models:
                 raise KtError(f"{at}.teachers: {unknown('model', name, zoo.models)}")
         if len(set(self.teachers)) < len(self.teachers):
-            raise KtError(f"{at}.teachers: {list(self.teachers)} names a teacher twice")
+            raise KtError(f"{at}.teachers: {quoted(list(self.teachers))} names a teacher twice")
         arch = self.student.arch.partition(".")[0]
         if arch not in known.models:
             allowed = f"allowed: the {len(known.models)} names of timm and zoo.modules{nearest(arch, known.models)}"

@@ -15,6 +15,7 @@ from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.errors import KtError, listed
 from kt.layout import Layout
+from kt.places import as_written
 from kt.stages import experiments
 from kt.stages.common import build, channels, known_model, metadata, pick_device
 from kt.study import Study
@@ -37,7 +38,7 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     if small := [f"{name} ({side})" for name, side in wanted.items() if study.data.size and side > study.data.size]:
         log.warning("data: images of %d pixels are enlarged for %s", study.data.size, listed(small))
     experiments.inspect(study, layout, threads)
-    log.info("data: %s: %s", study.data.source, datasets.summary(facts))
+    log.info("data: %s: %s", as_written(study.data.source), datasets.summary(facts))
 
 
 def _check_checkpoints(study: Study, dataset: Dataset) -> None:

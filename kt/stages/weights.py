@@ -10,6 +10,7 @@ from kt import stopping, store
 from kt.data.datasets import Dataset
 from kt.errors import KtError
 from kt.layout import Layout
+from kt.places import as_written
 from kt.progress import Progress
 from kt.stages.common import build, channels, known_model, pick_device
 from kt.study import Study
@@ -123,7 +124,7 @@ def _known(study: Study, member: Member) -> dict[str, Any]:
     known = registry.load(study.zoo.modules)
     arch, _, tag = member.arch.partition(".")
     family = known.models[arch]
-    source = study.data.source
+    source = as_written(study.data.source)
     history = knowledge.training(member.arch) if member.pretrained else knowledge.Training(None, None, ())
     recipes = [recipe for recipe in (member.train, member.finetune) if recipe]
     later = [history.finetuning, source if member.finetune else None]

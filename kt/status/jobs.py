@@ -78,16 +78,20 @@ class Record:
     alive: str = ""
 
 
-def log_folder(layout: Layout, profile: Path = Path("slurm/config.yaml")) -> Path:
-    """Where the folders of runs are: as the latest run says, else as the profile, else ``slurm_logs``."""
+def log_folder(layout: Layout, study: Path) -> Path:
+    """Where the folders of runs are: as the latest run says, else as the profile, else ``slurm_logs`` in the study's.
+
+    The profile ``slurm`` is the one in the study's folder, else that in the current folder.
+    """
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return Path(layout.cluster_logs.read_text("utf-8").strip())
+    profile = next((path for place in (study, Path()) if (path := place / "slurm/config.yaml").is_file()), study)
     try:
         settings = yaml.safe_load(profile.read_text("utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         settings = {}
     named = settings.get("submitit-logdir") if isinstance(settings, dict) else None
-    return Path(str(named or "slurm_logs")).expanduser()
+    return study / Path(str(named or "slurm_logs")).expanduser()
 
 
 def read(logs: Path, config: Path, now: datetime) -> Record:
@@ -102,7 +106,7 @@ def read(logs: Path, config: Path, now: datetime) -> Record:
     open_jobs: dict[str, Job] = {}
     for folder in sorted(path.parent for path in logs.glob("*/events.tsv")):
         owner = _owner(folder)
-        if _config(owner).resolve() != config.resolve():
+        if os.path.realpath(_config(owner)) != os.path.realpath(config):
             continue
         jobs = _replay(folder, record)
         if (folder / "ended").exists():

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, create_model
 
-from kt.errors import KtError, nearest, unknown
+from kt.errors import KtError, nearest, quoted, unknown
 from kt.spec import Spec
 from kt.store import digest
 from kt.transfer.method import registry
@@ -96,7 +96,7 @@ def check(names: Sequence[str], rule: Explicit | Random | Ranked) -> None:
             if group.student in group.teachers:
                 raise KtError(f"{at}.teachers: {group.student!r} is the student; it cannot teach itself")
             if len(set(group.teachers)) < len(group.teachers):
-                raise KtError(f"{at}.teachers: {list(group.teachers)} names a teacher twice")
+                raise KtError(f"{at}.teachers: {quoted(list(group.teachers))} names a teacher twice")
         return
     for pattern in rule.students:
         if not any(fnmatchcase(name, pattern) for name in names):

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from kt.data.spec import ViewsSpec
-from kt.errors import unknown
+from kt.errors import quoted, unknown
 from kt.pairs import PairRule
 from kt.spec import Options, Spec
 from kt.transfer import search as searching
@@ -83,7 +83,7 @@ class TransferSpec(Spec):
                     "value_error", "{text}", {"text": f"search.methods: {unknown('method', name, methods)}"}
                 )
         if shared := set(self.search.seeds) & set(self.seeds):
-            text = f"search.seeds: {sorted(shared)} are among transfer.seeds; the search needs seeds of its own"
+            text = f"search.seeds: {quoted(sorted(shared))} are among transfer.seeds; the search needs seeds of its own"
             raise PydanticCustomError("value_error", "{text}", {"text": text})
         self.candidates()
         return self

@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, create_model
 from pydantic.fields import FieldInfo
 
+from kt.errors import quoted
 from kt.spec import Spec
 
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 1 << 32:
-        raise ValueError(f"seeds must be distinct and from 0 to {(1 << 32) - 1}, not {list(seeds)}")
+        raise ValueError(f"seeds must be distinct and from 0 to {(1 << 32) - 1}, not {quoted(list(seeds))}")
     return seeds
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from kt import store
-from kt.errors import KtError
+from kt.errors import KtError, short
 
 TABLE = Path(__file__).with_name("sizes.csv")
 """Sizes of all tags of one timm version, where ``python -m kt.zoo.listing table`` has made them."""
@@ -92,12 +92,15 @@ def source(module: str) -> Path:
     Raises:
         KtError: there is no such Python module.
     """
+    at = f"zoo.modules: {short(module)}"
+    if module.endswith(".py") or "/" in module:
+        raise KtError(f"{at}: a module is given by its name, here {short(Path(module).stem)!r}")
     try:
         spec = importlib.util.find_spec(module)
     except Exception as error:  # a parent package runs, and may raise anything
-        raise KtError(f"zoo.modules: {module}: cannot be found ({error})") from error
+        raise KtError(f"{at}: cannot be found ({short(error)})") from error
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise KtError(f"zoo.modules: {module}: no such Python module on this machine")
+        raise KtError(f"{at}: no such Python module on this machine, and none in the configuration's folder")
     return Path(spec.origin)
 
 

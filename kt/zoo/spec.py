@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, StringConstraints
 
 from kt.data.spec import InputSpec
-from kt.spec import Spec
+from kt.errors import quoted
+from kt.places import File
+from kt.spec import NAME, Spec
 
 Kind = Literal["cnn", "transformer", "mlp", "hybrid"]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 
 
 def _several(value: Any) -> Any:
@@ -24,7 +26,7 @@ def _whole(value: Any) -> Any:
 
 def _class(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"a class is given by its number or its name, not {value!r}")
+        raise ValueError(f"a class is given by its number or its name, not {quoted(value)}")
     return value
 
 
@@ -84,8 +86,10 @@ class Member(Spec):
         None, description="what the model sees; default: that of its pretrained tag, else `zoo.input`"
     )
     train: Recipe | None = Field(None, description="train it from random weights on the zoo split")
-    checkpoint: str | None = Field(
-        None, description="file with the model's weights: .safetensors, or .pth, .pt, .th, .bin, .pth.tar"
+    checkpoint: File | None = Field(
+        None,
+        description="file with the model's weights: .safetensors, or .pth, .pt, .th, .bin, .pth.tar; as all paths "
+        "relative to this file's folder",
     )
     pretrained: bool = Field(False, description="take the weights that timm publishes, from cache or hub")
     finetune: FineTune | None = Field(None, description="fit `checkpoint` or `pretrained` weights to the zoo split")
@@ -134,15 +138,18 @@ class Select(Spec):
 class ZooSpec(Spec):
     """The zoo: its members by name or by filter, and what they share."""
 
-    modules: tuple[str, ...] = Field((), description="Python modules that register models with timm's `register_model`")
+    modules: tuple[str, ...] = Field(
+        (),
+        description="Python modules that register models with timm's `register_model`: installed ones, or those that "
+        "lie in this file's folder",
+    )
     input: InputSpec | None = Field(None, description="input of members that have none of their own")
     models: dict[Name, Member] = Field(default_factory=dict, json_schema_extra={"additionalProperties": False})
     select: tuple[Select, ...] = Field((), description="members by filter, beside `models`")
-    overrides: str | None = Field(
+    overrides: File | None = Field(
         None, description="CSV file with a column `name` that corrects properties of models or adds columns"
     )
-
-    published: str | None = Field(
+    published: File | None = Field(
         None,
         description="CSV file of published accuracies with columns `model` and `top1`, as timm's results-imagenet.csv, "
         "for members with their published weights",

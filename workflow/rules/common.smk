@@ -1,4 +1,5 @@
 import gc
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,26 +12,40 @@ from kt import status, stopping, store
 from kt.captions import CAPTIONS
 from kt.errors import KtError
 from kt.experiments import plan as kt_experiments
+from kt.layout import Layout
 from kt.schema_analysis import ANALYSIS
 from kt.schema_experiments import EXPERIMENTS
 from kt.transfer import groups as kt_groups
 
 # The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.
-CONFIGS = [str(path) for path in workflow.config_settings.configfiles] or [
-    "config.yaml"
-]
+CONFIGS = list(workflow.config_settings.configfiles) or [Path("config.yaml").absolute()]
 if len(CONFIGS) > 1 or workflow.config_settings.config:
     raise WorkflowError(
         "give one --configfile and no --config: a study is one file, so that it can be repeated"
     )
-CONFIG = CONFIGS[0]
+FOLDER, CONFIG = CONFIGS[0].parent, CONFIGS[0].name
+if workflow.overwrite_workdir and not FOLDER.samefile(os.curdir):
+    sys.exit(
+        f"--directory: {workflow.overwrite_workdir}: leave it out; paths of a study are relative to its configuration's "
+        f"folder ({FOLDER}), which also keeps Snakemake's records"
+    )
+
+
+# Wherever Snakemake is called, a study has the same paths, and the same records of what was made and how.
+workdir: FOLDER
+
 
 try:
     STUDY = kt_config.load(CONFIG)
 except KtError as error:
     sys.exit(str(error))
 
-LAYOUT = STUDY.layout
+# Relative as the configuration has it, though the folder may lie above: records are found by these names.
+LAYOUT = Layout(
+    STUDY.layout.root
+    if Path(STUDY.results.written).expanduser().is_absolute()
+    else Path(os.path.relpath(STUDY.results))
+)
 LOGS = LAYOUT.root / "logs"
 JOBS = kt_pairs.jobs(STUDY.names, STUDY.pairs, STUDY.transfer.pairs_per_job)
 NEEDS_SCORES = kt_pairs.needs_scores(STUDY.pairs)
