@@ -1,5 +1,6 @@
 # Every target sets itself up in .venv; nothing outside the checkout is touched.
-# `make run CORES=8` limits a run to so many cores; PYTHON picks the interpreter that .venv is made from (3.11 or newer).
+# `make run CORES=8` limits a run to so many cores; PYTHON picks the interpreter that .venv is made from,
+# 3.11 to 3.14 (`make clean` first where .venv is of another).
 
 PYTHON ?= python3
 CORES ?= all
@@ -11,7 +12,7 @@ UV ?= $(BIN)/uv
 PLUGIN := plugins/snakemake-executor-plugin-submitit
 SOURCES := envs kt tests benchmarks plugins
 
-.PHONY: run run-more test lint format status clean lock help
+.PHONY: run run-more test quick lint format status clean lock help
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -25,6 +26,9 @@ run-more: $(READY) ## the study in presets/digits-more.yaml: specialists, severa
 test: $(READY) ## all tests, with coverage; those on a cluster need root and Debian's slurmctld slurmd slurm-client munge
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PLUGIN)/tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=kt --cov-report=term --cov-fail-under=90
+
+quick: $(READY) ## the tests that start no whole study, SLURM or browser; `make quick VENV=.venv-3.12 PYTHON=python3.12`
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(READY) ## format, style, types, workflow
 	$(BIN)/ruff format --check $(SOURCES)

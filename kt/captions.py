@@ -32,7 +32,7 @@ CAPTIONS = {
         "works",
         "For how many models it works",
         "Success rates of every method: a dot a student over its teachers, and a dot a teacher over its students, with "
-        "medians and quartiles, and published medians and quartiles beside them.",
+        "medians and quartiles; beside a method with the published parameters the published ones.",
         "A dot at 100 % (left) is a student that gained from every one of its teachers; a dot at 0 % one that lost "
         "accuracy, or gained none, with all of them. A median hides students that always lose: look for dots far left.",
     ),

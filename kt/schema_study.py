@@ -234,5 +234,6 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column("worst", REAL, "percentage points", "lowest delta of a pair"),
         SUCCESS,
         Column("transfer_rate", REAL, "percent", "mean transfer rate over pairs", True),
+        Column("parameters", TEXT, "JSON", "the method's parameters; null where they are not known", True),
     ),
 }

@@ -27,6 +27,8 @@ sys.path.insert(0, str(ROOT / "plugins/snakemake-executor-plugin-submitit/tests"
 
 from slurm_node import SlurmNode, missing  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 STUDY: dict[str, Any] = {
     "device": "cpu",
     "data": {"source": "digits", "splits": {"zoo": 100, "transfer": 200, "validation": 20, "test": 60}},

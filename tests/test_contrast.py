@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from kt.errors import KtError
 from kt.transfer import losses
 from kt.transfer.learners import Contrast, Featured, InBatch, MemoryBank, classifier
-from kt.transfer.methods.contrastive import CD, CRD
+from kt.transfer.methods.cd import CD
+from kt.transfer.methods.contrastive import CRD, InfoNCE
 from kt.transfer.samples import Samples
 
 SEEDS = st.integers(0, 2**32)
@@ -57,6 +58,51 @@ def test_contrast_in_a_batch_agrees_with_a_loop():
         back = [math.exp(dot(s[j], t[i]) / 0.07) for j in range(6)]
         expected = -(math.log(there[i] / sum(there)) + math.log(back[i] / sum(back))) / 2
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def cd_loss(of_student: Tensor, of_teacher: Tensor, method: CD | None = None) -> float:
+    """The method's loss where cross-entropy plays no part."""
+    labels = torch.zeros(len(of_student), dtype=torch.int64)
+    output = torch.zeros(len(of_student), 3), of_student
+    return (method or CD(label_weight=0.0)).loss(output, batch_of(labels, of_teacher)).mean().item()
+
+
+def test_cd_by_hand():
+    # cosines of the teacher (1, 0; 0, 1), of the student all 1: rows of softmax (e, 1) / (e + 1) and (1/2, 1/2)
+    p = math.e / (math.e + 1)
+    each = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    teacher, student = torch.tensor([[2.0, 0.0], [0.0, 5.0]]), torch.ones(2, 3)
+    assert cd_loss(student, teacher) == pytest.approx(10 * 2 * each, abs=1e-6)
+    entropy = math.log(3)  # of equal logits
+    both = cd_loss(student, teacher, CD(weight=2.0, label_weight=0.5))
+    assert both == pytest.approx(0.5 * entropy + 2 * 2 * each, abs=1e-6)
+
+
+@given(SEEDS)
+def test_cd_is_zero_for_the_same_features_at_any_length_turned_or_not(seed):
+    of_teacher = features(seed, 6, 5)
+    turn = torch.linalg.qr(features(seed + 1, 5, 5))[0]
+    for of_student in (of_teacher, 3 * of_teacher, of_teacher @ turn, torch.cat([of_teacher, of_teacher], 1)):
+        assert cd_loss(of_student, of_teacher) == pytest.approx(0, abs=1e-4)
+    assert cd_loss(features(seed + 2, 6, 9), of_teacher) > 1e-3
+
+
+def test_cd_does_not_depend_on_the_order_of_the_batch_and_a_row_of_zeros_breaks_nothing():
+    of_student, of_teacher, order = features(0, 6, 7), features(1, 6, 5), torch.tensor([3, 1, 5, 0, 4, 2])
+    assert cd_loss(of_student[order], of_teacher[order]) == pytest.approx(cd_loss(of_student, of_teacher), rel=1e-5)
+    of_student[0] = 0
+    of_student.requires_grad_(True)
+    loss = CD().loss((torch.zeros(6, 3), of_student), batch_of(torch.zeros(6, dtype=torch.int64), of_teacher))
+    loss.mean().backward()
+    assert of_student.grad is not None
+    assert of_student.grad.isfinite().all()
+
+
+def test_cd_needs_no_heads_and_hands_out_the_students_features():
+    model, x = Net(), torch.randn(2, 4)
+    logits, found = CD().learner([model], batch_of(torch.tensor([0, 1]), features(0, 2, 5)))(x)
+    assert torch.equal(logits, model(x))
+    assert torch.equal(found, model.body(x).relu())
 
 
 def bank(labels: Tensor, negatives: int = 4) -> MemoryBank:
@@ -147,7 +193,7 @@ def test_penultimate_features_are_the_input_of_the_classifier():
         classifier(nn.Sequential(nn.ReLU()))
 
 
-@pytest.mark.parametrize("method", [CD(dim=8), CRD(dim=8, weight=0.5)])
+@pytest.mark.parametrize("method", [InfoNCE(dim=8), CRD(dim=8, weight=0.5)])
 def test_contrastive_methods_add_their_contrast_to_the_cross_entropy(method):
     model, x, labels = Net(), torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
     samples = batch_of(labels, features(1, 6, 5))

@@ -591,6 +591,40 @@ def test_slow_weights_stay_at_tau_one_and_are_the_fast_ones_at_tau_zero(tmp_path
     )
 
 
+@pytest.mark.parametrize(
+    ("slow", "expected"),
+    [
+        (SlowWeights(0.9, 2), [None, 0.9, None, 0.9, None, 0.9]),
+        (SlowWeights(0.9, 2, each_epoch=True), [0.9, None, 0.9, 0.9, None, 0.9]),
+        (SlowWeights(0.9, 2, shared=True), [0.0, 0.0, None, 0.9, None, 0.9]),
+        (SlowWeights(0.9, 2, each_epoch=True, shared=True), [0.0, None, 0.9, 0.9, None, 0.9]),
+        (SlowWeights(0.9, 4, shared=True), [0.0, 0.0, 0.0, 0.0, None, None]),
+    ],
+)
+def test_what_stays_of_the_slow_weights_after_each_step_of_two_epochs_of_three(slow, expected):
+    assert [slow.stays(done, done % 3) for done in range(6)] == expected
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 5, 9])
+def test_a_training_with_every_habit_of_slow_weights_resumes_bit_identical(tmp_path, stop):
+    slow = SlowWeights(0.75, 3, each_epoch=True, shared=True, overwrites=True)
+
+    def ended(checkpoint: Checkpoint, at_step: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
+        model, steps = student(), iter(range(1, 1000))
+
+        def loss(output: Tensor, batch: Samples) -> Tensor:
+            at_step(next(steps))
+            return entropy(output, batch)
+
+        history = train(model, inputs(), lesson("finetune"), loss, validate, TRAINING, 0, checkpoint, slow)
+        return {"weights": model.state_dict(), "best": history.best, "loss": history.loss}
+
+    whole = ended(Saving(tmp_path / "a", after=lambda step: False))
+    with pytest.raises(Torn):
+        ended(Saving(tmp_path / "b"), at(stop + 1, interrupt))
+    assert same(ended(Saving(tmp_path / "b")), whole)
+
+
 # batches in pieces
 
 

@@ -18,6 +18,8 @@ import timm
 import torch
 from test_pipeline import Checkout, without_seconds
 
+pytestmark = pytest.mark.slow
+
 NET = {"arch": "resnet10t", "args": {"channels": [4, 8, 8, 8], "stem_width": 4}}
 TRIALS = 3 * 2 + 2 + 2
 """Three methods with two seeds, two teachers alone, two ensembles."""

@@ -1,3 +1,4 @@
+import json
 from functools import cache
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from PIL import Image
 from kt import schema
 from kt.captions import CAPTIONS
 from kt.errors import KtError
-from kt.figures import FIGURES, draw
+from kt.figures import FIGURES, draw, published
 from kt.figures.amalgamation import amalgamation
 from kt.figures.complementarity import telling
 from kt.figures.concentration import even_areas, even_entropy
@@ -23,6 +24,7 @@ from kt.figures.tables import Tables
 from kt.report.experiments import answer
 from kt.schema_experiments import EXPERIMENTS
 from kt.schema_study import SHARES
+from kt.transfer.method import registry
 
 NAMES = set(CAPTIONS)
 
@@ -255,6 +257,38 @@ def test_too_few_models_leave_predictions_and_properties_undrawn():
     assert "too few models" in found["predictor_ladder"]
     assert "too few models" in found["property_effects"]
     assert found["delta_by_method"] is None
+
+
+RAN = {  # as published, but for what the last two change
+    "kl": {"temperature": 1.0},
+    "kl_dp": {"temperature": 1},
+    "xekl": {"alpha": 0.25, "label_smoothing": 0.0, "temperature": 1.0},
+    "kl_dp_unsup": None,
+}
+
+
+def test_published_values_stand_beside_methods_with_the_published_parameters_alone():
+    texts_of = {name: parameters and json.dumps(parameters) for name, parameters in RAN.items()}
+    methods = pd.DataFrame({"method": list(texts_of), "parameters": list(texts_of.values())})
+    assert set(published.comparable(published.SUCCESS, methods)) == {"kl", "kl_dp"}
+    assert published.comparable(published.SUCCESS_OF_KIND, methods) == published.SUCCESS_OF_KIND
+    assert set(published.SUCCESS) == set(published.PARAMETERS)
+    for name, parameters in published.PARAMETERS.items():
+        assert set(parameters) == set(registry()[name]().parameters())
+        as_published = registry()[name].model_validate(parameters).parameters()
+        assert as_published == parameters
+        assert (registry()[name]().parameters() == parameters) == (name != "xekl_mcl")
+
+
+def test_no_published_value_is_drawn_beside_other_parameters():
+    study = tables.study(models=6, seeds=1, effects={"kl_dp": lambda gap: 1.0, "self": lambda gap: 0.0})
+    for text, drawn in (('{"temperature": 1.0}', True), ('{"temperature": 4.0}', False), (None, False)):
+        study["methods"] = study["methods"].assign(parameters=text)
+        whole = tables.whole(study)
+        for name in ("success_by_method", "delta_by_method", "delta_by_kind"):
+            figure = FIGURES[name](whole).figure
+            stars = [line for axes in figure.axes for line in axes.get_lines() if line.get_marker() == "*"]
+            assert bool(stars) == drawn, name
 
 
 def test_groups_of_teachers_are_drawn_where_there_are_some():

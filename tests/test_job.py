@@ -146,6 +146,30 @@ def test_a_unit_of_any_method_stopped_again_and_again_ends_bit_identical(
     assert not list(bench.checkpoints.iterdir())
 
 
+HABITS = {
+    "flips": "running", "mean": "taught", "top": 3, "updates": "each_epoch", "start": "shared",
+    "evaluation": "overwrites", "tau": 0.8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("flip_mean", {"student": "running"}), ("flip_teacher", {"student": "running"}), ("xekl_mcl", HABITS)],
+)
+def test_a_unit_with_published_habits_stopped_again_and_again_ends_bit_identical(
+    stored, tmp_path, monkeypatch, undisturbed, method, parameters
+):
+    chosen = unit(method, **parameters)
+    alone = compute(make_bench(stored, tmp_path / "alone"), chosen)
+    assert alone["loss"] != undisturbed[method]["loss"]
+    assert alone["teacher_share"] == undisturbed[method]["teacher_share"]  # that at the start
+    ended, _, stops = again_and_again(
+        monkeypatch, method, 9, lambda: make_bench(stored, tmp_path, every=3600), lambda bench: compute(bench, chosen)
+    )
+    assert stops >= 1
+    assert ended == alone
+
+
 def test_a_record_holds_what_the_trained_student_says_of_the_test_images(bench):
     record = compute(bench, "finetune")
     said = logits(bench.student, bench.view("s", "test")).argmax(1)

@@ -23,6 +23,8 @@ from kt import pairs, predictions
 from kt.captions import CAPTIONS
 from kt.schema_experiments import EXPERIMENTS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 STUDY: dict[str, Any] = {

@@ -13,9 +13,13 @@ import yaml
 from PIL import Image
 
 from kt import config, schema, stages
+from kt.figures import published
 from kt.layout import Layout
 from kt.strict_yaml import Loader
 from kt.study import Study
+from kt.transfer.method import registry
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = {path.stem: path for path in sorted((ROOT / "presets").glob("*.yaml"))}
@@ -50,7 +54,7 @@ def with_paths(name: str, folder: Path) -> dict[str, Any]:
 
 # the trainings: pairs by methods and seeds, controls, groups, and trials of experiments
 PLANNED = {
-    "digits-all": "8 models, 56 pairs (0 done), 2200 trainings",
+    "digits-all": "8 models, 56 pairs (0 done), 2368 trainings",
     "digits-more": "2 models, 1 pairs (0 done), 181 trainings",
     "fashion-mnist-more": "2 models, 1 pairs (0 done), ",
     "bikd": "7 models, 42 pairs (0 done), 143 trainings",
@@ -77,6 +81,20 @@ def test_the_study_of_every_method_has_the_data_and_zoo_of_the_default_study():
     assert every["data"] == default["data"]
     assert every["transfer"]["training"] == default["transfer"]["training"]
     assert every["transfer"]["seeds"] == default["transfer"]["seeds"]
+
+
+def test_the_study_of_every_method_has_every_method():
+    chosen = config.load(PRESETS["digits-all"]).transfer.methods.chosen()
+    assert set(chosen) == {name for name, method in registry().items() if method.takes != "group"}
+
+
+def test_the_published_studies_have_the_published_parameters(tmp_path):
+    for name in STUDIES:
+        methods = with_paths(name, tmp_path / name)["transfer"]["methods"]
+        for method, parameters in methods.items():
+            if method in published.PARAMETERS:
+                ours = registry()[method].model_validate(parameters).parameters()
+                assert ours == published.PARAMETERS[method], f"{name}: {method}"
 
 
 def shrunk(name: str, folder: Path) -> Study:

@@ -88,6 +88,42 @@ def test_the_key_depends_on_all_that_determines_the_result(monkeypatch):
     assert len(set(keys)) == len(keys)
 
 
+SUPERVISED = {"label_smoothing": 0.0}
+FORMERLY = {
+    "cd": {"version": 1, **SUPERVISED, "weight": 0.8, "nce_t": 0.07, "dim": 128},
+    "flip_mean": {"version": 1, "temperature": 1.0},
+    "flip_student": {"version": 1, "temperature": 1.0},
+    "flip_teacher": {"version": 1, "temperature": 1.0},
+    "xekl_mcl": {"version": 1, **SUPERVISED, "temperature": 1.0, "alpha": 0.68, "tau": 0.9999, "every": 2},
+    "ensemble_max": {"version": 1},
+}
+UNCHANGED = {
+    "kl": {"version": 1, "temperature": 1.0},
+    "kl_dp": {"version": 1, "temperature": 1.0},
+    "kl_dp_unsup": {"version": 1, "temperature": 1.0},
+    "self": {"version": 1, "temperature": 1.0},
+    "finetune": {"version": 1, **SUPERVISED},
+    "xekl": {"version": 1, **SUPERVISED, "temperature": 1.0, "alpha": 0.5},
+    "bikd": {"version": 1, **SUPERVISED, "temperature": 1.0, "weight": 1.0, "stop_gradient": False},
+    "crd": {"version": 1, **SUPERVISED, "weight": 0.8, "nce_t": 0.07, "dim": 128, "negatives": 4096},
+}
+
+
+@pytest.mark.parametrize("name", [*FORMERLY, *UNCHANGED])
+def test_a_ledger_of_before_serves_the_methods_that_mean_what_they_did_and_no_other(name):
+    """A unit with the parameters of before has its key only where the method still does the same."""
+    former = FORMERLY.get(name) or UNCHANGED[name]
+    unit = describe(Unit(registry()[name](), ("a",), 0), "b", PRINTS, "d", TRAINING)
+    assert (ledger_key(unit | {"method": {"name": name, **former}}) == ledger_key(unit)) == (name in UNCHANGED)
+
+
+@pytest.mark.parametrize("name", FORMERLY)
+def test_no_parameters_bring_back_the_key_of_a_method_that_meant_something_else(name):
+    former = {key: value for key, value in FORMERLY[name].items() if key != "version"}
+    now = registry()[name]
+    assert now.version > 1 or set(former) < set(now().parameters())
+
+
 def test_the_key_does_not_depend_on_names_or_on_other_models():
     assert key(Unit(KLDP(), ("x",), 0), "y", {"x": "A", "y": "B", "z": "Z"}) == key(Unit(KLDP(), ("a",), 0), "b")
     assert key(Unit(SelfDistillation(), (), 0), prints={"b": "B"}) == key(Unit(SelfDistillation(), (), 0))

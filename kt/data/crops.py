@@ -1,4 +1,4 @@
-"""Fixed random crops: which part of an image each of its views shows; the same for every model.
+"""Fixed random views: which part of an image each of its views shows, and how; the same for every model.
 
 Source of the augmentation: Szegedy et al. 2015, section 6, with torchvision's scale and ratio. A crop that would reach
 beyond the image is cut to it, where torchvision draws again.
@@ -6,28 +6,51 @@ beyond the image is cut to it, where torchvision draws again.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
+from kt.data import colours
+from kt.data.colours import Colours
 from kt.data.spec import ViewsSpec
 
 Boxes = NDArray[np.int32]
 """Top, left, height and width of the crop in pixels, and 1 where it is mirrored, [V · n, 5], view after view."""
 
 
-def draw(views: ViewsSpec, rows: NDArray[np.int64], height: int, width: int) -> Boxes:
-    """The crops of some images, in all views; an image's crop depends on its row and the view alone.
+class Drawn(NamedTuple):
+    """What V · n views of n images show, view after view.
+
+    Attributes:
+        boxes: the crops; where ``centre`` is true, only whether they are mirrored counts.
+        centre: the part that evaluation shows instead of the crops.
+        colours: changes of colour, if any.
+    """
+
+    boxes: Boxes
+    centre: bool = False
+    colours: Colours | None = None
+
+    def at(self, positions: NDArray[np.int64] | slice) -> Drawn:
+        """Some of the views."""
+        return Drawn(self.boxes[positions], self.centre, self.colours and self.colours.at(positions))
+
+
+def draw(views: ViewsSpec, rows: NDArray[np.int64], height: int, width: int) -> Drawn:
+    """All views of some images; what a view shows depends on its image's row and its number alone.
 
     Args:
-        views: how many, and how large.
+        views: how many, how large, and how their colours change.
         rows: of the images in the data set, int64 [n].
         height: of the stored images, pixels.
         width: of the stored images, pixels.
     """
-    return np.concatenate([_draw(views, rows, height, width, view) for view in range(views.n)])
+    boxes = np.concatenate([_boxes(views, rows, height, width, view) for view in range(views.n)])
+    return Drawn(boxes, views.crop == "center", colours.draw(views, rows))
 
 
-def _draw(views: ViewsSpec, rows: NDArray[np.int64], height: int, width: int, view: int) -> Boxes:
+def _boxes(views: ViewsSpec, rows: NDArray[np.int64], height: int, width: int, view: int) -> Boxes:
     u = np.random.default_rng(view).random((int(rows.max()) + 1, 5))[rows]
     area = height * width * (views.scale[0] + (views.scale[1] - views.scale[0]) * u[:, 0])
     low, high = np.log(views.ratio)

@@ -14,8 +14,10 @@ from pydantic import (
     PlainSerializer,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -229,16 +231,34 @@ class DataSpec(Spec):
 Range = tuple[PositiveFloat, PositiveFloat]
 
 
+Strength = Annotated[float, Field(ge=0, le=1)]
+
+
+class ColourSpec(Spec):
+    """Random changes of a view's colours, in random order. Grey images change in brightness and contrast alone."""
+
+    p: Strength = Field(1.0, description="share of the views that are changed")
+    brightness: Strength = Field(0.0, description="largest change of the factor on all values, from 1")
+    contrast: Strength = Field(0.0, description="largest change of the factor on differences from the mean, from 1")
+    saturation: Strength = Field(0.0, description="largest change of the factor on differences from grey, from 1")
+    hue: float = Field(0.0, ge=0, le=0.5, description="largest turn of the hue either way; 1 is the whole circle")
+
+
 class ViewsSpec(Spec):
-    """Fixed augmented views of the transfer images: random resized crops, flipped or not, the same for all models.
+    """Fixed augmented views of the transfer images, the same for all models: crops, flipped or not, colours changed.
 
     Every model's targets are computed once for each view; training shows one view an epoch, one after another.
     """
 
     n: PositiveInt = Field(description="views of every image; costs as many predictions of the transfer split a model")
-    scale: Range = Field((0.08, 1.0), description="smallest and largest share of the image's area in a crop")
+    crop: Literal["random", "center"] = Field(
+        "random", description="`random` crops, resized; `center` shows images as evaluation does, flipped or not"
+    )
+    scale: Range = Field((0.08, 1.0), description="smallest and largest share of the image's area in a random crop")
     ratio: Range = Field((3 / 4, 4 / 3), description="smallest and largest ratio of a crop's width to its height")
     flip: bool = Field(True, description="whether half of the views are mirrored")
+    colour: ColourSpec | None = Field(None, description="random changes of colour; none when left out")
+    grey: Strength = Field(0.0, description="share of the views that are grey")
 
     @model_validator(mode="after")
     def _ordered(self) -> ViewsSpec:
@@ -248,6 +268,12 @@ class ViewsSpec(Spec):
                 text = f"{name}: [{low:g}, {high:g}]; the smaller comes first" + (", at most 1" * (name == "scale"))
                 raise PydanticCustomError("value_error", "{text}", {"text": text})
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is not asked for, so that views of before these keys have the hash that they had."""
+        defaults = {"crop": "random", "colour": None, "grey": 0.0}
+        return {name: value for name, value in dump(self).items() if defaults.get(name, ...) != value}
 
 
 class InputSpec(Spec):

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kt.data import crops
-from kt.data.crops import Boxes
+from kt.data import colours, crops
+from kt.data.crops import Boxes, Drawn
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec, ViewsSpec
+from kt.errors import KtError
 
 IN_MEMORY = 1 << 29
 """Bytes of prepared images kept for the whole of a job; larger splits are prepared batch by batch."""
@@ -89,6 +90,17 @@ def cut(images: NDArray[np.uint8], boxes: Boxes, spec: InputSpec, device: torch.
     return torch.cat(made)
 
 
+def show(images: NDArray[np.uint8], drawn: Drawn, spec: InputSpec, device: torch.device) -> Tensor:
+    """Views of images uint8 [B, H, W, C], one an image, as ``cut`` gives them, with their colours changed."""
+    if drawn.centre:
+        mirrored = torch.from_numpy(drawn.boxes[:, 4] > 0).to(device)
+        x = to_unit(images, spec, device)
+        x = x.flip(-1).where(mirrored[:, None, None, None], x)
+    else:
+        x = cut(images, drawn.boxes, spec, device)
+    return colours.change(x, drawn.colours) if drawn.colours else x
+
+
 def normalise(x: Tensor, spec: InputSpec) -> Tensor:
     """Float images [B, C, H, W] in [0, 1] with the model's own mean and standard deviation, channels last in memory."""
     mean, std = (torch.tensor(values, device=x.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
@@ -104,8 +116,10 @@ class Inputs:
         spec: the model's input.
         device: where the prepared images are wanted.
         keep: false for a single pass over the images, which are then never all in memory.
-        boxes: of fixed views of the images, [V · n, 5]; position i is then the crop ``boxes[i]`` of the image at
-            ``rows[i % n]``.
+        drawn: fixed views of the images, V · n of them; position i is then the view i, of the image at ``rows[i % n]``.
+
+    Raises:
+        KtError: colours are to change, but the images are neither grey nor RGB.
     """
 
     def __init__(
@@ -115,11 +129,14 @@ class Inputs:
         spec: InputSpec,
         device: torch.device,
         keep: bool = True,
-        boxes: Boxes | None = None,
+        drawn: Drawn | None = None,
     ) -> None:
+        if drawn and drawn.colours and images.shape[-1] not in (1, 3):
+            text = f"needs grey or RGB images; these have {images.shape[-1]} channels"
+            raise KtError(f"transfer.views.colour: {text}")
         self.spec, self.device = spec, device
-        self._images, self._boxes = images, boxes
-        self._rows = rows if boxes is None else np.tile(rows, len(boxes) // len(rows))
+        self._images, self._drawn = images, drawn
+        self._rows = rows if drawn is None else np.tile(rows, len(drawn.boxes) // len(rows))
         size = 4 * len(self._rows) * images.shape[-1] * spec.size**2
         self._prepared = self._prepare(slice(None)) if keep and size <= IN_MEMORY else None
 
@@ -134,9 +151,9 @@ class Inputs:
 
     def _prepare(self, positions: NDArray[np.int64] | slice) -> Tensor:
         images = self._images[self._rows[positions]]
-        if self._boxes is None:
+        if self._drawn is None:
             return normalise(to_unit(images, self.spec, self.device), self.spec)
-        return normalise(cut(images, self._boxes[positions], self.spec, self.device), self.spec)
+        return normalise(show(images, self._drawn.at(positions), self.spec, self.device), self.spec)
 
 
 def inputs(
@@ -144,8 +161,8 @@ def inputs(
 ) -> Inputs:
     """A split's images as a model sees them; those of `transfer` in fixed views, where there are any."""
     rows = data.rows(split)
-    boxes = crops.draw(views, rows, *data.images.shape[1:3]) if views and split == "transfer" else None
-    return Inputs(data.images, rows, spec, device, keep, boxes)
+    drawn = crops.draw(views, rows, *data.images.shape[1:3]) if views and split == "transfer" else None
+    return Inputs(data.images, rows, spec, device, keep, drawn)
 
 
 def _shift(x: Tensor, generator: torch.Generator) -> Tensor:

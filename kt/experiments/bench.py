@@ -143,10 +143,10 @@ class Bench:
     def images(self, split: str, some: NDArray[np.int64], spec: InputSpec) -> Inputs:
         """Images of a split, by their positions there, as a model with some input sees them."""
         rows = self.data.rows(split)
-        boxes = None
+        drawn = None
         if self.crops and split == "transfer":
-            boxes = crops.draw(self.crops, rows, *self.data.images.shape[1:3])[some]
-        return Inputs(self.data.images, rows[some % len(rows)], spec, self.device, boxes=boxes)
+            drawn = crops.draw(self.crops, rows, *self.data.images.shape[1:3]).at(some)
+        return Inputs(self.data.images, rows[some % len(rows)], spec, self.device, drawn=drawn)
 
     def view(self, split: str, spec: InputSpec | None = None) -> Inputs:
         """The chosen images of a split as a model with some input sees them; the student where None."""

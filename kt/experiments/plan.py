@@ -38,7 +38,8 @@ def tasks_of(
 def recipe(study: Study, chosen: Experiment) -> list[Any]:
     """All in the configuration that determines an experiment beside its teachers' weights, as plain JSON."""
     classes = [study.zoo.models[name].plain()["classes"] for name in chosen.teachers]
-    return [chosen.plain(), classes, study.student_input(chosen).plain()]
+    versions = {name: method.version for name, method in chosen.approaches().items()}
+    return [chosen.plain(), versions, classes, study.student_input(chosen).plain()]
 
 
 def size_hash(study: Study, chosen: Experiment) -> str:

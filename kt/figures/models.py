@@ -117,7 +117,7 @@ def _by(tables: Tables, what: str) -> Drawing:
                 error = row["se"] if column == "delta" and pd.notna(row["se"]) else 0.0
                 axes.errorbar(row[column], y, xerr=error, fmt=marker, color=colour, markersize=3.5, elinewidth=1)
         _dress(axes, role, column, what)
-    landmarks = _published(panels[2], what, levels, names, step)
+    landmarks = what == "kind" and _published(panels[2], tables.methods, levels, names, step)
     if data["delta"].min() < 0 < data["delta"].max():
         for axes in panels[:2]:
             axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
@@ -158,11 +158,11 @@ def _dress(axes: Axes, role: str, column: str, what: str) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _published(axes: Axes, what: str, levels: list[str], names: list[str], step: float) -> bool:
+def _published(axes: Axes, methods: pd.DataFrame, levels: list[str], names: list[str], step: float) -> bool:
     """FG's success rates by kind of student; whether any is drawn."""
     drawn = False
-    for name, of_kind in published.SUCCESS_OF_KIND.items():
-        for level, success in of_kind.items() if what == "kind" and name in names else ():
+    for name, of_kind in published.comparable(published.SUCCESS_OF_KIND, methods).items():
+        for level, success in of_kind.items() if name in names else ():
             if level in levels:
                 y = levels.index(level) + (names.index(name) - (len(names) - 1) / 2) * step
                 axes.plot(success, y, "*", color=PURPLE, markerfacecolor="white", markersize=8, zorder=4)

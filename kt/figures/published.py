@@ -1,13 +1,51 @@
 """Published results that ours stand beside: another design (ImageNet, timm's models), so a landmark and no target.
 
+They stand beside a method only where it ran with the published parameters. ``docs/methods.md`` lists what stays
+different.
+
 Source: FG; 20 students x 20 teachers on a tenth of ImageNet's training images, where nothing else is said.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from math import nan
+from typing import Any, TypeVar
+
+import pandas as pd
+
+Value = TypeVar("Value")
 
 DESIGN = "FG: ImageNet, 20 students × 20 teachers"
+
+_KL: dict[str, Any] = {"temperature": 1.0}
+_LABELS: dict[str, Any] = {"label_smoothing": 0.0}
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "kl": _KL,
+    "xekl": {**_KL, **_LABELS, "alpha": 0.5},
+    "xekl_mcl": {
+        **_KL, **_LABELS, "alpha": 0.68, "tau": 0.9999, "every": 2, "flips": "running", "mean": "taught", "top": 100,
+        "updates": "each_epoch", "start": "shared", "evaluation": "overwrites",
+    },
+    "kl_dp": _KL,
+    "kl_dp_unsup": _KL,
+    "cd": {**_LABELS, "weight": 10.0, "label_weight": 0.1},
+    "crd": {**_LABELS, "weight": 0.8, "nce_t": 0.07, "dim": 128, "negatives": 4096},
+}  # fmt: skip
+
+
+def comparable(values: Mapping[str, Value], methods: pd.DataFrame) -> dict[str, Value]:
+    """Of published values by method, those of methods that ran with the published parameters.
+
+    Args:
+        values: by method.
+        methods: the table ``methods``; what it holds no parameters of is not compared.
+    """
+    rows = methods.dropna(subset=["parameters"])
+    ran = {name: json.loads(text) for name, text in zip(rows["method"], rows["parameters"], strict=True)}
+    return {name: value for name, value in values.items() if name in ran and ran[name] == PARAMETERS[name]}
+
 
 # Percent of teachers: first quartile, median and third quartile over students.
 SUCCESS = {

@@ -43,7 +43,7 @@ def delta_by_method(tables: Tables) -> Drawing:
         _block(axes, rows, records(summary[summary["group"] == group]), names)
         _columns_of_text(beside, records(summary[summary["group"] == group]), names)
         axes.set_title(title, pad=8)
-    if landmarks := {name: published.DELTA[name] for name in names if name in published.DELTA}:
+    if landmarks := published.comparable(published.DELTA, summary):
         places = [names.index(name) for name in landmarks]
         panels[0, 0].plot(
             list(landmarks.values()), places, "*", markersize=8, markerfacecolor="white", color=PURPLE, zorder=5,
@@ -124,7 +124,7 @@ def success_by_method(tables: Tables) -> Drawing:
     if data.empty:
         return style.nothing(tables.why_not("by_model", NOTHING), data)
     rows = records(tables.methods[tables.methods["group"] == "all"])
-    names = [row["method"] for row in rows]
+    names, landmarks = [row["method"] for row in rows], published.comparable(published.SUCCESS, tables.methods)
     figure = Figure(figsize=(PAGE, 1.5 + 0.36 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     rng = np.random.default_rng(0)  # jitter only
@@ -141,8 +141,8 @@ def success_by_method(tables: Tables) -> Drawing:
             jitter = place + rng.uniform(-0.13, 0.13, len(of_role))
             marker = "D" if row["control"] else "o"
             axes.scatter(of_role, jitter, marker=marker, color=colour, zorder=2, **style.marks(len(of_role)))
-            if role == "student" and row["method"] in published.SUCCESS:
-                low, middle, high = published.SUCCESS[row["method"]]
+            if role == "student" and row["method"] in landmarks:
+                low, middle, high = landmarks[row["method"]]
                 axes.hlines(place + 0.36, low, high, color=PURPLE, linewidth=1.2)
                 axes.plot(middle, place + 0.36, "*", color=PURPLE, markerfacecolor="white", markersize=7, clip_on=False)
         models = data[data["role"] == role]["model"].nunique()
@@ -154,6 +154,8 @@ def success_by_method(tables: Tables) -> Drawing:
     style.footer(
         figure,
         f"{style.transferred(tables)}. Stroke: median; bar: quartiles over models (their spread, no standard error).",
-        f"Hollow star and line: median and quartiles published over students ({published.DESIGN}).",
+        f"Hollow star and line: median and quartiles published over students ({published.DESIGN})."
+        if landmarks
+        else "",
     )
     return Drawing(figure, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     transfers = tables.transfers(files)
     scores = schema.read(layout.complementarity("test"), "complementarity")
     summary = describe.summarise(of_pairs(tables.frame(transfers)), tables.frame(scores), study.analysis.equal_within)
+    plan = study.transfer
+    ran = choice.resolve(plan.methods.chosen(), plan.candidates(), layout.table("search"))
+    texts = {name: json.dumps(method.parameters(), sort_keys=True) for name, method in ran.items()}
+    summary["parameters"] = summary["method"].map(texts)
     made = {
         "transfers": transfers,
         "complementarity": scores,

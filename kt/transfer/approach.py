@@ -36,6 +36,10 @@ class Approach(Spec):
         """Its own parameters as plain JSON values, without what it changes of the training."""
         return {name: value for name, value in self.plain().items() if name != "training"}
 
+    def settings(self) -> dict[str, Any]:
+        """All that its results depend on, as plain JSON values: a table made with other settings is out of date."""
+        return {"version": self.version, **self.plain()}
+
     def trained(self, training: Training) -> Training:
         """How it trains, given the common section ``training``."""
         return self.training.of(training) if self.training else training

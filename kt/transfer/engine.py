@@ -144,13 +144,13 @@ def train(
                     nn.utils.clip_grad_norm_(parameters, training.clip)
                 optimiser.step()
                 optimiser.zero_grad()
-                if slow and (done + 1) % slow.every == 0:
-                    _follow(progress.slow, learner.state_dict(), slow.tau)
+                if slow and (stays := slow.stays(done, step)) is not None:
+                    _follow(progress.slow, learner.state_dict(), stays)
                 if checkpoint.due():
                     progress.epoch, progress.step = epoch, step + 1
                     checkpoint.save(_state(learner, optimiser, progress, device))
             progress.step = 0
-            _end_epoch(learner, progress, per_epoch, validate)
+            _end_epoch(learner, progress, per_epoch, validate, bool(slow and slow.overwrites))
     if slow:
         learner.load_state_dict(progress.slow)
     steps = training.epochs * per_epoch
@@ -184,18 +184,21 @@ class _Progress:
 
 
 @contextmanager
-def _holding(learner: nn.Module, weights: State) -> Iterator[None]:
-    """Put other weights into the learner for a while, where there are any."""
+def _holding(learner: nn.Module, weights: State, overwrites: bool) -> Iterator[None]:
+    """Put other weights, where there are any, into the learner for a while, or for good."""
     if not weights:
         yield
         return
     own = weights_of(learner)
     learner.load_state_dict(weights)
     yield
-    learner.load_state_dict(own)
+    if not overwrites:
+        learner.load_state_dict(own)
 
 
-def _end_epoch(learner: nn.Module, progress: _Progress, steps: int, validate: Callable[[nn.Module], float]) -> None:
+def _end_epoch(
+    learner: nn.Module, progress: _Progress, steps: int, validate: Callable[[nn.Module], float], overwrites: bool
+) -> None:
     mean, epoch = float(progress.total) / steps, len(progress.loss) + 1
     if not math.isfinite(mean):
         raise Diverged(f"the loss is not finite in epoch {epoch}")
@@ -203,7 +206,7 @@ def _end_epoch(learner: nn.Module, progress: _Progress, steps: int, validate: Ca
         raise Diverged(f"a weight is not finite after epoch {epoch}")
     progress.loss.append(mean)
     progress.total.zero_()
-    with _holding(learner, progress.slow):
+    with _holding(learner, progress.slow, overwrites):
         accuracy = validate(learner)
         if not progress.validation or accuracy > max(progress.validation):
             progress.best_epoch = epoch

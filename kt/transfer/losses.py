@@ -1,4 +1,4 @@
-"""Distances between logits: pure functions, one value a sample, always in float32 through log_softmax.
+"""Distances between logits or features: pure functions, always in float32, softmax through log_softmax.
 
 They use tensor methods only, so that the configuration can name methods without importing torch.
 """
@@ -26,13 +26,22 @@ def distillation(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
+def cosines(features: Tensor) -> Tensor:
+    """Cosines of all pairs of rows, float32 [B, B] from features [B, D]; 0 with a row of zeros."""
+    rows = features.float()
+    lengths: Tensor = rows.square().sum(-1, keepdim=True).clamp(min=1e-24).sqrt()  # its gradient is finite at 0
+    rows = rows / lengths
+    return rows @ rows.T
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """(1 − smoothing) · (−log p(label)) + smoothing · mean over classes of −log p, float32 [B].
 
     Args:
         logits: [B, C]; p is their softmax.
         labels: int64 [B].
-        smoothing: share of the target that is spread over all classes. Source: Szegedy et al. 2016, section 7.
+        smoothing: share of the target that is spread over all classes. Source: Szegedy et al. 2016, section 7. FG's
+            published code smooths the predicted probabilities instead.
     """
     log_p = logits.float().log_softmax(-1)
     at_label = -log_p.gather(-1, labels[:, None])[:, 0]

@@ -38,7 +38,7 @@ class Method(Approach):
         takes: whether it runs on a pair, on a group of several teachers, or on both.
         joint: true where all models train; the unit of a set of models is then shared by all its students.
         trains: false for ensembles, which leave the student as it is.
-        whole_batch: true where a loss compares the samples of its batch, so that it needs all pieces of one at once.
+        whole_batch: true where a loss compares the samples of its batch; where parameters decide: ``together``.
     """
 
     control: ClassVar[bool] = False
@@ -46,6 +46,16 @@ class Method(Approach):
     takes: ClassVar[Literal["pair", "group", "both"]] = "pair"
     joint: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
+
+    @property
+    def together(self) -> bool:
+        """Whether the loss needs all pieces of a batch at once with these parameters."""
+        return self.whole_batch
+
+    @property
+    def uses_frozen(self) -> bool:
+        """Whether the loss needs the frozen student's logits beside the targets with these parameters."""
+        return False
 
     def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Target logits [N, C], and bool [N] where they come from a teacher; as it stands, the frozen student's.

@@ -17,6 +17,7 @@ class Samples(NamedTuple):
         taught: where the targets come from a teacher, bool [N].
         positions: of the images in the transfer split, int64 [N].
         features: the teacher's penultimate features, float32 [N, D]; for methods that ask for them.
+        frozen: logits of the student before transfer, float32 [N, C]; for methods that ask for them.
     """
 
     targets: Tensor
@@ -24,6 +25,7 @@ class Samples(NamedTuple):
     taught: Tensor
     positions: Tensor
     features: Tensor | None = None
+    frozen: Tensor | None = None
 
     def at(self, positions: Tensor) -> Samples:
         """The rows at some positions, int64 [B]."""
@@ -31,7 +33,33 @@ class Samples(NamedTuple):
 
 
 class SlowWeights(NamedTuple):
-    """Weights that follow those in training: every ``every`` steps, slow ← tau · slow + (1 − tau) · fast."""
+    """Weights that follow those in training: at each update, slow ← tau · slow + (1 − tau) · fast.
+
+    Attributes:
+        tau: share of the slow weights that stays.
+        every: steps between two updates.
+        each_epoch: count the steps of each epoch anew and update after its first, then after every ``every`` more; if
+            false, steps are counted through all epochs and the first update follows ``every`` of them.
+        shared: the slow weights are the fast ones until the first update has passed; if false, they start as a copy
+            of the weights before the first step.
+        overwrites: the fast weights go on from the slow ones after each validation; if false, from where they were.
+    """
 
     tau: float
     every: int
+    each_epoch: bool = False
+    shared: bool = False
+    overwrites: bool = False
+
+    def stays(self, done: int, step: int) -> float | None:
+        """Share of the slow weights that stays after a step; None where they are not updated.
+
+        Args:
+            done: steps of the training before this one.
+            step: steps of its epoch before this one.
+        """
+        first = 0 if self.each_epoch else self.every - 1
+        if self.shared and done <= first:
+            return 0.0
+        due = step % self.every == 0 if self.each_epoch else (done + 1) % self.every == 0
+        return self.tau if due else None

@@ -154,7 +154,7 @@ class Session:
         history = engine.train(
             self._learner, Views(views) if method.joint else views[0], samples, method.loss, self._validation_accuracy,
             method.trained(bench.training), seed, progress, method.slow_weights(), self.pieces,
-            bench.crops.n if bench.crops else 1, method.whole_batch,
+            bench.crops.n if bench.crops else 1, method.together,
         )  # fmt: skip
         last = engine.weights_of(self._learner)
         trained = Trained(
@@ -211,7 +211,9 @@ class Session:
             source = torch.stack(others) if method.takes != "pair" else (others or [frozen])[0]
             parts[name] = method.targets(source, sources[name], labels)
         targets, taught = parts[self.student]
-        samples = Samples(targets, labels, taught, torch.arange(len(labels), device=bench.device), features)
+        positions = torch.arange(len(labels), device=bench.device)
+        kept = frozen if method.uses_frozen else None
+        samples = Samples(targets, labels, taught, positions, features, kept)
         return samples, [100 * float(mask.double().mean()) for _, mask in parts.values()]
 
     def _now(self) -> Tensor:

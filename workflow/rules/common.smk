@@ -216,7 +216,9 @@ onstart:
     stopping.end_stages_too()
     if logs := getattr(workflow.executor_settings, "logdir", None):
         # `kt status` may be asked from another folder, and knows nothing of the profile
-        store.write_text(LAYOUT.cluster_logs, f"{Path(logs).expanduser().absolute()}\n")
+        store.write_text(
+            LAYOUT.cluster_logs, f"{Path(logs).expanduser().absolute()}\n"
+        )
 
 
 onerror:

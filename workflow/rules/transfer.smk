@@ -28,7 +28,7 @@ rule search:
     params:
         teachers=lambda wildcards: TRIALS[wildcards.student],
         candidates={
-            name: [method.plain() for method in found.values()]
+            name: [method.settings() for method in found.values()]
             for name, found in STUDY.transfer.candidates().items()
         },
         seeds=STUDY.transfer.search.seeds if STUDY.transfer.search else [],
@@ -84,7 +84,7 @@ rule transfer:
         ),
     params:
         methods={
-            name: method.plain()
+            name: method.settings()
             for name, method in STUDY.transfer.methods.chosen().items()
         },
         seeds=STUDY.transfer.seeds,
@@ -134,6 +134,12 @@ rule groups:
         ),
     params:
         groups=STUDY.groups.plain() if STUDY.groups else {},
+        methods={
+            name: method.settings()
+            for name, method in (
+                STUDY.groups.methods.chosen().items() if STUDY.groups else ()
+            )
+        },
         seeds=STUDY.transfer.seeds,
         training=STUDY.transfer.training.plain(),
         export=STUDY.transfer.export,

@@ -19,7 +19,9 @@ class BiKD(Supervised):
     """The running model that gives the label the highest probability teaches the others; each keeps its cross-entropy.
 
     Per sample, with models j and teacher t: Σ_j CE_j + weight · Σ_j≠t D_T(z_t, z_j). With two models a tie is taught
-    by the second, as published; with more, an image whose best model is not unique has no teacher.
+    by the second; with more, an image whose best model is not unique has no teacher. The published second model is the
+    student. Here one training serves the pair in both directions, so that the second cannot depend on who the student
+    is: it is the one with the larger fingerprint.
 
     All models end trained: a unit belongs to the set of models, and its outcome serves the pair in both directions.
     The best epoch is that of the highest mean validation accuracy.

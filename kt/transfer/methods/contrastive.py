@@ -1,4 +1,4 @@
-"""``cd`` and ``crd``: contrastive distillation of penultimate features. FG finds that they do not transfer."""
+"""``infonce`` and ``crd``: contrastive distillation of penultimate features through trained embeddings."""
 
 from __future__ import annotations
 
@@ -49,13 +49,14 @@ class Contrastive(Supervised):
         return self.cross_entropy(logits, batch.labels) + self.weight * contrast
 
 
-class CD(Contrastive):
-    """Contrast with the other images of the batch.
+class InfoNCE(Contrastive):
+    """Contrast with the other images of the batch: the embeddings of an image shall find each other.
 
-    The published text gives no more than the name; this is the symmetric InfoNCE loss with the settings of ``crd``.
+    Ours: the symmetric InfoNCE loss (van den Oord et al. 2018, arXiv 1807.03748) with the settings of ``crd``, whose
+    memory it does without. No paper on this transfer has it.
     """
 
-    name: ClassVar[str] = "cd"
+    name: ClassVar[str] = "infonce"
     whole_batch: ClassVar[bool] = True
 
     def heads(self, student: int, teacher: int, labels: Tensor) -> nn.Module:
@@ -69,8 +70,9 @@ class CRD(Contrastive):
     """Contrast with remembered embeddings of images of other classes.
 
     Source: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, with FG's 4,096 negatives,
-    nce_t 0.07 and dim 128. The published code gathers the remembered rows of every sample; here the batch is
-    multiplied with the whole memory, and the negatives' products are picked. Negatives are drawn with replacement.
+    nce_t 0.07 and dim 128; FG: does not transfer. The published code gathers the remembered rows of every sample; here
+    the batch is multiplied with the whole memory, and the negatives' products are picked. Negatives are drawn with
+    replacement, there without where there are enough.
     """
 
     name: ClassVar[str] = "crd"

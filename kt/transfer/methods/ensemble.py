@@ -36,13 +36,17 @@ class Ensemble(Method):
 
 
 class EnsembleMax(Ensemble):
-    """The model with the larger probability of any class answers; the student where they are equally confident."""
+    """The model with the larger probability of any class answers; the teacher where they are equally confident.
+
+    Source of the tie: FG's published code.
+    """
 
     name: ClassVar[str] = "ensemble_max"
+    version: ClassVar[int] = 2
 
     def combine(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The more confident model's logits."""
-        return partition.merge(partition.by_confidence(teacher, student), teacher, student)
+        return partition.merge(partition.by_confidence(student, teacher), student, teacher)
 
 
 class EnsembleMean(Ensemble):

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Supervised(Method):
-    """Methods with cross-entropy on the labels somewhere in their loss."""
+    """Methods with cross-entropy on the labels somewhere in their loss.
+
+    Label smoothing smooths the labels. FG's published code, whose default is none, smooths the predicted probabilities.
+    """
 
     uses_labels: ClassVar[bool] = True
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")

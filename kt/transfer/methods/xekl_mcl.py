@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from kt.transfer import partition
+from kt.transfer import losses, partition
 from kt.transfer.methods.xekl import XEKL
 from kt.transfer.samples import Samples, SlowWeights
 
@@ -21,25 +21,72 @@ class XEKLMCL(XEKL):
     train on. Evaluation and the improved student take the slow weights. The closer tau is to 1 and the fewer the
     steps, the less the student can change: the paper's tau of 0.9999 needs its 10,000 steps.
 
-    Source: FG section 4.2, alpha = 0.68, tau = 0.9999, every 2 steps, at a learning rate of 0.01. As with ``xekl``,
-    the published cross-entropy gets softmax outputs; here it gets logits.
+    Source: FG section 4.2, alpha = 0.68, tau = 0.9999, every 2 steps, at a learning rate of 0.01. The defaults are the
+    paper's formula. The published code does otherwise in six places; each is a parameter:
+
+    - ``flips: running``: negative flips are those of the student in training, in train mode, judged in each step;
+    - ``mean: taught``: the distillation loss is the mean over the taught samples of a batch, not over all of it;
+    - ``top: 100``: both distributions are cut to the teacher's 100 likeliest classes and normalised there;
+    - ``updates: each_epoch``: steps are counted anew in each epoch, with an update after its first step;
+    - ``start: shared``: until the first update the slow weights are the fast ones themselves, so that they start as
+      the weights after the first step;
+    - ``evaluation: overwrites``: each evaluation leaves the slow weights in the student, which trains on from them.
+
+    Not reproduced: the published cross-entropy gets softmax outputs where it takes logits, a bug; and the count of
+    BatchNorm's batches is averaged there like a weight, copied here, where nothing reads it.
     """
 
     name: ClassVar[str] = "xekl_mcl"
+    version: ClassVar[int] = 2
     alpha: float = Field(0.68, ge=0, le=1, description="weight of the distillation loss")
     tau: float = Field(0.9999, ge=0, le=1, description="share of the slow weights that stays at each update")
     every: PositiveInt = Field(2, description="steps between two updates of the slow weights")
+    flips: Literal["frozen", "running"] = Field("frozen", description="the student whose negative flips are not taught")
+    mean: Literal["batch", "taught"] = Field("batch", description="images that the distillation loss is averaged over")
+    top: PositiveInt | None = Field(
+        None, description="likeliest classes of the teacher that are distilled; at most as many as there are, null: all"
+    )
+    updates: Literal["through", "each_epoch"] = Field(
+        "through", description="how steps are counted: through all epochs, or anew in each with an update after step 1"
+    )
+    start: Literal["copied", "shared"] = Field(
+        "copied", description="slow weights before the first update: those before training, or the fast ones"
+    )
+    evaluation: Literal["restores", "overwrites"] = Field(
+        "restores", description="fast weights after an evaluation: as they were, or the slow ones"
+    )
+
+    @property
+    def together(self) -> bool:
+        """The mean over taught samples needs all of a batch."""
+        return self.mean == "taught"
 
     def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's logits for every image that is no negative flip, the frozen student's elsewhere."""
+        """The teacher's logits for every image that is no negative flip, the frozen student's elsewhere.
+
+        Where each step judges anew, the teacher's logits for every image, and who is taught at the start.
+        """
         _, negative = partition.flips(teacher, frozen, labels)
-        return partition.merge(~negative, teacher, frozen), ~negative
+        return (teacher if self.flips == "running" else partition.merge(~negative, teacher, frozen)), ~negative
 
     def loss(self, output: Tensor, batch: Samples) -> Tensor:
         """The mixed loss of each sample, float32 [B]; on negative flips the cross-entropy's part alone."""
-        mixed, own = super().loss(output, batch), (1 - self.alpha) * self.cross_entropy(output, batch.labels)
-        return mixed.where(batch.taught, own)
+        taught = batch.taught
+        if self.flips == "running":
+            taught = ~partition.flips(batch.targets, output, batch.labels)[1]
+        distilled = self._distilled(output, batch.targets)
+        distilled = distilled.where(taught, distilled.new_zeros(()))
+        if self.mean == "taught":
+            distilled = distilled * (len(taught) / taught.sum().clamp(min=1))
+        return self.alpha * distilled + (1 - self.alpha) * self.cross_entropy(output, batch.labels)
+
+    def _distilled(self, output: Tensor, teacher: Tensor) -> Tensor:
+        if self.top and self.top < teacher.shape[-1]:
+            likely = teacher.topk(self.top).indices
+            teacher, output = teacher.gather(-1, likely), output.gather(-1, likely)
+        return losses.distillation(teacher, output, self.temperature)
 
     def slow_weights(self) -> SlowWeights:
         """How the slow weights follow the student's."""
-        return SlowWeights(self.tau, self.every)
+        each_epoch, shared = self.updates == "each_epoch", self.start == "shared"
+        return SlowWeights(self.tau, self.every, each_epoch, shared, self.evaluation == "overwrites")

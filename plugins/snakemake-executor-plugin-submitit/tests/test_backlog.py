@@ -108,3 +108,19 @@ def test_what_was_cleared_is_never_sent() -> None:
     site.backlog.clear()
     site.backlog.submit()
     assert site.tried == []
+
+
+def test_after_an_interrupt_nothing_is_sent_any_more() -> None:
+    site = Site(limit=99, room=9)
+
+    def interrupted(request: Request, batch: Sequence[Entry]) -> None:
+        del request, batch
+        raise KeyboardInterrupt
+
+    site.backlog._send = interrupted
+    site.backlog.add(entries(SMALL, "ab"))
+    with pytest.raises(KeyboardInterrupt):
+        site.backlog.submit()
+    site.backlog._send = site.send  # as the thread that polls would
+    site.backlog.submit()
+    assert site.sent == []

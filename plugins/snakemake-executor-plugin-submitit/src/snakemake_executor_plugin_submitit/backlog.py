@@ -67,6 +67,9 @@ class Backlog:
                     self._retry_after = min(_RESUBMIT_SECONDS[1], self._retry_after * 2)
                     self._tell(f"the cluster takes no more jobs for now, the others wait here: {error}")
                     return
+            except BaseException:  # Ctrl-C: the thread that polls must not send them again
+                self._entries.clear()
+                raise
             else:
                 self._batch, self._retry_after = self._batch * 2, _RESUBMIT_SECONDS[0]
             sent = set(map(id, batch))

@@ -19,7 +19,7 @@ class ExecutorSettings(ExecutorSettingsBase):
 
     cluster: str = _option(
         "slurm",
-        "Where jobs run: slurm; local (processes of this machine, as many as its CPUs and GPUs allow); "
+        "Where jobs run: slurm; local (processes of this machine, as many as its CPUs, `--cores` and GPUs allow); "
         "debug (one after the other, in the foreground).",
         choices=list(CLUSTERS),
     )

@@ -112,9 +112,11 @@ class Slurm:
         try:
             with patience("sbatch", self.patience) as ended:
                 jobs: list[submitit.Job[Any]] = executor.submit_array(list(tasks))
-        except (FailedJobError, FailedSubmissionError, OSError) as error:
+        except BaseException as error:  # Ctrl-C, too: nobody would know the id of what was just made
             run("scancel", f"--user={self.user}", f"--name={unique}")
             self._sweep()
+            if not isinstance(error, FailedJobError | FailedSubmissionError | OSError):
+                raise
             raise SubmissionError(said(str(error)), temporary=ended.is_set() or _may_pass(str(error))) from error
         return [job.job_id for job in jobs]
 

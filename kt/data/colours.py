@@ -1,0 +1,71 @@
+"""Fixed random changes of colour: what each view of an image makes of its colours; the same for every model.
+
+Source: Chen, Kornblith, Norouzi, Hinton, A Simple Framework for Contrastive Learning of Visual Representations, 2020,
+appendix A, with torchvision's operations in random order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import functional
+
+from kt.data.spec import ColourSpec, ViewsSpec
+
+CHANGES: tuple[Callable[[Tensor, float], Tensor], ...] = (
+    functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation, functional.adjust_hue,
+)  # fmt: skip
+
+
+class Colours(NamedTuple):
+    """Changes of colour of V · n views, view after view.
+
+    Attributes:
+        amounts: factors of brightness, contrast and saturation, and turns of the hue, float64 [V · n, 4].
+        order: in which they come, int64 [V · n, 4].
+        grey: where the view is grey in the end, bool [V · n].
+    """
+
+    amounts: NDArray[np.float64]
+    order: NDArray[np.int64]
+    grey: NDArray[np.bool_]
+
+    def at(self, positions: NDArray[np.int64] | slice) -> Colours:
+        """The changes of some views."""
+        return Colours(self.amounts[positions], self.order[positions], self.grey[positions])
+
+
+def draw(views: ViewsSpec, rows: NDArray[np.int64]) -> Colours | None:
+    """The changes of some images, in all views, or None; an image's depend on its row and the view alone.
+
+    Args:
+        views: how many, and how strong.
+        rows: of the images in the data set, int64 [n].
+    """
+    if not views.colour and not views.grey:
+        return None
+    u = np.concatenate(
+        [np.random.default_rng([view, 1]).random((int(rows.max()) + 1, 10))[rows] for view in range(views.n)]
+    )
+    spec = views.colour or ColourSpec(p=0)
+    reach = np.array([spec.brightness, spec.contrast, spec.saturation, spec.hue])
+    still = np.array([1.0, 1.0, 1.0, 0.0])
+    low, high = np.maximum(still - reach, [0, 0, 0, -0.5]), still + reach
+    amounts = np.where(u[:, :1] < spec.p, low + (high - low) * u[:, 1:5], still)
+    return Colours(amounts, u[:, 5:9].argsort(1), u[:, 9] < views.grey)
+
+
+def change(x: Tensor, colours: Colours) -> Tensor:
+    """Images float32 [B, C, H, W] in [0, 1], grey or RGB, with their colours changed; the same shape."""
+    made = []
+    for image, amounts, order, grey in zip(x, *(rows.tolist() for rows in colours), strict=True):
+        for which in order:
+            if amounts[which] != (which < 3):  # 1 changes nothing as a factor, 0 as a turn
+                image = CHANGES[which](image, amounts[which])
+        made.append(functional.rgb_to_grayscale(image, len(image)) if grey else image)
+    return torch.stack(made)
