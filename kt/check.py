@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from kt import pairs, places, store
 from kt.complementarity.spec import MEASURES
+from kt.data import shares
+from kt.data.classes import class_map
 from kt.data.folders import check_folder
-from kt.data.labels import class_map, known_classes, known_names
-from kt.data.sources import check_source, known_count, made_or_named
+from kt.data.labels import known_classes, known_names
+from kt.data.sources import check_source, known_count, made_or_named, part_sizes
 from kt.data.spec import SPLITS, DataSpec
 from kt.errors import KtError, listed, quoted
 from kt.spec import Options
@@ -65,16 +67,36 @@ def check_data(data: DataSpec) -> None:
     """Everything that can be known to be wrong with the data set without listing its images.
 
     Raises:
-        KtError: the source, a class file or a file of images does not exist, or the splits ask for too many images.
+        KtError: the source, a class file or a file of images does not exist, fewer than two classes are taken, or the
+            splits ask for too many images.
     """
     check_source(data)
-    class_map(data)
+    chosen = class_map(data)
+    if chosen is not None and len(set(chosen.values())) < 2:
+        key = "class_file" if data.class_file else "classes"
+        raise KtError(f"data.{key}: a study needs classes of at least two labels, not {len(set(chosen.values()))}")
     known = [take.images for take in data.splits.takes().values() if take.images and not take.folder]
     images = known_count(data)
     if images is not None and sum(known) > images:
         raise KtError(
             f"data.splits: {sum(known)} images asked for, but {quoted(places.as_written(data.source))} has {images}"
         )
+
+
+def check_images(study: Study) -> None:
+    """Fail where a folder or a file has fewer images than the splits, recipes and batches ask for; lists the images.
+
+    Raises:
+        KtError: as ``part_sizes`` does, or with the numbers.
+    """
+    splits, sizes = study.data.splits, part_sizes(study.data)
+    if sizes is None:
+        return
+    shares.check_parts(splits, [part for part in sizes.images if part])
+    counts = dict[str, int]()
+    for part, takes in shares.pools(splits, sizes.default).items():
+        counts |= shares.counts(takes, sizes.images.get(part, 0), part)
+    check_splits(study, counts)
 
 
 def check_classes(study: Study, known: Sequence[str]) -> None:

@@ -21,12 +21,14 @@ from kt.errors import Interrupted, KtError
 
 
 def _config(args: argparse.Namespace) -> None:
+    from kt.check import check_images
     from kt.config import json_schema, load
 
     if args.action == "schema":
         print(json.dumps(json_schema(), indent=1))
     else:
         study = load(args.config)
+        check_images(study)
         print(f"{args.config}: fine, {len(study.names)} models, methods {', '.join(study.transfer.methods.chosen())}")
 
 

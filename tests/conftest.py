@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from images import save_image
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = {
@@ -44,3 +45,19 @@ def python(root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
 
     return run
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two parts, three classes with images of all kinds; class10 comes last."""
+    root = tmp_path / "pictures"
+    for part, count in (("train", 6), ("val", 3)):
+        for c, (name, mode, suffix) in enumerate(
+            [("class1", "RGB", "png"), ("class2", "L", "jpg"), ("class10", "CMYK", "jpeg")]
+        ):
+            for i in range(count):
+                save_image(root / part / name / f"{i}.{suffix}", (30 + 7 * i, 40 - 3 * c), mode, 10 * c + i)
+    save_image(root / "train" / "class1" / "deep" / "er.webp", (50, 50), "RGBA")
+    (root / "train" / "class1" / "notes.txt").write_text("no image")
+    (root / "train" / ".hidden").mkdir()
+    return root

@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from kt.data.listing import Listing, Picture, Stream, numbered
+from kt.data.listing import Listing, Picture, Stream, checked_labels, numbered
 from kt.errors import KtError
 
 
@@ -73,12 +73,7 @@ def _npz_parts(archive: zipfile.ZipFile, path: Path) -> dict[str, tuple[str, str
 
 def _npz_labels(archive: zipfile.ZipFile, path: Path, name: str) -> NDArray[np.int64]:
     file, shape, dtype = _open_member(archive, name)
-    labels = np.frombuffer(file.read(), dtype).reshape(shape)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
-        raise KtError(
-            f"data.source: {path}: {name} are {labels.dtype} {list(labels.shape)}; need integers ≥ 0, one an image"
-        )
-    return labels.astype(np.int64)
+    return checked_labels(np.frombuffer(file.read(), dtype).reshape(shape), f"data.source: {path}: {name}")
 
 
 def _npz_shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, ...]:

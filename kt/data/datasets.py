@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from kt import schema, store
-from kt.data import sources
+from kt.data import repeated, sources
 from kt.data.decode import decode, name_of
 from kt.data.labels import relabel
+from kt.data.listing import Listing
 from kt.data.spec import SPLITS, DataSpec
 from kt.data.splits import assign
 from kt.errors import KtError, listed
@@ -34,7 +36,7 @@ def write(
     spec: DataSpec,
     threads: int = 1,
     check: Callable[[Mapping[str, int]], None] = lambda counts: None,
-) -> None:
+) -> dict[str, Any]:
     """Split, decode and store a data set in ``folder``; ``meta.json`` is written last and makes it whole.
 
     Args:
@@ -43,33 +45,73 @@ def write(
         threads: images decoded at once.
         check: called with the number of images of each split before anything is decoded.
 
+    Returns:
+        What ``meta.json`` holds.
+
     Raises:
         KtError: the source is not what it should be, the splits do not fit it, or images are damaged.
     """
     listing = sources.read(spec)
+    for line in listing.warnings:
+        log.warning("data: %s", line)
     labels, classes = relabel(listing, spec)
-    splits = assign(labels, spec.splits, spec.seed, listing.parts, listing.names)
+    splits = assign(labels, spec.splits, spec.seed, listing.parts, listing.names, listing.default)
     check(_counts(splits))
+    _check_classes(spec, classes, splits["label"].to_numpy())
     rows = np.sort(splits["row"].to_numpy())
-    content, damaged = decode(listing, rows, spec, folder / "images.npy", threads)
-    lost = rows[np.array(list(damaged), np.int64)]
+    decoded = decode(listing, rows, spec, folder / "images.npy", threads)
+    lost = rows[np.array(list(decoded.damaged), np.int64)]
     splits = splits[~splits["row"].isin(lost)]
     check(_counts(splits))
     splits = splits.assign(row=np.searchsorted(rows, splits["row"].to_numpy()))
     with store.atomic(folder / "labels.npy") as temporary, temporary.open("wb") as file:
         np.save(file, labels[rows])
     schema.write(folder / "splits.parquet", "splits", schema.build("splits", splits.to_dict("series")))
-    why = {name_of(listing, row): reason for row, reason in zip(lost.tolist(), damaged.values(), strict=True)}
+    reasons = decoded.damaged.values()
+    why = {name_of(listing, row): reason for row, reason in zip(lost.tolist(), reasons, strict=True)}
     if why:
         log.warning("data: %d damaged images are left out: %s", len(why), listed(f"{n} ({r})" for n, r in why.items()))
     facts = {
         "classes": classes,
-        "hash": _hash(content, labels[rows], splits),
+        "hash": _hash(decoded.content, labels[rows], splits),
         "source": as_written(spec.source),
         "images": _counts(splits),
         "damaged": why,
+        "repeated": repeated.warn(splits, decoded.digests),
+        "left_out": _left_out(listing, labels, len(rows), len(why)),
     }
     store.write_json(folder / "meta.json", facts)
+    return facts
+
+
+def _check_classes(spec: DataSpec, classes: Sequence[str], labels: NDArray[np.int64]) -> None:
+    """Warn of classes without an image; fail where fewer than two have one."""
+    present = np.unique(labels[labels >= 0])
+    if len(present) < 2:
+        raise KtError(f"data: images of {len(present)} class in the splits; a study needs at least two classes")
+    missing = sorted(set(range(len(classes))) - set(present.tolist()))
+    if missing and not (spec.num_classes or spec.classes or spec.class_file):
+        names = listed(classes[label] for label in missing)
+        log.warning("data: no image of %d of %d classes is in a split: %s", len(missing), len(classes), names)
+
+
+def _left_out(listing: Listing, labels: NDArray[np.int64], taken: int, damaged: int) -> dict[str, int]:
+    """Files, folders and images that are in no split, counted by why they are not."""
+    found = dict(listing.left_out)
+    unlabelled = int((listing.labels < 0).sum())
+    foreign = int((labels < 0).sum()) - unlabelled
+    spare = len(labels) - foreign - taken
+    more = {"damaged images": damaged, "images of classes that are not taken": foreign, "images of no split": spare}
+    return found | {what: count for what, count in more.items() if count}
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """One line on a data set: its classes, the images of each split, and what is left out."""
+    classes, images = facts["classes"], facts["images"]
+    names = ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")
+    left_out = sorted(facts["left_out"].items(), key=lambda item: (-item[1], item[0]))
+    rest = f"; left out: {listed(f'{what} ({count:,})' for what, count in left_out)}" if left_out else ""
+    return f"{len(classes)} classes ({names}), {', '.join(f'{n} {split}' for split, n in images.items())} images{rest}"
 
 
 def split_sizes(folder: Path, spec: DataSpec) -> dict[str, int]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ImageFile
 
 from kt import store
 from kt.data.listing import Listing, Picture
+from kt.data.pictures import NotReadable, fit
 from kt.data.spec import DataSpec
 from kt.errors import KtError, listed
 from kt.growing import Growing
@@ -27,38 +30,14 @@ CHUNK_BYTES = 1 << 25
 """Bytes of decoded images that are held at once, about."""
 
 
-def fit(picture: Picture, size: int | None, channels: int) -> NDArray[np.uint8]:
-    """One image as it is stored, uint8 [size, size, C]: shorter side resized (bicubic, antialiased), centre kept.
-
-    The sizes are rounded as torchvision's ``Resize`` and ``CenterCrop`` do. Arrays keep their channels; PIL images
-    of 16 bits a pixel lose the lower eight, and transparency is dropped.
-
-    Args:
-        picture: a PIL image, or uint8 [H, W, C].
-        size: side in pixels; None keeps an array as it is.
-        channels: 1 or 3, for PIL images.
-    """
-    if isinstance(picture, np.ndarray):
-        if size is None or picture.shape[:2] == (size, size):
-            return picture
-        picture = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-        channels = len(picture.getbands())
-    elif picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    assert size is not None  # sources of PIL images need it
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    short = min(picture.size)
-    width, height = (size if side == short else int(size * side / short) for side in picture.size)
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, channels)
-
-
 def _attempt(call: Callable[[], Picture], size: int | None, channels: int) -> NDArray[np.uint8] | str:
     """The stored image, or why there is none."""
     try:
         return fit(call(), size, channels)
+    except KtError:
+        raise
+    except NotReadable as error:
+        return str(error)
     except Exception as error:  # decoders of broken files raise anything
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -80,9 +59,22 @@ def stored_shape(listing: Listing, spec: DataSpec) -> tuple[int, int, int]:
     return spec.size, spec.size, channels
 
 
-def decode(
-    listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path, threads: int
-) -> tuple[str, dict[int, str]]:
+@dataclass(frozen=True)
+class Decoded:
+    """What decoding says of the images.
+
+    Attributes:
+        content: a hash of all of them.
+        digests: a hash of each image's stored pixels, uint64 [n]; equal for images that no model can tell apart.
+        damaged: of every image that cannot be decoded its index and the reason.
+    """
+
+    content: str
+    digests: NDArray[np.uint64]
+    damaged: dict[int, str]
+
+
+def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path, threads: int) -> Decoded:
     """Write the images at ``rows`` as one .npy file; images that cannot be decoded are black.
 
     Args:
@@ -92,29 +84,31 @@ def decode(
         path: the .npy file, uint8 [n, H, W, C].
         threads: images decoded at once.
 
-    Returns:
-        A hash of the images, and for every damaged one its index in ``rows`` and the reason.
-
     Raises:
-        KtError: an image is damaged and ``spec.damaged`` is `fail`, or too many are.
+        KtError: an image is damaged and ``spec.damaged`` is `fail`, too many are, or one is a Git LFS pointer.
     """
     shape = stored_shape(listing, spec)
     names = None if listing.names is None else hashlib.sha256("\n".join(listing.names).encode()).hexdigest()
     key = [spec.plain() | {"splits": None}, names, hashlib.sha256(rows.tobytes()).hexdigest()]
-    growing = Growing(path.with_name(f".{path.name}.part"), store.digest(key), np.uint8, shape, _header(rows, shape))
+    header = _header(rows, shape)
+    growing = Growing(path.with_name(f".{path.name}.part"), store.digest(key), np.uint8, shape, header)
     chunk = max(1, CHUNK_BYTES // growing.row_bytes)
     damaged = {int(i): reason for note in growing.notes for i, reason in note["damaged"]}
-    calls = listing.stream(rows[growing.rows :])
-    progress = Progress("decode", -(-(len(rows) - growing.rows) // chunk))
+    digests = np.empty(len(rows), np.uint64)
     if growing.rows:
         log.info("decode: %d of %d images were decoded before", growing.rows, len(rows))
-    with ThreadPoolExecutor(threads) as pool:
+        before = np.memmap(growing.path, np.uint8, "r", len(header), (growing.rows, *shape))
+        digests[: growing.rows] = [_digest(image) for image in before]
+    calls = listing.stream(rows[growing.rows :])
+    progress = Progress("decode", -(-(len(rows) - growing.rows) // chunk))
+    with _whole_files(), ThreadPoolExecutor(threads) as pool:
         while part := list(islice(calls, chunk)):
             found = list(pool.map(lambda call: _attempt(call, spec.size, shape[-1]), part))
             bad = {growing.rows + i: reason for i, reason in enumerate(found) if isinstance(reason, str)}
             damaged |= bad
             _check_damage(listing, rows, damaged, spec)
             images = np.stack([np.zeros(shape, np.uint8) if isinstance(image, str) else image for image in found])
+            digests[growing.rows : growing.rows + len(images)] = list(pool.map(_digest, images))
             note = {"sha256": hashlib.sha256(images.data).hexdigest(), "damaged": list(bad.items())}
             growing.append(images, note)
             progress.step(f"{growing.rows} of {len(rows)} images")
@@ -124,7 +118,22 @@ def decode(
     with store.atomic(path) as temporary:
         growing.path.replace(temporary)
     growing.remove()
-    return content, damaged
+    return Decoded(content, digests, damaged)
+
+
+def _digest(image: NDArray[np.uint8]) -> int:
+    content = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest()
+    return int.from_bytes(content, "little")
+
+
+@contextmanager
+def _whole_files() -> Iterator[None]:
+    """Truncated images are damaged, whatever other modules asked of Pillow."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _header(rows: NDArray[np.int64], shape: tuple[int, ...]) -> bytes:

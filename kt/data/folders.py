@@ -3,80 +3,102 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from kt.data.listing import DEFAULT_PART, Listing, Picture, named_parts, natural
+from kt.data.classes import check_chosen, class_map
+from kt.data.listing import Listing, Picture, ordered, shown
+from kt.data.parts import ClassFolders, class_folders
+from kt.data.pictures import open_picture
 from kt.data.spec import DataSpec
-from kt.errors import KtError, nearest
-
-EXTENSIONS = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
-
-
-def _images_below(folder: Path) -> Iterator[str]:
-    """Paths of the images in a folder and its subfolders; none where there is no such folder."""
-    for root, _, files in os.walk(folder, followlinks=True):
-        for file in files:
-            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
-                yield os.path.join(root, file)
+from kt.data.walk import endings, entries, is_folder, is_hidden, leads_back, walk
+from kt.errors import KtError, listed
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted((e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")), key=natural)
+@dataclass(frozen=True)
+class FolderImages:
+    """The images of a folder data set.
+
+    Attributes:
+        places: where its classes lie.
+        images: paths below the source of each part's images, in no order, by the class's name; no class that is
+            taken is empty in all parts.
+        left_out: files and folders that are not read, counted by what they are.
+        warnings: lines about classes that a part lacks.
+    """
+
+    places: ClassFolders
+    images: Mapping[str, Mapping[str, list[str]]]
+    left_out: Counter[str]
+    warnings: Sequence[str]
+
+    def sizes(self, chosen: Collection[str] | None) -> dict[str, int]:
+        """Number of images of the classes that are taken (None: of all), by part."""
+        return {
+            part: sum(len(paths) for name, paths in images.items() if chosen is None or name in chosen)
+            for part, images in self.images.items()
+        }
 
 
-def _open(path: str) -> Image.Image:
-    return Image.open(path)
-
-
-def check_folder(spec: DataSpec) -> tuple[list[str], list[str]]:
-    """Official parts that are read, [""] where there are none, and classes; only one image a class is looked for.
+def check_folder(spec: DataSpec) -> FolderImages:
+    """Find all images of a folder data set.
 
     Raises:
-        KtError: a part that a split names is not there, no class folders, an empty class folder, or classes that
-            differ between parts.
+        KtError: as ``class_folders``, ``class_map`` and ``check_chosen`` do, a folder cannot be read or is read twice,
+            a class has no image, or its name is written in another case in another part.
     """
-    root = Path(spec.source)
-    parts = named_parts(spec) if DEFAULT_PART in _subfolders(root) else [""]
-    for part in parts:
-        if not (root / part).is_dir():
-            raise KtError(f"data.splits: no part {part!r} in {root}{nearest(part, _subfolders(root))}")
-    classes = sorted({name for part in parts for name in _subfolders(root / part)}, key=natural)
-    if not classes:
-        raise KtError(f"data.source: {root}: no class folders in it; it needs a folder a class, with images inside")
-    for part in parts:
-        for name in classes:
-            wanted = spec.classes is None or name in spec.classes
-            if wanted and next(_images_below(root / part / name), None) is None:
-                raise KtError(f"data.source: {root / part / name}: no image in this class folder; delete or fill it")
-    return parts, classes
+    places, chosen = class_folders(spec), class_map(spec)
+    root, classes = places.root, places.classes
+    at = f"data.source: {shown(root)}"
+    check_chosen(chosen or (), classes, spec)
+    keys = [(part, name) for part in places.parts for name in places.folders[part]]
+    starts = [os.path.join(root, places.folders[part][name]) for part, name in keys]
+    found = walk(starts)
+    if found.same:
+        one, two = (shown(starts[i]) for i in found.same)
+        raise KtError(f"{at}: {one} and {two} are the same folder, so that its images would be read twice")
+    images: dict[str, dict[str, list[str]]] = {part: {} for part in places.parts}
+    for (part, name), below in zip(keys, found.images, strict=True):
+        images[part][name] = [f"{places.folders[part][name]}/{path}" for path in below]
+    wanted = [name for name in classes if chosen is None or name in chosen]
+    left_out = found.left_out + _beside(places)
+    for name in wanted:
+        if not any(images[part].get(name) for part in places.parts):
+            part = next(part for part in places.parts if name in places.folders[part])
+            path = shown(os.path.join(root, places.folders[part][name]))
+            raise KtError(f"data.source: {path}: no image in this class folder; delete or fill it")
+    return FolderImages(places, images, left_out, _lacking(at, places, images, wanted))
 
 
 def folder(spec: DataSpec) -> Listing:
-    """A folder of class folders, or one with a subfolder ``train``, whose subfolders are then official parts.
+    """A folder of class folders, or one with official parts whose subfolders are classes.
 
     Raises:
-        KtError: as ``check_folder`` does.
+        KtError: as ``check_folder`` does, or two files have names that are written alike.
     """
-    root, (parts, classes) = Path(spec.source), check_folder(spec)
-    paths, labels, of_part = [], [], []
+    found = check_folder(spec)
+    parts, classes, root = found.places.parts, found.places.classes, found.places.root
+    paths, labels, of_part = list[str](), list[int](), list[str]()
     for part in parts:
         for label, name in enumerate(classes):
-            found = sorted(_images_below(root / part / name), key=natural)
-            paths += [os.path.relpath(path, root) for path in found]
-            labels += [label] * len(found)
-            of_part += [part] * len(found)
+            here = ordered(found.images[part].get(name, []))
+            paths += here
+            labels += [label] * len(here)
+            of_part += [part] * len(here)
     return Listing(
         np.array(labels, np.int64),
         classes,
         np.array(of_part) if parts != [""] else None,
-        paths,
-        lambda rows: (partial(_open, os.path.join(root, paths[i])) for i in rows),
+        _names(paths),
+        lambda rows: (partial(open_picture, os.path.join(root, paths[i])) for i in rows),
+        default=found.places.default,
+        left_out=found.left_out,
+        warnings=found.warnings,
     )
 
 
@@ -84,24 +106,95 @@ def with_unlabelled(listing: Listing, place: str) -> Listing:
     """A source and, after its images, those of a folder without labels, which becomes an official part of its own.
 
     Raises:
-        KtError: there is no image in the folder.
+        KtError: there is no image in the folder, or it cannot be read.
     """
-    paths = sorted(_images_below(Path(place)), key=natural)
-    if not paths:
-        raise KtError(f"data.splits.transfer.folder: {place}: no image in it")
+    paths, left_out = unlabelled_images(place)
     count = len(listing.labels)
     names = listing.names if listing.names is not None else map(str, range(count))
-    parts = np.full(count, DEFAULT_PART) if listing.parts is None else listing.parts
+    parts = np.full(count, listing.default) if listing.parts is None else listing.parts
 
     def stream(rows: NDArray[np.int64]) -> Iterator[Callable[[], Picture]]:
         yield from listing.stream(rows[rows < count])
-        yield from (partial(_open, paths[row - count]) for row in rows[rows >= count])
+        yield from (partial(open_picture, paths[row - count]) for row in rows[rows >= count])
 
     return Listing(
         np.concatenate([listing.labels, np.full(len(paths), -1)]),
         listing.classes,
         np.concatenate([parts, np.full(len(paths), place)]),
-        [*names, *paths],
+        [*names, *_names(paths)],
         stream,
         listing.shape,
+        listing.default,
+        Counter(listing.left_out) + left_out,
+        listing.warnings,
     )
+
+
+def unlabelled_images(place: str) -> tuple[list[str], Counter[str]]:
+    """Paths of the images of a folder without labels, in natural order, and what is left out.
+
+    Raises:
+        KtError: there is no image in the folder, or it cannot be read.
+    """
+    found = walk([place])
+    if not found.images[0]:
+        raise KtError(f"data.splits.transfer.folder: {place}: no image in it")
+    return [os.path.join(place, path) for path in ordered(found.images[0])], found.left_out
+
+
+def _beside(places: ClassFolders) -> Counter[str]:
+    """What lies beside the parts and beside the class folders."""
+    found = Counter[str]()
+    for part in dict.fromkeys(["", *places.parts]):
+        for entry in entries(os.path.join(places.root, part)):
+            name = shown(entry.name)
+            if is_folder(entry):
+                if is_hidden(entry.name):
+                    found[f"folder {name}"] += 1
+                elif entry.is_symlink() and leads_back(entry.path):
+                    found[f"link that leads back: {shown(entry.path)}"] += 1
+                elif not part and places.parts != [""] and entry.name not in places.parts:
+                    found[f"folder {name}, which no split names"] += 1
+            elif not is_hidden(entry.name) and os.path.splitext(name)[1].lower() in endings():
+                found["images beside the folders"] += 1
+    return found
+
+
+def _lacking(
+    at: str, places: ClassFolders, images: Mapping[str, Mapping[str, list[str]]], wanted: Sequence[str]
+) -> list[str]:
+    """A line for each part that has no image of some classes.
+
+    Raises:
+        KtError: a part has no class of the first one, or has a class in another case.
+    """
+    have = {part: {name for name in wanted if images[part].get(name)} for part in places.parts}
+    lines = list[str]()
+    first = places.parts[0]
+    for part, here in have.items():
+        there = [name for name in wanted if name not in here]
+        if here.isdisjoint(have[first]):
+            raise KtError(
+                f"{at}: no class of {first} has an image in {part}: {first} has {listed(ordered(have[first]))}; "
+                f"{part} has {listed(ordered(places.folders[part]))}"
+            )
+        by_case = {name.casefold(): name for name in here}
+        for name in there:
+            twin = by_case.get(name.casefold())
+            if twin and not any(twin in names for names in have.values() if name in names):
+                raise KtError(f"{at}: the class {name!r} is called {twin!r} in {part}; give it one name")
+        if there:
+            lines.append(f"{part} has no image of {len(there)} of {len(wanted)} classes: {listed(there)}")
+    return lines
+
+
+def _names(paths: Sequence[str]) -> Sequence[str]:
+    """Paths as they are written in tables and in files of images.
+
+    Raises:
+        KtError: two are written alike.
+    """
+    names = [shown(path) for path in paths]
+    if names != paths and (twice := [name for name, n in Counter(names).items() if n > 1]):
+        raise KtError(f"data.source: two files are both called {twice[0]!r}; rename one")
+    return names

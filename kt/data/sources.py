@@ -6,12 +6,18 @@ Sources that timm reads lie in ``kt.data.timm_source``, so that nothing here imp
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from kt import places
+import numpy as np
+
+from kt import lfs, places
 from kt.data.arrays import BUILTIN, npz
-from kt.data.folders import folder, with_unlabelled
-from kt.data.listing import Listing
+from kt.data.classes import class_map
+from kt.data.folders import check_folder, folder, unlabelled_images, with_unlabelled
+from kt.data.labels import relabel
+from kt.data.listing import DEFAULT_PART, Listing
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
 from kt.errors import KtError, nearest, quoted, short, unknown
 from kt.places import RULE, Place, as_written
@@ -21,6 +27,9 @@ TORCHVISION = (
     "mnist", "places365", "qmnist",
 )  # fmt: skip
 """Data sets of torchvision that timm reads, as ``torch/…``."""
+
+WITH_COLUMNS = ("hfds", "hfids", "tfds", "wds")
+"""Of ``TIMM_PREFIXES`` those whose images and labels lie in columns that have names."""
 
 
 def made_or_named(spec: DataSpec) -> list[str]:
@@ -44,7 +53,13 @@ def check_source(spec: DataSpec) -> None:
             f"{at}: {what} ({short(source)}; {RULE}); allowed: {', '.join(BUILTIN)}, an .npz file, a folder, {kinds}, "
             f"a .tar file{near}"
         )
+    if source.endswith((".npz", ".tar")) and lfs.is_pointer(Path(source)):
+        lfs.refuse("data.source", Path(written))
     prefix, _, name = source.lower().partition("/")
+    for key in ("image_key", "label_key"):
+        if getattr(spec, key) is not None and prefix not in WITH_COLUMNS:
+            kinds = ", ".join(f"{known}/…" for known in WITH_COLUMNS)
+            raise KtError(f"data.{key}: {quoted(written)} has no columns; allowed for {kinds}")
     if prefix == "torch" and name not in TORCHVISION:
         raise KtError(f"{at}: {unknown('data set', name, TORCHVISION)}")
     places.check_all(spec, made_or_named(spec), "data")
@@ -53,6 +68,8 @@ def check_source(spec: DataSpec) -> None:
         raise KtError("data.size: needed for this source, since all stored images have one size; 256 suits ImageNet")
     for split in SPLITS:
         take = spec.splits.takes()[split]
+        if take.file and lfs.is_pointer(Path(take.file)):
+            lfs.refuse(f"data.splits.{split}.file", Path(as_written(take.file)))
         if take.part and (source in BUILTIN or source.endswith(".tar")):
             raise KtError(f"data.splits.{split}.part: {quoted(take.part)}: {quoted(written)} has no official parts")
 
@@ -71,6 +88,55 @@ def known_count(spec: DataSpec) -> int | None:
         return None
     listing = npz(Path(spec.source))
     return len(listing.labels) if listing.parts is None else None
+
+
+@dataclass(frozen=True)
+class PartSizes:
+    """Images that splits can draw from.
+
+    Attributes:
+        images: number by official part; under None of the whole data set, where it has no parts.
+        default: the part that splits draw from unless they name another; None where there are no parts.
+    """
+
+    images: Mapping[str | None, int]
+    default: str | None
+
+
+def part_sizes(spec: DataSpec) -> PartSizes | None:
+    """How many images there are, without reading one.
+
+    None where that takes long: for timm's data sets, and for chosen classes of those that ship with packages.
+
+    Raises:
+        KtError: as ``read`` does, or a class that is to be taken is not in a folder.
+    """
+    chosen, place = class_map(spec), spec.splits.transfer.folder
+    images: dict[str | None, int]
+    if spec.by_timm or (spec.source in BUILTIN and chosen is not None):
+        return None
+    if spec.source in BUILTIN:
+        images = {None: BUILTIN[spec.source].count}
+        default = None
+    elif spec.is_folder:
+        found = check_folder(spec)
+        images = {part or None: count for part, count in found.sizes(chosen).items()}
+        default = None if None in images else found.places.default
+    else:
+        listing = npz(Path(spec.source))
+        taken = relabel(listing, spec)[0] >= 0
+        parts = listing.parts
+        images = (
+            {None: int(taken.sum())}
+            if parts is None
+            else {str(part): int(taken[parts == part].sum()) for part in np.unique(parts)}
+        )
+        default = None if parts is None else listing.default
+    if place:
+        default = default or DEFAULT_PART
+        images = {part or default: count for part, count in images.items()}
+        images[place] = len(unlabelled_images(place)[0])
+    return PartSizes(images, default)
 
 
 def read(spec: DataSpec) -> Listing:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -32,6 +34,11 @@ BUILTIN = ("digits",)
 
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 """Kinds of data sets that ``timm.data.create_dataset`` reads by the first part of their name."""
+
+MOST_CLASSES = 1_000_000
+"""Labels lie below; a larger one is a number of something else."""
+
+Label = Annotated[int, Field(ge=0, lt=MOST_CLASSES)]
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -132,6 +139,22 @@ class SplitSizes(Spec):
         return images
 
 
+def class_names(given: Iterable[Any]) -> list[str]:
+    """Names of classes as folders have them; whole numbers stand for their digits.
+
+    Raises:
+        ValueError: a name is given twice, or is neither text nor a whole number.
+    """
+    names = list[str]()
+    for name in given:
+        if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
+            raise ValueError(f"{name!r} is no name of a class; quote it as its folder is called")
+        names.append(unicodedata.normalize("NFC", str(name)))
+        if names[-1] in names[:-1]:
+            raise ValueError(f"a class is listed twice: {names[-1]!r}")
+    return names
+
+
 class DataSpec(Spec):
     """Where the images come from, how they are split, and how they are kept."""
 
@@ -148,8 +171,14 @@ class DataSpec(Spec):
         description="side of the stored square images, pixels: the shorter side is resized to it (bicubic) and the "
         "centre kept; needed where images have different sizes; default: as they are",
     )
+    image_key: str | None = Field(
+        None, description="column of the images of `hfds/…`, `hfids/…`, `tfds/…` and `wds/…`; default: `image` (timm's)"
+    )
+    label_key: str | None = Field(
+        None, description="column of the labels of `hfds/…`, `hfids/…`, `tfds/…` and `wds/…`; default: `label` (timm's)"
+    )
     channels: Literal[1, 3] = Field(3, description="1 stores images of folders and timm data sets in grey")
-    classes: dict[str, NonNegativeInt] | None = Field(
+    classes: dict[str, Label] | None = Field(
         None,
         description="classes to take: a list in the order of their labels, or a mapping from class to label; "
         "default: all classes of the source, in natural order",
@@ -159,7 +188,9 @@ class DataSpec(Spec):
         None, description="the same as a file: .txt with one class a line, or a list or mapping in .yaml or .json"
     )
     num_classes: PositiveInt | None = Field(
-        None, description="number of classes, where the images do not have the last ones; default: largest label + 1"
+        None,
+        le=MOST_CLASSES,
+        description="number of classes, where the images do not have the last ones; default: largest label + 1",
     )
     damaged: Literal["fail", "skip"] = Field(
         "fail", description="what happens to images that cannot be decoded: an error, or left out and named in the log"
@@ -171,12 +202,14 @@ class DataSpec(Spec):
     @field_validator("classes", mode="before")
     @classmethod
     def _numbered(cls, value: Any) -> Any:
-        """A list as the mapping that it stands for; labels in the source may be numbers."""
-        if isinstance(value, tuple | list):
-            if len(set(map(str, value))) < len(value):
-                raise PydanticCustomError("value_error", "a class is listed twice")
-            return {str(name): label for label, name in enumerate(value)}
-        return {str(name): label for name, label in value.items()} if isinstance(value, dict) else value
+        """A list as the mapping that it stands for."""
+        if not isinstance(value, tuple | list | dict):
+            return value
+        try:
+            names = class_names(value)
+        except ValueError as error:
+            raise PydanticCustomError("value_error", "{text}", {"text": str(error)}) from error
+        return dict(zip(names, value.values() if isinstance(value, dict) else range(len(names)), strict=True))
 
     @property
     def files(self) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kt.data.listing import DEFAULT_PART
+from kt.data.shares import check_parts, counts, pools
 from kt.data.spec import SPLITS, SplitSizes, Take
 from kt.errors import KtError, listed, nearest
 
@@ -22,6 +24,7 @@ def assign(
     seed: int,
     parts: NDArray[np.str_] | None = None,
     names: Sequence[str] | None = None,
+    default: str = DEFAULT_PART,
 ) -> pd.DataFrame:
     """Give every split its images; images that no split takes are left out.
 
@@ -36,6 +39,7 @@ def assign(
         seed: seed of the shuffle.
         parts: official part of each image.
         names: the images' names; by default their positions.
+        default: the part that splits draw from unless they name another.
 
     Returns:
         The table ``splits`` as a data frame; ``row`` and ``image_id`` are positions in the source.
@@ -43,11 +47,7 @@ def assign(
     Raises:
         KtError: the splits ask for more images than there are, or for an image twice.
     """
-    have = [] if parts is None else np.unique(parts).tolist()
-    for split, take in sizes.takes().items():
-        if take.part is not None and take.part not in have:
-            what = f"unknown part {take.part!r}; allowed: {listed(have)}{nearest(take.part, have)}"
-            raise KtError(f"data.splits.{split}.part: {what if have else 'the data set has no official parts'}")
+    check_parts(sizes, [] if parts is None else np.unique(parts).tolist())
     taken: dict[str, Rows] = {}
     free = labels >= 0
     for take in sizes.takes().values():
@@ -57,14 +57,9 @@ def assign(
         if take.file:
             taken[split] = _listed_in_file(take.file, f"data.splits.{split}.file", names, labels, free)
             free[taken[split]] = False
-    pools: dict[str | None, dict[str, Take]] = {}
-    for split, take in sizes.takes().items():
-        if not take.file:
-            pool = None if parts is None else take.folder or take.part or DEFAULT_PART
-            pools.setdefault(pool, {})[split] = take
-    for part, takes in pools.items():
-        rows = np.flatnonzero(free if parts is None else free & (parts == part))
-        taken |= _cut(rows, labels, takes, seed, f" of the part {part!r}" if part else "")
+    for part, takes in pools(sizes, None if parts is None else default).items():
+        rows = np.flatnonzero(free if part is None else free & (parts == part))
+        taken |= _cut(rows, labels, takes, seed, part)
     rows = np.concatenate([taken[split] for split in SPLITS])
     return pd.DataFrame(
         {
@@ -86,28 +81,25 @@ def spread(labels: NDArray[np.int64], generator: np.random.Generator) -> Rows:
     return np.argsort(place, kind="stable")
 
 
-def _cut(rows: Rows, labels: NDArray[np.int64], takes: dict[str, Take], seed: int, of_part: str) -> dict[str, Rows]:
-    """The rows of one pool, cut into the splits that draw from it."""
+def _cut(
+    rows: Rows, labels: NDArray[np.int64], takes: Mapping[str, Take], seed: int, part: str | None
+) -> dict[str, Rows]:
+    """The rows of one part, cut into the splits that draw from it."""
     order = rows[spread(labels[rows], np.random.default_rng(seed))]
-    wanted = {split: round(take.share * len(rows)) if take.share else take.images for split, take in takes.items()}
-    greedy = [split for split, images in wanted.items() if images is None]
-    if len(greedy) > 1:
-        raise KtError(f"data.splits: {' and '.join(greedy)} both take the rest{of_part}; give one a number or a share")
-    total = sum(images or 0 for images in wanted.values())
-    if total > len(rows) or (greedy and total == len(rows)):
-        asked = " + ".join(f"{split} {'the rest' if n is None else n}" for split, n in wanted.items())
-        raise KtError(f"data.splits: {total} images asked for ({asked}), but the data set has {len(rows)}{of_part}")
-    counts = [len(rows) - total if images is None else images for images in wanted.values()]
-    return dict(zip(wanted, np.split(order, np.cumsum(counts))[:-1], strict=True))
+    sizes = counts(takes, len(rows), part)
+    return dict(zip(sizes, np.split(order, np.cumsum(list(sizes.values())))[:-1], strict=True))
 
 
 def _listed_in_file(
     file: str, at: str, names: Sequence[str] | None, labels: NDArray[np.int64], free: NDArray[np.bool_]
 ) -> Rows:
     """The positions of the images that a text file lists, in its order."""
-    lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    wanted = [line for line in lines if line]
+    try:
+        lines = re.split(r"\r\n|\r|\n", Path(file).read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise KtError(f"{at}: {file}: cannot be read ({error})") from error
     known = {name: row for row, name in enumerate(names if names is not None else map(str, range(len(labels))))}
+    wanted = [line if line in known else line.strip() for line in lines if line.strip()]
     unknown = [name for name in wanted if name not in known]
     if unknown:
         close = nearest(unknown[0], known) if len(known) <= 10_000 else ""

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from kt.data.listing import Listing, Picture, named_parts, numbered
+from kt.data.listing import Listing, Picture, checked_labels, named_parts, numbered, ordered, shown
+from kt.data.pictures import open_picture
 from kt.data.spec import DataSpec
-from kt.errors import KtError
+from kt.data.walk import endings, is_hidden
+from kt.errors import KtError, listed, nearest
+
+
+@dataclass(frozen=True)
+class _Part:
+    """An official part: timm's data set, which of its images are read, int64 [n], and their labels, int64 [n]."""
+
+    data: Any
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
 
 
 def read_timm(spec: DataSpec) -> Listing:
@@ -26,24 +40,44 @@ def read_timm(spec: DataSpec) -> Listing:
     Raises:
         KtError: timm cannot open it, or a label is not an integer ≥ 0.
     """
-    parts = ["train"] if spec.source.endswith(".tar") else named_parts(spec)
-    sets = {part: _create(spec, part) for part in parts}
-    labels = {part: _labels(data, f"data.source: {spec.source}: part {part!r}") for part, data in sets.items()}
-    every = np.concatenate(list(labels.values()))
-    ends = np.cumsum([len(of_part) for of_part in labels.values()])
+    names = ["train"] if spec.source.endswith(".tar") else named_parts(spec)
+    left_out = Counter[str]()
+    parts = {name: _part(spec, name, left_out) for name in names}
+    labels = np.concatenate([part.labels for part in parts.values()])
+    labels, classes = _in_order(labels, _classes(next(iter(parts.values())).data, labels), spec)
+    sizes = [len(part.rows) for part in parts.values()]
+    ends = np.cumsum(sizes)
 
     def stream(rows: NDArray[np.int64]) -> Iterator[Callable[[], Picture]]:
         starts = [0, *ends[:-1]]
         inside = [rows[(rows >= start) & (rows < end)] - start for start, end in zip(starts, ends, strict=True)]
-        return itertools.chain.from_iterable(map(_pictures, sets.values(), inside))
+        return itertools.chain.from_iterable(
+            _pictures(part.data, part.rows[here]) for part, here in zip(parts.values(), inside, strict=True)
+        )
 
     return Listing(
-        every,
-        _classes(next(iter(sets.values())), every),
-        np.repeat(parts, [len(of_part) for of_part in labels.values()]),
-        [f"{part}/{i}" for part, of_part in labels.items() for i in range(len(of_part))],
+        labels,
+        classes,
+        np.repeat(names, sizes),
+        [f"{name}/{row}" for name, part in parts.items() for row in part.rows.tolist()],
         stream,
+        left_out=left_out,
     )
+
+
+def _part(spec: DataSpec, name: str, left_out: Counter[str]) -> _Part:
+    data = _create(spec, name)
+    labels = _labels(data, spec, name)
+    rows = np.arange(len(labels))
+    if paths := _paths(data, spec):
+        hidden = [_hidden_part(path) for path in paths]
+        left_out.update(f"below {shown(part)}" for part in hidden if part)
+        rows = rows[[part is None for part in hidden]]
+    return _Part(data, rows, labels[rows])
+
+
+def _hidden_part(path: str) -> str | None:
+    return next((part for part in path.split("/") if part not in (".", "..") and is_hidden(part)), None)
 
 
 def _create(spec: DataSpec, part: str) -> Any:
@@ -52,15 +86,55 @@ def _create(spec: DataSpec, part: str) -> Any:
     tar = spec.source.endswith(".tar")
     name, root = ("", spec.source) if tar else (spec.source, spec.root)
     options: dict[str, Any] = {"download": True} if spec.download else {}
+    options |= {key: value for key, value in (("input_key", spec.image_key), ("target_key", spec.label_key)) if value}
+    if spec.source.lower().startswith(("hfids/", "wds/")):
+        options["input_img_mode"] = ""  # as they are: timm's conversion to colour cuts 16 bits off at 255
     if tar:
         options["cache_tarinfo"] = False  # its cache is a pickle beside the file
     try:
-        return create_dataset(name, root=root, split=part, search_split=False, **options)
+        with _all_endings():
+            return create_dataset(name, root=root, split=part, search_split=False, **options)
     except Exception as error:  # timm and the libraries behind it raise anything, assertions too
+        _refuse_columns(spec, part)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise KtError(
             f"data.source: {spec.source}: timm cannot open the part {part!r} with data.root {spec.root!r}: {reason}"
         ) from error
+
+
+@contextmanager
+def _all_endings() -> Iterator[None]:
+    """In tar files timm looks for the endings that folders are searched for."""
+    readers: Any = importlib.import_module("timm.data.readers")
+    before = readers.get_img_extensions()
+    readers.set_img_extensions(sorted(endings()))
+    try:
+        yield
+    finally:
+        readers.set_img_extensions(before)
+
+
+def _refuse_columns(spec: DataSpec, part: str) -> None:
+    """Fail where a column of a Hugging Face data set is not among those that it has.
+
+    Raises:
+        KtError: with the columns there are; nothing where these cannot be known.
+    """
+    kind, _, name = spec.source.partition("/")
+    try:
+        datasets: Any = importlib.import_module("datasets")
+        if kind.lower() == "hfds":
+            known = list(datasets.load_dataset(name, split=part, cache_dir=spec.root).column_names)
+        else:
+            known = list(datasets.load_dataset_builder(name, cache_dir=spec.root).info.features or ())
+    except Exception:  # what is wrong with the data set itself is said by the error that led here
+        return
+    for key, default in (("image_key", "image"), ("label_key", "label")):
+        column = getattr(spec, key) or default
+        if known and column not in known:
+            raise KtError(
+                f"data.{key}: no column {column!r} in {spec.source}; it has: {listed(known)}{nearest(column, known)}"
+            )
 
 
 def _is_stream(data: Any) -> bool:
@@ -69,21 +143,34 @@ def _is_stream(data: Any) -> bool:
     return isinstance(data, IterableDataset)
 
 
-def _labels(data: Any, at: str) -> NDArray[np.int64]:
-    found: Iterable[Any]
+def _labels(data: Any, spec: DataSpec, part: str) -> NDArray[np.int64]:
+    at = f"data.source: {spec.source}: part {part!r}: labels"
+    try:
+        found = np.array([-1 if label is None else label for label in _targets(data)])
+    except Exception as error:  # readers raise anything; labels of several numbers make no array
+        _refuse_columns(spec, part)
+        raise KtError(f"{at} cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
+    return checked_labels(found, at)
+
+
+def _targets(data: Any) -> Iterable[Any]:
     reader = getattr(data, "reader", data)
     if hasattr(reader, "targets"):
-        found = reader.targets
-    elif hasattr(reader, "iter_targets"):
-        found = reader.iter_targets()
-    elif _is_stream(data):
-        found = (label for _, label in data)
-    else:
-        found = (data[i][1] for i in range(len(data)))
-    labels = np.array([-1 if label is None else label for label in found])
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
-        raise KtError(f"{at}: labels are {labels.dtype} {list(labels.shape)}; need one integer ≥ 0 an image")
-    return labels.astype(np.int64)
+        return reader.targets  # type: ignore[no-any-return]
+    if hasattr(reader, "iter_targets"):
+        return reader.iter_targets()  # type: ignore[no-any-return]
+    if _is_stream(data):
+        return (label for _, label in data)
+    return (data[i][1] for i in range(len(data)))
+
+
+def _paths(data: Any, spec: DataSpec) -> Sequence[str]:
+    """Paths of a tar file's members and of torchvision's image folder, below it; of other data sets none."""
+    if spec.source.endswith(".tar"):
+        return [member.path for member, _, _ in data.reader.samples]
+    if _is_torch_folder(spec):
+        return [path.removeprefix(f"{spec.root}") for path, _ in data.samples]
+    return ()
 
 
 def _classes(data: Any, labels: NDArray[np.int64]) -> list[str]:
@@ -92,6 +179,24 @@ def _classes(data: Any, labels: NDArray[np.int64]) -> list[str]:
     by_name = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
     names = {int(label): str(name) for name, label in by_name.items()}
     return [names.get(label, default) for label, default in enumerate(numbered(labels))]
+
+
+def _in_order(labels: NDArray[np.int64], classes: list[str], spec: DataSpec) -> tuple[NDArray[np.int64], list[str]]:
+    """Labels and classes without those that only hidden and system folders have.
+
+    Classes of a tar file are in the order of folders, since timm's is random where names tie; others keep theirs.
+    """
+    tar = spec.source.endswith(".tar")
+    if not (tar or _is_torch_folder(spec)):
+        return labels, classes
+    right = [classes[label] for label in np.unique(labels)]
+    right = ordered(right) if tar else right
+    new = {name: label for label, name in enumerate(right)}
+    return np.array([new.get(name, -1) for name in classes], np.int64)[labels], right
+
+
+def _is_torch_folder(spec: DataSpec) -> bool:
+    return spec.source.lower() in ("torch/folder", "torch/image_folder")
 
 
 def _pictures(data: Any, rows: NDArray[np.int64]) -> Iterator[Callable[[], Picture]]:
@@ -112,9 +217,11 @@ def _from_reader(reader: Any, row: int, lock: Lock) -> Picture:
     """An image past timm's dataset, which would put the next one in the place of one that cannot be decoded."""
     with lock:  # readers of tar files share one file
         content = reader[row][0].read()
-    return Image.open(io.BytesIO(content))
+    return open_picture(io.BytesIO(content))
 
 
 def _from_dataset(data: Any, row: int) -> Picture:
+    if hasattr(data, "samples"):  # files, which torchvision would bring to eight bits by cutting off
+        return open_picture(str(data.samples[row][0]))
     picture: Picture = data[row][0]
     return picture

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 def data(study: Study, layout: Layout, threads: int) -> None:
     """Split and decode the data set."""
-    datasets.write(layout.data, study.data, threads, partial(check_splits, study))
+    facts = datasets.write(layout.data, study.data, threads, partial(check_splits, study))
     dataset = Dataset.open(layout.data)
     check_classes(study, dataset.class_names)
     check_heads(study.zoo, registry.load(study.zoo.modules), dataset.classes)
@@ -38,12 +38,7 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     if small := [f"{name} ({side})" for name, side in wanted.items() if study.data.size and side > study.data.size]:
         log.warning("data: images of %d pixels are enlarged for %s", study.data.size, listed(small))
     experiments.inspect(study, layout, threads)
-    counts = dataset.splits["split"].value_counts(sort=False)
-    log.info(
-        "data: %s decoded, %s images",
-        as_written(study.data.source),
-        ", ".join(f"{n} {split}" for split, n in counts.items()),
-    )
+    log.info("data: %s: %s", as_written(study.data.source), datasets.summary(facts))
 
 
 def _check_checkpoints(study: Study, dataset: Dataset) -> None:

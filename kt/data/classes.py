@@ -1,0 +1,70 @@
+"""The classes that are taken from a source, as the configuration or a file lists them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kt import lfs
+from kt.data.listing import composed
+from kt.data.spec import MOST_CLASSES, DataSpec, class_names
+from kt.errors import KtError, nearest
+from kt.places import as_written
+from kt.strict_yaml import load_names
+
+
+def class_map(spec: DataSpec) -> dict[str, int] | None:
+    """From the names of the classes taken to their labels; None takes all as they are.
+
+    Raises:
+        KtError: the file of classes is missing, names a class twice, or is neither a list nor a mapping to integers
+            ≥ 0.
+    """
+    if not spec.class_file:
+        return spec.classes
+    written = as_written(spec.class_file)
+    at, path = f"data.class_file: {written}", Path(spec.class_file)
+    if spec.classes:
+        raise KtError(f"{at}: give either data.classes or data.class_file, not both")
+    if lfs.is_pointer(path):
+        lfs.refuse("data.class_file", Path(written))
+    try:
+        value = _parsed(path.read_text(encoding="utf-8-sig"), path.suffix.lower())
+        names = class_names(value) if isinstance(value, list | dict) else []
+    except OSError as error:
+        raise KtError(f"{at}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError, KtError, RecursionError) as error:
+        raise KtError(f"{at}: {' '.join(str(error).split())}") from error
+    labels = list(value.values()) if isinstance(value, dict) else list(range(len(names)))
+    if not names or not all(type(label) is int and 0 <= label < MOST_CLASSES for label in labels):
+        raise KtError(f"{at}: needs one class a line (.txt), or a list or a mapping from class to integer ≥ 0")
+    return dict(zip(names, labels, strict=True))
+
+
+def check_chosen(chosen: Iterable[str], classes: Iterable[str], spec: DataSpec) -> None:
+    """Fail where a class that is to be taken is not in the source."""
+    known = set(map(composed, classes))
+    for name in (name for name in chosen if name not in known):
+        key = "class_file" if spec.class_file else "classes"
+        raise KtError(f"data.{key}: no class {name!r} in {spec.source}{nearest(name, known)}")
+
+
+def _parsed(text: str, suffix: str) -> Any:
+    if suffix == ".txt":
+        return [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+    if suffix == ".json":
+        return json.loads(text, object_pairs_hook=_distinct, parse_float=str)
+    return load_names(text)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twice = [name for name, n in Counter(name for name, _ in pairs).items() if n > 1]
+    if twice:
+        raise ValueError(f"a class is listed twice: {twice[0]!r}")
+    return dict(pairs)
