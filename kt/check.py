@@ -10,7 +10,7 @@ from kt.data import shares
 from kt.data.classes import class_map
 from kt.data.folders import check_folder
 from kt.data.labels import known_classes, known_names
-from kt.data.sources import check_source, known_count, made_or_named, part_sizes
+from kt.data.sources import check_source, known_channels, known_count, made_or_named, part_sizes
 from kt.data.spec import SPLITS, DataSpec
 from kt.errors import KtError, listed, quoted
 from kt.spec import Options
@@ -44,6 +44,7 @@ def check(study: Study) -> Study:
     }
     study = study.model_copy(update={"zoo": zoo, **experiments})
     check_data(study.data)
+    classes = None
     if not (study.layout.data / "meta.json").exists():  # else the stage `data` has looked closer
         if study.data.is_folder:
             check_folder(study.data)
@@ -51,6 +52,8 @@ def check(study: Study) -> Study:
             check_classes(study, names)
         if classes := known_classes(study.data):
             zoo_check.check_heads(zoo, known, classes)
+    if any(member.checkpoint for member in zoo.models.values()):
+        zoo_check.check_checkpoints(zoo, known, known_channels(study.data), classes)
     sizes = study.data.splits
     check_splits(study, {split: images for split in SPLITS if (images := sizes.known(split)) is not None})
     _check_specialists(study)

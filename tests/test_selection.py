@@ -335,11 +335,6 @@ def checked(known: Registry, **member: object) -> None:
         ({}, "zoo.models.a: give one of `train`, `checkpoint` and `pretrained`, one is needed"),
         ({"train": TRAIN, "pretrained": True}, "zoo.models.a: give one of .*, not train and pretrained"),
         ({"train": TRAIN, "finetune": FineTune(mode="full", epochs=1)}, "zoo.models.a.finetune: fits given weights"),
-        ({"checkpoint": "none.pth"}, "zoo.models.a.checkpoint: '.*none.pth': no such file"),
-        (
-            {"checkpoint": "x.npz"},
-            "zoo.models.a.checkpoint: '.*x.npz' is no file of weights; allowed: .safetensors, .pth",
-        ),
         ({"train": TRAIN, "input": INPUT.model_copy(update={"std": (1.0, 1.0)})}, "need the same number of channels"),
     ],
 )
@@ -347,25 +342,6 @@ def test_a_member_that_cannot_be_is_refused_with_one_line(known, member, line):
     with pytest.raises(KtError, match=line) as caught:
         checked(known, **member)
     assert "\n" not in str(caught.value)
-
-
-class Custom:
-    """An object of a user's class."""
-
-
-def test_checkpoints_are_looked_into_without_torch_and_without_running_them(known, tmp_path):
-    for name, content in {"whole.pth": torch.nn.Linear(2, 2).state_dict(), "none.pth": {}}.items():
-        torch.save(content, tmp_path / name)
-        checked(known, checkpoint=str(tmp_path / name))
-    torch.save({"x": torch.zeros(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    checked(known, checkpoint=str(tmp_path / "old.pth"))
-    torch.save({"x": Custom()}, tmp_path / "custom.pth")
-    with pytest.raises(KtError, match=r"is not weights alone: .*test_selection\.Custom would run as code"):
-        checked(known, checkpoint=str(tmp_path / "custom.pth"))
-    for name in ("text.pth", "text.safetensors"):
-        (tmp_path / name).write_text("not weights")
-        with pytest.raises(KtError, match=rf"{name}' is not weights \("):
-            checked(known, checkpoint=str(tmp_path / name))
 
 
 def test_heads_of_another_class_count_are_named_with_what_helps(known):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import pytest
 import timm
@@ -90,11 +88,19 @@ def test_weights_survive_saving_and_loading(tmp_path):
     assert store.digest_file(tmp_path / "again.safetensors") == first
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not safetensors", b"\xff" * 100])
-def test_files_that_are_no_weights_give_one_line(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "': no such file"),
+        (b"", r"' is not weights \(the file is empty\)"),
+        (b"not safetensors", r"' is not weights \(.*header"),
+        (b"\xff" * 100, r"' is not weights \(.*header"),
+    ],
+)
+def test_files_that_are_no_weights_give_one_line(tmp_path, content, line):
     if content is not None:
         (tmp_path / "w.safetensors").write_bytes(content)
-    with pytest.raises(KtError, match=r"w\.safetensors: weights cannot be read") as caught:
+    with pytest.raises(KtError, match=rf"w\.safetensors{line}") as caught:
         weights.load(Tiny(), tmp_path / "w.safetensors")
     assert "\n" not in str(caught.value)
 
@@ -103,7 +109,7 @@ def test_truncated_weights_give_one_line(tmp_path):
     weights.save(Tiny(), tmp_path / "w.safetensors")
     whole = (tmp_path / "w.safetensors").read_bytes()
     (tmp_path / "w.safetensors").write_bytes(whole[:-1])
-    with pytest.raises(KtError, match="weights cannot be read"):
+    with pytest.raises(KtError, match=r"is not weights \("):
         weights.load(Tiny(), tmp_path / "w.safetensors")
 
 
@@ -126,91 +132,6 @@ def test_the_fingerprint_depends_on_everything_that_makes_the_member():
     others = [("arch2", *base[1:]), ("arch", {}, *base[2:]), (*base[:2], {"size": 9}, "hash"), (*base[:3], "hash2")]
     assert len({models.fingerprint(*each) for each in [base, *others]}) == 5
     assert models.fingerprint(*base) == models.fingerprint(*base)
-
-
-def scripted(path, content):
-    """What a training script leaves: other things beside the tensors."""
-    torch.save(content, path)
-    return path
-
-
-def test_checkpoints_of_the_usual_forms_are_understood(tmp_path):
-    torch.manual_seed(0)
-    model = Tiny()
-    plain = model.state_dict()
-    forms = {
-        "plain.pth": plain,
-        "wrapped.pth.tar": {"state_dict": plain, "epoch": 3, "optimizer": {"state": {}}},
-        "parallel.pt": {"model": {f"module.{name}": tensor for name, tensor in plain.items()}},
-        "compiled.th": {"model": {f"_orig_mod.module.{name}": tensor for name, tensor in plain.items()}},
-        "lightning.bin": {"state_dict": {f"model.{name}": tensor for name, tensor in plain.items()}},
-        "settings.pth": {"model": plain, "args": argparse.Namespace(lr=0.1)},
-    }
-    for name, content in forms.items():
-        loaded = weights.load(Tiny(), scripted(tmp_path / name, content))
-        assert all(torch.equal(tensor, plain[key]) for key, tensor in loaded.state_dict().items()), name
-    torch.save(plain, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert torch.equal(weights.load(Tiny(), tmp_path / "old.pth").head.bias, model.head.bias)
-
-
-def test_averaged_weights_go_before_the_last_ones(tmp_path):
-    last, averaged = Tiny(), Tiny()
-    path = scripted(tmp_path / "w.pth", {"model": last.state_dict(), "model_ema": averaged.state_dict()})
-    assert torch.equal(weights.load(Tiny(), path).head.weight, averaged.head.weight)
-
-
-def test_a_prefix_that_the_model_has_too_stays(tmp_path):
-    class Wrapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = Tiny()
-
-    wrapped = Wrapped()
-    path = scripted(tmp_path / "w.pth", {f"module.{name}": t for name, t in wrapped.state_dict().items()})
-    assert torch.equal(weights.load(Wrapped(), path).model.head.weight, wrapped.model.head.weight)
-
-
-class Unpickled:
-    """Whoever reads this from a file runs code."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return exec, ("raise AssertionError('a pickle was run')",)
-
-
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        ({"model": Tiny(), "epoch": 1}, r"weights cannot be read"),
-        (Tiny(), r"weights cannot be read"),
-        ({"x": Unpickled()}, r"weights cannot be read"),
-        ({"epoch": 1, "lr": 0.1}, r"not weights: it holds the keys epoch, lr, not tensors by name"),
-        ({}, r"not weights: it holds nothing"),
-        (torch.zeros(3), r"not weights: it holds a Tensor"),
-        ({"model": {"a": 1}}, r"not weights: it holds the keys a"),
-    ],
-)
-def test_files_with_other_things_than_weights_are_never_run(tmp_path, content, line):
-    with pytest.raises(KtError, match=rf"w\.pth: {line}") as caught:
-        weights.load(Tiny(), scripted(tmp_path / "w.pth", content))
-    assert "\n" not in str(caught.value)
-
-
-def small(classes: int, arch: str = "test_resnet") -> nn.Module:
-    return models.build(arch, {}, classes, 3)
-
-
-def test_a_head_of_another_class_count_is_an_error_or_new(tmp_path):
-    torch.manual_seed(0)
-    seven = small(7)
-    weights.save(seven, tmp_path / "w.safetensors")
-    path = str(tmp_path / "w.safetensors")
-    with pytest.raises(KtError, match=r"its head has 7 classes, the data 3; give `finetune` for a new head"):
-        weights.given(small, path, 3, new_head=False)
-    fresh = weights.given(small, path, 3, new_head=True)
-    assert fresh.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
-    assert torch.equal(fresh.conv1[0].weight, seven.conv1[0].weight)
-    same = weights.given(small, path, 7, new_head=True)
-    assert torch.equal(same.fc.weight, seven.fc.weight)
 
 
 # published weights

@@ -31,14 +31,15 @@ def digits() -> Listing:
 
 @dataclass(frozen=True)
 class Builtin:
-    """A data set that needs no file; its numbers of images and classes are known before it is read."""
+    """A data set that needs no file; its numbers of images, classes and channels are known before it is read."""
 
     count: int
     classes: int
+    channels: int
     read: Callable[[], Listing]
 
 
-BUILTIN = {"digits": Builtin(1797, 10, digits)}
+BUILTIN = {"digits": Builtin(1797, 10, 1, digits)}
 
 
 def _open_member(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype[np.generic]]:

@@ -90,6 +90,14 @@ def known_count(spec: DataSpec) -> int | None:
     return len(listing.labels) if listing.parts is None else None
 
 
+def known_channels(spec: DataSpec) -> int:
+    """Colour channels of the stored images; of arrays they are the arrays' own."""
+    if spec.source in BUILTIN:
+        return BUILTIN[spec.source].channels
+    shape = npz(Path(spec.source)).shape if spec.source.endswith(".npz") else None
+    return shape[-1] if shape else spec.channels
+
+
 @dataclass(frozen=True)
 class PartSizes:
     """Images that splits can draw from.

@@ -13,15 +13,15 @@ from kt import predictions, schema, store, tables
 from kt.check import check_classes, check_splits
 from kt.data import datasets
 from kt.data.datasets import Dataset
-from kt.errors import KtError, listed
+from kt.errors import listed
 from kt.layout import Layout
 from kt.places import as_written
 from kt.stages import experiments
-from kt.stages.common import build, channels, known_model, metadata, pick_device
+from kt.stages.common import build, known_model, metadata, pick_device
 from kt.study import Study
 from kt.zoo import overrides, registry
 from kt.zoo import preview as previewing
-from kt.zoo.check import check_heads
+from kt.zoo.check import check_checkpoints, check_heads
 from kt.zoo.classes import labels_of
 
 log = logging.getLogger(__name__)
@@ -32,30 +32,14 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     facts = datasets.write(layout.data, study.data, threads, partial(check_splits, study))
     dataset = Dataset.open(layout.data)
     check_classes(study, dataset.class_names)
-    check_heads(study.zoo, registry.load(study.zoo.modules), dataset.classes)
-    _check_checkpoints(study, dataset)
+    known = registry.load(study.zoo.modules)
+    check_heads(study.zoo, known, dataset.classes)
+    check_checkpoints(study.zoo, known, dataset.channels, dataset.classes)
     wanted = {name: math.floor((spec := study.zoo.input_of(name)).size / spec.crop_pct) for name in study.members}
     if small := [f"{name} ({side})" for name, side in wanted.items() if study.data.size and side > study.data.size]:
         log.warning("data: images of %d pixels are enlarged for %s", study.data.size, listed(small))
     experiments.inspect(study, layout, threads)
     log.info("data: %s: %s", as_written(study.data.source), datasets.summary(facts))
-
-
-def _check_checkpoints(study: Study, dataset: Dataset) -> None:
-    """Fail where the head of a checkpoint has another class count than the data, before any job asks for a GPU."""
-    given = {name: m for name, m in study.zoo.models.items() if m.checkpoint and not m.finetune}
-    if not given:
-        return
-    from kt.zoo import models, weights
-
-    models.import_modules(study.zoo.modules)
-    for name, member in given.items():
-        colours = channels(study, name, dataset)
-        build = partial(models.build, member.arch, member.args, channels=colours)
-        try:
-            weights.check_head(build, str(member.checkpoint), len(labels_of(name, member, dataset.class_names)))
-        except KtError as error:
-            raise KtError(f"zoo.models.{name}.checkpoint: {error}") from error
 
 
 def predict(study: Study, layout: Layout, name: str, threads: int) -> None:

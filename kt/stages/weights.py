@@ -16,6 +16,7 @@ from kt.stages.common import build, channels, known_model, pick_device
 from kt.study import Study
 from kt.zoo import knowledge, registry
 from kt.zoo.classes import labels_of, positions
+from kt.zoo.fit import check_head
 from kt.zoo.spec import FineTune, Member
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
     pick_device(study.device, threads)
     try:
         model = _start(study, name, dataset)
-        macs = models.macs(model, (channels(study, name, dataset), spec.size, spec.size))
+        macs, outputs = models.run_once(model, (channels(study, name, dataset), spec.size, spec.size))
+        models.check_outputs(outputs, len(labels_of(name, member, dataset.class_names)))
         images = _fit(study, layout, name, dataset, model, threads) if recipe else None
     except KtError as error:
         raise KtError(str(error) if str(error).startswith("zoo.") else f"zoo.models.{name}: {error}") from error
@@ -68,17 +70,17 @@ def _start(study: Study, name: str, dataset: Dataset) -> nn.Module:
     if member.checkpoint:
         models.import_modules(study.zoo.modules)
         return files.given(
+            f"zoo.models.{name}.checkpoint",
             lambda n: models.build(member.arch, member.args, n, colours),
             member.checkpoint,
             classes,
-            new_head=member.finetune is not None,
+            member.finetune is not None,
         )
     if not member.pretrained:
         return build(study, name, dataset)
     models.import_modules(study.zoo.modules)
     has = registry.load(study.zoo.modules).tags[member.arch].num_classes
-    if has != classes and not member.finetune:
-        raise KtError(files.other_head(has, classes))
+    check_head(has, classes, member.finetune is not None)
     model = files.pretrained(member.arch, member.args, colours, has)
     return model if has == classes else files.with_new_head(model, classes)
 

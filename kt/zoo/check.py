@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import os
-import pickle
-import pickletools
-import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 from kt import store
-from kt.errors import KtError, listed, nearest
-from kt.zoo import overrides
+from kt.errors import KtError, nearest
+from kt.zoo import header, overrides, registry
 from kt.zoo.classes import labels_of
+from kt.zoo.fit import check_head, fit
+from kt.zoo.header import Header
 from kt.zoo.registry import Registry
 from kt.zoo.spec import Member, ZooSpec
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".pth.tar")
-
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and wrapping modules put before the names."""
-
-HARMLESS = ("torch", "collections", "argparse", "numpy", "_codecs", "builtins", "__builtin__")
-"""Packages whose objects a file of weights may name; torch itself has the last word when it loads."""
-
-
-_GLOBAL = re.compile(r"c([\w.]+)\n([\w.]+)\n")
-"""The operation of a pickle that names an object: letter, module, name."""
 
 
 def check(zoo: ZooSpec, registry: Registry) -> None:
@@ -82,8 +67,6 @@ def _check_source(at: str, member: Member) -> None:
         raise KtError(f"{at}: give one of `train`, `checkpoint` and `pretrained`, {said}")
     if member.train and member.finetune:
         raise KtError(f"{at}.finetune: fits given weights; a member that is trained here has none")
-    if member.checkpoint:
-        check_checkpoint(f"{at}.checkpoint", Path(member.checkpoint))
 
 
 def check_classes(zoo: ZooSpec, known: Sequence[str]) -> None:
@@ -92,20 +75,18 @@ def check_classes(zoo: ZooSpec, known: Sequence[str]) -> None:
         labels_of(name, member, known)
 
 
-def check_heads(zoo: ZooSpec, registry: Registry, classes: int) -> None:
-    """Fail where a given head has another class count than its data, and no new one is trained.
-
-    Of checkpoints only headers of .safetensors files are read, for architectures whose classifier timm names.
+def check_heads(zoo: ZooSpec, known: Registry, classes: int) -> None:
+    """Fail where a published head has another class count than its data, and no new one is trained.
 
     Raises:
         KtError: naming the models and what helps.
     """
     heads = {
-        name: (_outputs(member, registry), len(member.classes or ()) or classes)
+        name: (known.tags[member.arch].num_classes, len(member.classes or ()) or classes)
         for name, member in zoo.models.items()
-        if (member.pretrained or member.checkpoint) and not member.finetune
+        if member.pretrained and not member.finetune
     }
-    if wrong := {name: (has, needs) for name, (has, needs) in heads.items() if has not in (None, needs)}:
+    if wrong := {name: (has, needs) for name, (has, needs) in heads.items() if has != needs}:
         name, (has, needs) = next(iter(wrong.items()))
         more = f" (and {len(wrong) - 1} models more)" if len(wrong) > 1 else ""
         raise KtError(
@@ -114,75 +95,39 @@ def check_heads(zoo: ZooSpec, registry: Registry, classes: int) -> None:
         )
 
 
-def _outputs(member: Member, registry: Registry) -> int | None:
-    """Outputs of a member's given head; None where only loading it will tell."""
-    if member.pretrained:
-        return registry.tags[member.arch].num_classes
-    known = registry.tags.get(registry.tag(member.arch.partition(".")[0]) or "")
-    if not (known and known.classifier and (member.checkpoint or "").endswith(".safetensors")):
-        return None
-    from safetensors import safe_open
+def check_checkpoints(zoo: ZooSpec, known: Registry, colours: int, classes: int | None) -> None:
+    """Fail where a checkpoint is not its member's architecture, or its head has another class count than the data.
 
-    with safe_open(member.checkpoint, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118 (not a mapping)
-            if unprefixed(name) == f"{known.classifier}.weight":
-                return int(file.get_slice(name).get_shape()[0])
-    return None
-
-
-def unprefixed(name: str) -> str:
-    """A tensor's name without what wrappers put before it."""
-    while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
-        name = name.removeprefix(prefix)
-    return name
-
-
-def check_checkpoint(at: str, path: Path) -> None:
-    """Fail where a file cannot hold weights; its tensors are not read, and nothing in it is run.
+    Args:
+        zoo: with every member complete.
+        known: what timm and the user's modules register.
+        colours: channels of the images.
+        classes: of the data; None where they are not known yet.
 
     Raises:
-        KtError: it is missing, of another kind, damaged, or holds other objects than tensors.
+        KtError: naming the member, the file and what helps.
     """
-    if not path.name.endswith(SUFFIXES):
-        raise KtError(f"{at}: {str(path)!r} is no file of weights; allowed: {listed(SUFFIXES)}")
-    if not path.is_file():
-        raise KtError(f"{at}: {str(path)!r}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, framework="numpy"):
-                return
-        strange = [name for name in _names(path) if not _harmless(name)]
-    except Exception as error:  # a damaged file can fail in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise KtError(f"{at}: {str(path)!r} is not weights ({reason})") from error
-    if strange:
-        objects = listed(sorted(set(strange)))
-        raise KtError(f"{at}: {str(path)!r} is not weights alone: {objects} would run as code; save its state_dict()")
-
-
-def _harmless(name: str) -> bool:
-    return name.split(".")[0] in HARMLESS
+    given = {name: member for name, member in zoo.models.items() if member.checkpoint}
+    files = {name: header.read(f"zoo.models.{name}.checkpoint", Path(str(m.checkpoint))) for name, m in given.items()}
+    for name, file in files.items():
+        _check_arch(f"zoo.models.{name}", given[name].arch, file, known)
+    wanted = [(member.arch, member.args, max(colours, len(zoo.input_of(name).mean))) for name, member in given.items()]
+    for (name, member), outline in zip(
+        given.items(), registry.outlines(wanted, zoo.modules) if wanted else (), strict=True
+    ):
+        if isinstance(outline, str):
+            raise KtError(f"zoo.models.{name}: {outline}")
+        new_head, needs = member.finetune is not None, len(member.classes or ()) or classes
+        try:
+            has = fit(files[name], outline, new_head).outputs
+            check_head(has, needs or has or 0, new_head)
+        except KtError as error:
+            raise KtError(f"zoo.models.{name}.checkpoint: {member.checkpoint}: {error}") from error
 
 
-def _names(path: Path) -> list[str]:
-    """Names of the objects that a file of ``torch.save`` would make; none of them is made.
-
-    What later protocols of pickle name in another way is left to torch.
-    """
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:  # before torch 1.6: magic number, version, system, then the objects
-            return [name for _ in range(4) for name in _globals(file)]
-    with zipfile.ZipFile(path) as archive:
-        inner = [name for name in archive.namelist() if name.endswith("data.pkl")]
-        if not inner:
-            raise pickle.UnpicklingError("an archive without tensors")
-        content = archive.read(inner[0])
-    quick = [f"{module}.{name}" for module, name in _GLOBAL.findall(content.decode("latin-1"))]
-    return quick if all(map(_harmless, quick)) else _globals(content)  # the quick look may also find other bytes
-
-
-def _globals(stream: IO[bytes] | bytes) -> list[str]:
-    operations = pickletools.genops(stream)
-    return [str(argument).replace(" ", ".") for operation, argument, _ in operations if operation.name == "GLOBAL"]
+def _check_arch(at: str, arch: str, file: Header, known: Registry) -> None:
+    """Fail where a checkpoint says that it is of another architecture, whose tensors may have the same names."""
+    said = next(filter(None, map(known.arch, file.architectures())), None)
+    if said not in (None, known.arch(arch)):
+        advice = "give that, or a file with the state_dict() alone"
+        raise KtError(f"{at}.arch: {arch!r}, but {file.path} says that its weights are of {said!r}; {advice}")

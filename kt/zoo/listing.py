@@ -1,23 +1,25 @@
 """Ask timm what it has. Run as a process of its own: importing timm takes seconds and hundreds of megabytes.
 
-``python -m kt.zoo.listing models OUT [MODULE …]`` writes every architecture and pretrained tag as JSON, and
-``python -m kt.zoo.listing sizes OUT [MODULE …]`` the sizes of the tags whose names it reads from standard input;
-``kt.zoo.registry`` runs both and keeps what they write. ``python -m kt.zoo.listing table kt/zoo/sizes.csv`` makes a
+``python -m kt.zoo.listing models OUT [MODULE …]`` writes every architecture and pretrained tag as JSON, ``… sizes …``
+the sizes of the tags whose names it reads from standard input, and ``… outlines …`` the tensors of architectures;
+``kt.zoo.registry`` runs these and keeps what they write. ``python -m kt.zoo.listing table kt/zoo/sizes.csv`` makes a
 table of all sizes for the timm that is installed: once, in about eight minutes of one core.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import PretrainedCfg, get_pretrained_cfg
+from timm.models import PretrainedCfg, get_deprecated_models, get_pretrained_cfg
 
 from kt.errors import KtError
 from kt.zoo import models
@@ -40,7 +42,8 @@ def everything() -> dict[str, Any]:
             "default": plain.tag == known.tag,
             "classifier": known.classifier if isinstance(known.classifier, str) else None,
         }
-    return {"models": families, "tags": tags}
+    renamed = {old: new.split(".")[0] for old, new in get_deprecated_models().items() if new}
+    return {"models": families, "tags": tags, "renamed": renamed}
 
 
 def _known(name: str) -> PretrainedCfg:
@@ -74,6 +77,18 @@ def _size(name: str, shape: tuple[int, int, int]) -> dict[str, int | None]:
         return {**models.sizes(model), "macs": None}
 
 
+def outlines(wanted: Iterable[tuple[str, dict[str, Any], int]]) -> list[dict[str, Any] | str]:
+    """The tensors of architectures with arguments and colour channels, or why there is no such architecture."""
+    found: list[dict[str, Any] | str] = []
+    for arch, args, channels in wanted:
+        try:
+            slots = models.outline(partial(models.build, arch, args, channels=channels))
+            found.append({name: dataclasses.asdict(slot) for name, slot in slots.items()})
+        except KtError as error:
+            found.append(str(error).removeprefix("zoo: "))
+    return found
+
+
 def table(found: Mapping[str, Mapping[str, int | None] | None]) -> str:
     """Sizes as CSV, below a line with timm's version; models of unknown size are left out."""
     lines = [f"# timm {timm.__version__}", f"name,{','.join(SIZES)}"]
@@ -95,7 +110,8 @@ def main(argv: Sequence[str]) -> int:
     if what == "table":
         Path(out).write_text(table(sizes(sorted(everything()["tags"]))), encoding="utf-8")
         return 0
-    listed = everything() if what == "models" else sizes(json.load(sys.stdin))
+    ask: dict[str, Callable[[Any], Any]] = {"models": lambda _: everything(), "sizes": sizes, "outlines": outlines}
+    listed = ask[what](json.load(sys.stdin))
     Path(out).write_text(json.dumps(listed), encoding="utf-8")
     return 0
 

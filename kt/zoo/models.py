@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -12,7 +13,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kt import store
-from kt.errors import KtError
+from kt.errors import KtError, listed
+from kt.zoo.fit import Slot
+
+OUTPUTS = (1009, 1013)
+"""Numbers of outputs by which a head is told from the rest of an architecture: no other width is one of them."""
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -37,7 +42,9 @@ def build(arch: str, args: dict[str, Any], classes: int, channels: int, pretrain
     given = {"in_chans": channels, **args}
     try:
         model: nn.Module = timm.create_model(arch, pretrained=pretrained, num_classes=classes, **given)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # an architecture may raise anything
+        if pretrained and not isinstance(error, TypeError | ValueError | RuntimeError | AssertionError):
+            raise
         raise KtError(
             f"zoo: {arch} cannot be built with {args}: {(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from error
@@ -47,6 +54,45 @@ def build(arch: str, args: dict[str, Any], classes: int, channels: int, pretrain
 def fingerprint(arch: str, args: dict[str, Any], spec: dict[str, Any], weights: str) -> str:
     """The hash that identifies a member: its architecture, its input and the hash of its weights file."""
     return store.digest({"arch": arch, "args": args, "input": spec, "weights": weights})
+
+
+def outline(build: Callable[[int], nn.Module]) -> dict[str, Slot]:
+    """All tensors of an architecture, built without memory where that can be; torch's generator is left as it was.
+
+    Args:
+        build: makes the architecture with a number of outputs.
+
+    Raises:
+        KtError: as ``build`` does.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                first, second = (slots(build(outputs)) for outputs in OUTPUTS)
+        except Exception:  # not every architecture can be built without memory, and it may raise anything
+            first, second = (slots(build(outputs)) for outputs in OUTPUTS)
+    for name, slot in first.items():
+        other = second[name].shape if name in second else slot.shape
+        shape = tuple(n if n == m else None for n, m in zip(slot.shape, other, strict=True))
+        first[name] = dataclasses.replace(slot, shape=shape)
+    return first
+
+
+def slots(model: nn.Module) -> dict[str, Slot]:
+    """All tensors of a model; those of tied weights name the first of them."""
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    found, first = dict[str, Slot](), dict[int, str]()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor):
+            same = first.setdefault(id(tensor), name)
+            found[name] = Slot(tuple(tensor.shape), name in buffers, _kind(tensor), same if same != name else None)
+    return found
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    if tensor.dtype == torch.bool:
+        return "bool"
+    return "floating" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "whole"
 
 
 def macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -59,17 +105,45 @@ def macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     Raises:
         KtError: the model does not take such an image.
     """
+    return run_once(model, shape)[0]
+
+
+def run_once(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, Any]:
+    """Multiply-accumulate operations of one image's forward pass, and what the model gives; as ``macs``."""
     training, device = model.training, next(iter(model.parameters()), torch.empty(0)).device
+    image = torch.linspace(-1, 1, shape[0] * shape[1] * shape[2], device=device).reshape(1, *shape)
     model.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, *shape, device=device))
+            given = model(image)
     except Exception as error:  # an architecture may raise anything
         text = (str(error).splitlines() or [""])[0]
         raise KtError(f"the model does not take an image of {list(shape)}: {type(error).__name__}: {text}") from error
     finally:
         model.train(training)
-    return int(counter.get_total_flops()) // 2
+    return int(counter.get_total_flops()) // 2, given
+
+
+def check_outputs(given: Any, classes: int) -> None:
+    """Fail where what a model gives for one image is not one finite number a class.
+
+    Args:
+        given: by the model's forward pass.
+        classes: that it has to tell apart.
+
+    Raises:
+        KtError: with what it gives instead.
+    """
+    wanted = f"needed: one tensor of floating-point logits, [1, {classes}]"
+    if not isinstance(given, torch.Tensor):
+        inside = f" with {listed(map(str, given))}" if isinstance(given, Mapping) else ""
+        count = f" of {len(given)}" if isinstance(given, tuple | list) else ""
+        raise KtError(f"the model gives a {type(given).__name__}{count}{inside}; {wanted}")
+    if given.shape != (1, classes) or not given.is_floating_point():
+        dtype = str(given.dtype).removeprefix("torch.")
+        raise KtError(f"the model gives {list(given.shape)} of {dtype} for one image; {wanted}")
+    if not given.isfinite().all():
+        raise KtError("the model's logits of a plain image are not finite; its weights or its input are wrong")
 
 
 def sizes(model: nn.Module) -> dict[str, int]:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 
 from kt import store
 from kt.errors import KtError, short
+from kt.zoo.fit import Slot
 
 TABLE = Path(__file__).with_name("sizes.csv")
 """Sizes of all tags of one timm version, where ``python -m kt.zoo.listing table`` has made them."""
@@ -74,10 +75,17 @@ class Size:
 
 @dataclass(frozen=True)
 class Registry:
-    """Every architecture with the module that defines it, and every pretrained tag."""
+    """Every architecture with the module that defines it, every pretrained tag, and architectures' former names."""
 
     models: dict[str, str]
     tags: dict[str, Pretrained]
+    renamed: dict[str, str] = field(default_factory=dict)
+
+    def arch(self, name: str) -> str | None:
+        """The architecture that a name means, with a tag, a former name or the hub's; None where it is not known."""
+        plain = name.rpartition("/")[2].rpartition(":")[2].partition(".")[0]
+        plain = self.renamed.get(plain, plain)
+        return plain if plain in self.models else None
 
     def tag(self, name: str) -> str | None:
         """The pretrained tag that a name means: itself, the default of an architecture, or None."""
@@ -132,6 +140,26 @@ def sizes(names: Iterable[str], modules: Sequence[str] = ()) -> dict[str, Size |
     return {name: found[name] for name in names}
 
 
+def outlines(
+    wanted: Sequence[tuple[str, dict[str, Any], int]], modules: Sequence[str] = ()
+) -> list[dict[str, Slot] | str]:
+    """The tensors of architectures, each with its arguments and colour channels, or why timm refuses these.
+
+    Those that the cache does not hold are built on torch's meta device: about half a second each.
+    """
+    path, keys = cache_folder() / f"outlines-{_key(modules)}.json", [store.digest(list(each)) for each in wanted]
+    kept: dict[str, Any] = store.read_json(path) if path.is_file() else {}
+    if missing := {key: each for key, each in zip(keys, wanted, strict=True) if key not in kept}:
+        found = dict(zip(missing, _ask("outlines", modules, json.dumps(list(missing.values()))), strict=True))
+        _keep(path, kept | {key: outline for key, outline in found.items() if not isinstance(outline, str)})
+        kept |= found
+    return [outline if isinstance(outline, str) else _slots(outline) for outline in map(kept.__getitem__, keys)]
+
+
+def _slots(outline: dict[str, Any]) -> dict[str, Slot]:
+    return {name: Slot(**{**slot, "shape": tuple(slot["shape"])}) for name, slot in outline.items()}
+
+
 def cache_folder() -> Path:
     """Where answers of timm are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kt"
@@ -141,7 +169,8 @@ def _key(modules: Sequence[str]) -> str:
     """A hash of timm's version and of the sources that determine its answer."""
     content = hashlib.sha256(version("timm").encode())
     here = Path(__file__).parent
-    for path in (*sorted((source("timm").parent / "models").glob("*.py")), here / "listing.py", here / "models.py"):
+    own = [here / name for name in ("fit.py", "listing.py", "models.py")]
+    for path in (*sorted((source("timm").parent / "models").glob("*.py")), *own):
         content.update(path.read_bytes())
     for module in modules:
         path = source(module)
@@ -153,11 +182,11 @@ def _key(modules: Sequence[str]) -> str:
 @lru_cache(maxsize=8)
 def _read(modules: tuple[str, ...], key: str) -> Registry:
     path = cache_folder() / f"models-{key}.json"
-    raw = store.read_json(path) if path.is_file() else _ask("models", modules, "")
+    raw = store.read_json(path) if path.is_file() else _ask("models", modules, "null")
     if not path.is_file():
         _keep(path, raw)
     tags = {name: _pretrained(known) for name, known in raw["tags"].items()}
-    return Registry(raw["models"], tags)
+    return Registry(raw["models"], tags, raw["renamed"])
 
 
 def _pretrained(known: dict[str, Any]) -> Pretrained:

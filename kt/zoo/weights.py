@@ -2,99 +2,135 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import logging
 import os
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kt import store
 from kt.errors import KtError, listed
-from kt.zoo import models
-from kt.zoo.check import PREFIXES
+from kt.zoo import header, models, pickled
+from kt.zoo.fit import COMPUTED, Fit, Outline, check_head, fit
+from kt.zoo.header import Header
+from kt.zoo.pickled import Entry
+
+log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 
-WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "net", "weights")
-"""Keys under which training scripts keep a model's tensors, the averaged ones first, as timm takes them."""
-
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a model's parameters and buffers as safetensors, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    """Write a model's parameters and buffers as safetensors, atomically; tied ones under each of their names."""
+    tensors, kept = Tensors(), set[int]()
+    for name, tensor in model.state_dict().items():
+        plain = tensor.detach().cpu().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        tensors[name] = plain.clone() if memory in kept else plain  # safetensors refuses memory that is shared
+        kept.add(memory)
     with store.atomic(path) as temporary:
         save_file(tensors, temporary)
 
 
-def read(path: str | os.PathLike[str], device: str = "cpu") -> Tensors:
-    """Tensors by name from a .safetensors file or one that ``torch.save`` wrote, unwrapped from ``WRAPPERS``.
-
-    On the device ``meta`` the tensors of a file that ``torch.save`` wrote have shapes, but no content.
-
-    Raises:
-        KtError: the file is missing or damaged, or holds something else than weights: such a file is never run.
-    """
-    try:
-        if Path(path).suffix == ".safetensors":
-            return load_file(Path(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings beside the weights
-            found = torch.load(path, map_location=device, weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise KtError(f"{path}: weights cannot be read ({reason[0]})") from error
-    while isinstance(found, Mapping) and (key := next((k for k in WRAPPERS if _is_mapping(found.get(k))), None)):
-        found = found[key]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
-        raise KtError(f"{path}: not weights: it holds {_content(found)}, not tensors by name")
-    return dict(found)
-
-
 def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Load a checkpoint file into a model, strictly; prefixes that its names do not share are taken off.
+    """Load a checkpoint file into a model of the same number of outputs; the model is whole or unchanged.
 
     Raises:
         KtError: the file cannot be read, or its keys or shapes are not the model's.
     """
-    return fit(model, read(path), str(path))
+    found = header.read("weights", Path(path))
+    try:
+        return _fill(model, found, fit(found, models.slots(model)))
+    except KtError as error:
+        raise KtError(f"{path}: {error}") from error
 
 
-def fit(model: nn.Module, tensors: Tensors, origin: str) -> nn.Module:
-    """Give a model its tensors, strictly; ``origin`` begins the message of an error. The model is whole or unchanged.
+def given(at: str, build: Callable[[int], nn.Module], path: str, classes: int, new_head: bool) -> nn.Module:
+    """A model with a checkpoint's weights and ``classes`` outputs; what of the file is not loaded is said in the log.
+
+    Args:
+        at: the key that names the checkpoint, for errors.
+        build: makes the architecture with a number of outputs.
+        path: of the checkpoint.
+        classes: of the data.
+        new_head: whether a head that is missing, or of another class count, may be replaced by a fresh one.
 
     Raises:
-        KtError: keys or shapes are not the model's.
+        KtError: the file cannot be read or is another architecture's, or its head has another class count.
     """
-    expected = model.state_dict()
-    tensors = unprefixed(tensors, expected)
-    missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    if missing or unexpected:
-        raise KtError(
-            f"{origin}: not this model's weights: missing {listed(sorted(missing)) or 'none'}; "
-            f"unexpected {listed(sorted(unexpected)) or 'none'}"
-        )
-    wrong = [n for n, tensor in tensors.items() if tensor.shape != expected[n].shape]
-    if wrong:
-        first = f"{wrong[0]} is {list(tensors[wrong[0]].shape)}, not {list(expected[wrong[0]].shape)}"
-        raise KtError(f"{origin}: {len(wrong)} tensors have another shape than the model's: {first}")
-    model.load_state_dict(tensors)
+    found, outline = header.read(at, Path(path)), models.outline(build)
+    try:
+        fitted = fit(found, outline, new_head)
+        check_head(fitted.outputs, classes, new_head)
+        model = _fill(build(classes), found, _without_head(fitted, outline, classes))
+    except KtError as error:
+        raise KtError(f"{at}: {path}: {error}") from error
+    _report(path, fitted)
     return model
 
 
-def unprefixed(tensors: Tensors, expected: Iterable[str]) -> Tensors:
-    """``tensors`` without the prefixes that all of its names share and the expected names do not."""
-    names = set(expected)
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
-        if all(name.startswith(prefix) for name in names):
-            break
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
+def _without_head(fitted: Fit, outline: Outline, classes: int) -> Fit:
+    if fitted.outputs in (None, classes):
+        return fitted
+    entries = {name: entry for name, entry in fitted.entries.items() if None not in outline[name].shape}
+    return dataclasses.replace(fitted, entries=entries)
+
+
+def _fill(model: nn.Module, found: Header, fitted: Fit) -> nn.Module:
+    """Give a model its tensors; what the file lacks, and may lack, keeps the model's own values."""
+    tensors = _read(found, fitted)
+    own = model.state_dict()
+    if odd := [n for n, t in tensors.items() if n.rpartition(".")[2] not in COMPUTED and not t.isfinite().all()]:
+        raise KtError(f"{len(odd)} tensors hold numbers that are not finite: {listed(odd)}")
+    for name, slot in models.slots(model).items():
+        if slot.same in tensors and name in tensors and not torch.equal(tensors[slot.same], tensors[name]):
+            raise KtError(f"{name} and {slot.same} are one tensor of the model, but differ in the file")
+    model.load_state_dict({**own, **tensors})
+    return model
+
+
+def _read(found: Header, fitted: Fit) -> Tensors:
+    """The tensors of a fit by the model's names.
+
+    Raises:
+        KtError: the file is damaged.
+    """
+    try:
+        if found.places is None:
+            with safe_open(found.path, framework="pt") as file:
+                return {name: file.get_tensor(entry.key) for name, entry in fitted.entries.items()}
+        keys = list(dict.fromkeys(entry.key for entry in fitted.entries.values()))
+        parts = dict(zip(keys, pickled.storages(found.path, found.places, keys), strict=True))
+        return {name: _view(parts[entry.key], entry) for name, entry in fitted.entries.items()}
+    except Exception as error:  # a damaged file can fail in many ways
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise KtError(f"weights cannot be read ({reason})") from error
+
+
+def _view(content: bytearray, entry: Entry) -> Tensor:
+    if not content:
+        return torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
+    flat = torch.frombuffer(content, dtype=getattr(torch, entry.dtype))
+    return flat.as_strided(entry.shape, entry.stride or (), entry.offset)
+
+
+def _report(path: str, fitted: Fit) -> None:
+    """Say what of a file is loaded, where that is not all of it as it is."""
+    halves = sorted({entry.dtype for entry in fitted.entries.values()} & {"float16", "bfloat16", "float64"})
+    if fitted.place or halves:
+        kept = f"; {' and '.join(halves)} become float32" if halves else ""
+        log.info("weights: %s: loaded from %s%s", path, fitted.place or "it", kept)
+    for what, names in (("left out", fitted.left), ("other weights, not loaded", fitted.others)):
+        if names:
+            log.warning("weights: %s: %s: %s", path, what, listed(names))
 
 
 def classifiers(model: nn.Module) -> list[nn.Module]:
@@ -102,56 +138,6 @@ def classifiers(model: nn.Module) -> list[nn.Module]:
     ask = getattr(model, "get_classifier", None)
     found = ask() if ask else None
     return [head for head in (found if isinstance(found, tuple | list) else [found]) if isinstance(head, nn.Module)]
-
-
-def classes_of(model: nn.Module, tensors: Tensors) -> int | None:
-    """Outputs of the classifier in a checkpoint of the model's architecture; None where it is not found."""
-    names = [name for name, module in model.named_modules() if any(module is head for head in classifiers(model))]
-    found = unprefixed(tensors, model.state_dict())
-    shapes = [found[key].shape[0] for name in names for key in (f"{name}.weight", f"{name}.bias") if key in found]
-    return shapes[0] if shapes else None
-
-
-def check_head(build: Callable[[int], nn.Module], path: str, classes: int) -> None:
-    """Fail where a checkpoint's head has another class count than the data; its architecture is built without memory.
-
-    Raises:
-        KtError: as above, or the file cannot be read.
-    """
-    tensors = read(path, "meta")
-    try:
-        with torch.device("meta"):
-            has = classes_of(build(classes), tensors)
-    except Exception:  # an architecture may raise anything while it is built so; loading it will tell
-        return
-    if has not in (None, classes):
-        raise KtError(f"{path}: {other_head(has, classes)}")
-
-
-def given(build: Callable[[int], nn.Module], path: str, classes: int, new_head: bool) -> nn.Module:
-    """A model with a checkpoint's weights and ``classes`` outputs.
-
-    Args:
-        build: makes the architecture with a number of outputs.
-        path: of the checkpoint.
-        classes: of the data.
-        new_head: whether a head of another class count may be replaced by a fresh one.
-
-    Raises:
-        KtError: the file cannot be read or is another architecture's, or its head has another class count.
-    """
-    tensors, model = read(path), build(classes)
-    has = classes_of(model, tensors)
-    if has in (None, classes):
-        return fit(model, tensors, path)
-    if not new_head:
-        raise KtError(f"{path}: {other_head(has, classes)}")
-    return with_new_head(fit(build(has), tensors, path), classes)
-
-
-def other_head(has: int | None, classes: int) -> str:
-    """What is wrong with a head of another class count, and what helps."""
-    return f"its head has {has} classes, the data {classes}; give `finetune` for a new head, or leave the model out"
 
 
 def with_new_head(model: nn.Module, classes: int) -> nn.Module:
@@ -199,13 +185,3 @@ def pretrained(tag: str, args: Mapping[str, Any], channels: int, classes: int) -
 def _repository(tag: str) -> str:
     known = timm.models.get_pretrained_cfg(tag)
     return (known.hf_hub_id if known else None) or f"timm/{tag}"
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, Mapping) and len(value) > 0
-
-
-def _content(value: object) -> str:
-    if isinstance(value, Mapping):
-        return f"the keys {listed(sorted(map(str, value)))}" if value else "nothing"
-    return f"a {type(value).__name__}"
