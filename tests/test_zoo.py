@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from timm.models import register_model
+from tiny import Tiny
 from torch import nn
 
 from kt import store
@@ -20,22 +21,6 @@ from kt.zoo.train import batches, choose, train
 
 CPU = torch.device("cpu")
 SPEC = InputSpec(size=8, mean=(0.3,), std=(0.33,))
-
-
-class Tiny(nn.Module):
-    """A classifier with a few hundred parameters, BatchNorm and dropout."""
-
-    num_features = 6
-
-    def __init__(self, num_classes: int = 3, in_chans: int = 1) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(in_chans, 6, 3, stride=2, padding=1)
-        self.norm = nn.BatchNorm2d(6)
-        self.drop = nn.Dropout(0.2)
-        self.head = nn.Linear(6, num_classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.drop(self.norm(self.stem(x)).relu().mean((2, 3))))
 
 
 @register_model

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,9 +64,13 @@ def natural(name: str) -> list[int | str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
-def ordered(names: Iterable[str]) -> list[str]:
-    """Names in natural order; names that tie in it (`A` and `a`, `1` and `01`) in the order of their characters."""
-    return sorted(names, key=lambda name: (natural(name), name))
+ORDERS: dict[str, Callable[[str], Any]] = {"natural": natural, "sorted": str}
+"""Sort keys of class folders by their names in ``data.class_order``: timm's order, and torchvision's."""
+
+
+def ordered(names: Iterable[str], order: str = "natural") -> list[str]:
+    """Names in an order of ``ORDERS``; those that tie in it (`A` and `a`, `1` and `01`) in that of their characters."""
+    return sorted(names, key=lambda name: (ORDERS[order](name), name))
 
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

@@ -28,17 +28,19 @@ class ClassFolders:
         parts: the official parts that are read, [""] where there are none.
         default: the part that splits draw from unless they name another.
         folders: of every part, the path below ``root`` of each class's folder, by the class's name.
+        order: of the classes' labels, a name in ``kt.data.listing.ORDERS``.
     """
 
     root: str
     parts: Sequence[str]
     default: str
     folders: Mapping[str, Mapping[str, str]]
+    order: str
 
     @property
     def classes(self) -> list[str]:
         """The names of all classes, by label."""
-        return ordered({name for part in self.parts for name in self.folders[part]})
+        return ordered({name for part in self.parts for name in self.folders[part]}, self.order)
 
 
 def class_folders(spec: DataSpec) -> ClassFolders:
@@ -59,7 +61,7 @@ def class_folders(spec: DataSpec) -> ClassFolders:
                 f"{nearest(part, inside)}"
             )
     folders = {part: _by_name(root, part) for part in parts}
-    places = ClassFolders(root, parts, default or DEFAULT_PART, folders)
+    places = ClassFolders(root, parts, default or DEFAULT_PART, folders, spec.class_order)
     classes = places.classes
     if not classes:
         raise KtError(f"{at}: no class folders in it; it needs a folder a class, with images inside")

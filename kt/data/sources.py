@@ -55,6 +55,9 @@ def check_source(spec: DataSpec) -> None:
         )
     if source.endswith((".npz", ".tar")) and lfs.is_pointer(Path(source)):
         lfs.refuse("data.source", Path(written))
+    if spec.class_order != "natural" and (not spec.is_folder or spec.classes or spec.class_file):
+        what = "data.classes has the labels" if spec.classes or spec.class_file else f"{source} has labels of its own"
+        raise KtError(f"data.class_order: {spec.class_order!r} orders class folders, but {what}; leave it out")
     prefix, _, name = source.lower().partition("/")
     for key in ("image_key", "label_key"):
         if getattr(spec, key) is not None and prefix not in WITH_COLUMNS:

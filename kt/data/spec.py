@@ -181,11 +181,16 @@ class DataSpec(Spec):
     classes: dict[str, Label] | None = Field(
         None,
         description="classes to take: a list in the order of their labels, or a mapping from class to label; "
-        "default: all classes of the source, in natural order",
+        "default: all classes of the source, in the order of `class_order`",
         json_schema_extra=_list_or_mapping,
     )
     class_file: File | None = Field(
         None, description="the same as a file: .txt with one class a line, or a list or mapping in .yaml or .json"
+    )
+    class_order: Literal["natural", "sorted"] = Field(
+        "natural",
+        description="labels of class folders: `natural` counts class2 before class10, as timm does, `sorted` is plain "
+        "sorting, as torchvision's `ImageFolder` does",
     )
     num_classes: PositiveInt | None = Field(
         None,

@@ -13,16 +13,17 @@ from kt import predictions, schema, store, tables
 from kt.check import check_classes, check_splits
 from kt.data import datasets
 from kt.data.datasets import Dataset
+from kt.data.listing import ORDERS
 from kt.errors import listed
 from kt.layout import Layout
 from kt.places import as_written
 from kt.stages import experiments
 from kt.stages.common import build, known_model, metadata, pick_device
 from kt.study import Study
-from kt.zoo import overrides, registry
+from kt.zoo import order, overrides, registry
 from kt.zoo import preview as previewing
 from kt.zoo.check import check_checkpoints, check_heads
-from kt.zoo.classes import labels_of
+from kt.zoo.classes import labels_of, positions
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,32 @@ def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
         study.features and compared,
         study.transfer.top_k if compared else None,
     )
+    if study.zoo.models[name].train is None:
+        _warn_of_order(study, name, dataset, layout.predictions(name))
     count = sum(study.views(split) * len(dataset.rows(split)) for split in predictions.SPLITS)
     log.info("predict %s: %d images", name, count)
+
+
+def _warn_of_order(study: Study, name: str, dataset: Dataset, path: Path) -> None:
+    """Say where a model's outputs fit the classes far better in another order, by the validation images."""
+    classes = labels_of(name, study.zoo.models[name], dataset.class_names)
+    labels = positions(dataset.labels[dataset.rows("validation")], classes)
+    predicted = predictions.read(path, "validation").logits.argmax(1)
+    if not (labels >= 0).any():
+        return
+    names = [dataset.class_names[label] for label in classes]
+    if found := order.better(predicted[labels >= 0], labels[labels >= 0], names):
+        by_folder = study.data.is_folder and not (study.data.classes or study.data.class_file)
+        key = "the order of data.classes"
+        if study.zoo.models[name].classes:
+            key = f"the order of zoo.models.{name}.classes"
+        elif by_folder and found.order in ORDERS:
+            key = f"data.class_order: {found.order}"
+        log.warning(
+            "predict %s: accuracy on validation is %.1f %%, but %.1f %% with the classes in another order "
+            "(%s); if the weights were trained so, set %s",
+            *(name, 100 * found.accuracy, 100 * found.reordered, found.order, key),
+        )
 
 
 def zoo(study: Study, layout: Layout, out: Path) -> None:

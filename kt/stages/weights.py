@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kt import stopping, store
@@ -14,10 +15,11 @@ from kt.places import as_written
 from kt.progress import Progress
 from kt.stages.common import build, channels, known_model, pick_device
 from kt.study import Study
-from kt.zoo import knowledge, registry
+from kt.zoo import header, knowledge, registry
 from kt.zoo.classes import labels_of, positions
 from kt.zoo.fit import check_head
 from kt.zoo.spec import FineTune, Member
+from kt.zoo.trained import differing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,8 +71,11 @@ def _start(study: Study, name: str, dataset: Dataset) -> nn.Module:
     classes = len(labels_of(name, member, dataset.class_names))
     if member.checkpoint:
         models.import_modules(study.zoo.modules)
+        at = f"zoo.models.{name}.checkpoint"
+        if other := differing(header.read(at, Path(member.checkpoint)), member.args, study.zoo.input_of(name)):
+            log.warning("%s: the weights were trained with %s", at, "; ".join(other))
         return files.given(
-            f"zoo.models.{name}.checkpoint",
+            at,
             lambda n: models.build(member.arch, member.args, n, colours),
             member.checkpoint,
             classes,

@@ -1,0 +1,135 @@
+"""Checkpoints against their architecture: checked with the configuration, before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import Settings, Tensors, Tiny, saved, trained, under
+from torch import nn
+
+from kt.data.spec import InputSpec
+from kt.errors import KtError
+from kt.zoo import check, listing, models, registry
+from kt.zoo.spec import FineTune, Member, ZooSpec
+
+INPUT = InputSpec(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+PLAIN = trained()
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> registry.Registry:
+    """timm's models, with outlines made in this process."""
+
+    def outlines(wanted: Any, modules: Any) -> list[Any]:
+        made = listing.outlines(wanted)
+        return [outline if isinstance(outline, str) else registry._slots(outline) for outline in made]
+
+    monkeypatch.setattr(registry, "outlines", outlines)
+    return registry.load()
+
+
+def checked(known: registry.Registry, path: str, needs: int | None = None, colours: int = 3, **member: Any) -> None:
+    zoo = ZooSpec(
+        input=INPUT, models={"a": Member.model_validate({"arch": "test_resnet", "checkpoint": path, **member})}
+    )
+    check.check(zoo, known)
+    check.check_checkpoints(zoo, known, colours, needs)
+
+
+def resnet(classes: int = 5) -> Tensors:
+    torch.manual_seed(0)
+    return models.build("test_resnet", {}, classes, 3).state_dict()
+
+
+def test_the_configuration_is_checked_against_the_files_names(known, tmp_path):
+    path = saved({"state_dict": under("module.", resnet())}, tmp_path / "w.pth")
+    checked(known, path)
+    checked(known, path, 5)
+    with pytest.raises(KtError, match=r"^zoo.models.a.checkpoint: .*w.pth: its head has 5 classes, the data 4; give"):
+        checked(known, path, 4)
+    checked(known, path, 4, finetune=FineTune(mode="linear", epochs=1))
+    checked(known, path, 7, classes=(0, 1, 2, 3, 4))
+    with pytest.raises(KtError, match=r"^zoo.models.a.checkpoint: .*w.pth: not this model's weights.*: missing "):
+        checked(known, path, arch="test_vit")
+    with pytest.raises(KtError, match=r"tensors have another shape than the model's .*conv1.*, not \[\d+, 4, 3, 3\]"):
+        checked(known, path, colours=4)
+    with pytest.raises(KtError, match=r"^zoo.models.a: .*test_resnet cannot be built with .*chanels"):
+        checked(known, path, args={"chanels": 3})
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"arch": "tf_efficientnet_b0"},
+        {"arch": "tf_efficientnet_b0_ns"},
+        {"args": argparse.Namespace(model="tf_efficientnet_b0.ns_jft_in1k")},
+        {"hyper_parameters": Settings(model_name="timm/tf_efficientnet_b0.ns_jft_in1k")},
+        {"args": {"arch": "hf-hub:timm/tf_efficientnet_b0.ns_jft_in1k"}},
+    ],
+)
+def test_a_file_that_names_another_architecture_is_refused_with_both_names(known, tmp_path, beside):
+    path = saved({"state_dict": resnet(), **beside}, tmp_path / "w.pth")
+    with pytest.raises(
+        KtError, match=r"zoo.models.a.arch: 'test_resnet', but .* are of 'tf_efficientnet_b0'; give that"
+    ):
+        checked(known, path)
+
+
+def test_the_hub_names_its_architecture_in_the_header_or_beside_the_file(known, tmp_path):
+    save_file(resnet(), tmp_path / "model.safetensors")
+    path = str(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "test_vit", "num_classes": 5}')
+    with pytest.raises(KtError, match=r"'test_resnet', but .*model.safetensors says .* are of 'test_vit'"):
+        checked(known, path)
+    for text in ('{"architecture": "test_resnet"}', "[]", "{", '{"architectures": ["ViTModel"]}'):
+        (tmp_path / "config.json").write_text(text)
+        checked(known, path)
+    save_file(resnet(), tmp_path / "other.safetensors", {"format": "pt", "arch": "test_vit"})
+    with pytest.raises(KtError, match=r"'test_resnet', but .*other.safetensors says .* are of 'test_vit'"):
+        checked(known, str(tmp_path / "other.safetensors"))
+
+
+@pytest.mark.parametrize("arch", ["test_resnet", "test_resnet.r160_in1k", "TestNet", "resnet20", "", 3, None])
+def test_a_file_that_names_no_other_architecture_is_taken(known, tmp_path, arch):
+    checked(known, saved({"state_dict": resnet(), "arch": arch}, tmp_path / "w.pth"))
+
+
+def test_heads_are_told_from_the_rest_without_a_named_classifier():
+    outline = models.outline(Tiny)
+    assert {name for name, slot in outline.items() if None in slot.shape} == {"head.weight", "head.bias"}
+    assert outline["norm.running_mean"].buffer
+    assert outline["norm.num_batches_tracked"].kind == "whole"
+
+
+def test_outlines_leave_torchs_generator_as_it_was():
+    def stubborn(classes: int) -> nn.Module:
+        assert float(torch.ones(1)) == 1  # without memory there are no values
+        return Tiny(classes)
+
+    for build in (Tiny, stubborn):
+        torch.manual_seed(3)
+        assert models.outline(build).keys() == PLAIN.keys()
+        assert torch.initial_seed() == 3
+        first = torch.rand(1)
+        torch.manual_seed(3)
+        assert torch.equal(torch.rand(1), first)
+
+
+def test_outlines_are_asked_for_once_and_refusals_are_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = []
+
+    def ask(what: str, modules: Any, text: str) -> list[Any]:
+        asked.append(text)
+        return [{"w": {"shape": [2, None], "buffer": False, "kind": "floating", "same": None}}, "refused"]
+
+    monkeypatch.setattr(registry, "_ask", ask)
+    first = registry.outlines([("a", {}, 3), ("b", {}, 3)])
+    assert first == [{"w": models.Slot((2, None))}, "refused"]
+    monkeypatch.setattr(registry, "_ask", lambda what, modules, text: asked.append(text) or ["refused"])
+    assert registry.outlines([("a", {}, 3), ("b", {}, 3)]) == first
+    assert asked == ['[["a", {}, 3], ["b", {}, 3]]', '[["b", {}, 3]]']
