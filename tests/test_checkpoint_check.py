@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from torch import nn
 
 from kt.data.spec import InputSpec
 from kt.errors import KtError
-from kt.zoo import check, listing, models, registry
+from kt.zoo import check, header, listing, models, registry
 from kt.zoo.spec import FineTune, Member, ZooSpec
+from kt.zoo.trained import differing
 
 INPUT = InputSpec(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 PLAIN = trained()
@@ -133,3 +135,43 @@ def test_outlines_are_asked_for_once_and_refusals_are_not_kept(monkeypatch, tmp_
     monkeypatch.setattr(registry, "_ask", lambda what, modules, text: asked.append(text) or ["refused"])
     assert registry.outlines([("a", {}, 3), ("b", {}, 3)]) == first
     assert asked == ['[["a", {}, 3], ["b", {}, 3]]', '[["b", {}, 3]]']
+
+
+def test_files_are_looked_into_without_torch(python, tmp_path):
+    path = saved({"state_dict": under("module."), "args": argparse.Namespace(model="x")}, tmp_path / "w.pth")
+    save_file(PLAIN, tmp_path / "w.safetensors")
+    ended = python(
+        "import sys; from pathlib import Path; from kt.zoo import check, header;"
+        "print([len(header.read('', Path(path)).sets()[0][1]) for path in sys.argv[1:]], 'torch' in sys.modules)",
+        path,
+        tmp_path / "w.safetensors",
+    )
+    assert ended.stdout == "[9, 9] False\n", ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "args", "said"),
+    [
+        ({}, {}, []),
+        ({"args": argparse.Namespace(mean=None, std=None, img_size=None, interpolation="", model_kwargs={})}, {}, []),
+        ({"args": argparse.Namespace(mean=[0.5, 0.5, 0.5], img_size=32, input_size=[3, 32, 32])}, {}, []),
+        ({"args": argparse.Namespace(mean=[0.4, 0.5, 0.5])}, {}, ["mean [0.4, 0.5, 0.5], here (0.5, 0.5, 0.5)"]),
+        ({"args": argparse.Namespace(img_size=224)}, {}, ["size 224, here 32"]),
+        ({"args": {"input_size": (3, 64, 64), "crop_pct": 0.9}}, {}, ["crop_pct 0.9, here 1.0", "size 64, here 32"]),
+        ({"args": argparse.Namespace(bn_eps=0.001)}, {}, ["args.bn_eps 0.001, here None"]),
+        ({"args": argparse.Namespace(bn_eps=0.001)}, {"bn_eps": 1e-3}, []),
+        ({"args": argparse.Namespace(model_kwargs={"act_layer": "gelu"})}, {}, ["args.act_layer gelu, here None"]),
+        ({"args": argparse.Namespace(model_kwargs={"act_layer": "gelu"})}, {"act_layer": "gelu"}, []),
+        ({"args": "--lr 0.1", "config": Settings(mean=nn.Linear(1, 1))}, {}, []),
+    ],
+)
+def test_settings_of_the_training_that_are_not_the_members_are_said(tmp_path, content, args, said):
+    file = header.read("", Path(saved({"state_dict": PLAIN, **content}, tmp_path / "w.pth")))
+    assert differing(file, args, INPUT) == said
+
+
+def test_the_hubs_settings_are_compared_too(tmp_path):
+    save_file(PLAIN, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": {"std": [0.5, 0.5, 0.5], "input_size": [3, 32, 32]}}')
+    file = header.read("", tmp_path / "model.safetensors")
+    assert differing(file, {}, INPUT) == ["std [0.5, 0.5, 0.5], here (0.25, 0.25, 0.25)"]
