@@ -329,6 +329,12 @@ def test_averages_that_are_not_whole_are_said(tmp_path, caplog):
     assert "other weights, not loaded: `ema` (it lacks norm.running_mean)" in caplog.text
 
 
+def test_averages_without_names_are_said(tmp_path, caplog):
+    content = {"model": PLAIN, "ema": {"decay": 0.9, "shadow_params": list(OTHER.values())}}
+    assert equal(loaded(saved(content, tmp_path / "w.pth")), PLAIN)
+    assert "other weights, not loaded: `ema.shadow_params` (it has no names)" in caplog.text
+
+
 def test_a_plain_file_is_loaded_without_a_word(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         loaded(saved(PLAIN, tmp_path / "w.pth"))

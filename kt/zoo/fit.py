@@ -118,7 +118,7 @@ class _Try:
 
     @property
     def averaged(self) -> bool:
-        return bool(AVERAGED & set(re.split(r"[^a-z]+", ".".join((*self.at, self.prefix)).lower())))
+        return _averaged((*self.at, self.prefix))
 
 
 def fit(header: Header, outline: Outline, new_head: bool = False) -> Fit:
@@ -147,7 +147,13 @@ def fit(header: Header, outline: Outline, new_head: bool = False) -> Fit:
     near = [a for a in tries if a.averaged and not chosen.averaged and not a.fits and len(a.missing) < len(outline) / 2]
     unused = [a for a in whole if a is not chosen and a.entries != chosen.entries]
     others = [_where(attempt) for attempt in unused] + [f"{_where(a)} (it lacks {_names(a.missing)})" for a in near]
+    if not chosen.averaged:
+        others += [f"`{'.'.join(map(clip, at))}` (it has no names)" for at in header.lists() if _averaged(at)]
     return Fit(chosen.place, chosen.entries, chosen.outputs, tuple(_groups(chosen.left)), tuple(others))
+
+
+def _averaged(words: Iterable[str]) -> bool:
+    return bool(AVERAGED & set(re.split(r"[^a-z]+", ".".join(words).lower())))
 
 
 def check_head(has: int | None, classes: int, new_head: bool) -> None:

@@ -68,6 +68,10 @@ class Header:
         """All dictionaries with tensors by name, outer ones first, and the keys that lead to them."""
         return list(_sets(self.content, (), set()))
 
+    def lists(self) -> list[tuple[str, ...]]:
+        """Keys that lead to lists of tensors, which have no names."""
+        return list(_lists(self.content, (), set()))
+
     def settings(self) -> list[Mapping[Any, Any]]:
         """What the file says of its training: its own plain values, then those of its settings."""
         inside = self.content if isinstance(self.content, Mapping) else {}
@@ -91,6 +95,17 @@ def _sets(value: Any, at: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tup
     if len(at) < DEPTH:
         for name, item in named.items():
             yield from _sets(item, (*at, name), seen)
+
+
+def _lists(value: Any, at: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, ...]]:
+    if isinstance(value, list | tuple) and any(isinstance(item, Entry) for item in value):
+        yield at
+    if not isinstance(value, dict) or id(value) in seen or len(at) > DEPTH:
+        return
+    seen.add(id(value))
+    for name, item in value.items():
+        if isinstance(name, str):
+            yield from _lists(item, (*at, name), seen)
 
 
 def read(at: str, path: Path) -> Header:
