@@ -88,8 +88,8 @@ class Member(Spec):
     train: Recipe | None = Field(None, description="train it from random weights on the zoo split")
     checkpoint: File | None = Field(
         None,
-        description="file with the model's weights: .safetensors, or .pth, .pt, .th, .bin, .pth.tar, .ckpt, .pkl; as all "
-        "paths relative to this file's folder",
+        description="file with the model's weights: .safetensors, or .pth, .pt, .th, .bin, .pth.tar, .ckpt, .pkl; as "
+        "all paths relative to this file's folder",
     )
     pretrained: bool = Field(False, description="take the weights that timm publishes, from cache or hub")
     finetune: FineTune | None = Field(None, description="fit `checkpoint` or `pretrained` weights to the zoo split")
