@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kt import pairs, places, store
 from kt.complementarity.spec import MEASURES
@@ -13,6 +13,7 @@ from kt.data.labels import known_classes, known_names
 from kt.data.sources import check_source, known_channels, known_count, made_or_named, part_sizes
 from kt.data.spec import SPLITS, DataSpec
 from kt.errors import KtError, listed, quoted
+from kt.experiments.student import as_member
 from kt.spec import Options
 from kt.study import Study
 from kt.transfer import groups
@@ -52,8 +53,7 @@ def check(study: Study) -> Study:
             check_classes(study, names)
         if classes := known_classes(study.data):
             zoo_check.check_heads(zoo, known, classes)
-    if any(member.checkpoint for member in zoo.models.values()):
-        zoo_check.check_checkpoints(zoo, known, known_channels(study.data), classes)
+    check_checkpoints(study, known_channels, classes)
     sizes = study.data.splits
     check_splits(study, {split: images for split in SPLITS if (images := sizes.known(split)) is not None})
     _check_specialists(study)
@@ -64,6 +64,24 @@ def check(study: Study) -> Study:
     _check_complementarity(study)
     pairs.candidates(study.names, study.pairs)
     return study
+
+
+def check_checkpoints(study: Study, channels: Callable[[DataSpec], int], classes: int | None) -> None:
+    """Fail where the checkpoint of a member or a student does not fit; ``kt.zoo.check.check_checkpoints`` says how.
+
+    Args:
+        study: with every member and student complete.
+        channels: gives the colour channels of the images.
+        classes: of the data; None where they are not known yet.
+    """
+    given = {f"zoo.models.{name}": (m, study.zoo.input_of(name)) for name, m in study.zoo.models.items()}
+    for rule, name, experiment in study.each_experiment():
+        member = as_member(experiment.student, study.zoo)
+        given[f"{rule}.{name}.student"] = (member, study.student_input(experiment))
+    if given := {at: (member, spec) for at, (member, spec) in given.items() if member.checkpoint}:
+        colours = channels(study.data)
+        members = {at: (member, max(colours, len(spec.mean))) for at, (member, spec) in given.items()}
+        zoo_check.check_checkpoints(members, study.zoo.modules, registry.load(study.zoo.modules), classes)
 
 
 def check_data(data: DataSpec) -> None:

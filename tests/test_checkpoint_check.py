@@ -39,7 +39,7 @@ def checked(known: registry.Registry, path: str, needs: int | None = None, colou
         input=INPUT, models={"a": Member.model_validate({"arch": "test_resnet", "checkpoint": path, **member})}
     )
     check.check(zoo, known)
-    check.check_checkpoints(zoo, known, colours, needs)
+    check.check_checkpoints({"zoo.models.a": (zoo.models["a"], colours)}, (), known, needs)
 
 
 def resnet(classes: int = 5) -> Tensors:

@@ -98,7 +98,12 @@ def test_the_order_of_class_folders_is_a_key(folder):
 )  # fmt: skip
 def test_the_warning_names_the_key(folder, tmp_path, caplog, data, member, said):
     logits = np.eye(12, dtype=np.float16)[outputs(sorted(NAMES))]
-    predictions.write(tmp_path / "m.safetensors", {"validation": (logits, np.arange(240))}, "print", "data")
+    predictions.write(
+        tmp_path / "m.safetensors",
+        {"validation": (logits, logits.argsort(1)[:, ::-1], np.arange(240))},
+        "print",
+        "data",
+    )
     splits = pd.DataFrame({"row": np.arange(240), "image_id": np.arange(240), "split": "validation"})
     dataset = Dataset(np.zeros((240, 4, 4, 1), np.uint8), LABELS, splits, tuple(NAMES), "hash")
     given = Member.model_validate({"arch": "resnet18", "checkpoint": "w.pth", **member})

@@ -130,17 +130,17 @@ def _bench(
     return Bench(
         at, (chosen.student.arch, chosen.student.args), spec, colours, problem, zoo, dataset, layout.checkpoints,
         study.transfer.checkpoint_seconds, pick_device(study.device, threads), stopping.on_signal(),
-        study.transfer.views, partial(_given, study, chosen.student, colours) if chosen.student.given else None,
+        study.transfer.views, partial(_given, study, at, chosen.student, colours) if chosen.student.given else None,
     )  # fmt: skip
 
 
-def _given(study: Study, student: Student, colours: int, classes: int) -> nn.Module:
+def _given(study: Study, at: str, student: Student, colours: int, classes: int) -> nn.Module:
     """A student with the weights that it begins with, and a fresh head where theirs has another class count."""
     from kt.zoo import models, weights
 
     if student.checkpoint:
         build = partial(models.build, student.arch, student.args, channels=colours)
-        return weights.given(build, student.checkpoint, classes, new_head=True)
+        return weights.given(f"{at}.student.checkpoint", build, student.checkpoint, classes, new_head=True)
     has = registry.load(study.zoo.modules).tags[student.arch].num_classes
     model = weights.pretrained(student.arch, student.args, colours, has)
     return model if has == classes else weights.with_new_head(model, classes)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kt import predictions, schema, store, tables
-from kt.check import check_classes, check_splits
+from kt.check import check_checkpoints, check_classes, check_splits
 from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.data.listing import ORDERS
@@ -22,7 +22,7 @@ from kt.stages.common import build, known_model, metadata, pick_device
 from kt.study import Study
 from kt.zoo import order, overrides, registry
 from kt.zoo import preview as previewing
-from kt.zoo.check import check_checkpoints, check_heads
+from kt.zoo.check import check_heads
 from kt.zoo.classes import labels_of, positions
 
 log = logging.getLogger(__name__)
@@ -33,9 +33,8 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     facts = datasets.write(layout.data, study.data, threads, partial(check_splits, study))
     dataset = Dataset.open(layout.data)
     check_classes(study, dataset.class_names)
-    known = registry.load(study.zoo.modules)
-    check_heads(study.zoo, known, dataset.classes)
-    check_checkpoints(study.zoo, known, dataset.channels, dataset.classes)
+    check_heads(study.zoo, registry.load(study.zoo.modules), dataset.classes)
+    check_checkpoints(study, lambda _: dataset.channels, dataset.classes)
     wanted = {name: math.floor((spec := study.zoo.input_of(name)).size / spec.crop_pct) for name in study.members}
     if small := [f"{name} ({side})" for name, side in wanted.items() if study.data.size and side > study.data.size]:
         log.warning("data: images of %d pixels are enlarged for %s", study.data.size, listed(small))
@@ -73,7 +72,7 @@ def _warn_of_order(study: Study, name: str, dataset: Dataset, path: Path) -> Non
     """Say where a model's outputs fit the classes far better in another order, by the validation images."""
     classes = labels_of(name, study.zoo.models[name], dataset.class_names)
     labels = positions(dataset.labels[dataset.rows("validation")], classes)
-    predicted = predictions.read(path, "validation").logits.argmax(1)
+    predicted = predictions.read(path, "validation").predicted
     if not (labels >= 0).any():
         return
     names = [dataset.class_names[label] for label in classes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kt import store
@@ -95,34 +95,34 @@ def check_heads(zoo: ZooSpec, known: Registry, classes: int) -> None:
         )
 
 
-def check_checkpoints(zoo: ZooSpec, known: Registry, colours: int, classes: int | None) -> None:
+def check_checkpoints(
+    members: Mapping[str, tuple[Member, int]], modules: Sequence[str], known: Registry, classes: int | None
+) -> None:
     """Fail where a checkpoint is not its member's architecture, or its head has another class count than the data.
 
     Args:
-        zoo: with every member complete.
-        known: what timm and the user's modules register.
-        colours: channels of the images.
+        members: those with a checkpoint, by their place in the configuration, and the colour channels that they see.
+        modules: the user's, which register models.
+        known: what timm and these modules register.
         classes: of the data; None where they are not known yet.
 
     Raises:
         KtError: naming the member, the file and what helps.
     """
-    given = {name: member for name, member in zoo.models.items() if member.checkpoint}
-    files = {name: header.read(f"zoo.models.{name}.checkpoint", Path(str(m.checkpoint))) for name, m in given.items()}
-    for name, file in files.items():
-        _check_arch(f"zoo.models.{name}", given[name].arch, file, known)
-    wanted = [(member.arch, member.args, max(colours, len(zoo.input_of(name).mean))) for name, member in given.items()]
-    for (name, member), outline in zip(
-        given.items(), registry.outlines(wanted, zoo.modules) if wanted else (), strict=True
-    ):
+    files = {at: header.read(f"{at}.checkpoint", Path(str(member.checkpoint))) for at, (member, _) in members.items()}
+    for at, (member, _) in members.items():
+        _check_arch(at, member.arch, files[at], known)
+    wanted = [(member.arch, member.args, colours) for member, colours in members.values()]
+    outlines = registry.outlines(wanted, modules) if wanted else []
+    for (at, (member, _)), outline in zip(members.items(), outlines, strict=True):
         if isinstance(outline, str):
-            raise KtError(f"zoo.models.{name}: {outline}")
+            raise KtError(f"{at}: {outline}")
         new_head, needs = member.finetune is not None, len(member.classes or ()) or classes
         try:
-            has = fit(files[name], outline, new_head).outputs
+            has = fit(files[at], outline, new_head).outputs
             check_head(has, needs or has or 0, new_head)
         except KtError as error:
-            raise KtError(f"zoo.models.{name}.checkpoint: {member.checkpoint}: {error}") from error
+            raise KtError(f"{at}.checkpoint: {member.checkpoint}: {error}") from error
 
 
 def _check_arch(at: str, arch: str, file: Header, known: Registry) -> None:
