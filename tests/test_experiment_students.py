@@ -66,7 +66,7 @@ def keys(study: Study) -> set[str]:
 )
 def test_a_student_is_checked_as_a_member_is(tmp_path, monkeypatch, student, line):
     for name in ("w.pth", "w.zip"):
-        (tmp_path / name).touch()
+        torch.save(net(5).state_dict(), tmp_path / name)
     with pytest.raises(KtError, match=line.replace("^", "^c.yaml: " if "unknown key" in line else "^")) as caught:
         checked(study_with(**student), tmp_path, monkeypatch)
     assert "\n" not in str(caught.value)
