@@ -34,7 +34,7 @@ STUDY: dict[str, Any] = {
     "pairs": {"select": "all"},
     "transfer": {"methods": {"kl_dp": {}}, "seeds": [0], "training": {"epochs": 24, "batch_size": 10, "lr": 1e-3}},
 }
-TABLE = "transfer/mixer/0.parquet"
+TABLE = "results/transfer/mixer/0.parquet"
 HERE = ["--cores", "1"]
 CLUSTER = ["--profile", str(ROOT / "slurm"), "--submitit-cluster", "local", "--submitit-poll-seconds", "1"]
 CLUSTER += ["--submitit-poll-max-seconds", "2", "--submitit-grace-seconds", "5"]
@@ -69,9 +69,7 @@ def undisturbed(prepared: Path) -> pd.DataFrame:
 @pytest.fixture
 def study(prepared: Path, tmp_path: Path) -> Path:
     """A copy of the study, in a folder that has nothing else of the clone."""
-    folder = Path(shutil.copytree(prepared, tmp_path / "elsewhere"))
-    (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, "results": str(folder / "results")}))
-    return folder
+    return Path(shutil.copytree(prepared, tmp_path / "elsewhere"))
 
 
 def command(*arguments: str) -> list[str]:
@@ -104,9 +102,7 @@ def test_a_signal_to_snakemake_alone_stops_the_trainings_which_go_on_with_the_ne
     study: Path, undisturbed: pd.DataFrame, how: list[str], number: signal.Signals
 ) -> None:
     with (study / "out.txt").open("w") as out:
-        process = subprocess.Popen(
-            command(*how, "--", f"{study}/results/{TABLE}"), cwd=study, stdout=out, stderr=out, text=True
-        )
+        process = subprocess.Popen(command(*how, "--", TABLE), cwd=study, stdout=out, stderr=out, text=True)
     try:
         wait_for_steps(study, 20, process)
         process.send_signal(number)
@@ -119,10 +115,10 @@ def test_a_signal_to_snakemake_alone_stops_the_trainings_which_go_on_with_the_ne
     (step,) = re.findall(r"stopped by a signal after step (\d+)", log.read_text())
     assert int(step) < 480
 
-    again = run(study, *how, "--", f"{study}/results/{TABLE}")
+    again = run(study, *how, "--", TABLE)
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"goes on from its checkpoint after step {step}: 0 steps are done twice" in log.read_text()
-    table = pd.read_parquet(study / "results" / TABLE)
+    table = pd.read_parquet(study / TABLE)
     pd.testing.assert_frame_equal(table.drop(columns="seconds"), undisturbed.drop(columns="seconds"), check_exact=True)
     if how is CLUSTER:  # asked from anywhere, of a run whose profile lies elsewhere
         record = subprocess.run(
@@ -136,14 +132,14 @@ def test_a_signal_to_snakemake_alone_stops_the_trainings_which_go_on_with_the_ne
 @pytest.mark.parametrize("how", [HERE, CLUSTER], ids=["here", "as on a cluster"])
 def test_a_folder_in_use_is_one_line(study: Path, how: list[str]) -> None:
     with store.lock(study / "results"):
-        refused = run(study, *how, "--", f"{study}/results/{TABLE}")
+        refused = run(study, *how, "--", TABLE)
     assert refused.returncode == 1
     after = refused.stderr[refused.stderr.index("total ") :].splitlines()[1:]
     holder = f"process {os.getpid()} on {os.uname().nodename}"
     assert [line for line in after if line] == [
-        f"results: {study}/results is in use by another run ({holder}); wait for it or stop it"
+        f"results: results is in use by another run ({holder}); wait for it or stop it"
     ]
-    assert not (study / "results" / TABLE).exists()
+    assert not (study / TABLE).exists()
 
 
 @pytest.mark.parametrize("how", [[], CLUSTER], ids=["here", "the profile by its path"])
