@@ -153,9 +153,9 @@ def test_a_study_outside_the_clone_is_planned_with_the_clones_profiles(study: Pa
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Sets the signals' handlers back."""
+    """Sets the signals' handlers to their defaults, as `nohup` ignores some, and back."""
     numbers = (*stopping.SIGNALS, signal.SIGUSR2)
-    before = [signal.getsignal(number) for number in numbers]
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)

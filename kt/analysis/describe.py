@@ -42,7 +42,7 @@ def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_with
         equal_within: percentage points; a teacher this close to its student counts as equal.
 
     Returns:
-        The columns of ``methods`` in ``kt/schema_study.py``; groups without a finished pair are left out. Errors are
+        The columns of ``methods`` in ``kt/schema_study.py``, parameters unknown; groups without a finished pair are left out. Errors are
         infinite where a group holds one pair.
     """
     pairs = pair_deltas(transfers, complementarity)
@@ -58,7 +58,7 @@ def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_with
             if len(of_group := _in_group(pairs[pairs["method"] == method], group)):
                 left_out = _in_group(failed[failed["method"] == method], group)["key"].nunique()
                 rows.append(_row(method, group, of_group, left_out) | _beyond(taught, of_group))
-    table = pd.DataFrame(rows, columns=arrow_schema("methods").names)
+    table = pd.DataFrame(rows, columns=arrow_schema("methods").names).assign(parameters=None)
     return table.astype({"control": bool, "uses_labels": bool, "trains": bool})  # also where there is no row
 
 

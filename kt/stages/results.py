@@ -38,7 +38,7 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     plan = study.transfer
     ran = choice.resolve(plan.methods.chosen(), plan.candidates(), layout.table("search"))
     texts = {name: json.dumps(method.parameters(), sort_keys=True) for name, method in ran.items()}
-    summary["parameters"] = summary["method"].map(texts)
+    summary["parameters"] = [texts.get(method) for method in summary["method"]]
     made = {
         "transfers": transfers,
         "complementarity": scores,
