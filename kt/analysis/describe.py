@@ -42,8 +42,8 @@ def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_with
         equal_within: percentage points; a teacher this close to its student counts as equal.
 
     Returns:
-        The columns of ``methods`` in ``kt/schema_study.py``, parameters unknown; groups without a finished pair are left out. Errors are
-        infinite where a group holds one pair.
+        The columns of ``methods`` in ``kt/schema_study.py``, parameters unknown; groups without a finished pair are
+        left out. Errors are infinite where a group holds one pair.
     """
     pairs = pair_deltas(transfers, complementarity)
     pairs["group"] = group_of(pairs["acc_difference"], equal_within)
