@@ -192,8 +192,8 @@ import subprocess, sys, threading
 from kt import stopping
 stopping.end_stages_too()
 shell = subprocess.Popen(["bash", "-c", "sleep 1; cd $1; $0 -m kt; echo ended", sys.executable, sys.argv[1]])
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     threading.Event().wait()
 except KeyboardInterrupt:
     shell.wait()
