@@ -86,12 +86,12 @@ CAPTIONS = {
     ),
     "property_effects": Caption(
         "predicts",
-        "Which properties go with the gain",
+        "Which properties correlate with the gain",
         "Effect of every property on the transfer delta with 95 % intervals, alone and at equal accuracy difference, a "
         "panel a method.",
-        "A filled mark is a property that goes with the gain beyond chance, all properties tried considered. Grey bars "
-        "are the intervals that one would get by taking pairs for independent: where they exclude zero and the "
-        "coloured line does not, the usual analysis would have claimed too much.",
+        "A filled mark is a property that correlates with the gain beyond chance, corrected for all properties tried. "
+        "Grey bars are the intervals that one would get by taking pairs for independent: where they exclude zero and "
+        "the coloured line does not, the usual analysis would have claimed too much.",
     ),
     "predicted_vs_measured": Caption(
         "predicts",

@@ -45,14 +45,12 @@ def check(study: Study) -> Study:
     }
     study = study.model_copy(update={"zoo": zoo, **experiments})
     check_data(study.data)
-    classes = None
-    if not (study.layout.data / "meta.json").exists():  # else the stage `data` has looked closer
-        if study.data.is_folder:
-            check_folder(study.data)
-        if names := known_names(study.data):
-            check_classes(study, names)
-        if classes := known_classes(study.data):
-            zoo_check.check_heads(zoo, known, classes)
+    if study.data.is_folder and not (study.layout.data / "meta.json").exists():  # else `data` has looked closer
+        check_folder(study.data)
+    if names := known_names(study.data):
+        check_classes(study, names)
+    if classes := known_classes(study.data):
+        zoo_check.check_heads(zoo, known, classes)
     check_checkpoints(study, known_channels, classes)
     sizes = study.data.splits
     check_splits(study, {split: images for split in SPLITS if (images := sizes.known(split)) is not None})

@@ -125,6 +125,16 @@ def test_the_ladder_gives_a_constant_nothing_and_the_planted_gap_its_due():
     assert TREES in of_students.index
 
 
+def test_a_shortlist_saves_hours_only_where_a_student_has_more_teachers_than_it_lists():
+    made = pd.DataFrame({"repeat": 0, "fold": 0, "student": ["a"] * 3 + ["b"] * 4, "hours": 1.0})
+    made["delta"] = made["predicted"] = [1.0, 2, 3, 4, 3, 2, 1]
+    assert heldout._ranking(made)["hours_saved_3"] == pytest.approx(25)  # of b's four teachers; a has but three
+    few = heldout._ranking(made[made["student"] == "a"])
+    assert np.isnan(few["hours_saved_3"])
+    assert np.isnan(few["regret_3"])
+    assert few["hours_saved_1"] == pytest.approx(100 * 2 / 3)
+
+
 def test_static_rankers_stand_on_the_ladder_and_rank_teachers_alike_for_every_student():
     outcomes = gather(prepare(*zoo_of(12, slope=2.0)))[0]
     held = heldout.hold_out(outcomes, np.random.default_rng(0))

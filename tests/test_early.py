@@ -77,7 +77,12 @@ def test_classes_are_counted_where_that_is_quick(pictures):
 def test_the_head_of_a_safetensors_file_is_checked_from_its_header(tmp_path, prefix):
     model, file = timm.create_model("test_byobnet", num_classes=7, in_chans=1), tmp_path / "seven.safetensors"
     weights.save_file({f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}, file)
-    with pytest.raises(KtError, match=r"zoo.models.x: its head has 7 classes, the data 10; give `finetune`"):
+    other = r"zoo.models.x.checkpoint: .*seven.safetensors: its head has 7 classes, the data 10; give `finetune`"
+    with pytest.raises(KtError, match=other):
+        load(tmp_path, {"source": "digits"}, checkpoint=str(file))
+    (tmp_path / "results/data").mkdir(parents=True)
+    (tmp_path / "results/data/meta.json").write_text("{}")
+    with pytest.raises(KtError, match=other):  # also once the images are decoded
         load(tmp_path, {"source": "digits"}, checkpoint=str(file))
     load(
         tmp_path,

@@ -151,6 +151,12 @@ def test_a_study_outside_the_clone_is_planned_with_the_clones_profiles(study: Pa
     assert not (study / "slurm_logs").exists()
 
 
+def test_jobs_of_a_cluster_need_no_default_resources(study: Path) -> None:
+    (study / "results/data/meta.json").unlink()
+    done = run(study, "--executor", "submitit", *CLUSTER[2:], "--jobs", "1", "--", "results/data/meta.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Sets the signals' handlers to their defaults, as `nohup` ignores some, and back."""

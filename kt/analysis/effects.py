@@ -1,4 +1,4 @@
-"""Which properties go with gains: a regression for every property, with errors and tests that know shared models.
+"""Properties that correlate with gains: a regression for every property, with errors and tests that know shared models.
 
 Every property is tried alone and with the accuracy difference held fixed, and all together where there are models
 enough. pos_flips − neg_flips = accuracy difference exactly, so no regression contains all three: with two of them the

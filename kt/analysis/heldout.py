@@ -145,7 +145,7 @@ def _ranking(made: pd.DataFrame) -> dict[str, Any]:
     """
     taus: list[float] = []
     regrets: dict[int, list[float]] = {k: [] for k in TOP}
-    spent = dict.fromkeys((*TOP, 0), 0.0)
+    whole, spent = dict.fromkeys(TOP, 0.0), dict.fromkeys(TOP, 0.0)
     number = made.groupby(["repeat", "fold", "student"], sort=False).ngroup()
     step = -(-(1 + int(number.max())) // MOST_RANKINGS)
     for _, group in made[number % step == 0].groupby(number, sort=False):
@@ -156,17 +156,17 @@ def _ranking(made: pd.DataFrame) -> dict[str, Any]:
         if np.ptp(delta) > 0:
             taus.append(float(weightedtau(delta, predicted).statistic) if np.ptp(predicted) > 1e-12 else 0.0)
         best_first = np.argsort(-predicted, kind="stable")
-        spent[0] += hours.sum()
         for k in TOP:
             if len(delta) <= k:
                 continue
             regrets[k].append(float(delta.max() - _best_taken(delta, predicted, k)))
+            whole[k] += hours.sum()
             spent[k] += hours[best_first[:k]].sum()
     return {
         "students": made["student"].nunique(),
         "tau": _mean(taus),
         **{f"regret_{k}": _mean(regrets[k]) for k in TOP},
-        **{f"hours_saved_{k}": _saved(spent[0], spent[k]) for k in TOP},
+        **{f"hours_saved_{k}": _saved(whole[k], spent[k]) for k in TOP},
     }
 
 

@@ -42,7 +42,7 @@ def summary(tables: Tables, inputs: Inputs, outcomes: list[Outcomes], bootstrap:
     parts = [
         ("What was analysed", list(_size(inputs, outcomes))),
         ("What each method does", list(_gains(tables))),
-        ("Which properties go with gains", list(_properties(tables, outcomes))),
+        ("Which properties correlate with gains", list(_properties(tables, outcomes))),
         ("Can gains be predicted for models never seen", list(_prediction(tables))),
         ("What cannot be said", list(_unsaid(tables, inputs, outcomes))),
         ("How", list(_how(bootstrap, outcomes))),

@@ -39,6 +39,7 @@ def flips_concentration(tables: Tables) -> Drawing:
     enough = data[data["flips"] >= ENOUGH]
     _areas(holding, enough, classes)
     _similarity(similar, enough)
+    style.legend_above(figure, [entropy])
     style.footer(
         figure,
         f"{style.scored(tables)}; middle and right: the {len(enough)} pairs with at least {ENOUGH} positive flips;"
@@ -87,8 +88,7 @@ def _entropy(axes: Axes, data: pd.DataFrame, classes: int | None) -> None:
         axes.plot(grid, even_entropy(grid, classes), color=GREY, linewidth=1.4, zorder=0)
     axes.set(xlabel="positive flips (test images)", ylabel="entropy over classes (nats)")
     style.log_scale(axes, float(data["flips"].min()) / 1.3, float(data["flips"].max()) * 1.3)
-    axes.set_ylim(bottom=0)
-    style.legend_marks(axes.legend(loc="lower right", handletextpad=0.1, borderaxespad=0.1))
+    axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])  # flips of a single class lie at 0, their marks seen whole
 
 
 def _areas(axes: Axes, data: pd.DataFrame, classes: int | None) -> None:

@@ -73,7 +73,7 @@ def predictor_ladder(tables: Tables) -> Drawing:
         figure,
         f"{style.transferred(tables)}; {counted(int(data['models'].max()), 'model')}. Every prediction is for models"
         f" that were held out in every role. R² 0: as good as the mean of the pairs learned from.{ceiling}{worse}",
-        "One estimate each, without a standard error, from folds dealt anew: hold small differences for chance.",
+        "One estimate each, without a standard error, over random folds: small differences may be chance.",
     )
     return Drawing(figure, data)
 

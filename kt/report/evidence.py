@@ -44,10 +44,10 @@ def _held(h: Held | None) -> list[Cell]:
 
 
 def variance(tables: Tables) -> Grid:
-    """Whose doing the differences between pairs are."""
+    """Variance components of delta over pairs."""
     frame = tables.analysis["variance"]
     return grid(
-        "Whose doing the differences are: shares of the variance of delta between pairs, in percent.",
+        "Variance components: shares of the variance of delta between pairs, in percent.",
         frame.assign(shown=_shown(frame)),
         [
             ("method", name("shown")),

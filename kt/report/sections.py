@@ -95,8 +95,8 @@ def _predicts(facts: Facts) -> Part:
         [
             "R² is measured against the mean of the pairs learned from, so that a constant has 0. The ceiling is what"
             " chance of the seeds leaves to predict. The gain is the whole delta, of which the student would have had"
-            " a part without a teacher: a property that goes with it may only say how much room the student had. These"
-            " are associations: models were found, not assigned."
+            " a part without a teacher: a property that correlates with it may only say how much room the student had."
+            " These are associations: models were found, not assigned."
         ],
     )
 

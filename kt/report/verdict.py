@@ -98,7 +98,8 @@ def _transfers(compared: list[Held], taught: pd.DataFrame) -> Iterator[str]:
     else:
         yield "No transfer of knowledge is shown: no method clearly gains more than its control without a teacher."
     if rest:
-        yield f"Not so {listing([_fails(h) for h in rest])}."
+        what = "No clear gain over the control" if ahead else "Differences from the controls"
+        yield f"{what}: {listing([_fails(h) for h in rest])}."
     harmful = [h for h in everyone if clear_sign(h.delta, h.delta_se) < 0]
     if harmful:
         yield f"On average {listing([f'`{h.method}`' for h in harmful])} even clearly lowers accuracy."
@@ -146,19 +147,20 @@ def _properties(tables: Tables, method: str) -> Iterator[str]:
     clear = tried[tried["p_bh"] < CLEAR].sort_values(["p_bh", "p"], kind="stable")
     what = counted(len(tried), "property") if len(tried) == 1 else f"{len(tried)} properties"
     if clear.empty:
-        yield f"Of {what} of the two models none clearly goes with the gain of `{method}`."
+        yield f"Of {what} of the two models none clearly correlates with the gain of `{method}`."
     else:
         first = [f"{words(r['property'])} ({with_error(r['effect'], r['se'])})" for r in records(clear)]
         more = f" and {len(first) - MOST_PROPERTIES} more" if len(first) > MOST_PROPERTIES else ""
+        named = ", ".join(first[:MOST_PROPERTIES]) + more if more else listing(first)
         yield (
-            f"The gain of `{method}` goes with {listing(first[:MOST_PROPERTIES]) if not more else ', '.join(first[:4])}"
-            f"{more}, in points per standard deviation (of {what} tried, corrected for that)."
+            f"The gain of `{method}` correlates with {named}, in points per standard deviation (of {what} tried,"
+            " corrected for that)."
         )
     variance = tables.analysis["variance"]
     for row in records(variance[(variance["method"] == method) & variance["student"].notna()]):
         yield (
-            f"Of the differences between pairs {number(row['student'], 0)} % go with who the student is and"
-            f" {number(row['teacher'], 0)} % with who the teacher is."
+            f"Of the variance between pairs {number(row['student'], 0)} % is due to the student and"
+            f" {number(row['teacher'], 0)} % to the teacher."
         )
 
 

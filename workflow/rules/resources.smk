@@ -7,8 +7,9 @@ from kt.transfer.units import seeds_of
 
 def site(name, otherwise):
     """A whole number among the profile's `default-resources`."""
-    given = workflow.resource_settings.default_resources
-    value = given.get(name).value if given and name in given else None
+    given = (workflow.resource_settings.default_resources or {}).get(name)
+    # Without a profile, jobs are handed Snakemake's own defaults: formulas of a rule's input, of no use here.
+    value = None if given is None or given.is_evaluable() else given.value
     return value if isinstance(value, int) else otherwise
 
 
