@@ -45,14 +45,12 @@ def check(study: Study) -> Study:
     }
     study = study.model_copy(update={"zoo": zoo, **experiments})
     check_data(study.data)
-    classes = None
-    if not (study.layout.data / "meta.json").exists():  # else the stage `data` has looked closer
-        if study.data.is_folder:
-            check_folder(study.data)
-        if names := known_names(study.data):
-            check_classes(study, names)
-        if classes := known_classes(study.data):
-            zoo_check.check_heads(zoo, known, classes)
+    if study.data.is_folder and not (study.layout.data / "meta.json").exists():  # else `data` has looked closer
+        check_folder(study.data)
+    if names := known_names(study.data):
+        check_classes(study, names)
+    if classes := known_classes(study.data):
+        zoo_check.check_heads(zoo, known, classes)
     check_checkpoints(study, known_channels, classes)
     sizes = study.data.splits
     check_splits(study, {split: images for split in SPLITS if (images := sizes.known(split)) is not None})
@@ -118,6 +116,10 @@ def check_images(study: Study) -> None:
     for part, takes in shares.pools(splits, sizes.default).items():
         counts |= shares.counts(takes, sizes.images.get(part, 0), part)
     check_splits(study, counts)
+    for name, member in study.zoo.models.items():
+        recipe, key = member.train or member.finetune, "train" if member.train else "finetune"
+        if recipe and recipe.batch_size > (most := recipe.images or counts.get("zoo", recipe.batch_size)):
+            raise KtError(f"zoo.models.{name}.{key}.batch_size: {recipe.batch_size} is larger than its {most} images")
 
 
 def check_classes(study: Study, known: Sequence[str]) -> None:
