@@ -116,6 +116,10 @@ def check_images(study: Study) -> None:
     for part, takes in shares.pools(splits, sizes.default).items():
         counts |= shares.counts(takes, sizes.images.get(part, 0), part)
     check_splits(study, counts)
+    for name, member in study.zoo.models.items():
+        recipe, key = member.train or member.finetune, "train" if member.train else "finetune"
+        if recipe and recipe.batch_size > (most := recipe.images or counts.get("zoo", recipe.batch_size)):
+            raise KtError(f"zoo.models.{name}.{key}.batch_size: {recipe.batch_size} is larger than its {most} images")
 
 
 def check_classes(study: Study, known: Sequence[str]) -> None:

@@ -80,7 +80,7 @@ FORMS: dict[str, Any] = {
     "parameters.pth": {n: nn.Parameter(t) if t.is_floating_point() else t for n, t in PLAIN.items()},
     **{f"{name}.pth": {"model": OTHER, name: PLAIN} for name in (
         "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "averaged_model", "swa_model", "shadow_params",
-        "EMA",
+        "EMA", "modelEma", "EMAModel",
     )},
     "ema.pth": {"model": OTHER, "ema": {"module": PLAIN, "decay": 0.99}},
     **{f"beside-{name}.pth": {"state_dict": PLAIN, name: extra} for name, extra in EXTRAS.items()},
@@ -98,8 +98,9 @@ def test_forms_that_are_clear_are_loaded(tmp_path, name, zipped):
 def test_the_content_says_the_format_not_the_name(tmp_path, suffix):
     save_file(under("module."), tmp_path / f"w{suffix}", {"format": "pt"})
     assert equal(loaded(str(tmp_path / f"w{suffix}")), PLAIN)
-    if suffix != ".safetensors":
-        assert equal(loaded(saved(PLAIN, tmp_path / f"t{suffix}")), PLAIN)
+    for zipped in (True, False):
+        path = saved(PLAIN, tmp_path / f"t{suffix}", _use_new_zipfile_serialization=zipped)
+        assert equal(loaded(path), PLAIN)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -425,3 +426,12 @@ def test_damage_among_the_numbers_is_found(tmp_path):
     content[at + 3] ^= 1
     path.write_bytes(content)
     refused(str(path), r"w.pth: weights cannot be read \(.*CRC")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(torch.Tensor.to_sparse, "sparse"), (lambda t: t.to("meta"), "without numbers")]
+)
+def test_tensors_without_numbers_in_order_are_named(tmp_path, make, kind):
+    content = {**PLAIN, "head.weight": make(PLAIN["head.weight"])}
+    with pytest.raises(KtError, match=rf"1 tensors have .*: head.weight is {kind}"):
+        loaded(saved(content, tmp_path / "w.pth"))

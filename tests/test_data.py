@@ -82,6 +82,7 @@ def test_an_npz_file_may_hold_official_parts(tmp_path):
         ({"images": images_of(), "labels": np.arange(5.0)}, "labels are float64"),
         ({"images": images_of(), "labels": np.arange(5) - 1}, "need integers ≥ 0"),
         ({"images": images_of(), "labels": np.array([None] * 5)}, r"not a readable \.npz file"),
+        ({"images": images_of().transpose(0, 3, 1, 2), "labels": np.arange(5)}, r"colours first; need .*transpose"),
         ({"images": np.asfortranarray(images_of()), "labels": np.arange(5)}, r"not a readable \.npz file"),
     ],
 )

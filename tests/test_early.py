@@ -13,7 +13,7 @@ from PIL import Image
 from studies import small_zoo
 
 from kt import config
-from kt.check import check
+from kt.check import check, check_images
 from kt.data.labels import known_classes
 from kt.data.spec import DataSpec
 from kt.errors import KtError
@@ -96,3 +96,14 @@ def test_the_head_of_a_safetensors_file_is_checked_from_its_header(tmp_path, pre
 def test_published_heads_are_checked_at_once(tmp_path):
     with pytest.raises(KtError, match=r"zoo.models.x: its head has 1000 classes, the data 10"):
         load(tmp_path, {"source": "digits"}, arch="test_vit.r160_in1k", pretrained=True)
+
+
+def test_a_split_that_is_smaller_than_a_batch_of_a_recipe_is_found_by_config_check(tmp_path):
+    study = load(tmp_path, {"source": "digits"}, train={"epochs": 1, "batch_size": 9})
+    with pytest.raises(KtError, match=r"zoo.models.y.train.batch_size: 32 is larger than its 9 images"):
+        check_images(study)
+    file, finetune = tmp_path / "w.safetensors", {"mode": "linear", "epochs": 1, "batch_size": 10}
+    weights.save(timm.create_model("test_byobnet", in_chans=1), file)
+    study = load(tmp_path, {"source": "digits"}, checkpoint=str(file), finetune=finetune)
+    with pytest.raises(KtError, match=r"zoo.models.x.finetune.batch_size: 10 is larger than its 9 images"):
+        check_images(study)

@@ -52,6 +52,11 @@ def test_a_part_that_is_not_there_is_answered_with_those_that_are(tmp_path):
             "folders are called like official parts",
         ),
         (["train2017", "val2017"], "its folders are called like official parts: train2017, val2017; name them in data"),
+        (["trainset/a", "trainset/b", "testset/a", "testset/b"], "called like official parts: testset, trainset"),
+        (
+            ["images/TRAIN/a", "images/VAL/a", "extra/a"],
+            "these folders hold official parts, not images: images; is one",
+        ),
         (["cifar/train/a", "cifar/test/a", "mnist/train/a", "mnist/test/a"], "folders hold official parts, not images"),
     ],
 )
@@ -85,6 +90,8 @@ def test_parts_whose_classes_do_not_meet_are_refused(tmp_path):
     assert "no class of train has an image in val: train has a, b; val has images" in refusal(tmp_path, **VAL)
     fill(tmp_path / "case", "train/Cat", "train/dog", "val/cat", "val/dog")
     assert "the class 'cat' is called 'Cat' in train; give it one name" in refusal(tmp_path / "case", **VAL)
+    fill(tmp_path / "space", "train/cat", "train/dog", "val/cat ", "val/dog")
+    assert "the class 'cat ' is called 'cat' in train; give it one name" in refusal(tmp_path / "space", **VAL)
     fill(tmp_path / "both", "train/A", "train/a", "val/A", "val/a")
     assert list(by_class(tmp_path / "both", **VAL)) == ["A", "a"]
 

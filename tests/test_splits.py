@@ -127,3 +127,11 @@ def test_parts_that_are_not_there_give_one_line():
         assign(np.zeros(100, np.int64), split_sizes(test={"part": "vall"}), 0, PARTS)
     with pytest.raises(KtError, match=r"test.part: the data set has no official parts"):
         assign(np.zeros(100, np.int64), split_sizes(test={"part": "val"}), 0)
+
+
+def test_files_of_images_may_spell_accents_otherwise_than_the_disk(tmp_path):
+    (tmp_path / "test.txt").write_text("caf\u00e9/1.png\n", encoding="utf-8")
+    names = ["cafe\u0301/0.png", "cafe\u0301/1.png", "b/0.png", "b/1.png"]
+    sizes = split_sizes(test={"file": str(tmp_path / "test.txt")})
+    frame = assign(np.array([0, 0, 1, 1]), sizes, 0, names=names)
+    assert frame[frame["split"] == "test"]["name"].tolist() == [names[1]]

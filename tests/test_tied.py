@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -87,3 +88,35 @@ def test_a_model_that_gives_logits_is_taken():
         if next(model.parameters()).dtype == torch.float32:
             models.check_outputs(models.run_once(model, image)[1], 3)
     models.check_outputs(torch.zeros(1, 3, dtype=torch.bfloat16), 3)
+
+
+class InTraining(Tiny):
+    """Gives something else while it is trained, as torchvision's Inception does."""
+
+    def __init__(self, given: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.before, self.given = nn.BatchNorm2d(1), given
+
+    def forward(self, x: torch.Tensor) -> Any:
+        found = super().forward(self.before(x))
+        return self.given(found) if self.training else found
+
+
+def test_what_a_model_gives_in_training_is_looked_at_and_the_model_is_left_as_it_was() -> None:
+    model = InTraining(lambda x: x).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    models.check_training(model, (1, 8, 8), 3)
+    assert not model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    for given, line in (
+        (
+            lambda x: (x, x),
+            r"in training the model gives a tuple for two images; needed: one tensor of logits, \[2, 3\]",
+        ),
+        (lambda x: x[:1], r"in training the model gives \[1, 3\] for two images"),
+        (lambda x: x @ x, "the model cannot be trained: RuntimeError: .*shapes cannot be multiplied"),
+    ):
+        with pytest.raises(KtError, match=line):
+            models.check_training(InTraining(given), (1, 8, 8), 3)

@@ -192,3 +192,63 @@ def test_torchvisions_folders_keep_their_order_and_lose_hidden_classes(tmp_path)
     assert data.left_out == {"below .ipynb_checkpoints": 1, "below @eaDir": 1}
     images = [fit(call(), 40, 1) for call in data.stream(np.arange(4))]
     assert np.array_equal(images[1][..., 0], deep >> 8)
+
+
+def tar_of(folder, *names: str):
+    for i, name in enumerate(names):
+        save_image(folder / "s" / name, seed=i)
+    with tarfile.open(folder / "s.tar", "w") as tar:
+        tar.add(folder / "s", ".")
+    return spec_of(folder / "s.tar", size=8)
+
+
+@pytest.mark.parametrize(
+    ("names", "two"),
+    [
+        (["train/a/0.png", "train/b/0.png", "val/a/0.png"], "'train/a' and in 'val/a'"),
+        (["apple/red/0.png", "car/red/0.png"], "'apple/red' and in 'car/red'"),
+        (["a/0.png", "a/deep/1.png", "b/0.png"], "'a' and in 'a/deep'"),
+    ],
+)
+def test_tar_files_whose_classes_would_not_be_those_of_a_folder_are_refused(tmp_path, names, two):
+    with pytest.raises(KtError, match=rf"images lie in {two}, but classes of a tar file are its innermost folders"):
+        sources.read(tar_of(tmp_path, *names))
+
+
+def test_images_beside_the_folders_of_a_tar_file_are_no_class(tmp_path):
+    data = sources.read(tar_of(tmp_path, "a/0.png", "b/0.png", "cover.png"))
+    assert (list(data.classes), data.labels.tolist()) == (["a", "b"], [0, 1])
+    assert data.left_out == {"images beside the folders": 1}
+
+
+def test_parts_that_are_the_same_images_are_refused(tmp_path, monkeypatch):
+    from timm.data import dataset_factory
+
+    class Samples(torch.utils.data.Dataset):
+        def __init__(self, train: bool) -> None:
+            self.images = images_of(9, seed=train)
+
+        def __len__(self) -> int:
+            return 9
+
+        def __getitem__(self, i: int):
+            return Image.fromarray(self.images[i]), i % 3
+
+    monkeypatch.setattr(
+        dataset_factory, "create_dataset", lambda name, root, split, **_: Samples(split == "train")
+    )  # as torchvision's data sets are opened by timm
+    takes = {"transfer": 3, "validation": {"part": "val"}, "test": {"part": "test"}}
+    with pytest.raises(KtError, match="the parts 'val' and 'test' of torch/cifar10 are the same images; draw from one"):
+        sources.read(spec_of("torch/cifar10", size=6, splits=takes))
+    takes["validation"] = {"part": "test", "images": 3}
+    assert set(sources.read(spec_of("torch/cifar10", size=6, splits=takes)).parts) == {"train", "test"}
+
+
+def test_torchvisions_folders_have_no_parts(tmp_path):
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        save_image(tmp_path / name / "0.png")
+    takes = {"transfer": 1, "validation": 1, "test": {"part": "val"}}
+    with pytest.raises(KtError, match=r"data.splits.test.part: 'val': 'torch/folder' has no official parts"):
+        sources.read(spec_of("torch/folder", root=str(tmp_path), size=8, splits=takes))
+    with pytest.raises(KtError, match="its folders are called like official parts: train, val; give the folder itself"):
+        sources.read(spec_of("torch/folder", root=str(tmp_path), size=8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import images
 import numpy as np
 import pytest
 import yaml
@@ -179,3 +180,18 @@ def test_a_study_on_unlabelled_images_from_end_to_end(photos, tmp_path):
     assert (taught["kl"] == 100).all()
     assert taught["kl_dp_unsup"].between(0, 100).all()
     assert set(schema.read_frame(layout.table("methods"), "methods")["method"]) == {"kl", "kl_dp_unsup", "self"}
+
+
+def test_a_folder_whose_images_have_labels_elsewhere_is_refused(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "val/a", "val/b", "more"):
+        images.save_image(tmp_path / "s" / name / "0.png", seed=len(name))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/link").symlink_to(tmp_path / "s/val/a")
+    for folder in ("s", "s/val", "s/val/b", "photos"):
+        splits = {"transfer": {"folder": str(tmp_path / folder)}, "validation": 1, "test": {"part": "val"}}
+        spec = images.spec_of(tmp_path / "s", size=8, splits=splits)
+        for call in (sources.read, sources.part_sizes):
+            with pytest.raises(KtError, match=r"/s/[a-z]*/[ab] is read with labels, too, so that its images would be"):
+                call(spec)
+    splits = {"transfer": {"folder": str(tmp_path / "s/more")}, "validation": 1, "test": {"part": "val"}}
+    assert (sources.read(images.spec_of(tmp_path / "s", size=8, splits=splits)).labels < 0).sum() == 1

@@ -81,6 +81,11 @@ def _npz_shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, ..
     _, shape, dtype = _open_member(archive, name)
     if dtype != np.uint8 or len(shape) not in (3, 4):
         raise KtError(f"data.source: {path}: {name} are {dtype} {list(shape)}; need uint8 [N, H, W] or [N, H, W, C]")
+    if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] not in (1, 3, 4):
+        raise KtError(
+            f"data.source: {path}: {name} are {list(shape)}, colours first; need [N, H, W, C]: "
+            f"save {name}.transpose(0, 2, 3, 1)"
+        )
     return (*shape, 1)[:4]
 
 

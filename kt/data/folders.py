@@ -30,12 +30,14 @@ class FolderImages:
             taken is empty in all parts.
         left_out: files and folders that are not read, counted by what they are.
         warnings: lines about classes that a part lacks.
+        folders: paths without links of the folders that are read.
     """
 
     places: ClassFolders
     images: Mapping[str, Mapping[str, list[str]]]
     left_out: Counter[str]
     warnings: Sequence[str]
+    folders: Collection[str]
 
     def sizes(self, chosen: Collection[str] | None) -> dict[str, int]:
         """Number of images of the classes that are taken (None: of all), by part."""
@@ -72,7 +74,7 @@ def check_folder(spec: DataSpec) -> FolderImages:
             part = next(part for part in places.parts if name in places.folders[part])
             path = shown(os.path.join(root, places.folders[part][name]))
             raise KtError(f"data.source: {path}: no image in this class folder; delete or fill it")
-    return FolderImages(places, images, left_out, _lacking(at, places, images, wanted))
+    return FolderImages(places, images, left_out, _lacking(at, places, images, wanted), found.folders)
 
 
 def folder(spec: DataSpec) -> Listing:
@@ -99,6 +101,7 @@ def folder(spec: DataSpec) -> Listing:
         default=found.places.default,
         left_out=found.left_out,
         warnings=found.warnings,
+        folders=found.folders,
     )
 
 
@@ -108,7 +111,7 @@ def with_unlabelled(listing: Listing, place: str) -> Listing:
     Raises:
         KtError: there is no image in the folder, or it cannot be read.
     """
-    paths, left_out = unlabelled_images(place)
+    paths, left_out = unlabelled_images(place, listing.folders)
     count = len(listing.labels)
     names = listing.names if listing.names is not None else map(str, range(count))
     parts = np.full(count, listing.default) if listing.parts is None else listing.parts
@@ -130,13 +133,22 @@ def with_unlabelled(listing: Listing, place: str) -> Listing:
     )
 
 
-def unlabelled_images(place: str) -> tuple[list[str], Counter[str]]:
+def unlabelled_images(place: str, labelled: Collection[str] = ()) -> tuple[list[str], Counter[str]]:
     """Paths of the images of a folder without labels, in natural order, and what is left out.
 
+    Args:
+        place: the folder.
+        labelled: paths without links of the folders whose images have labels.
+
     Raises:
-        KtError: there is no image in the folder, or it cannot be read.
+        KtError: there is no image in the folder, it cannot be read, or a folder in it has images with labels.
     """
     found = walk([place])
+    if twice := [folder for folder in found.folders if folder in labelled]:
+        raise KtError(
+            f"data.splits.transfer.folder: {shown(place)}: {shown(min(twice))} is read with labels, too, so that its "
+            "images would be in two splits; give a folder of other images"
+        )
     if not found.images[0]:
         raise KtError(f"data.splits.transfer.folder: {place}: no image in it")
     return [os.path.join(place, path) for path in ordered(found.images[0])], found.left_out
@@ -166,7 +178,7 @@ def _lacking(
     """A line for each part that has no image of some classes.
 
     Raises:
-        KtError: a part has no class of the first one, or has a class in another case.
+        KtError: a part has no class of the first one, or has a class in another case or with other spaces around it.
     """
     have = {part: {name for name in wanted if images[part].get(name)} for part in places.parts}
     lines = list[str]()
@@ -178,9 +190,9 @@ def _lacking(
                 f"{at}: no class of {first} has an image in {part}: {first} has {listed(ordered(have[first]))}; "
                 f"{part} has {listed(ordered(places.folders[part]))}"
             )
-        by_case = {name.casefold(): name for name in here}
+        alike = {name.casefold().strip(): name for name in here}
         for name in there:
-            twin = by_case.get(name.casefold())
+            twin = alike.get(name.casefold().strip())
             if twin and not any(twin in names for names in have.values() if name in names):
                 raise KtError(f"{at}: the class {name!r} is called {twin!r} in {part}; give it one name")
         if there:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ class Listing:
         default: the part that splits draw from unless they name another.
         left_out: files and folders that are not read, counted by what they are.
         warnings: lines about the source that its user should see.
+        folders: paths without links of the folders that are read.
     """
 
     labels: NDArray[np.int64]
@@ -51,6 +52,7 @@ class Listing:
     default: str = DEFAULT_PART
     left_out: Mapping[str, int] = field(default_factory=Counter)
     warnings: Sequence[str] = ()
+    folders: Collection[str] = ()
 
 
 def composed(name: str) -> str:

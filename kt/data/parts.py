@@ -16,7 +16,7 @@ TRAINING = frozenset(["train", "training"])
 USUAL = TRAINING | {"val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
 """Usual names of official parts, in lower case."""
 
-_LIKE_A_PART = re.compile(rf"(?<![a-z])(?:{'|'.join(sorted(USUAL))})(?![a-z])", re.IGNORECASE)
+_LIKE_A_PART = re.compile(rf"(?<![a-z])(?:{'|'.join(sorted(USUAL))})(?:set)?(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,21 @@ def _refuse_parts_as_classes(at: str, root: str, inside: Sequence[str], spec: Da
     if spec.classes or spec.class_file:
         return
     names = listed(map(shown, inside))
-    if all(_LIKE_A_PART.search(name) for name in inside):
+    if like_parts(inside):
         raise KtError(
             f"{at}: its folders are called like official parts: {names}; name them in data.splits (`part`), or, if "
             "they are classes, in data.classes"
         )
-    if all(_holds_parts_alone(os.path.join(root, name)) for name in inside):
+    if with_parts := [name for name in inside if _holds_parts_alone(os.path.join(root, name))]:
         raise KtError(
-            f"{at}: its folders hold official parts, not images: {names}; the source is one of them, or, if they are "
-            "classes, name them in data.classes"
+            f"{at}: these folders hold official parts, not images: {listed(map(shown, with_parts))}; is one of them "
+            "the source? If they are classes, name these in data.classes"
         )
+
+
+def like_parts(names: Sequence[str]) -> bool:
+    """Whether all names are those of official parts, perhaps with more words."""
+    return all(_LIKE_A_PART.search(name) for name in names)
 
 
 def _holds_parts_alone(path: str) -> bool:

@@ -6,7 +6,7 @@ Sources that timm reads lie in ``kt.data.timm_source``, so that nothing here imp
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,9 @@ TORCHVISION = (
     "mnist", "places365", "qmnist",
 )  # fmt: skip
 """Data sets of torchvision that timm reads, as ``torch/…``."""
+
+WITHOUT_PARTS = ("folder", "image_folder")
+"""Of ``TORCHVISION`` those that read one and the same folder, whatever part is asked for."""
 
 WITH_COLUMNS = ("hfds", "hfids", "tfds", "wds")
 """Of ``TIMM_PREFIXES`` those whose images and labels lie in columns that have names."""
@@ -73,7 +76,7 @@ def check_source(spec: DataSpec) -> None:
         take = spec.splits.takes()[split]
         if take.file and lfs.is_pointer(Path(take.file)):
             lfs.refuse(f"data.splits.{split}.file", Path(as_written(take.file)))
-        if take.part and (source in BUILTIN or source.endswith(".tar")):
+        if take.part and (source in BUILTIN or source.endswith(".tar") or name in WITHOUT_PARTS):
             raise KtError(f"data.splits.{split}.part: {quoted(take.part)}: {quoted(written)} has no official parts")
 
 
@@ -124,6 +127,7 @@ def part_sizes(spec: DataSpec) -> PartSizes | None:
     """
     chosen, place = class_map(spec), spec.splits.transfer.folder
     images: dict[str | None, int]
+    labelled: Collection[str] = ()
     if spec.by_timm or (spec.source in BUILTIN and chosen is not None):
         return None
     if spec.source in BUILTIN:
@@ -133,6 +137,7 @@ def part_sizes(spec: DataSpec) -> PartSizes | None:
         found = check_folder(spec)
         images = {part or None: count for part, count in found.sizes(chosen).items()}
         default = None if None in images else found.places.default
+        labelled = found.folders
     else:
         listing = npz(Path(spec.source))
         taken = relabel(listing, spec)[0] >= 0
@@ -146,7 +151,7 @@ def part_sizes(spec: DataSpec) -> PartSizes | None:
     if place:
         default = default or DEFAULT_PART
         images = {part or default: count for part, count in images.items()}
-        images[place] = len(unlabelled_images(place)[0])
+        images[place] = len(unlabelled_images(place, labelled)[0])
     return PartSizes(images, default)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kt.data.listing import DEFAULT_PART
+from kt.data.listing import DEFAULT_PART, composed
 from kt.data.shares import check_parts, counts, pools
 from kt.data.spec import SPLITS, SplitSizes, Take
 from kt.errors import KtError, listed, nearest
@@ -99,7 +99,8 @@ def _listed_in_file(
     except (OSError, UnicodeDecodeError) as error:
         raise KtError(f"{at}: {file}: cannot be read ({error})") from error
     known = {name: row for row, name in enumerate(names if names is not None else map(str, range(len(labels))))}
-    wanted = [line if line in known else line.strip() for line in lines if line.strip()]
+    by_letters = {composed(name): name for name in known if not name.isascii()}
+    wanted = [_as_known(line, known, by_letters) for line in lines if line.strip()]
     unknown = [name for name in wanted if name not in known]
     if unknown:
         close = nearest(unknown[0], known) if len(known) <= 10_000 else ""
@@ -111,3 +112,9 @@ def _listed_in_file(
         again = next(name for i, name in enumerate(wanted) if not free[rows[i]] or rows[i] in rows[:i])
         raise KtError(f"{at}: the image {again!r} is listed twice, or its class is not taken")
     return rows
+
+
+def _as_known(line: str, known: Mapping[str, int], by_letters: Mapping[str, str]) -> str:
+    """A line as the data set writes this name, which may have spaces around it and accents of two characters."""
+    name = line if line in known else line.strip()
+    return name if name in known else by_letters.get(composed(name), name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import io
 import itertools
+import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt.data.listing import Listing, Picture, checked_labels, named_parts, numbered, ordered, shown
+from kt.data.parts import like_parts
 from kt.data.pictures import open_picture
 from kt.data.spec import DataSpec
 from kt.data.walk import endings, is_hidden
@@ -38,13 +40,24 @@ def read_timm(spec: DataSpec) -> Listing:
     The labels of data sets that are streams, or that keep no list of labels, are read in a pass of its own.
 
     Raises:
-        KtError: timm cannot open it, or a label is not an integer ≥ 0.
+        KtError: timm cannot open it, a label is not an integer ≥ 0, or two parts are the same images.
     """
     names = ["train"] if spec.source.endswith(".tar") else named_parts(spec)
     left_out = Counter[str]()
     parts = {name: _part(spec, name, left_out) for name in names}
+    for (one, first), (two, second) in itertools.combinations(parts.items(), 2):
+        if _same_images(first, second):
+            raise KtError(
+                f"data.splits: the parts {one!r} and {two!r} of {spec.source} are the same images; draw from one of "
+                "them, with numbers or shares"
+            )
     labels = np.concatenate([part.labels for part in parts.values()])
     labels, classes = _in_order(labels, _classes(next(iter(parts.values())).data, labels), spec)
+    if _is_torch_folder(spec) and like_parts(classes) and not (spec.classes or spec.class_file):
+        raise KtError(
+            f"data.source: {spec.source}: its folders are called like official parts: {listed(classes)}; give the "
+            "folder itself as the source, or, if they are classes, name them in data.classes"
+        )
     sizes = [len(part.rows) for part in parts.values()]
     ends = np.cumsum(sizes)
 
@@ -70,10 +83,60 @@ def _part(spec: DataSpec, name: str, left_out: Counter[str]) -> _Part:
     labels = _labels(data, spec, name)
     rows = np.arange(len(labels))
     if paths := _paths(data, spec):
-        hidden = [_hidden_part(path) for path in paths]
-        left_out.update(f"below {shown(part)}" for part in hidden if part)
-        rows = rows[[part is None for part in hidden]]
+        why = [f"below {shown(part)}" if (part := _hidden_part(path)) else "" for path in paths]
+        if spec.source.endswith(".tar"):
+            folders = _tar_folders(data)
+            why = [
+                text or ("" if inside else "images beside the folders")
+                for text, inside in zip(why, folders, strict=True)
+            ]
+            _check_tar_classes(spec, {inside for text, inside in zip(why, folders, strict=True) if not text})
+        left_out.update(filter(None, why))
+        rows = rows[[not text for text in why]]
     return _Part(data, rows, labels[rows])
+
+
+def _same_images(one: _Part, two: _Part) -> bool:
+    """Whether two parts have the same labels and begin with the same pictures; not asked of streams."""
+    if _is_stream(one.data) or not np.array_equal(one.labels, two.labels):
+        return False
+    try:
+        pairs = list(zip(*(_pictures(part.data, part.rows[:3]) for part in (one, two)), strict=True))
+        return all(np.array_equal(np.asarray(first()), np.asarray(second())) for first, second in pairs)
+    except Exception:  # a damaged image, which is said when it is decoded
+        return False
+
+
+def _tar_folders(data: Any) -> list[str]:
+    """The folder of each image of a tar file; of a tar file inside it its name comes first."""
+    paths = [
+        posixpath.join(inner.name.removesuffix(".tar") if inner else "", member.path)
+        for member, _, inner in data.reader.samples
+    ]
+    return [posixpath.normpath(posixpath.dirname(path)).lstrip("./") for path in paths]
+
+
+def _check_tar_classes(spec: DataSpec, folders: Collection[str]) -> None:
+    """Fail where timm would read a tar file otherwise than a folder: it takes the innermost folders as classes.
+
+    Raises:
+        KtError: naming two folders, of one class or one inside the other.
+    """
+    by_class: dict[str, str] = {}
+    for folder in sorted(folders):
+        other = by_class.setdefault(posixpath.basename(folder), folder)
+        if other == folder:
+            other = next((above for above in _above(folder) if above in folders), folder)
+        if other != folder:
+            raise KtError(
+                f"data.source: {spec.source}: images lie in {shown(other)!r} and in {shown(folder)!r}, but classes of "
+                "a tar file are its innermost folders; unpack it and give the folder"
+            )
+
+
+def _above(folder: str) -> list[str]:
+    words = folder.split("/")
+    return ["/".join(words[:i]) for i in range(1, len(words))]
 
 
 def _hidden_part(path: str) -> str | None:

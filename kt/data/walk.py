@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -98,11 +98,13 @@ class Walk:
         images: paths of each folder's images, below the folder, in no order.
         left_out: files and folders that are not read, counted by what they are.
         same: two of the folders that are one and the same, where there are such.
+        folders: paths without links of all folders that are read.
     """
 
     images: Sequence[list[str]]
     left_out: Counter[str] = field(default_factory=Counter)
     same: tuple[int, int] | None = None
+    folders: Collection[str] = ()
 
 
 def walk(starts: Sequence[str]) -> Walk:
@@ -124,7 +126,7 @@ def walk(starts: Sequence[str]) -> Walk:
         search.below(i, start, "", real[i])
     while search.links:
         search.follow(*search.links.popleft())
-    return Walk(search.images, search.left_out)
+    return Walk(search.images, search.left_out, folders=search.seen.keys())
 
 
 @dataclass

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt import stopping, store
+from kt import pairs, stopping, store
 from kt.data.datasets import Dataset
 from kt.errors import KtError
 from kt.layout import Layout
@@ -41,8 +41,14 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
     pick_device(study.device, threads)
     try:
         model = _start(study, name, dataset)
-        macs, outputs = models.run_once(model, (channels(study, name, dataset), spec.size, spec.size))
-        models.check_outputs(outputs, len(labels_of(name, member, dataset.class_names)))
+        shape, classes = (
+            (channels(study, name, dataset), spec.size, spec.size),
+            len(labels_of(name, member, dataset.class_names)),
+        )
+        macs, outputs = models.run_once(model, shape)
+        models.check_outputs(outputs, classes)
+        if recipe or _may_be_student(study, name):
+            models.check_training(model, shape, classes)
         images = _fit(study, layout, name, dataset, model, threads) if recipe else None
     except KtError as error:
         raise KtError(str(error) if str(error).startswith("zoo.") else f"zoo.models.{name}: {error}") from error
@@ -60,6 +66,11 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
         ),
     }
     store.write_json(layout.member(name), facts)
+
+
+def _may_be_student(study: Study, name: str) -> bool:
+    """Whether a pair or a group may train the member."""
+    return bool(study.groups) or any(student == name for _, student in pairs.candidates(study.names, study.pairs))
 
 
 def _start(study: Study, name: str, dataset: Dataset) -> nn.Module:

@@ -153,7 +153,8 @@ def fit(header: Header, outline: Outline, new_head: bool = False) -> Fit:
 
 
 def _averaged(words: Iterable[str]) -> bool:
-    return bool(AVERAGED & set(re.split(r"[^a-z]+", ".".join(words).lower())))
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", ".".join(words))  # `modelEma`, `EMAModel`
+    return bool(AVERAGED & set(re.split(r"[^a-z]+", apart.lower())))
 
 
 def check_head(has: int | None, classes: int, new_head: bool) -> None:
@@ -208,7 +209,7 @@ def _attempt(at: tuple[str, ...], prefix: str, plain: Mapping[str, tuple[str, An
     made.outputs = counts.most_common(1)[0][0] if counts else None
     full = {name: tuple(made.outputs if n is None else n for n in slot.shape) for name, slot in outline.items()}
     made.wrong = [
-        f"{clip(name)} is {list(entry.shape)}, not {list(full[name])}"
+        f"{clip(name)} is {list(entry.shape) if entry.key else entry.dtype}, not {list(full[name])}"
         for name, entry in found.items()
         if entry.shape != full[name]
     ]

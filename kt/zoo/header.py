@@ -169,7 +169,8 @@ def _check_kind(at: str, path: Path) -> None:
 def _is_safetensors(path: Path) -> bool:
     """By the content, since files of either kind bear names of the other; a length comes first, then JSON."""
     with path.open("rb") as file:
-        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+        start = file.read(9)
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith((b"PK", b"\x80")))
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -124,6 +124,33 @@ def run_once(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, Any]:
     return int(counter.get_total_flops()) // 2, given
 
 
+def check_training(model: nn.Module, shape: tuple[int, int, int], classes: int) -> None:
+    """Fail where a model gives something else than logits while it is trained; it is left as it was.
+
+    Raises:
+        KtError: with what it gives instead, or that it does not take two images.
+    """
+    training, kept = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
+    images = torch.linspace(-1, 1, 2 * shape[0] * shape[1] * shape[2]).reshape(2, *shape)
+    model.train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            given = model(images)
+    except Exception as error:  # an architecture may raise anything
+        text = (str(error).splitlines() or [""])[0]
+        raise KtError(f"the model cannot be trained: {type(error).__name__}: {text}") from error
+    finally:
+        model.train(training)
+        for name, buffer in model.named_buffers():
+            if name in kept:
+                buffer.copy_(kept[name])
+    if not isinstance(given, torch.Tensor) or given.shape != (2, classes):
+        what = list(given.shape) if isinstance(given, torch.Tensor) else f"a {type(given).__name__}"
+        raise KtError(
+            f"in training the model gives {what} for two images; needed: one tensor of logits, [2, {classes}]"
+        )
+
+
 def check_outputs(given: Any, classes: int) -> None:
     """Fail where what a model gives for one image is not one finite number a class.
 
