@@ -130,7 +130,7 @@ def lock(folder: str | os.PathLike[str]) -> IO[str]:
         holder = file.read().strip() or "unknown"
         file.close()
         raise KtError(
-            f"results: {folder} is in use by another run (process {holder}); wait for it or stop it"
+            f"results: {Path(folder).absolute()} is in use by another run (process {holder}); wait for it or stop it"
         ) from error
     file.seek(0)
     file.truncate()

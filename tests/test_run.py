@@ -137,7 +137,7 @@ def test_a_folder_in_use_is_one_line(study: Path, how: list[str]) -> None:
     after = refused.stderr[refused.stderr.index("total ") :].splitlines()[1:]
     holder = f"process {os.getpid()} on {os.uname().nodename}"
     assert [line for line in after if line] == [
-        f"results: results is in use by another run ({holder}); wait for it or stop it"
+        f"results: {study}/results is in use by another run ({holder}); wait for it or stop it"
     ]
     assert not (study / TABLE).exists()
 
