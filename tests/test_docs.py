@@ -25,6 +25,11 @@ def test_the_committed_json_schema_is_the_typed_configuration() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_merge_is_left_half_done(document: str) -> None:
+    assert not re.search(r"^(<{7}|>{7}) ", (ROOT / document).read_text("utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_linked_or_named_file_exists(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
     linked = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]

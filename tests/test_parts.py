@@ -133,7 +133,7 @@ def test_arrays_of_one_class_are_refused_and_labels_that_no_image_has_are_said(t
 
 def test_the_command_that_checks_a_configuration_refuses_more_images_than_a_folder_has(tmp_path, capfd):
     fill(tmp_path / "s", "a", "b", images=6)
-    member = {"arch": "tiny_mixer", "train": {"epochs": 1}}
+    member = {"arch": "tiny_mixer", "train": {"epochs": 1, "batch_size": 4}}
     study = {
         "results": str(tmp_path / "results"),
         "data": {

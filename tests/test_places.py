@@ -40,7 +40,8 @@ KEYS = {
 STUDY: dict[str, Any] = {
     "data": {"source": "images.npz", "splits": {"zoo": 4, "transfer": 8, "validation": 4, "test": 8}},
     "zoo": small_zoo(
-        a={"arch": "tiny_mixer", "train": {"epochs": 1}}, b={"arch": "test_byobnet", "train": {"epochs": 1}}
+        a={"arch": "tiny_mixer", "train": {"epochs": 1, "batch_size": 4}},
+        b={"arch": "test_byobnet", "train": {"epochs": 1, "batch_size": 4}},
     ),
     "transfer": {"methods": {"kl": {}}, "training": {"epochs": 1, "batch_size": 4, "lr": 1e-3}},
 }
@@ -245,7 +246,7 @@ def test_modules_beside_the_configuration_register_models(study, tmp_path):
     (study.parent / f"{name}.py").write_text(code.format("net") + "    raise NotImplementedError\n")
     raw = yaml.safe_load(study.read_text())
     raw["zoo"]["modules"].append(name)
-    raw["zoo"]["models"]["own"] = {"arch": "beside_net", "train": {"epochs": 1}}
+    raw["zoo"]["models"]["own"] = {"arch": "beside_net", "train": {"epochs": 1, "batch_size": 4}}
     study.write_text(yaml.safe_dump(raw))
     command = [sys.executable, "-m", "kt", "config", "check", "--config", str(study)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -252,3 +252,13 @@ def test_torchvisions_folders_have_no_parts(tmp_path):
         sources.read(spec_of("torch/folder", root=str(tmp_path), size=8, splits=takes))
     with pytest.raises(KtError, match="its folders are called like official parts: train, val; give the folder itself"):
         sources.read(spec_of("torch/folder", root=str(tmp_path), size=8))
+
+
+def test_a_compressed_tar_file_is_answered_with_what_helps(tmp_path):
+    spec = tar_of(tmp_path, "a/0.png", "b/0.png")
+    with tarfile.open(tmp_path / "s.tar", "w:gz") as tar:
+        tar.add(tmp_path / "s", ".")
+    with pytest.raises(
+        KtError, match=r"s\.tar: not a tar file of images \(.*\); a compressed one has to be decompressed"
+    ):
+        sources.read(spec)

@@ -49,7 +49,8 @@ def _open_member(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
     if dtype.hasobject or (fortran and len(shape) > 1):
-        raise ValueError(f"{name} holds {'Python objects' if dtype.hasobject else 'columns first'}")
+        held = "Python objects" if dtype.hasobject else f"columns first; save np.ascontiguousarray({name})"
+        raise ValueError(f"{name} holds {held}")
     return file, shape, dtype
 
 

@@ -160,6 +160,9 @@ def _create(spec: DataSpec, part: str) -> Any:
     except Exception as error:  # timm and the libraries behind it raise anything, assertions too
         _refuse_columns(spec, part)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if tar:
+            advice = "a compressed one has to be decompressed first"
+            raise KtError(f"data.source: {spec.source}: not a tar file of images ({reason}); {advice}") from error
         raise KtError(
             f"data.source: {spec.source}: timm cannot open the part {part!r} with data.root {spec.root!r}: {reason}"
         ) from error
