@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 
 import numpy as np
@@ -209,3 +210,9 @@ def test_corrections_agree_with_hand_computed_ones_and_leave_unknown_values_out(
     p = np.array([0.01, 0.04, np.nan, 0.03])
     assert resample.holm(p) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
     assert resample.benjamini_hochberg(p) == pytest.approx([0.03, 0.04, np.nan, 0.04], nan_ok=True)
+
+
+def test_pairs_of_one_student_that_are_all_equal_are_one_observation():
+    assert dyadic.mean([-15.0] * 4, "abcd", "ssss") == (-15.0, math.inf)
+    mean, error = dyadic.mean([-15.0, -15.0, -15.0, -14.0], "abcd", "ssss")
+    assert (mean, math.isfinite(error)) == (-14.75, True)

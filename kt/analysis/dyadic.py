@@ -209,14 +209,15 @@ def mean(values: ArrayLike, teachers: Sequence[Any], students: Sequence[Any]) ->
         students: the other model of each pair, [n].
 
     Returns:
-        The mean (NaN without pairs) and its standard error (infinite for fewer than two pairs), in the values' unit:
-        that of ``ols``, but never below the ordinary one.
+        The mean (NaN without pairs) and its standard error, in the values' unit: that of ``ols``, but never below the
+        ordinary one. It is infinite for fewer than two pairs, and for pairs of one student that are all equal: they
+        are one training, as of a control, and say nothing of how much others would differ.
 
     Raises:
         ValueError: a pair's teacher is its student.
     """
     v = np.asarray(values, dtype=np.float64)
-    if len(v) < 2:
+    if len(v) < 2 or (len(set(students)) == 1 and np.ptp(v) == 0):
         return (float(v[0]) if len(v) else math.nan), math.inf
     fit = ols(v, np.ones((len(v), 1)), Dyads.of(teachers, students))
     return float(fit.beta[0]), float(max(fit.se[0], fit.se_iid[0]))
