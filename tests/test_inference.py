@@ -213,6 +213,6 @@ def test_corrections_agree_with_hand_computed_ones_and_leave_unknown_values_out(
 
 
 def test_pairs_of_one_student_that_are_all_equal_are_one_observation():
-    assert dyadic.mean([-15.0] * 4, "abcd", "ssss") == (-15.0, math.inf)
-    mean, error = dyadic.mean([-15.0, -15.0, -15.0, -14.0], "abcd", "ssss")
+    assert dyadic.mean([-15.0] * 4, list("abcd"), list("ssss")) == (-15.0, math.inf)
+    mean, error = dyadic.mean([-15.0, -15.0, -15.0, -14.0], list("abcd"), list("ssss"))
     assert (mean, math.isfinite(error)) == (-14.75, True)
