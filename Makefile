@@ -28,7 +28,7 @@ test: $(READY) ## all tests, with coverage; those on a cluster need root and Deb
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=kt --cov-report=term --cov-fail-under=90
 
 quick: $(READY) ## the tests that start no whole study, SLURM or browser; `make quick VENV=.venv-3.12 PYTHON=python3.12`
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
 
 lint: $(READY) ## format, style, types, workflow
 	$(BIN)/ruff format --check $(SOURCES)
