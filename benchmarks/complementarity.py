@@ -41,10 +41,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from kt import schema
 from kt.complementarity import table
 from kt.complementarity.spec import ComplementaritySpec
-from kt.schema_study import SHARES
+from kt.tables import schema
+from kt.tables.of_study import SHARES
 
 CLASSES = 1000
 PATTERN = 1 << 12

@@ -27,8 +27,9 @@ from typing import Any
 
 import yaml
 
-from kt import config, pairs, store
+from kt import pairs, store
 from kt.layout import Layout
+from kt.study import load
 from kt.transfer.ledger import Ledger
 from kt.transfer.units import describe, enumerate_units
 from kt.zoo import registry
@@ -70,7 +71,7 @@ def write_members(layout: Layout, names: list[str]) -> None:
 
 def write_records(folder: Path, count: int) -> None:
     """Finished trainings, the first ``count`` of the study."""
-    plan = config.load(folder / "config.yaml")
+    plan = load.load(folder / "config.yaml")
     layout, methods = Layout(folder / "results"), list(plan.transfer.methods.chosen().values())
     ledger = Ledger(layout.ledger)
     prints = {name: store.digest(name) for name in plan.names}

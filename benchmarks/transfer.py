@@ -43,9 +43,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from ways.transfer import METHODS, Bench, Settings, flat, looped, vectorised
 
-from kt import malloc
-from kt.config import load
 from kt.data import datasets
+from kt.stages import common
+from kt.study.load import load
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,7 +55,7 @@ _bench: Bench
 def _begin(settings: Settings, threads: int) -> None:
     """Set a worker process up, as kt.stages.common.pick_device does."""
     global _bench
-    malloc.keep_freed()
+    common.keep_freed()
     _bench = Bench(settings, threads)
 
 

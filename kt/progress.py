@@ -1,9 +1,18 @@
-"""Progress of long loops as plain log lines, readable when several jobs write to one terminal."""
+"""Progress of long loops as plain log lines, and the signals that end a run or a stage."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from threading import Event
+from types import FrameType
+
+import psutil
 
 log = logging.getLogger(__name__)
 
@@ -32,3 +41,66 @@ class Progress:
         left = (now - self._start) / self.done * (self.total - self.done)
         tail = f"{left:.0f} s left" if self.done < self.total else f"took {now - self._start:.0f} s"
         log.info("%s: %d of %d, %s (%s)", self.what, self.done, self.total, tail, note)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C; `kill`, systemd, `docker stop` and batch systems; a terminal that is closed."""
+
+_PAUSE = 0.2  # seconds between two looks for stages that have just started
+
+
+def on_signal() -> Event:
+    """An event that is set when this process is asked to stop, or is about to lose its machine (SIGUSR2).
+
+    A second Ctrl-C interrupts at once. What is ignored stays so, as under ``nohup``.
+    """
+    stop = Event()
+
+    def take(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+    for number in (*SIGNALS, signal.SIGUSR2):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, take)
+    return stop
+
+
+def end_stages_too() -> None:
+    """Let each signal that stops this process, Snakemake's, stop the stages that its shells run.
+
+    Snakemake itself passes no signal on. Only Ctrl-C in a terminal reaches all processes; a signal to Snakemake alone
+    would wait for the running trainings, until they are done. A stage gets SIGTERM, and writes its checkpoint.
+    SIGTERM and SIGINT count even where a shell had them ignored, as it does for what runs in its background.
+    """
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # for those who cannot wait
+    # a shell that Snakemake has just started has no stage yet
+    threading.Thread(target=_keep_telling, daemon=True).start()
+    raise KeyboardInterrupt
+
+
+def _keep_telling() -> None:
+    told = set[psutil.Process]()
+    while True:
+        for stage in _stages():
+            if stage not in told:
+                told.add(stage)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    stage.terminate()
+        time.sleep(_PAUSE)
+
+
+def _stages() -> Iterator[psutil.Process]:
+    """The ``kt`` commands that shells of this process run."""
+    for shell in psutil.Process(os.getpid()).children():
+        with contextlib.suppress(psutil.Error):
+            yield from (stage for stage in shell.children() if stage.cmdline()[1:3] == ["-m", "kt"])

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, content hashes, and one run at a time in a results folder."""
+"""Files that are whole or absent: atomic writes, content hashes, growing arrays, one run per results folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from kt.errors import KtError, short
 
@@ -137,3 +140,90 @@ def lock(folder: str | os.PathLike[str]) -> IO[str]:
     file.write(f"{os.getpid()} on {os.uname().nodename}\n")
     file.flush()
     return file
+
+
+SIGNATURE = b"version https://git-lfs.github.com/spec/"
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is a Git LFS pointer, not the file itself; false where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SIGNATURE)) == SIGNATURE
+    except OSError:
+        return False
+
+
+def refuse(at: str, path: Path) -> None:
+    """Fail because of a Git LFS pointer.
+
+    Raises:
+        KtError: always; ``at`` is the key that names the file.
+    """
+    raise KtError(f"{at}: {path}: a Git LFS pointer, not the file itself; run `git lfs pull`")
+
+
+BLOCK = 1 << 24
+"""Bytes read at once."""
+
+
+class Growing:
+    """Rows of one shape, appended in order; beside them a journal says how many are safely on disk.
+
+    Args:
+        path: the raw file; the journal lies beside it.
+        key: what the rows depend on; rows written under another key are thrown away.
+        dtype: of the values.
+        shape: of one row.
+        header: bytes before the first row.
+
+    Raises:
+        KtError: the file cannot be written, or its journal is damaged.
+    """
+
+    def __init__(self, path: Path, key: str, dtype: DTypeLike, shape: tuple[int, ...], header: bytes = b"") -> None:
+        self.path, self.dtype, self.shape = path, np.dtype(dtype), shape
+        self._journal = path.with_name(f"{path.name}.json")
+        self._key = digest([key, self.dtype.str, list(shape), header.hex()])
+        self.rows, self.notes = 0, list[Any]()
+        if self._journal.exists():
+            state = read_json(self._journal)
+            end = len(header) + state["rows"] * self.row_bytes
+            if state["key"] == self._key and path.exists() and path.stat().st_size >= end:
+                self.rows, self.notes = state["rows"], state["notes"]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("r+b" if self.rows else "wb") as file:
+                if self.rows:
+                    file.truncate(end)
+                else:
+                    file.write(header)
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise KtError(f"cannot write {path}: {error.strerror}; choose another `results` folder") from error
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.dtype.itemsize * int(np.prod(self.shape))
+
+    def append(self, rows: NDArray[Any], note: Any = None) -> None:
+        """Write rows [n, …]; once this returns they outlive a kill, and so does ``note``, a JSON value."""
+        with self.path.open("ab") as file:
+            file.write(np.ascontiguousarray(rows, self.dtype).data)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows += len(rows)
+        if note is not None:
+            self.notes.append(note)
+        write_json(self._journal, {"key": self._key, "rows": self.rows, "notes": self.notes})
+
+    def blocks(self) -> Iterator[bytes]:
+        """The rows' bytes, a block at a time."""
+        with self.path.open("rb") as file:
+            while block := file.read(BLOCK):
+                yield block
+
+    def remove(self) -> None:
+        """Delete the rows and their journal."""
+        self._journal.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)

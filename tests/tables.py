@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kt import schema
 from kt.analysis import inputs, run
 from kt.analysis.describe import summarise
 from kt.complementarity import table
 from kt.complementarity.spec import ComplementaritySpec
 from kt.figures.tables import Tables
 from kt.predictions import Outputs
-from kt.schema_study import SHARES
+from kt.tables import schema
+from kt.tables.of_study import SHARES
 
 Effect = Callable[[float], float]
 """Transfer delta in percentage points, given how many points better the teacher is than the student."""

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import tables
 
-from kt import schema
 from kt.analysis import advise, design, heldout
 from kt.analysis.effects import TOGETHER, independent
 from kt.analysis.inputs import load, prepare
@@ -16,7 +15,8 @@ from kt.analysis.predictors import TREES, ladder
 from kt.analysis.run import analyse, as_table
 from kt.cli import main
 from kt.errors import KtError
-from kt.schema_analysis import ANALYSIS
+from kt.tables import schema
+from kt.tables.of_analysis import ANALYSIS
 
 
 def zoo_of(models=10, seeds=2, seed=0, slope=0.6, methods=("kl_dp",)):

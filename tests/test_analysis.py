@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import tables
 
-from kt import schema
 from kt.analysis import components, dyadic
 from kt.analysis.describe import answer, compare, summarise
 from kt.errors import KtError
+from kt.tables import schema
 
 
 def all_pairs(models):

@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import InMemory, said, score
 
-from kt import predictions, schema
+from kt import predictions
 from kt.complementarity import agreement, counts, table
 from kt.complementarity.areas import Areas, class_entropy
 from kt.complementarity.bits import Places, Right
 from kt.complementarity.sources import Files
 from kt.complementarity.spec import ComplementaritySpec
 from kt.errors import KtError
-from kt.schema_study import SHARES
+from kt.tables import schema
+from kt.tables.of_study import SHARES
 
 
 @st.composite

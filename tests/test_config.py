@@ -15,12 +15,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kt import config
-from kt.check import check
 from kt.errors import KtError
 from kt.pairs import candidates
-from kt.strict_yaml import Loader
-from kt.study import Study
+from kt.study import load
+from kt.study.check import check
+from kt.study.strict_yaml import Loader
+from kt.study.study import Study
 from kt.zoo import registry as registry_of_models
 from kt.zoo import selection
 from kt.zoo.check import check as check_zoo
@@ -28,7 +28,7 @@ from kt.zoo.check import check as check_zoo
 GONE = "(the key is taken out)"
 """As a value: the key is left out."""
 
-VALIDATOR = jsonschema.Draft202012Validator(config.json_schema())
+VALIDATOR = jsonschema.Draft202012Validator(load.json_schema())
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def changed(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 def refusal(raw: Any) -> str:
     """What a user reads: the error of loading a configuration."""
     with pytest.raises(KtError) as caught:
-        check(config.parse(raw, "c.yaml"))
+        check(load.parse(raw, "c.yaml"))
     return str(caught.value)
 
 
@@ -215,7 +215,7 @@ BY_MODEL = [
 
 def test_the_shipped_configuration_is_right(root, monkeypatch):
     monkeypatch.chdir(root)
-    study = config.load("config.yaml")
+    study = load.load("config.yaml")
     assert study.names[:2] == ["resnet", "resnet_lo"]
     assert study.transfer.training.lr == 1e-3
     assert set(study.transfer.methods.chosen()) >= {"kl", "xekl", "kl_dp", "kl_dp_unsup", "self", "finetune"}
@@ -227,20 +227,20 @@ def test_the_shipped_configuration_fits_the_json_schema(plain):
 
 
 def test_the_json_schema_is_a_schema():
-    jsonschema.Draft202012Validator.check_schema(config.json_schema())
-    assert json.loads(json.dumps(config.json_schema())) == config.json_schema()
+    jsonschema.Draft202012Validator.check_schema(load.json_schema())
+    assert json.loads(json.dumps(load.json_schema())) == load.json_schema()
 
 
 def test_the_schema_for_editors_is_that_of_the_typed_model(root):
-    assert json.loads((root / "docs" / "config.schema.json").read_text("utf-8")) == config.json_schema()
+    assert json.loads((root / "docs" / "config.schema.json").read_text("utf-8")) == load.json_schema()
 
 
 def test_the_plain_form_of_a_study_is_a_configuration_again(plain):
-    study = config.parse(plain, "c.yaml")
+    study = load.parse(plain, "c.yaml")
     again = json.loads(json.dumps(study.plain()))
     VALIDATOR.validate(again)
-    assert config.parse(again, "c.yaml") == study
-    assert config.parse(again, "c.yaml").hash == study.hash
+    assert load.parse(again, "c.yaml") == study
+    assert load.parse(again, "c.yaml").hash == study.hash
 
 
 @pytest.mark.parametrize(("key", "value", "line"), BY_SCHEMA + BY_MODEL, ids=lambda part: str(part)[:40])
@@ -275,7 +275,7 @@ def test_the_json_schema_refuses_what_the_typed_model_refuses(plain, key, value,
 def test_schema_and_typed_model_both_take_what_is_right(plain, key, value):
     raw = changed(plain, key, value)
     VALIDATOR.validate(raw)
-    check(config.parse(raw, "c.yaml"))
+    check(load.parse(raw, "c.yaml"))
 
 
 @given(st.data())
@@ -303,7 +303,7 @@ def test_every_preset_is_a_configuration_that_the_schema_accepts(root):
     for path in presets:
         raw = yaml.load(path.read_text("utf-8"), Loader)
         VALIDATOR.validate(raw)
-        study = config.parse(raw, path.name)
+        study = load.parse(raw, path.name)
         known = registry_of_models.load(study.zoo.modules)
         zoo = selection.expand(study.zoo, known, lambda tags: registry_of_models.sizes(tags))
         check_zoo(zoo, known)
@@ -328,7 +328,7 @@ def test_images_in_a_file_are_counted_before_anything_runs(plain, tmp_path):
 
 def load_text(tmp_path: Path, text: str) -> Study:
     (tmp_path / "c.yaml").write_text(text, "utf-8")
-    return config.load(tmp_path / "c.yaml")
+    return load.load(tmp_path / "c.yaml")
 
 
 @pytest.mark.parametrize(
@@ -361,12 +361,12 @@ def test_what_is_no_mapping_is_refused(tmp_path, text, line):
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(KtError, match=r"none\.yaml: cannot be read \(No such file or directory\)"):
-        config.load(tmp_path / "none.yaml")
+        load.load(tmp_path / "none.yaml")
     with pytest.raises(KtError, match=r"cannot be read \(Is a directory\)"):
-        config.load(tmp_path)
+        load.load(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"title: \xff\xfe")
     with pytest.raises(KtError, match=r"bytes\.yaml: not valid YAML"):
-        config.load(tmp_path / "bytes.yaml")
+        load.load(tmp_path / "bytes.yaml")
 
 
 @pytest.mark.parametrize("number", ["5e-4", "5E-4", "5.0e-4", ".5e-3", "0.0005"])
@@ -392,15 +392,15 @@ def _moved_up(text: str) -> str:
 
 
 def test_the_hash_depends_on_every_value_and_on_no_order_of_sections(plain):
-    first = config.parse(plain, "c.yaml").hash
+    first = load.parse(plain, "c.yaml").hash
     turned = dict(reversed(list(plain.items())))
-    assert config.parse(turned, "c.yaml").hash == first
+    assert load.parse(turned, "c.yaml").hash == first
     for key, value in [("title", "x"), ("transfer.seeds", [0, 1]), ("transfer.methods.kl", {"temperature": 2})]:
-        assert config.parse(changed(plain, key, value), "c.yaml").hash != first
+        assert load.parse(changed(plain, key, value), "c.yaml").hash != first
 
 
 def test_a_study_cannot_be_changed(plain):
-    study = config.parse(plain, "c.yaml")
+    study = load.parse(plain, "c.yaml")
     with pytest.raises(ValueError, match="frozen"):
         study.title = "other"
     assert isinstance(study.transfer.seeds, tuple)
@@ -412,7 +412,7 @@ def test_models_may_have_the_names_of_rules(plain):
 
 
 def test_names_keep_the_order_of_the_file(plain):
-    study = config.parse(plain, "c.yaml")
+    study = load.parse(plain, "c.yaml")
     assert study.names == list(plain["zoo"]["models"])
     assert len(candidates(study.names, study.pairs)) == 56
 
@@ -420,8 +420,8 @@ def test_names_keep_the_order_of_the_file(plain):
 def test_loading_imports_neither_torch_nor_timm(python):
     code = """
 import sys
-from kt import config
-config.load("config.yaml")
+from kt.study import load
+load.load("config.yaml")
 print([name for name in ("torch", "timm", "sklearn", "snakemake") if name in sys.modules])
 """
     ended = python(code)

@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kt import config, config_errors, strict_yaml
 from kt.cli import main
 from kt.errors import KtError
+from kt.study import explain, load, strict_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = (ROOT / "config.yaml").read_text("utf-8")
@@ -73,13 +73,13 @@ def test_a_folder_is_no_configuration(tmp_path, capsys):
 )
 def test_a_mark_of_byte_order_and_line_ends_of_windows_change_nothing(change, tmp_path):
     (tmp_path / "s.yaml").write_bytes(change(SHIPPED).encode())
-    assert config.load(tmp_path / "s.yaml").plain() == config.load(ROOT / "config.yaml").plain()
+    assert load.load(tmp_path / "s.yaml").plain() == load.load(ROOT / "config.yaml").plain()
 
 
 def test_pairs_left_out_are_all(tmp_path):
     (tmp_path / "s.yaml").write_text(re.sub(r"\npairs:.*\n.*\n", "\n", SHIPPED))
     assert "pairs:" not in (tmp_path / "s.yaml").read_text()
-    assert config.load(tmp_path / "s.yaml").hash == config.load(ROOT / "config.yaml").hash
+    assert load.load(tmp_path / "s.yaml").hash == load.load(ROOT / "config.yaml").hash
 
 
 def test_every_pattern_of_the_schema_is_said_in_words():
@@ -89,17 +89,17 @@ def test_every_pattern_of_the_schema_is_said_in_words():
             return own.union(value.get("patternProperties", {}), *map(patterns, value.values()))
         return set().union(*map(patterns, value)) if isinstance(value, list) else set()
 
-    found = patterns(config.json_schema())
+    found = patterns(load.json_schema())
     assert len(found) == 2
     for pattern in found:
-        assert not set(config_errors._form("a b", pattern)) & set("^$*+[]()\\")
+        assert not set(explain._form("a b", pattern)) & set("^$*+[]()\\")
 
 
 def everything() -> dict[str, Any]:
     """A study that has nearly every key."""
     parts = [yaml.load((ROOT / f"presets/{name}.yaml").read_text(), strict_yaml.Loader)
              for name in ("digits-more", "fantastic-gains", "digits-all")]  # fmt: skip
-    study: dict[str, Any] = config.parse({**parts[0], **parts[2], "zoo": parts[0]["zoo"]}, "s").plain()
+    study: dict[str, Any] = load.parse({**parts[0], **parts[2], "zoo": parts[0]["zoo"]}, "s").plain()
     study["zoo"]["select"] = [{"match": ["vit_*"], "kind": ["cnn"], "max_params": 5}]
     study["zoo"] |= {"overrides": "o.csv", "published": "p.csv"}
     study["data"] |= {"root": "r", "class_file": "c", "classes": {"a": 1}}
@@ -147,7 +147,7 @@ def lines_of(study: Any, folder: Path) -> list[str]:
     """What a user reads of a study; nothing where it is right."""
     (folder / "s.yaml").write_text(yaml.safe_dump(study, sort_keys=False, allow_unicode=True), "utf-8")
     try:
-        config.load(folder / "s.yaml")
+        load.load(folder / "s.yaml")
     except KtError as error:
         return str(error).split("\n")
     return []

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from images import all_images, counts, images_of, input_of, sizes, spec_of
 
-from kt import schema, stages
-from kt.check import check, check_images
-from kt.config import parse
+from kt import stages
 from kt.data import arrays, datasets, sources
 from kt.data.datasets import Dataset
 from kt.data.decode import fit
 from kt.data.spec import SPLITS, DataSpec
 from kt.errors import KtError
 from kt.layout import Layout
-from kt.study import Study
+from kt.study.check import check, check_images
+from kt.study.load import parse
+from kt.study.study import Study
+from kt.tables import schema
 
 
 def test_digits_are_whole():

@@ -101,7 +101,7 @@ import os, signal, sys
 from pathlib import Path
 from kt.data import datasets, decode
 from kt.data.spec import DataSpec
-from kt.growing import Growing
+from kt.store import Growing
 append, left = Growing.append, [4]
 def killing(self, rows, note):
     if not left[0]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kt import config, schema
 from kt.cli import main
+from kt.study import load
+from kt.tables import schema
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "results/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -21,7 +22,7 @@ def test_the_table_reference_is_the_schema() -> None:
 
 def test_the_committed_json_schema_is_the_typed_configuration() -> None:
     committed = json.loads((ROOT / "docs/config.schema.json").read_text("utf-8"))
-    assert committed == config.json_schema(), "run `kt config schema > docs/config.schema.json`"
+    assert committed == load.json_schema(), "run `kt config schema > docs/config.schema.json`"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -64,8 +65,8 @@ def test_the_method_in_the_guide_works(tmp_path: Path) -> None:
 
 
 def test_the_workflow_knows_every_figure() -> None:
-    from kt.captions import CAPTIONS
-    from kt.figures import FIGURES
+    from kt.figures.captions import CAPTIONS
+    from kt.figures.draw import FIGURES
     from kt.report.sections import SECTIONS
 
     assert list(FIGURES) == list(CAPTIONS)

@@ -12,12 +12,12 @@ import yaml
 from PIL import Image
 from studies import small_zoo
 
-from kt import config
-from kt.check import check, check_images
 from kt.data.labels import known_classes
 from kt.data.spec import DataSpec
 from kt.errors import KtError
-from kt.study import Study
+from kt.study import load as config
+from kt.study.check import check, check_images
+from kt.study.study import Study
 from kt.zoo import weights
 
 

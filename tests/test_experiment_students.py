@@ -19,7 +19,7 @@ from kt.experiments.bench import Bench
 from kt.experiments.plan import problem_of, tasks_of
 from kt.stages import experiments
 from kt.stages.transfer import FreshZoo
-from kt.study import Study
+from kt.study.study import Study
 from kt.transfer.card import card
 from kt.zoo import weights
 

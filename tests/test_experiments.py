@@ -20,8 +20,7 @@ import kt.zoo.digits  # noqa: F401 (registers the small architectures)
 from kt.amalgamate import setup
 from kt.amalgamate.run import AMALGAMATE
 from kt.amalgamate.spec import Amalgamation
-from kt.check import check
-from kt.config import parse
+from kt.costs import BASES, Pace
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import Inputs
@@ -33,9 +32,10 @@ from kt.experiments.plan import problem_of, tasks_of
 from kt.experiments.spec import Problem
 from kt.experiments.trial import Trial
 from kt.experiments.units import accuracy, describe, row
-from kt.pace import BASES, Pace
 from kt.status.experiments import pace_of
-from kt.study import Study
+from kt.study.check import check
+from kt.study.load import parse
+from kt.study.study import Study
 from kt.transfer.ledger import pack, unpack
 from kt.zoo.classes import labels_of, positions
 from kt.zoo.inference import logits

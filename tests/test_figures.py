@@ -12,18 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from kt import schema
-from kt.captions import CAPTIONS
 from kt.errors import KtError
-from kt.figures import FIGURES, draw, published
 from kt.figures.amalgamation import amalgamation
+from kt.figures.captions import CAPTIONS
 from kt.figures.complementarity import telling
 from kt.figures.concentration import even_areas, even_entropy
+from kt.figures.draw import FIGURES, draw, published
 from kt.figures.style import RC, log_scale
 from kt.figures.tables import Tables
 from kt.report.experiments import answer
-from kt.schema_experiments import EXPERIMENTS
-from kt.schema_study import SHARES
+from kt.tables import schema
+from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import SHARES
 from kt.transfer.method import registry
 
 NAMES = set(CAPTIONS)

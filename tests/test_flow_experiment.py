@@ -23,7 +23,6 @@ from studies import stored_digits
 from test_experiments import CPU, NET, STUDY, Zoo, checked, only
 from test_pipeline import Checkout
 
-from kt.config import parse
 from kt.data.datasets import Dataset
 from kt.errors import KtError
 from kt.experiments import memory
@@ -33,6 +32,7 @@ from kt.experiments.trial import Trial
 from kt.flow.run import FLOW as FLOW_KIND
 from kt.flow.run import draw, restricted
 from kt.flow.spec import FlowExperiment
+from kt.study.load import parse
 from kt.transfer.ledger import unpack
 
 METHODS = ("flow", "flow_untrained", "distil", "finetune_teacher", "scratch")

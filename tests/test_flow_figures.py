@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import tables
 
-from kt import schema
 from kt.figures.flow import by_method, over_seeds
 from kt.figures.flow import flow as draw
 from kt.figures.style import save
 from kt.figures.tables import Tables
 from kt.report.experiments import answer
+from kt.tables import schema
 
 
 def rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kt import lfs
+from kt import store
 from kt.errors import KtError
 
 
@@ -13,7 +13,7 @@ def test_a_pointer_is_told_from_a_file(tmp_path):
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
     short.write_text("version https://git-lfs")
     empty.touch()
-    assert lfs.is_pointer(pointer)
-    assert not any(map(lfs.is_pointer, [short, empty, tmp_path, tmp_path / "none"]))
+    assert store.is_pointer(pointer)
+    assert not any(map(store.is_pointer, [short, empty, tmp_path, tmp_path / "none"]))
     with pytest.raises(KtError, match=r"data.source: .*p.npz: a Git LFS pointer, not the file itself; run `git lfs p"):
-        lfs.refuse("data.source", pointer)
+        store.refuse("data.source", pointer)

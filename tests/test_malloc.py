@@ -7,14 +7,14 @@ import pytest
 STEPS = """
 import ctypes, resource, sys
 import torch
-from kt import malloc
+from kt.stages import common
 
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
-    assert malloc.keep_freed()
+    assert common.keep_freed()
 else:  # glibc's start values, set so that they stay: how far it moves them by itself depends on the heap's layout
     mallopt = ctypes.CDLL(None).mallopt
-    assert mallopt(malloc.M_MMAP_THRESHOLD, 128 << 10) and mallopt(malloc.M_TRIM_THRESHOLD, 128 << 10)
+    assert mallopt(common.M_MMAP_THRESHOLD, 128 << 10) and mallopt(common.M_TRIM_THRESHOLD, 128 << 10)
 x = torch.randn(64, 16, 32, 32)
 
 def step():

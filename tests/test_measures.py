@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kt.schema_study import SHARES
+from kt.tables.of_study import SHARES
 from kt.transfer.measures import change, gains, taught_errors, transfer_rate
 
 THREE = hnp.arrays(bool, st.tuples(st.just(3), st.integers(1, 200)))

@@ -16,7 +16,7 @@ from kt.data.sources import check_source
 from kt.data.spec import DataSpec
 from kt.errors import KtError
 from kt.stages.members import _warn_of_order
-from kt.study import Study
+from kt.study.study import Study
 from kt.zoo.order import better
 from kt.zoo.spec import Member, ZooSpec
 

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kt import columns, schema
 from kt.errors import KtError
-from kt.pair_selection import select
-from kt.pairs import All, Explicit, PairRule, Pattern, Random, Score, Stratified, Top, candidates, jobs, most
+from kt.pairs import All, Explicit, PairRule, Pattern, Random, Score, Stratified, Top, candidates, jobs, most, select
+from kt.tables import columns, schema
 
 NAMES = st.lists(st.text("abcdef_", min_size=1, max_size=4), min_size=2, max_size=9, unique=True)
 PER_JOB = st.integers(1, 5)

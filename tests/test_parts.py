@@ -11,11 +11,11 @@ from images import VAL, by_class, fill, refusal, spec_of
 from studies import small_zoo
 
 from kt import cli
-from kt.check import check_data
 from kt.data import datasets, sources
 from kt.data.datasets import Dataset
 from kt.data.folders import folder
 from kt.errors import KtError
+from kt.study.check import check_data
 
 
 def test_the_training_part_is_known_by_its_usual_names(tmp_path):

@@ -20,8 +20,8 @@ import yaml
 from studies import small_zoo
 
 from kt import pairs, predictions
-from kt.captions import CAPTIONS
-from kt.schema_experiments import EXPERIMENTS
+from kt.figures.captions import CAPTIONS
+from kt.tables.of_experiments import EXPERIMENTS
 
 pytestmark = pytest.mark.slow
 

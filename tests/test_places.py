@@ -16,13 +16,14 @@ import yaml
 from pydantic import BaseModel
 from studies import small_zoo
 
-from kt import config, places
+from kt import spec
 from kt.cli import main
 from kt.data import arrays
 from kt.data.spec import BUILTIN, DataSpec
 from kt.errors import KtError
-from kt.places import File, Folder, Place, shown
-from kt.study import Study
+from kt.spec import File, Folder, Place, shown
+from kt.study import load
+from kt.study.study import Study
 
 KEYS = {
     "results": "out",
@@ -96,15 +97,15 @@ def test_the_keys_below_are_all_that_hold_paths():
 def test_texts_that_name_files_are_paths():
     """A key that is described as a file or a folder is one; so nobody forgets a new one."""
     texts = {"part", "match"}
-    for where, schema in [("", config.json_schema()), *config.json_schema()["$defs"].items()]:
+    for where, schema in [("", load.json_schema()), *load.json_schema()["$defs"].items()]:
         for name, of in schema.get("properties", {}).items():
             if re.search(r"\b(file|folder)\b", of.get("description", "")) and "string" in json.dumps(of):
                 assert name in {key.rpartition(".")[2] for key in KEYS} | {"source", "modules"} | texts, (where, name)
 
 
 def test_every_path_is_resolved_from_the_configurations_folder_and_kept_as_written(tmp_path):
-    study = config.parse(with_keys(KEYS), "s.yaml", str(tmp_path))
-    found = dict(places.of(study))
+    study = load.parse(with_keys(KEYS), "s.yaml", str(tmp_path))
+    found = dict(spec.of(study))
     assert found.pop("data.source") == str(tmp_path / "images.npz")
     assert found == {key: str(tmp_path / path) for key, path in KEYS.items()}
     assert {key: place.written for key, place in found.items()} == KEYS
@@ -114,7 +115,7 @@ def test_every_path_is_resolved_from_the_configurations_folder_and_kept_as_writt
 
 
 def test_a_study_has_one_hash_and_one_plain_form_wherever_it_lies(tmp_path):
-    here, there = (config.parse(with_keys(KEYS), "s.yaml", str(tmp_path / name)) for name in ("a", "b"))
+    here, there = (load.parse(with_keys(KEYS), "s.yaml", str(tmp_path / name)) for name in ("a", "b"))
     assert here.results != there.results
     assert here.plain() == there.plain()
     assert here.hash == there.hash
@@ -132,9 +133,9 @@ def test_a_path_that_leads_nowhere_is_named_with_what_was_tried_and_the_nearest(
     if key == "results":
         return  # it is made
     wrong = f"{name[:-1]}_"
-    study = config.parse(with_keys({**KEYS, key: wrong}), "s.yaml", str(tmp_path))
+    study = load.parse(with_keys({**KEYS, key: wrong}), "s.yaml", str(tmp_path))
     with pytest.raises(KtError) as caught:
-        places.check_all(study, {"results", "data.source"})
+        spec.check_all(study, {"results", "data.source"})
     kind = "folder" if "." not in name else "file"
     rule = "paths are relative to the configuration's folder"
     assert str(caught.value).startswith(f"{key}: {wrong}: no such {kind} ({tmp_path / wrong}; {rule}); did you mean ")
@@ -146,7 +147,7 @@ def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path):
     (tmp_path / "overrides.csv").mkdir()
     values = {key: KEYS[key] for key in ("zoo.overrides", "data.splits.transfer.folder")}
     with pytest.raises(KtError) as caught:
-        places.check_all(config.parse(with_keys(values), "s.yaml", str(tmp_path)), {"results", "data.source"})
+        spec.check_all(load.parse(with_keys(values), "s.yaml", str(tmp_path)), {"results", "data.source"})
     assert sorted(str(caught.value).splitlines()) == [
         f"data.splits.transfer.folder: photos: is a file, and a folder is needed ({tmp_path}/photos)",
         f"zoo.overrides: overrides.csv: is a folder, and a file is needed ({tmp_path}/overrides.csv)",
@@ -183,19 +184,19 @@ def test_names_of_built_in_data_sets_are_known_before_they_can_be_read():
 
 def test_home_is_expanded_and_variables_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    study = config.parse(with_keys({"results": "~/out"}), "s.yaml", "/elsewhere")
+    study = load.parse(with_keys({"results": "~/out"}), "s.yaml", "/elsewhere")
     assert (study.results, study.plain()["results"]) == (str(tmp_path / "out"), "~/out")
     for path in ("$SCRATCH/out", "a/${USER}"):
         with pytest.raises(KtError, match=r"results: .* variables are not expanded in paths, but for ~"):
-            config.parse(with_keys({"results": path}), "s.yaml")
+            load.parse(with_keys({"results": path}), "s.yaml")
     (tmp_path / "it's $HOME").mkdir()
-    assert config.parse(with_keys({"results": "it's $HOME"}), "s.yaml", str(tmp_path)).results.endswith("it's $HOME")
+    assert load.parse(with_keys({"results": "it's $HOME"}), "s.yaml", str(tmp_path)).results.endswith("it's $HOME")
 
 
 @pytest.mark.parametrize("path", ["", "a\nb", "a\0b", "a\x7fb"])
 def test_what_cannot_be_a_path_is_refused(path):
     with pytest.raises(KtError) as caught:
-        config.parse(with_keys({"zoo.overrides": path}), "s.yaml")
+        load.parse(with_keys({"zoo.overrides": path}), "s.yaml")
     assert str(caught.value) == f"s.yaml: zoo.overrides: needs the path of a file, not {path!r}"
 
 
@@ -203,7 +204,7 @@ def test_what_cannot_be_a_path_is_refused(path):
 def test_a_path_that_is_too_long_is_one_short_line(name, tmp_path):
     for key in ("zoo.overrides", "data.root"):
         with pytest.raises(KtError) as caught:
-            places.check_all(config.parse(with_keys({key: name}), "s.yaml", str(tmp_path)), {"results", "data.source"})
+            spec.check_all(load.parse(with_keys({key: name}), "s.yaml", str(tmp_path)), {"results", "data.source"})
         assert "File name too long" in str(caught.value)
         assert len(str(caught.value)) < 700
 
@@ -212,9 +213,9 @@ def test_parents_are_those_of_the_folder_that_a_link_leads_to(tmp_path):
     (tmp_path / "far/deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to("far/deep")
     (tmp_path / "weights.pt").symlink_to("blob")
-    assert config.parse(with_keys({"results": "link/../out"}), "s", str(tmp_path)).results == str(tmp_path / "far/out")
-    assert config.parse(with_keys({"results": "a/./out"}), "s", str(tmp_path)).results == str(tmp_path / "a/out")
-    given = config.parse(with_keys({"zoo.models.given.checkpoint": "far/../weights.pt"}), "s", str(tmp_path))
+    assert load.parse(with_keys({"results": "link/../out"}), "s", str(tmp_path)).results == str(tmp_path / "far/out")
+    assert load.parse(with_keys({"results": "a/./out"}), "s", str(tmp_path)).results == str(tmp_path / "a/out")
+    given = load.parse(with_keys({"zoo.models.given.checkpoint": "far/../weights.pt"}), "s", str(tmp_path))
     assert given.zoo.models["given"].checkpoint == str(tmp_path / "weights.pt")
 
 

@@ -16,12 +16,12 @@ from tables import said
 from torch import nn
 
 from kt import predictions
-from kt import tables as final
 from kt.complementarity.sources import Files
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import KtError
-from kt.growing import Growing
+from kt.store import Growing
+from kt.tables import gather as final
 from kt.zoo import inference
 from kt.zoo import predict as run_module
 from kt.zoo.predict import predict

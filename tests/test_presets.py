@@ -12,11 +12,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from kt import config, schema, stages
+from kt import stages
 from kt.figures import published
 from kt.layout import Layout
-from kt.strict_yaml import Loader
-from kt.study import Study
+from kt.study import load
+from kt.study.strict_yaml import Loader
+from kt.study.study import Study
+from kt.tables import schema
 from kt.transfer.method import registry
 
 pytestmark = pytest.mark.slow
@@ -84,7 +86,7 @@ def test_the_study_of_every_method_has_the_data_and_zoo_of_the_default_study():
 
 
 def test_the_study_of_every_method_has_every_method():
-    chosen = config.load(PRESETS["digits-all"]).transfer.methods.chosen()
+    chosen = load.load(PRESETS["digits-all"]).transfer.methods.chosen()
     assert set(chosen) == {name for name, method in registry().items() if method.takes != "group"}
 
 
@@ -117,7 +119,7 @@ def shrunk(name: str, folder: Path) -> Study:
     else:
         raw["groups"]["choose"] |= {"k": 2, "students": ["tiny_mixer"]}
     (folder / "study.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    return config.load(folder / "study.yaml")
+    return load.load(folder / "study.yaml")
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -6,13 +6,13 @@ import tables
 
 from kt.analysis.deltas import PAIR
 from kt.analysis.describe import answer
-from kt.captions import CAPTIONS
 from kt.errors import KtError
-from kt.figures import FIGURES, draw
+from kt.figures.captions import CAPTIONS
+from kt.figures.draw import FIGURES, draw
 from kt.figures.tables import Tables
 from kt.report import code, render
 from kt.report.verdict import verdict
-from kt.schema_experiments import EXPERIMENTS
+from kt.tables.of_experiments import EXPERIMENTS
 
 VOID = {"meta", "img", "br", "link", "input"}
 

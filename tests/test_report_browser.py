@@ -10,11 +10,11 @@ from html import unescape
 import pytest
 import tables
 
-from kt.captions import CAPTIONS
-from kt.figures import draw
+from kt.figures.captions import CAPTIONS
+from kt.figures.draw import draw
 from kt.figures.tables import Tables
 from kt.report import render
-from kt.schema_experiments import EXPERIMENTS
+from kt.tables.of_experiments import EXPERIMENTS
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kt.resources import experiment_mb, memory_mb, minutes, prepared_mb
+from kt.costs import experiment_mb, memory_mb, minutes, prepared_mb
 
 
 @pytest.mark.parametrize(

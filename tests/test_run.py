@@ -20,7 +20,7 @@ import pytest
 import yaml
 from studies import small_zoo
 
-from kt import stopping, store
+from kt import progress, store
 from kt.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,19 +160,19 @@ def test_jobs_of_a_cluster_need_no_default_resources(study: Path) -> None:
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Sets the signals' handlers to their defaults, as `nohup` ignores some, and back."""
-    numbers = (*stopping.SIGNALS, signal.SIGUSR2)
+    numbers = (*progress.SIGNALS, signal.SIGUSR2)
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [*stopping.SIGNALS, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [*progress.SIGNALS, signal.SIGUSR2])
 def test_a_stage_takes_note_of_each_signal_and_a_second_ctrl_c_interrupts_it(
     handlers: None, number: signal.Signals
 ) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    stop: Event = stopping.on_signal()
+    stop: Event = progress.on_signal()
     assert not stop.is_set()
     signal.raise_signal(number)
     assert stop.is_set()
@@ -185,8 +185,8 @@ def test_a_stage_takes_note_of_each_signal_and_a_second_ctrl_c_interrupts_it(
 def test_what_is_ignored_stays_ignored(handlers: None) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    stop = stopping.on_signal()
-    stopping.end_stages_too()
+    stop = progress.on_signal()
+    progress.end_stages_too()
     signal.raise_signal(signal.SIGHUP)
     assert not stop.is_set()
 
@@ -195,8 +195,8 @@ def test_a_stage_that_starts_after_the_signal_is_stopped_too(tmp_path: Path) -> 
     (tmp_path / "kt.py").write_text("import time\nopen('started', 'w').close()\ntime.sleep(600)\n")
     code = """
 import subprocess, sys, threading
-from kt import stopping
-stopping.end_stages_too()
+from kt import progress
+progress.end_stages_too()
 shell = subprocess.Popen(["bash", "-c", "sleep 1; cd $1; $0 -m kt; echo ended", sys.executable, sys.argv[1]])
 try:
     print("ready", flush=True)

@@ -17,13 +17,14 @@ from safetensors.numpy import load_file, save_file
 from tables import said
 from torch import nn
 
-from kt import compression, predictions, tables
+from kt import compression, predictions
 from kt.complementarity.sources import Files
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import KtError
 from kt.experiments.bench import Bench
 from kt.flow import run as flow
+from kt.tables import gather
 from kt.transfer import partition
 from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
 from kt.transfer.session import Session
@@ -65,7 +66,7 @@ def accuracy(path: Path, labels: np.ndarray) -> float:
         "name": "m", "arch": "a", "params": 1, "macs": 1, "input_size": 8, "feature_width": 1, "pretraining": "x",
         "recipe": [], "fingerprint": "print",
     }  # fmt: skip
-    made = tables.zoo([member], {"m": path}, {}, dict.fromkeys(("validation", "test"), labels), {}, {})
+    made = gather.zoo([member], {"m": path}, {}, dict.fromkeys(("validation", "test"), labels), {}, {})
     assert made["acc"] == made["acc_validation"]
     return made["acc"][0].as_py()
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kt
-from kt import columns, schema
 from kt.errors import KtError
+from kt.tables import columns, schema
 
 SAMPLES = {
     columns.TEXT: st.text(max_size=8),

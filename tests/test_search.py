@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from studies import small_zoo
 
-from kt import config, pairs, predictions, schema, stages, status
-from kt.check import check
+from kt import pairs, predictions, stages, status
 from kt.errors import KtError
 from kt.layout import Layout
-from kt.study import Study
+from kt.study import load as config
+from kt.study.check import check
+from kt.study.study import Study
+from kt.tables import schema
 from kt.transfer import choice
 from kt.transfer.ledger import Ledger, unpack
 from kt.transfer.methods.kl import KL

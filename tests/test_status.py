@@ -19,11 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from studies import small_zoo
 
-from kt import config, pairs, status, store
+from kt import pairs, status, store
+from kt.costs import ASSUMED, BASES, Pace
 from kt.layout import Layout
-from kt.pace import ASSUMED, BASES, Pace
 from kt.status import index, jobs, screen
-from kt.study import Study
+from kt.study import load
+from kt.study.study import Study
 from kt.transfer import groups
 from kt.transfer.ledger import Ledger
 from kt.transfer.units import Unit, describe, enumerate_units, group_units, tasks_of
@@ -54,7 +55,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Study, Layout
 
 def make(folder: Path) -> tuple[Study, Layout]:
     (folder / "config.yaml").write_text(yaml.safe_dump({**STUDY, "results": str(folder / "results")}))
-    study = config.load(folder / "config.yaml")
+    study = load.load(folder / "config.yaml")
     layout = Layout(Path(study.results))
     for i, name in enumerate(MODELS):
         facts = {"name": name, "fingerprint": name * 8, "params": 1000, "macs": 1000 * (i + 1)}
@@ -119,7 +120,7 @@ def test_a_study_by_hand(made):
 
 def test_records_of_other_settings_are_not_counted_but_tell_the_pace(made):
     study, layout = made
-    other = config.parse({**STUDY, "results": study.results, "transfer": {**STUDY["transfer"], "seeds": [7]}}, "x")
+    other = load.parse({**STUDY, "results": study.results, "transfer": {**STUDY["transfer"], "seeds": [7]}}, "x")
     train(other, layout, "b", "a", OK)
     state = status.survey(study, layout)
     assert state.done == 0
@@ -156,8 +157,8 @@ def test_the_survey_agrees_with_asking_the_ledger_for_every_unit(rule, grouped, 
     with tempfile.TemporaryDirectory() as folder:
         study, layout = make(Path(folder))
         plain = {**STUDY, "results": study.results, "pairs": rule, "transfer": SEVERAL}
-        study = config.parse({**plain, "groups": GROUPS} if grouped else plain, "x")
-        every = config.parse({**plain, "pairs": {"select": "all"}, "groups": GROUPS}, "x")
+        study = load.parse({**plain, "groups": GROUPS} if grouped else plain, "x")
+        every = load.parse({**plain, "pairs": {"select": "all"}, "groups": GROUPS}, "x")
         ledger, described = Ledger(layout.ledger), descriptions(every)
         for key in data.draw(st.sets(st.sampled_from(sorted(described)), max_size=30)):
             failed = {"status": "failed", "cause": "error", "reason": "error: x"}
@@ -333,7 +334,7 @@ def test_a_job_that_left_the_queue_is_told_of_where_no_run_will_look(made, monke
 
 def test_jobs_with_groups_of_teachers_are_expected(made):
     study, layout = made
-    study = config.parse({**STUDY, "results": study.results, "transfer": SEVERAL, "groups": GROUPS}, "x")
+    study = load.parse({**STUDY, "results": study.results, "transfer": SEVERAL, "groups": GROUPS}, "x")
     layout.transfer("b", "groups").parent.mkdir(parents=True)
     layout.transfer("b", "groups").touch()
     found = screen.expected(study, layout)["groups"]
@@ -402,7 +403,7 @@ def test_what_is_left_counts_ensembles_as_nothing_and_every_training_of_a_unit(m
         "choose": {"select": "explicit", "sets": [{"student": "a", "teachers": ["b", "c"]}]},
         "methods": {"soup": {}, "parallel": {}, "bikd": {}},
     }
-    study = config.parse(plain, "x")
+    study = load.parse(plain, "x")
     state = status.survey(study, layout)
     # 64 of 70 images an epoch, three epochs. To b, from a and from c: kl for one epoch, both models by bikd; and self.
     epoch = 64
@@ -413,7 +414,7 @@ def test_what_is_left_counts_ensembles_as_nothing_and_every_training_of_a_unit(m
     cpu = ASSUMED["cpu"]
     assert state.seconds_left == pytest.approx(cpu * (state.work["a"] * 1000 + state.work["b"] * 2000))
 
-    both = config.parse({**plain, "pairs": {"select": "all"}, "groups": None}, "x")
+    both = load.parse({**plain, "pairs": {"select": "all"}, "groups": None}, "x")
     # all six directions: the two trainings of a pair by bikd are shared by its two students
     assert status.survey(both, layout).work["b"] == 2 * (1 * epoch + 3 * epoch) + 3 * epoch
     outcome = {**OK, "steps": 6, "models": {"a" * 8: {}, "b" * 8: {}}, "seconds": 24.0}

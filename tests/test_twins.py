@@ -13,11 +13,13 @@ import torch
 import yaml
 from studies import small_zoo
 
-from kt import config, schema, stages, status
-from kt.check import check
+from kt import stages, status
 from kt.errors import KtError
 from kt.layout import Layout
-from kt.study import Study
+from kt.study import load as config
+from kt.study.check import check
+from kt.study.study import Study
+from kt.tables import schema
 from kt.transfer.ledger import Ledger
 from kt.zoo import models, weights
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kt import schema
-from kt.schema_study import SHARES
+from kt.tables import schema
+from kt.tables.of_study import SHARES
 from kt.transfer import units
 from kt.transfer.ledger import key as ledger_key
 from kt.transfer.ledger import pack

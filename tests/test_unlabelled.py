@@ -12,8 +12,7 @@ import yaml
 from PIL import Image
 from studies import small_zoo
 
-from kt import config, schema, stages
-from kt.check import check
+from kt import stages
 from kt.data import arrays, sources
 from kt.data.datasets import Dataset
 from kt.data.labels import relabel
@@ -21,7 +20,10 @@ from kt.data.spec import DataSpec
 from kt.data.splits import assign
 from kt.errors import KtError
 from kt.layout import Layout
-from kt.study import Study
+from kt.study import load as config
+from kt.study.check import check
+from kt.study.study import Study
+from kt.tables import schema
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
-from kt.config import load
 from kt.data import datasets
 from kt.data.views import Inputs
+from kt.study.load import load
 from kt.transfer import engine, losses
 from kt.transfer.method import Method, registry
 from kt.transfer.optimise import learning_rate, optimiser_of

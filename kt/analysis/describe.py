@@ -21,7 +21,7 @@ from kt.analysis.deltas import (
     pair_deltas,
     with_scores,
 )
-from kt.schema import arrow_schema
+from kt.tables.schema import arrow_schema
 
 SELF = "self"
 """The control that has no teacher and no labels."""
@@ -42,7 +42,7 @@ def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_with
         equal_within: percentage points; a teacher this close to its student counts as equal.
 
     Returns:
-        The columns of ``methods`` in ``kt/schema_study.py``, parameters unknown; groups without a finished pair are
+        The columns of ``methods`` in ``kt/tables/of_study.py``, parameters unknown; groups without a finished pair are
         left out. Errors are infinite where a group holds one pair.
     """
     pairs = pair_deltas(transfers, complementarity)

@@ -11,14 +11,15 @@ import pandas as pd
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from kt import schema, store
+from kt import store
 from kt.analysis import breakdown, heldout, said
 from kt.analysis.effects import effects
 from kt.analysis.heldout import HeldOut
 from kt.analysis.inputs import Inputs
 from kt.analysis.outcomes import Outcomes, gather
 from kt.progress import Progress
-from kt.schema_analysis import ANALYSIS
+from kt.tables import schema
+from kt.tables.of_analysis import ANALYSIS
 
 BOOTSTRAP = 1_000
 """Bootstrap samples of the models, for every mean and every effect."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt.complementarity.bits import Counts
-from kt.schema_study import SHARES
+from kt.tables.of_study import SHARES
 
 
 def class_entropy(flips: Counts) -> NDArray[np.float64]:

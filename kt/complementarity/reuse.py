@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from kt import schema
 from kt.errors import KtError
+from kt.tables import schema
 
 METADATA = "scored"
 

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kt import schema
 from kt.complementarity import counts
 from kt.complementarity.areas import Areas, class_entropy
 from kt.complementarity.bits import Counts, Right
 from kt.complementarity.embeddings import ClassVectors
-from kt.schema_study import SHARES
+from kt.tables import schema
+from kt.tables.of_study import SHARES
 
 TILE = 64
 """Pairs at a time: what is worked on stays in a core's own cache."""

@@ -6,8 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from kt.places import File
-from kt.spec import Spec
+from kt.spec import File, Spec
 
 Measure = Literal[
     "agreement",

@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
-from kt import lfs
+from kt import store
 from kt.data.listing import composed
 from kt.data.spec import MOST_CLASSES, DataSpec, class_names
 from kt.errors import KtError, nearest
-from kt.places import as_written
-from kt.strict_yaml import load_names
+from kt.spec import as_written
+from kt.study.strict_yaml import load_names
 
 
 def class_map(spec: DataSpec) -> dict[str, int] | None:
@@ -32,8 +32,8 @@ def class_map(spec: DataSpec) -> dict[str, int] | None:
     at, path = f"data.class_file: {written}", Path(spec.class_file)
     if spec.classes:
         raise KtError(f"{at}: give either data.classes or data.class_file, not both")
-    if lfs.is_pointer(path):
-        lfs.refuse("data.class_file", Path(written))
+    if store.is_pointer(path):
+        store.refuse("data.class_file", Path(written))
     try:
         value = _parsed(path.read_text(encoding="utf-8-sig"), path.suffix.lower())
         names = class_names(value) if isinstance(value, list | dict) else []

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kt import schema, store
+from kt import store
 from kt.data import repeated, sources
 from kt.data.decode import decode, name_of
 from kt.data.labels import relabel
@@ -26,7 +26,8 @@ from kt.data.listing import Listing
 from kt.data.spec import SPLITS, DataSpec
 from kt.data.splits import assign
 from kt.errors import KtError, listed
-from kt.places import as_written
+from kt.spec import as_written
+from kt.tables import schema
 
 log = logging.getLogger(__name__)
 

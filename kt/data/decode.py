@@ -21,8 +21,8 @@ from kt.data.listing import Listing, Picture
 from kt.data.pictures import NotReadable, fit
 from kt.data.spec import DataSpec
 from kt.errors import KtError, listed
-from kt.growing import Growing
 from kt.progress import Progress
+from kt.store import Growing
 
 log = logging.getLogger(__name__)
 

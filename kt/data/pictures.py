@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from kt import lfs
+from kt import store
 from kt.data.listing import Picture, shown
 from kt.data.walk import formats
 
@@ -46,8 +46,8 @@ def open_picture(source: str | io.BytesIO) -> Image.Image:
     try:
         return Image.open(source, formats=formats())
     except UnidentifiedImageError as error:
-        if isinstance(source, str) and lfs.is_pointer(Path(source)):
-            lfs.refuse("data.source", Path(shown(source)))
+        if isinstance(source, str) and store.is_pointer(Path(source)):
+            store.refuse("data.source", Path(shown(source)))
         raise NotReadable(_no_image(source)) from error
     except FileNotFoundError as error:
         raise NotReadable("a link to a file that is not there (of git-annex: run `git annex get`)") from error

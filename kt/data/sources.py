@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kt import lfs, places
+from kt import store
 from kt.data.arrays import BUILTIN, npz
 from kt.data.classes import class_map
 from kt.data.folders import check_folder, folder, unlabelled_images, with_unlabelled
@@ -20,7 +20,7 @@ from kt.data.labels import relabel
 from kt.data.listing import DEFAULT_PART, Listing
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
 from kt.errors import KtError, nearest, quoted, short, unknown
-from kt.places import RULE, Place, as_written
+from kt.spec import RULE, Place, as_written, beside, check_all
 
 TORCHVISION = (
     "cifar10", "cifar100", "fashion_mnist", "folder", "image_folder", "imagenet", "inat", "inaturalist", "kmnist",
@@ -49,15 +49,15 @@ def check_source(spec: DataSpec) -> None:
     source, written = spec.source, as_written(spec.source)
     at = f"data.source: {short(written)}"
     if isinstance(source, Place) and not _is_there(source):
-        near = nearest(written, [*BUILTIN, *places.beside(source)])
+        near = nearest(written, [*BUILTIN, *beside(source)])
         kinds = ", ".join(f"{prefix}/…" for prefix in TIMM_PREFIXES)
         what = "no such file" if source.endswith((".npz", ".tar")) else "no such data set or folder"
         raise KtError(
             f"{at}: {what} ({short(source)}; {RULE}); allowed: {', '.join(BUILTIN)}, an .npz file, a folder, {kinds}, "
             f"a .tar file{near}"
         )
-    if source.endswith((".npz", ".tar")) and lfs.is_pointer(Path(source)):
-        lfs.refuse("data.source", Path(written))
+    if source.endswith((".npz", ".tar")) and store.is_pointer(Path(source)):
+        store.refuse("data.source", Path(written))
     if spec.class_order != "natural" and (not spec.is_folder or spec.classes or spec.class_file):
         what = "data.classes has the labels" if spec.classes or spec.class_file else f"{source} has labels of its own"
         raise KtError(f"data.class_order: {spec.class_order!r} orders class folders, but {what}; leave it out")
@@ -68,14 +68,14 @@ def check_source(spec: DataSpec) -> None:
             raise KtError(f"data.{key}: {quoted(written)} has no columns; allowed for {kinds}")
     if prefix == "torch" and name not in TORCHVISION:
         raise KtError(f"{at}: {unknown('data set', name, TORCHVISION)}")
-    places.check_all(spec, made_or_named(spec), "data")
+    check_all(spec, made_or_named(spec), "data")
     unlabelled = spec.splits.transfer.folder
     if spec.size is None and (spec.by_timm or spec.is_folder or unlabelled):
         raise KtError("data.size: needed for this source, since all stored images have one size; 256 suits ImageNet")
     for split in SPLITS:
         take = spec.splits.takes()[split]
-        if take.file and lfs.is_pointer(Path(take.file)):
-            lfs.refuse(f"data.splits.{split}.file", Path(as_written(take.file)))
+        if take.file and store.is_pointer(Path(take.file)):
+            store.refuse(f"data.splits.{split}.file", Path(as_written(take.file)))
         if take.part and (source in BUILTIN or source.endswith(".tar") or name in WITHOUT_PARTS):
             raise KtError(f"data.splits.{split}.part: {quoted(take.part)}: {quoted(written)} has no official parts")
 

@@ -24,8 +24,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import PydanticCustomError
 
 from kt.errors import quoted
-from kt.places import File, Folder, Place, as_written
-from kt.spec import Spec
+from kt.spec import File, Folder, Place, Spec, as_written
 
 SPLITS = ("zoo", "transfer", "validation", "test")
 

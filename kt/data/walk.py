@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from kt import lfs
+from kt import store
 from kt.data.listing import ordered, shown
 from kt.errors import KtError
 
@@ -198,7 +198,7 @@ def _is_picture(path: str) -> bool:
     try:
         Image.open(path, formats=formats()).close()
     except UnidentifiedImageError:
-        return lfs.is_pointer(Path(path))
+        return store.is_pointer(Path(path))
     except (PermissionError, Image.DecompressionBombError):
         return True  # it may be one: said when it is decoded
     except Exception:  # plugins raise anything on files that are no images

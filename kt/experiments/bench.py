@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kt.checkpoint import Checkpoint
+from kt.costs import EVALUATED
 from kt.data import crops
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec, ViewsSpec
@@ -22,7 +23,6 @@ from kt.data.views import IN_MEMORY, Inputs
 from kt.errors import KtError
 from kt.experiments.spec import Problem
 from kt.predictions import Logits
-from kt.resources import EVALUATED
 from kt.transfer.engine import History, weights_of
 from kt.transfer.ledger import Record, pack
 from kt.zoo.classes import positions

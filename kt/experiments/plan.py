@@ -15,7 +15,7 @@ from kt.transfer.ledger import key as ledger_key
 from kt.zoo.classes import labels_of, positions
 
 if TYPE_CHECKING:
-    from kt.study import Study
+    from kt.study.study import Study
 
 
 def problem_of(study: Study, at: str, chosen: Experiment, dataset: Dataset) -> Problem:

@@ -14,8 +14,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from kt import store
 from kt.data.spec import InputSpec
 from kt.errors import KtError
-from kt.places import File
-from kt.spec import Spec
+from kt.spec import File, Spec
 from kt.zoo import check as zoo_check
 from kt.zoo import selection
 from kt.zoo.registry import Registry

@@ -15,7 +15,7 @@ from kt.analysis.wording import number
 from kt.figures import style
 from kt.figures.style import BLUE, GREY, ORANGE, PAGE, Drawing
 from kt.figures.tables import Tables
-from kt.schema_study import SHARES
+from kt.tables.of_study import SHARES
 
 ENOUGH = 20
 """Positive flips below which a pair says nothing about classes."""

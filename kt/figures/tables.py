@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from kt import schema
 from kt.analysis.deltas import of_pairs, on_test, records
 from kt.errors import KtError
-from kt.schema_analysis import ANALYSIS
-from kt.schema_experiments import EXPERIMENTS
+from kt.tables import schema
+from kt.tables.of_analysis import ANALYSIS
+from kt.tables.of_experiments import EXPERIMENTS
 
 STUDY = ("zoo", "complementarity", "pairs", "transfers", "methods")
 HEADLINE = ("kl", "kl_dp", "kl_dp_unsup")

@@ -16,7 +16,7 @@ from PIL import Image
 import kt
 from kt.amalgamate.spec import Methods
 from kt.analysis.describe import answer
-from kt.captions import CAPTIONS
+from kt.figures.captions import CAPTIONS
 from kt.figures.tables import Tables
 from kt.flow.spec import FlowMethods
 from kt.report import experiments

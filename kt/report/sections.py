@@ -1,7 +1,7 @@
 """The report's sections between the answer and the appendix, one a reader's question: the only list of them.
 
 A section is a function from the tables to its words and grids. Its figures are those whose caption names it
-(``kt/captions.py``). One that has neither rows nor figures is left out.
+(``kt/figures/captions.py``). One that has neither rows nor figures is left out.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt import predictions, schema, status, stopping, store
+from kt import predictions, progress, status, store
 from kt.data.datasets import Dataset
 from kt.errors import KtError, unknown
 from kt.experiments import needs
@@ -20,7 +20,8 @@ from kt.layout import Layout
 from kt.progress import Progress
 from kt.stages.common import channels_of, metadata, pick_device
 from kt.stages.transfer import FreshZoo, ZooFiles
-from kt.study import Study
+from kt.study.study import Study
+from kt.tables import schema
 from kt.transfer.card import card
 from kt.transfer.ledger import Ledger, Record
 from kt.zoo import registry
@@ -129,7 +130,7 @@ def _bench(
     colours = channels_of(f"{at}.student", spec, dataset)
     return Bench(
         at, (chosen.student.arch, chosen.student.args), spec, colours, problem, zoo, dataset, layout.checkpoints,
-        study.transfer.checkpoint_seconds, pick_device(study.device, threads), stopping.on_signal(),
+        study.transfer.checkpoint_seconds, pick_device(study.device, threads), progress.on_signal(),
         study.transfer.views, partial(_given, study, at, chosen.student, colours) if chosen.student.given else None,
     )  # fmt: skip
 

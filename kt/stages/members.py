@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from kt import predictions, schema, store, tables
-from kt.check import check_checkpoints, check_classes, check_splits
+from kt import predictions, store
 from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.data.listing import ORDERS
 from kt.errors import listed
 from kt.layout import Layout
-from kt.places import as_written
+from kt.spec import as_written
 from kt.stages import experiments
 from kt.stages.common import build, known_model, metadata, pick_device
-from kt.study import Study
+from kt.study.check import check_checkpoints, check_classes, check_splits
+from kt.study.study import Study
+from kt.tables import gather, schema
 from kt.zoo import order, overrides, registry
 from kt.zoo import preview as previewing
 from kt.zoo.check import check_heads
@@ -95,7 +96,7 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
     dataset = Dataset.open(layout.data)
     corrected, extra = overrides.read(study.zoo.overrides, study.members) if study.zoo.overrides else ({}, {})
     published = overrides.published(study.zoo.published) if study.zoo.published else {}
-    table = tables.zoo(
+    table = gather.zoo(
         [
             store.read_json(layout.member(name)) | {"published_acc": member.published(published)}
             for name, member in study.zoo.models.items()

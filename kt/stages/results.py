@@ -10,12 +10,14 @@ import pandas as pd
 import pyarrow as pa
 
 from kt import pairs as pairing
-from kt import schema, store, tables
+from kt import store
 from kt.errors import KtError
 from kt.layout import Layout
-from kt.schema_experiments import EXPERIMENTS
 from kt.stages.common import metadata
-from kt.study import Study
+from kt.study.study import Study
+from kt.tables import gather as final
+from kt.tables import schema
+from kt.tables.of_experiments import EXPERIMENTS
 from kt.transfer import choice
 from kt.transfer import groups as grouping
 
@@ -32,9 +34,9 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     if study.groups:
         files += [layout.transfer(student, "groups") for student in grouping.count(study.names, study.groups.choose)]
     files += [layout.experiment(rule, name) for rule, name, _ in study.each_experiment()]
-    transfers = tables.transfers(files)
+    transfers = final.transfers(files)
     scores = schema.read(layout.complementarity("test"), "complementarity")
-    summary = describe.summarise(of_pairs(tables.frame(transfers)), tables.frame(scores), study.analysis.equal_within)
+    summary = describe.summarise(of_pairs(final.frame(transfers)), final.frame(scores), study.analysis.equal_within)
     plan = study.transfer
     ran = choice.resolve(plan.methods.chosen(), plan.candidates(), layout.table("search"))
     texts = {name: json.dumps(method.parameters(), sort_keys=True) for name, method in ran.items()}
@@ -84,7 +86,7 @@ def report(study: Study, config: Path, source: Path, analysis: Path | None, draw
     from kt.report import render
 
     page = render(
-        Tables.read(source, analysis), drawn, config.read_text("utf-8"), tables.versions(), study.title,
+        Tables.read(source, analysis), drawn, config.read_text("utf-8"), final.versions(), study.title,
         study.analysis.equal_within,
     )  # fmt: skip
     store.write_text(out, page)

@@ -7,15 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kt import pairs as pairing
-from kt import predictions, schema
+from kt import predictions
 from kt.complementarity import table
 from kt.complementarity.sources import Files
 from kt.data.datasets import Dataset
 from kt.errors import KtError, unknown
 from kt.layout import Layout
-from kt.pair_selection import select
+from kt.pairs import select
 from kt.stages.common import metadata
-from kt.study import Study
+from kt.study.study import Study
+from kt.tables import schema
 
 log = logging.getLogger(__name__)
 

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kt import predictions, schema, status, stopping, store
+from kt import predictions, progress, status, store
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.layout import Layout
-from kt.pair_selection import select
+from kt.pairs import select
 from kt.progress import Progress
 from kt.stages.common import build, known_model, metadata, pick_device
-from kt.study import Study
+from kt.study.study import Study
+from kt.tables import schema
 from kt.transfer import choice
 from kt.transfer import groups as grouping
 from kt.transfer.card import card
@@ -239,7 +240,7 @@ def _bench(
     """The bench for the missing units, on verified predictions; a signal stops it."""
     from kt.transfer.workbench import Workbench
 
-    device, stop = pick_device(study.device, threads), stopping.on_signal()
+    device, stop = pick_device(study.device, threads), progress.on_signal()
     for name in {student} | {name for task in missing.values() for name in task.unit.teachers}:
         predictions.verify(layout.predictions(name))
     return Workbench.set_up(

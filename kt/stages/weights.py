@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt import pairs, stopping, store
+from kt import pairs, store
 from kt.data.datasets import Dataset
 from kt.errors import KtError
 from kt.layout import Layout
-from kt.places import as_written
-from kt.progress import Progress
+from kt.progress import Progress, on_signal
+from kt.spec import as_written
 from kt.stages.common import build, channels, known_model, pick_device
-from kt.study import Study
+from kt.study.study import Study
 from kt.zoo import header, knowledge, registry
 from kt.zoo.classes import labels_of, positions
 from kt.zoo.fit import check_head
@@ -121,7 +121,7 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
     given = store.digest_file(member.checkpoint) if member.checkpoint else ""
     key = store.digest([member.plain(), spec.plain(), dataset.hash, study.zoo.modules, given])
     path, every = layout.checkpoints / f"weights-{name}.pt", study.transfer.checkpoint_seconds
-    progress, checkpoint = Progress(f"train {name}", recipe.epochs), Checkpoint(path, key, every, stopping.on_signal())
+    progress, checkpoint = Progress(f"train {name}", recipe.epochs), Checkpoint(path, key, every, on_signal())
 
     def report(epoch: int, loss: float) -> None:
         progress.done = epoch - 1

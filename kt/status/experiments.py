@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from kt.costs import Pace
 from kt.data.datasets import Dataset
 from kt.errors import KtError
 from kt.experiments.needs import Needs
@@ -13,8 +14,7 @@ from kt.experiments.plan import problem_of, tasks_of
 from kt.experiments.spec import Experiment
 from kt.experiments.trial import Trial
 from kt.layout import Layout
-from kt.pace import Pace
-from kt.study import Study
+from kt.study.study import Study
 
 
 def seen(experiment: Experiment, trial: Trial, images: int) -> float:

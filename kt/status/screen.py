@@ -15,7 +15,7 @@ from kt.layout import Layout
 from kt.status import jobs as cluster
 from kt.status.jobs import Job, Record
 from kt.status.trainings import Survey, duration, survey
-from kt.study import Study
+from kt.study.study import Study
 from kt.transfer import groups as grouping
 
 STATES = ("done", "running", "queued", "requeued", "failed", "waiting")

@@ -7,17 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
-from kt import schema, store
+from kt import store
+from kt.costs import BASES, Pace
 from kt.data.datasets import split_sizes
 from kt.errors import KtError
 from kt.experiments.needs import read
 from kt.experiments.plan import size_hash
 from kt.layout import Layout
-from kt.pace import BASES, Pace
 from kt.status import experiments, index
 from kt.status.index import Entry
 from kt.status.wanted import Wanted, plans, wanted, work
-from kt.study import Study
+from kt.study.study import Study
+from kt.tables import schema
 from kt.transfer.ledger import Ledger, Record
 from kt.transfer.units import FINAL_CAUSES, Unit
 
@@ -39,7 +40,7 @@ class Survey:
         waiting: units to do, by student.
         work: images that these see, each as often as it is seen, by student.
         seconds_left: estimate of what the missing units will take; None where nothing is known.
-        basis: how many of the missing units rest on what, see ``kt.pace.BASES``.
+        basis: how many of the missing units rest on what, see ``kt.costs.BASES``.
         pace: what the estimate rests on.
         assumed: where trainings will run, as far as that is known before the first.
         damaged: keys of damaged records in the ledger.

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kt import pairs, schema
+from kt import pairs
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.status import index
-from kt.study import Study
+from kt.study.study import Study
+from kt.tables import schema
 from kt.transfer import choice
 from kt.transfer import groups as grouping
 from kt.transfer.method import Method

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from kt import schema
 from kt.errors import KtError
+from kt.tables import schema
 from kt.transfer.method import Method
 
 UNIT = ["student", "teacher"]

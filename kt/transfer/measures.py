@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt.complementarity.areas import Areas, class_entropy
-from kt.schema_study import SHARES
+from kt.tables.of_study import SHARES
 
 Right = NDArray[np.bool_]
 Classes = NDArray[np.int64]

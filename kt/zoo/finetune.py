@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
+from kt.costs import EVALUATED
 from kt.errors import KtError
-from kt.resources import EVALUATED
 from kt.zoo.inference import autocast
 from kt.zoo.spec import Recipe
 from kt.zoo.train import Batches, train

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kt import lfs, store
+from kt import store
 from kt.errors import KtError, listed
 from kt.zoo import pickled
 from kt.zoo.pickled import Entry, Inert
@@ -160,8 +160,8 @@ def _check_kind(at: str, path: Path) -> None:
         kinds.append("an ONNX model; save the state_dict() of the model in torch")
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         kinds.append("an archive that is cut off; copy it again")
-    if lfs.is_pointer(path):
-        lfs.refuse(at, path)
+    if store.is_pointer(path):
+        store.refuse(at, path)
     if kinds:
         raise KtError(f"{at}: {str(path)!r} is not weights ({kinds[0]})")
 

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kt.costs import EVALUATED
 from kt.data.views import Inputs
 from kt.errors import KtError
-from kt.resources import EVALUATED
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
-from kt import schema
 from kt.errors import KtError, listed, unknown
+from kt.tables import schema
 from kt.zoo.spec import Kind
 
 OWN = ("family", "kind", "pretraining", "finetuning", "recipe", "year", "licence")

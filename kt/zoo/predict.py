@@ -14,8 +14,8 @@ from torch import nn
 from kt import compression, predictions
 from kt.data.views import Inputs
 from kt.errors import KtError
-from kt.growing import Growing
 from kt.progress import Progress
+from kt.store import Growing
 from kt.zoo.inference import batches, forward
 
 log = logging.getLogger(__name__)

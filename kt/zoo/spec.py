@@ -9,8 +9,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, StringC
 
 from kt.data.spec import InputSpec
 from kt.errors import quoted
-from kt.places import File
-from kt.spec import NAME, Spec
+from kt.spec import NAME, File, Spec
 
 Kind = Literal["cnn", "transformer", "mlp", "hybrid"]
 Name = Annotated[str, StringConstraints(pattern=NAME)]

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from kt import config as kt_config
 from kt import pairs as kt_pairs
 from kt import predictions as kt_predictions
-from kt import status, stopping, store
-from kt.captions import CAPTIONS
+from kt import progress, status, store
+from kt.figures.captions import CAPTIONS
 from kt.errors import KtError
 from kt.experiments import plan as kt_experiments
 from kt.layout import Layout
-from kt.schema_analysis import ANALYSIS
-from kt.schema_experiments import EXPERIMENTS
+from kt.study import load as kt_config
+from kt.tables.of_analysis import ANALYSIS
+from kt.tables.of_experiments import EXPERIMENTS
 from kt.transfer import groups as kt_groups
 
 # The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.
@@ -216,7 +216,7 @@ onstart:
         workflow.kt_lock = store.lock(LAYOUT.root)
     except KtError as error:
         sys.exit(str(error))
-    stopping.end_stages_too()
+    progress.end_stages_too()
     if logs := getattr(workflow.executor_settings, "logdir", None):
         # `kt status` may be asked from another folder, and knows nothing of the profile
         store.write_text(

@@ -1,6 +1,6 @@
 import math
 
-from kt import resources as guess
+from kt import costs as guess
 from kt.experiments import needs as kt_needs
 from kt.transfer.units import seeds_of
 

@@ -13,8 +13,9 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kt import predictions, schema
+from kt import predictions
 from kt.errors import KtError
+from kt.tables import schema
 from kt.zoo.classes import positions
 
 LIBRARIES = ("torch", "timm", "numpy", "pandas", "pyarrow", "snakemake")

@@ -18,8 +18,7 @@ from kt.experiments.spec import Experiment
 from kt.flow.spec import FlowExperiment
 from kt.layout import Layout
 from kt.pairs import All, PairRule
-from kt.places import Folder, shown
-from kt.spec import DEVICE, Spec
+from kt.spec import DEVICE, Folder, Spec, shown
 from kt.transfer.groups import GroupSpec
 from kt.transfer.spec import TransferSpec
 from kt.zoo.spec import Name, ZooSpec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kt.columns import CLASSES, COUNT, FLAG, KEY, REAL, TAGS, TEXT, Column
+from kt.tables.columns import CLASSES, COUNT, FLAG, KEY, REAL, TAGS, TEXT, Column
 
 TRIAL = (
     Column("experiment", TEXT, "name", "the experiment's name in `config.yaml`"),

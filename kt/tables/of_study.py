@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kt.columns import CLASSES, COUNT, FLAG, KEY, METHOD, PAIR, REAL, STUDENT, SUCCESS, TAGS, TEXT, Column
+from kt.tables.columns import CLASSES, COUNT, FLAG, KEY, METHOD, PAIR, REAL, STUDENT, SUCCESS, TAGS, TEXT, Column
 
 SHARES = (2, 5, 20, 50)
 """Percent of the positive flips that an area of expertise holds at least."""

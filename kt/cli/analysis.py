@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kt.arguments import number, whole
+from kt.cli.arguments import number, whole
 
 if TYPE_CHECKING:
     from kt.analysis.inputs import Inputs
@@ -59,7 +59,7 @@ def _load(args: argparse.Namespace) -> tuple[Inputs, float]:
 
     transfers, zoo, scores, equal_within = args.transfers, args.zoo, args.complementarity, EQUAL_WITHIN
     if not (transfers and zoo):
-        from kt.config import load
+        from kt.study.load import load
 
         study = load(args.config)
         layout, equal_within = study.layout, study.analysis.equal_within
@@ -73,7 +73,7 @@ def _analyse(args: argparse.Namespace) -> None:
 
     out = args.out
     if out is None:
-        from kt.config import load
+        from kt.study.load import load
 
         out = load(args.config).layout.analysis
     data, equal_within = _load(args)

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kt import config_errors, strict_yaml
-from kt.check import check
 from kt.errors import KtError, short
-from kt.study import Study
+from kt.study import explain, strict_yaml
+from kt.study.check import check
+from kt.study.study import Study
 
 
 def load(path: str | Path) -> Study:
@@ -52,7 +52,7 @@ def parse(raw: Any, name: str, folder: str = "") -> Study:
     try:
         return Study.model_validate(strict_yaml.plain(raw), context={"folder": folder})
     except ValidationError as error:
-        raise KtError("\n".join(f"{name}: {line}" for line in config_errors.lines(error))) from error
+        raise KtError("\n".join(f"{name}: {line}" for line in explain.lines(error))) from error
     except KtError as error:
         raise KtError("\n".join(f"{name}: {line}" for line in str(error).split("\n"))) from error
 

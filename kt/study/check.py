@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from kt import pairs, places, store
+from kt import pairs, spec, store
 from kt.complementarity.spec import MEASURES
 from kt.data import shares
 from kt.data.classes import class_map
@@ -15,7 +15,7 @@ from kt.data.spec import SPLITS, DataSpec
 from kt.errors import KtError, listed, quoted
 from kt.experiments.student import as_member
 from kt.spec import Options
-from kt.study import Study
+from kt.study.study import Study
 from kt.transfer import groups
 from kt.transfer.training import Training
 from kt.zoo import check as zoo_check
@@ -35,7 +35,7 @@ def check(study: Study) -> Study:
             selects nothing, a results folder that cannot be written, …
     """
     store.check_writable(study.layout.root)
-    places.check_all(study, {"results", *made_or_named(study.data)})
+    spec.check_all(study, {"results", *made_or_named(study.data)})
     known = registry.load(study.zoo.modules)
     zoo = selection.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
     zoo_check.check(zoo, known)
@@ -98,7 +98,7 @@ def check_data(data: DataSpec) -> None:
     images = known_count(data)
     if images is not None and sum(known) > images:
         raise KtError(
-            f"data.splits: {sum(known)} images asked for, but {quoted(places.as_written(data.source))} has {images}"
+            f"data.splits: {sum(known)} images asked for, but {quoted(spec.as_written(data.source))} has {images}"
         )
 
 

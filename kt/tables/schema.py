@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import kt
-from kt.columns import Column
 from kt.errors import KtError, nearest
-from kt.schema_analysis import ANALYSIS
-from kt.schema_experiments import EXPERIMENTS
-from kt.schema_study import STUDY
 from kt.store import atomic
+from kt.tables.columns import Column
+from kt.tables.of_analysis import ANALYSIS
+from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import STUDY
 
 VERSION = "2"
 

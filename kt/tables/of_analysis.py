@@ -1,8 +1,8 @@
-"""The tables that ``kt analyse`` writes; ``kt/schema.py`` holds them together with the others."""
+"""The tables that ``kt analyse`` writes; ``kt/tables/schema.py`` holds them together with the others."""
 
 from __future__ import annotations
 
-from kt.columns import COUNT, FLAG, METHOD, PAIR, REAL, SUCCESS, TEXT, Column
+from kt.tables.columns import COUNT, FLAG, METHOD, PAIR, REAL, SUCCESS, TEXT, Column
 
 CONTROL = Column("control", FLAG, "flag", "true for methods without a teacher")
 

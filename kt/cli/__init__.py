@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import kt
-from kt import analysis_commands, stage_commands
-from kt.arguments import Parser, number
+from kt.cli import analysis, stages
+from kt.cli.arguments import Parser, number
 from kt.errors import Interrupted, KtError
 
 
 def _config(args: argparse.Namespace) -> None:
-    from kt.check import check_images
-    from kt.config import json_schema, load
+    from kt.study.check import check_images
+    from kt.study.load import json_schema, load
 
     if args.action == "schema":
         print(json.dumps(json_schema(), indent=1))
@@ -33,7 +33,7 @@ def _config(args: argparse.Namespace) -> None:
 
 
 def _tables_docs(args: argparse.Namespace) -> None:
-    from kt.schema import markdown
+    from kt.tables.schema import markdown
 
     print(markdown(), end="")
 
@@ -41,8 +41,8 @@ def _tables_docs(args: argparse.Namespace) -> None:
 def _status(args: argparse.Namespace) -> None:
     from datetime import datetime
 
-    from kt.config import load
     from kt.status import jobs, screen
+    from kt.study.load import load
 
     study = load(args.config)
     logs = args.logs or jobs.log_folder(study.layout, args.config.absolute().parent)
@@ -57,7 +57,7 @@ def _status(args: argparse.Namespace) -> None:
 
 def _retry(args: argparse.Namespace) -> None:
     from kt import status
-    from kt.config import load
+    from kt.study.load import load
 
     study = load(args.config)
     keys = status.survey(study, study.layout).retriable
@@ -109,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    stage_commands.add_commands(add)
-    analysis_commands.add_commands(add)
+    stages.add_commands(add)
+    analysis.add_commands(add)
     _add_tools(add)
     return parser
 

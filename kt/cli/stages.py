@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt.arguments import number, whole
+from kt.cli.arguments import number, whole
 
 if TYPE_CHECKING:
     from kt.layout import Layout
-    from kt.study import Study
+    from kt.study.study import Study
 
 EXPERIMENTS = {
     "amalgamate": "amalgamate teachers of some classes each into one student",
@@ -44,7 +44,7 @@ def _stage(call: Callable[[Any, Any, Any, argparse.Namespace], None]) -> Callabl
 
     def run(args: argparse.Namespace) -> None:
         from kt import stages
-        from kt.config import load
+        from kt.study.load import load
 
         study = load(args.config)
         call(stages, study, study.layout, args)
@@ -171,11 +171,11 @@ def _add_results(add: Add) -> None:
 
 
 def _figures(args: argparse.Namespace) -> None:
-    from kt.figures import draw
+    from kt.figures.draw import draw
 
     tables, analysis, out = args.tables, args.analysis, args.out
     if not (tables and out):  # tables from anywhere need no configuration
-        from kt.config import load
+        from kt.study.load import load
 
         layout = load(args.config).layout
         analysis = analysis or (None if tables else layout.analysis)

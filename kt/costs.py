@@ -1,0 +1,169 @@
+"""Memory and time that a cluster job requests, estimated before it runs.
+
+Memory follows from the sizes of the models, time from the measured pace of finished trainings. The estimates are on the
+safe side; every profile can override them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+PROCESS_MB = {"cpu": 1300, "cuda": 4000}
+"""Memory of a Python with torch and timm, and with the libraries of a GPU."""
+
+WEIGHTS_KEPT = {"train": 6, "predict": 2}
+"""Copies of the weights: now, at the start, best, gradient, AdamW's two moments; or read and loaded."""
+
+ACTIVATION_MB = 60.0
+"""Memory that an image takes in training on the CPU, for a model of 10⁹ MACs; it grows with their square root:
+ResNet-50 needs about 100 MB at 4.1 · 10⁹, ViT-B/16 about 200 MB at 17.6 · 10⁹."""
+
+EVALUATED = 256
+"""Most images in one forward pass of an evaluation; without gradients they take a third of what they do in training."""
+
+PREPARED_MB = 512
+"""Most memory that the prepared images of one split take."""
+
+START_SECONDS = 300.0
+"""Time to start on a busy shared file system, to read the data, and to write what was made."""
+
+
+def memory_mb(
+    params: int, macs: int, batch_size: int, image_mb: float, *, train: bool, gpu: bool, attempt: int = 1
+) -> int:
+    """Host memory of a job that trains a model, or runs it forward, rounded up to 100 MB.
+
+    process + copies · 4 · params + prepared images + batch · 60 MB · √(MACs / 10⁹); the last only on the CPU, and a
+    third of it without gradients. Twice as much at every further attempt.
+
+    Args:
+        params: the model's parameters.
+        macs: its MACs for one image.
+        batch_size: images at once.
+        image_mb: all images of the splits that the job reads, prepared, in MB; beyond ``PREPARED_MB`` a split is read
+            piece by piece.
+        train: whether it trains.
+        gpu: whether it does so on a GPU.
+        attempt: 1, and more after it ran out of memory.
+    """
+    kind = "train" if train else "predict"
+    weights = WEIGHTS_KEPT[kind] * 4 * params / 1e6
+    activations = batch_size * ACTIVATION_MB * math.sqrt(macs / 1e9) * (1 if train else 1 / 3)
+    return _host_mb(weights + image_mb, activations, gpu, attempt)
+
+
+def experiment_mb(held: int, image: int, batch_size: int, *, gpu: bool, attempt: int = 1) -> int:
+    """Host memory of a job that trains an experiment's students, rounded up to 100 MB.
+
+    process + what a training holds + what it keeps for the images of a batch; the last only on the CPU, and at least
+    for a third of ``EVALUATED`` images. Twice as much at every further attempt.
+
+    Args:
+        held: bytes of weights, their copies, features and prepared images.
+        image: bytes that a training keeps for an image of a batch.
+        batch_size: images at once.
+        gpu: whether it trains on a GPU.
+        attempt: 1, and more after it ran out of memory.
+    """
+    return _host_mb(held / 1e6, image * max(batch_size, EVALUATED / 3) / 1e6, gpu, attempt)
+
+
+def _host_mb(held: float, activations: float, gpu: bool, attempt: int) -> int:
+    total = PROCESS_MB["cuda" if gpu else "cpu"] + held + (0.0 if gpu else activations)
+    return 100 * math.ceil(total / 100) << (attempt - 1)
+
+
+def prepared_mb(images: float, channels: int, size: int) -> float:
+    """Memory of a split's images, float32 [N, C, S, S] in MB, at most ``PREPARED_MB``."""
+    return min(float(PREPARED_MB), 4 * images * channels * size**2 / 1e6)
+
+
+def minutes(seconds: float, longest: int, attempt: int = 1) -> int:
+    """Time limit of a job: five minutes and twice the time that it is thought to take, at most ``longest``.
+
+    Twice as much at every further attempt.
+    """
+    return min(longest, math.ceil((START_SECONDS + 2 * seconds) / 60) << (attempt - 1))
+
+
+BASES = (
+    "measured on the same student",
+    "scaled by MACs",
+    "at the mean of other students",
+    "scaled from the zoo's own training",
+    "at an assumed speed",
+)
+"""What an estimate rests on, the surest first."""
+
+ASSUMED = {"cpu": 3e-10, "cuda": 6e-13}
+"""Seconds of training an image and MAC where nothing was measured: one CPU core, and a GPU of some years ago; forward
+and backward are three MACs each, at a third of what such devices reach at their best."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that one image of training takes, forward and backward, with its share of the evaluations.
+
+    Attributes:
+        macs: MACs of one image's forward pass, of every model where it is known.
+        own: seconds an image of each student that was measured.
+        per_mac: seconds an image and MAC, over the measured students whose MACs are known; None without one.
+        mean: seconds an image over all measured students; None without one.
+        rough: seconds an image and MAC before any student was measured, and which of ``BASES`` that rests on.
+    """
+
+    macs: Mapping[str, int] = field(default_factory=dict)
+    own: Mapping[str, float] = field(default_factory=dict)
+    per_mac: float | None = None
+    mean: float | None = None
+    rough: tuple[float, str] = (ASSUMED["cpu"], BASES[4])
+
+    @classmethod
+    def measured(
+        cls,
+        trainings: Iterable[tuple[str, float, int]],
+        macs: Mapping[str, int],
+        zoo: Iterable[tuple[str, float, int]] = (),
+        device: str = "cpu",
+    ) -> Pace:
+        """From finished trainings.
+
+        Args:
+            trainings: student, seconds, and images that it trained on, each counted as often as it was seen.
+            macs: MACs of every model where they are known.
+            zoo: the same of trainings of the zoo's members, for the time before any student was measured.
+            device: `cpu`, or anything else for a GPU, for the time before anything was measured.
+        """
+        before = [(seconds, seen * macs[name]) for name, seconds, seen in zoo if seen and macs.get(name)]
+        rough = ASSUMED["cpu" if device == "cpu" else "cuda"], BASES[4]
+        if before:
+            rough = sum(seconds for seconds, _ in before) / sum(work for _, work in before), BASES[3]
+        seconds: dict[str, float] = {}
+        images: dict[str, int] = {}
+        for student, spent, seen in trainings:
+            if seen > 0:
+                seconds[student] = seconds.get(student, 0.0) + spent
+                images[student] = images.get(student, 0) + seen
+        work = sum(images[name] * macs[name] for name in images if macs.get(name))
+        on_work = sum(seconds[name] for name in images if macs.get(name))
+        total = sum(images.values())
+        return cls(
+            macs,
+            {name: seconds[name] / images[name] for name in images},
+            on_work / work if work else None,
+            sum(seconds.values()) / total if total else None,
+            rough,
+        )
+
+    def of(self, student: str) -> tuple[float, str] | None:
+        """Seconds an image of a student, and which of ``BASES`` that rests on; None where nothing is known."""
+        macs = self.macs.get(student)
+        if student in self.own:
+            return self.own[student], BASES[0]
+        if self.per_mac is not None and macs:
+            return self.per_mac * macs, BASES[1]
+        if self.mean is not None:
+            return self.mean, BASES[2]
+        return (self.rough[0] * macs, self.rough[1]) if macs else None

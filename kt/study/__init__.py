@@ -1,0 +1,1 @@
+"""A study: its configuration, read strictly, checked early, as one frozen and typed object."""

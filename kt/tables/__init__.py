@@ -1,0 +1,1 @@
+"""Tables: their columns, the one way to write and read them, and the final ones."""
