@@ -13,11 +13,12 @@ from matplotlib.text import Text
 from PIL import Image
 
 from kt.errors import KtError
+from kt.figures import published
 from kt.figures.amalgamation import amalgamation
 from kt.figures.captions import CAPTIONS
 from kt.figures.complementarity import telling
 from kt.figures.concentration import even_areas, even_entropy
-from kt.figures.draw import FIGURES, draw, published
+from kt.figures.draw import FIGURES, draw
 from kt.figures.style import RC, log_scale
 from kt.figures.tables import Tables
 from kt.report.experiments import answer
