@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kt.errors import KtError
-from kt.transfer import losses
+from kt.tasks import losses
 from kt.transfer.learners import Contrast, Featured, InBatch, MemoryBank, classifier
 from kt.transfer.methods.cd import CD
 from kt.transfer.methods.contrastive import CRD, InfoNCE

@@ -23,7 +23,7 @@ from kt.checkpoint import Checkpoint
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import Interrupted
-from kt.transfer import losses
+from kt.tasks import losses
 from kt.transfer.engine import Diverged, History, epoch_order, train
 from kt.transfer.learners import Views
 from kt.transfer.method import Method, registry

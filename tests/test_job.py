@@ -20,7 +20,8 @@ from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.errors import Interrupted
-from kt.transfer import engine, partition, session
+from kt.tasks import partition
+from kt.transfer import engine, session
 from kt.transfer.learners import Featured
 from kt.transfer.ledger import Ledger, unpack
 from kt.transfer.ledger import key as ledger_key

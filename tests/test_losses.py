@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kt.transfer import losses, partition
+from kt.tasks import losses, partition
 
 
 def softmax(z: list[float], temperature: float = 1.0) -> list[float]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from kt.transfer import losses, partition
+from kt.tasks import losses, partition
 from kt.transfer.groups import GroupMethods
 from kt.transfer.method import Method, registry
 from kt.transfer.methods.flip import FlipMean, FlipStudent, FlipTeacher

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from published import SEED, TRAINING, Batch, Bench, difference, each
 from studies import stored_digits
 
-from kt.transfer import losses
+from kt.tasks import losses
 from kt.transfer.learners import MemoryBank
 from kt.transfer.method import registry
 from kt.transfer.methods.bikd import BiKD

@@ -25,7 +25,7 @@ from kt.errors import KtError
 from kt.experiments.bench import Bench
 from kt.flow import run as flow
 from kt.tables import gather
-from kt.transfer import partition
+from kt.tasks import partition
 from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
 from kt.transfer.session import Session
 from kt.transfer.workbench import Workbench

@@ -13,7 +13,8 @@ from kt.checkpoint import Checkpoint
 from kt.data import datasets
 from kt.data.views import Inputs
 from kt.study.load import load
-from kt.transfer import engine, losses
+from kt.tasks import losses
+from kt.transfer import engine
 from kt.transfer.method import Method, registry
 from kt.transfer.optimise import learning_rate, optimiser_of
 from kt.transfer.samples import Samples

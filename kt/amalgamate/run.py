@@ -14,7 +14,8 @@ from kt.amalgamate.spec import CFL, KD, Amalgamation, EnsembleLogits, EnsembleSo
 from kt.experiments.bench import Bench
 from kt.experiments.kind import Kind
 from kt.experiments.trial import Trial
-from kt.transfer import engine, losses
+from kt.tasks import losses
+from kt.transfer import engine
 from kt.transfer.learners import classifier
 from kt.transfer.ledger import Record
 from kt.transfer.optimise import Rates

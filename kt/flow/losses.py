@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kt.transfer.losses import distillation
+from kt.tasks.losses import distillation
 
 
 def mixing(scalars: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kt.flow import losses
 from kt.flow.stages import Stage, changing, features
-from kt.transfer.losses import cross_entropy
+from kt.tasks.losses import cross_entropy
 
 
 class Candidate(NamedTuple):

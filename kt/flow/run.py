@@ -21,7 +21,8 @@ from kt.flow.network import Flow
 from kt.flow.spec import Distilled, FineTuned, FlowExperiment, KnowledgeFlow, Scratch, UntrainedFlow
 from kt.flow.stages import find
 from kt.flow.train import attach, train
-from kt.transfer import engine, losses
+from kt.tasks import losses
+from kt.transfer import engine
 from kt.transfer.approach import Approach
 from kt.transfer.ledger import Record
 from kt.transfer.samples import Samples

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from kt.transfer import losses, partition
+from kt.tasks import losses, partition
 from kt.transfer.methods.finetune import Supervised
 from kt.transfer.samples import Samples
 

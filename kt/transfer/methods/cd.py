@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, NonNegativeFloat
 
-from kt.transfer import losses
+from kt.tasks import losses
 from kt.transfer.methods.finetune import Supervised
 from kt.transfer.samples import Samples
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from kt.transfer import partition
+from kt.tasks import partition
 from kt.transfer.method import Method
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from kt.transfer import losses
+from kt.tasks import losses
 from kt.transfer.method import Method
 from kt.transfer.samples import Samples
 

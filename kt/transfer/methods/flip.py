@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from kt.transfer import losses, partition
+from kt.tasks import losses, partition
 from kt.transfer.methods.kl import Distillation
 from kt.transfer.samples import Samples
 

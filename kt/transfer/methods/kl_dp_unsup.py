@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from kt.transfer import partition
+from kt.tasks import partition
 from kt.transfer.methods.kl import Distillation
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from kt.transfer import losses, partition
+from kt.tasks import losses, partition
 from kt.transfer.methods.xekl import XEKL
 from kt.transfer.samples import Samples, SlowWeights
 

@@ -1,0 +1,1 @@
+"""Tasks: what models learn, and the only place that knows it."""

@@ -1,0 +1,151 @@
+"""A task: what is learnt, by what metric it is judged, and in which words results are told.
+
+Everything else (engine, ledger, pairs, status, SLURM, tables, analysis, figures, report) reads its task here and
+knows nothing of classes or accuracy. A new task is a subclass with a ``name``; importing the module that defines it
+registers it. Functions on tensors use tensor methods only, so that importing a task does not import torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kt.errors import KtError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The number that a task reports of a model.
+
+    Attributes:
+        key: in names of columns, as ``acc`` in ``acc_before``.
+        name: in sentences, as ``accuracy``.
+        unit: of a value, as ``%``.
+        difference: unit of a difference of two values, as ``percentage points``.
+        short: the same for axis labels, as ``pp``.
+        scale: a reported value is so many times the mean score of the examples, as 100.
+        binary: whether the score of an example is 0 or 1.
+    """
+
+    key: str
+    name: str
+    unit: str
+    difference: str
+    short: str
+    scale: float = 1.0
+    binary: bool = False
+
+
+class Task(ABC):
+    """A task. Higher scores are better.
+
+    Attributes:
+        name: in ``data.task`` of the configuration.
+        metric: what is reported.
+        example: what is counted, in the singular, as ``image``; the plural has an s.
+        has_classes: whether an answer is a logit per class of the data set, and the truth of an example one of them.
+            Methods, measures, figures and experiments that are about classes are refused or left out elsewhere.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[Metric]
+    example: ClassVar[str] = "image"
+    has_classes: ClassVar[bool] = False
+
+    # the data
+
+    @abstractmethod
+    def check_truth(self, at: str, truth: Array) -> Array:
+        """The truth of all examples as it is stored, [N, …].
+
+        Args:
+            at: its place in the configuration, for errors.
+            truth: as it was read.
+
+        Raises:
+            KtError: it is none of this task.
+        """
+
+    @abstractmethod
+    def outputs(self, truth: Array, class_names: list[str]) -> int:
+        """Outputs of a model for this data set: ``num_classes`` of a timm model."""
+
+    def labelled(self, truth: Array) -> NDArray[np.bool_]:
+        """Which examples have a truth, bool [N]; the others may be learnt from without it."""
+        return np.ones(len(truth), bool)
+
+    # answers: float tensors [b, …], what a model gives for a batch
+
+    @abstractmethod
+    def answer_shape(self, outputs: int) -> tuple[int, ...]:
+        """Shape of the answer to one example, of a model with so many outputs."""
+
+    @abstractmethod
+    def supervised(self, answer: Tensor, truth: Tensor) -> Tensor:
+        """Loss of each example against its truth, float32 [b]."""
+
+    @abstractmethod
+    def imitate(self, target: Tensor, answer: Tensor, temperature: float) -> Tensor:
+        """Loss of each example against another model's answer, float32 [b]; zero where they are equal."""
+
+    @abstractmethod
+    def fit(self, answer: Tensor, truth: Tensor) -> Tensor:
+        """How well each answer fits the truth, float32 [b]: decides which model teaches an example."""
+
+    def confidence(self, answer: Tensor) -> Tensor:
+        """How sure a model is of each answer, float32 [b]: decides the same without a truth.
+
+        Raises:
+            KtError: answers of this task carry no confidence.
+        """
+        raise KtError(f"the task {self.name!r} has answers without a confidence, which this method needs")
+
+    @abstractmethod
+    def kept(self, answer: Tensor, truth: Tensor) -> Tensor:
+        """What the ledger keeps of each answer to score it, [b, …]: a predicted class, or the sums of a score."""
+
+    # scores: numpy arrays, one row per example
+
+    @abstractmethod
+    def scores(self, kept: Array, truth: Array) -> Array:
+        """Score of each example, bool or float64 [n], from what was kept of the answers."""
+
+    def value(self, scores: Array) -> float:
+        """The reported number of some examples, from their scores [n]."""
+        return self.metric.scale * float(scores.mean())
+
+
+def registry() -> dict[str, type[Task]]:
+    """All tasks that are defined, by name."""
+    from kt.tasks import classification
+
+    assert classification, "the project's own tasks are defined by their import"
+    found: dict[str, type[Task]] = {}
+    pending = list(Task.__subclasses__())
+    while pending:
+        task = pending.pop()
+        pending += task.__subclasses__()
+        if "name" in task.__dict__:
+            found[task.name] = task
+    return dict(sorted(found.items()))
+
+
+def named(name: str, at: str = "data.task") -> Task:
+    """A task by its name.
+
+    Raises:
+        KtError: there is none; ``at`` is the key that names it.
+    """
+    known = registry()
+    if name not in known:
+        raise KtError(f"{at}: {unknown('task', name, known)}")
+    return known[name]()
