@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from kt.errors import KtError
 from kt.tasks import losses
-from kt.transfer.learners import Contrast, Featured, InBatch, MemoryBank, classifier
+from kt.transfer.learners import Contrast, InBatch, MemoryBank
 from kt.transfer.methods.cd import CD
 from kt.transfer.methods.contrastive import CRD, InfoNCE
 from kt.transfer.samples import Samples
+from kt.zoo.features import Featured, classifier
 
 SEEDS = st.integers(0, 2**32)
 

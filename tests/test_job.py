@@ -22,7 +22,6 @@ from kt.data.views import Inputs
 from kt.errors import Interrupted
 from kt.tasks import partition
 from kt.transfer import engine, session
-from kt.transfer.learners import Featured
 from kt.transfer.ledger import Ledger, unpack
 from kt.transfer.ledger import key as ledger_key
 from kt.transfer.method import registry
@@ -34,6 +33,7 @@ from kt.transfer.session import Session
 from kt.transfer.training import Training
 from kt.transfer.units import Unit
 from kt.transfer.workbench import Workbench
+from kt.zoo.features import Featured
 from kt.zoo.inference import logits
 
 CPU = torch.device("cpu")

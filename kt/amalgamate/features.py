@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kt.errors import KtError
-from kt.transfer.learners import Featured
+from kt.zoo.features import Featured
 
 Grid = tuple[int, int]
 

@@ -16,12 +16,11 @@ from kt.experiments.kind import Kind
 from kt.experiments.trial import Trial
 from kt.tasks import losses
 from kt.transfer import engine
-from kt.transfer.learners import classifier
 from kt.transfer.ledger import Record
 from kt.transfer.optimise import Rates
 from kt.transfer.pieces import forward
 from kt.transfer.samples import Samples
-from kt.zoo.weights import classifiers
+from kt.zoo.features import classifier, classifiers
 
 
 def scores(bench: Bench, teachers: Sequence[str], split: str, softmax: bool = False) -> Tensor:

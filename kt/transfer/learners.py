@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kt.data.views import Inputs
 from kt.errors import KtError
 from kt.transfer.samples import Samples
+from kt.zoo.features import Featured
 
 
 class Together(nn.Module):
@@ -40,46 +41,6 @@ class Views:
     def __getitem__(self, positions: NDArray[np.int64] | slice) -> list[Tensor]:
         """One batch a model."""
         return [inputs[positions] for inputs in self.inputs]
-
-
-def classifier(model: nn.Module) -> nn.Module:
-    """The layer that turns penultimate features into logits: timm's classifier, or else the last linear layer.
-
-    Raises:
-        KtError: the model has neither.
-    """
-    find: Callable[[], object] | None = getattr(model, "get_classifier", None)
-    found = find() if find else None
-    if isinstance(found, nn.Linear | nn.Conv2d):
-        return found
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise KtError(f"{type(model).__name__} has no linear classifier, so no penultimate features")
-    return linear[-1]
-
-
-class Featured(nn.Module):
-    """A classifier that also gives its penultimate features: the input of its classification layer."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    @property
-    def width(self) -> int:
-        """Number of features."""
-        layer = classifier(self.model)
-        return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels  # type: ignore[return-value]
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, C] and features [B, D]."""
-        caught: list[Tensor] = []
-        handle = classifier(self.model).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-        try:
-            logits = self.model(x)
-        finally:
-            handle.remove()
-        return logits, caught[-1].flatten(1)
 
 
 class Contrast(Featured):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from kt.checkpoint import Checkpoint
 from kt.costs import EVALUATED
 from kt.errors import KtError
+from kt.zoo.features import classifiers, penultimate
 from kt.zoo.inference import autocast
 from kt.zoo.spec import Recipe
 from kt.zoo.train import Batches, train
-from kt.zoo.weights import classifiers
 
 
 def linear(
@@ -58,7 +58,7 @@ def _is_last(model: nn.Module, head: nn.Module, batch: Batches, device: torch.de
         return False
     with torch.inference_mode():
         x = batch(np.arange(1), torch.Generator(device))
-        features = _pooled(model, x)
+        features = penultimate(model, x)
         return (
             features.ndim == 2
             and features.shape[1] == head.in_features
@@ -66,16 +66,11 @@ def _is_last(model: nn.Module, head: nn.Module, batch: Batches, device: torch.de
         )
 
 
-def _pooled(model: nn.Module, x: Tensor) -> Tensor:
-    features: Tensor = model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[operator]
-    return features
-
-
 def _features(model: nn.Module, batch: Batches, n: int, device: torch.device) -> Tensor:
     generator = torch.Generator(device)  # without augmentation nothing is drawn from it
     with torch.no_grad(), autocast(device):
         parts = [
-            _pooled(model, batch(np.arange(i, min(i + EVALUATED, n)), generator)).float()
+            penultimate(model, batch(np.arange(i, min(i + EVALUATED, n)), generator)).float()
             for i in range(0, n, EVALUATED)
         ]
     return torch.cat(parts)

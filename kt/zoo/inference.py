@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kt.costs import EVALUATED
 from kt.data.views import Inputs
-from kt.errors import KtError
+from kt.zoo.features import answer_and_features
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +85,7 @@ def forward(model: nn.Module, x: Tensor, features: bool) -> Outputs:
     with torch.inference_mode(), autocast(x.device):
         if not features:
             return Outputs.of(model(x))
-        for part in ("forward_features", "forward_head"):
-            if not hasattr(model, part):
-                raise KtError(f"{type(model).__name__} has no {part}, so no penultimate features")
-        timm_model: Any = model
-        hidden = timm_model.forward_features(x)
-        penultimate = timm_model.forward_head(hidden, pre_logits=True).flatten(1)
-        return Outputs.of(timm_model.forward_head(hidden), penultimate)
+        return Outputs.of(*answer_and_features(model, x))
 
 
 def batches(model: nn.Module, inputs: Inputs, start: int = 0, features: bool = False) -> Iterator[Outputs]:

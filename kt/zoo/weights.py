@@ -133,13 +133,6 @@ def _report(path: str, fitted: Fit) -> None:
             log.warning("weights: %s: %s: %s", path, what, listed(names))
 
 
-def classifiers(model: nn.Module) -> list[nn.Module]:
-    """The layers that turn features into logits, as timm's models name them; distilled models have two."""
-    ask = getattr(model, "get_classifier", None)
-    found = ask() if ask else None
-    return [head for head in (found if isinstance(found, tuple | list) else [found]) if isinstance(head, nn.Module)]
-
-
 def with_new_head(model: nn.Module, classes: int) -> nn.Module:
     """The model with a fresh classifier.
 

@@ -38,7 +38,7 @@ class CD(Supervised):
 
     def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
         """The student; its output is logits [B, C] and features [B, D]."""
-        from kt.transfer.learners import Featured
+        from kt.zoo.features import Featured
 
         return Featured(students[0])
 

@@ -36,7 +36,8 @@ class Contrastive(Supervised):
 
     def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
         """The student with its heads; their output is logits [B, C], features [B, D] and the heads."""
-        from kt.transfer.learners import Contrast, Featured
+        from kt.transfer.learners import Contrast
+        from kt.zoo.features import Featured
 
         assert samples.features is not None
         heads = self.heads(Featured(students[0]).width, samples.features.shape[1], samples.labels)
