@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tables import InMemory, said, score
 
 from kt import predictions
-from kt.complementarity import agreement, counts, table
-from kt.complementarity.areas import Areas, class_entropy
-from kt.complementarity.bits import Places, Right
+from kt.complementarity import agreement, flips, table
+from kt.complementarity.expertise import Areas, class_entropy
+from kt.complementarity.flips import Places, Right
 from kt.complementarity.sources import Files
 from kt.complementarity.spec import ComplementaritySpec
 from kt.errors import KtError
@@ -186,7 +186,7 @@ def test_pieces_do_not_change_results(zoo, rows):
         patch.setattr(table, "ROWS", rows)
         patch.setattr("kt.complementarity.scores.TILE", max(1, rows // 2))
         patch.setattr("kt.complementarity.agreement.TILE", 1)
-        patch.setattr("kt.complementarity.agreement.CHUNK", 20 * rows)
+        patch.setattr("kt.complementarity.agreement.HELD_CLASSES", 20 * rows)
         pd.testing.assert_frame_equal(score(source, labels, classes), whole)
 
 
@@ -238,12 +238,12 @@ def test_classes_are_listed_where_the_table_is_small_or_on_request(monkeypatch):
 def test_kappa_is_one_for_same_errors_zero_for_chance_and_unknown_without_errors():
     teacher, student, positive = np.array([[5, 5, 0], [5, 5, 5], [8, 5, 4], [10, 10, 0], [0, 0, 0], [10, 5, 5]]).T
     expected = [1, -1, 0, math.nan, math.nan, 0]
-    np.testing.assert_allclose(counts.kappa(10, teacher, student, positive), expected, atol=1e-12)
+    np.testing.assert_allclose(flips.kappa(10, teacher, student, positive), expected, atol=1e-12)
 
 
 def test_q_is_one_for_same_errors_minus_one_for_opposite_and_unknown_without_errors():
     teacher, student, positive = np.array([[5, 5, 0], [5, 5, 5], [8, 5, 4], [10, 10, 0]]).T
-    np.testing.assert_allclose(counts.q_statistic(10, teacher, student, positive), [1, -1, 0, math.nan], atol=1e-12)
+    np.testing.assert_allclose(flips.q_statistic(10, teacher, student, positive), [1, -1, 0, math.nan], atol=1e-12)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 10, 1000])

@@ -23,8 +23,7 @@ from kt.figures.style import RC, log_scale
 from kt.figures.tables import Tables
 from kt.report.experiments import answer
 from kt.tables import schema
-from kt.tables.of_experiments import EXPERIMENTS
-from kt.tables.of_study import SHARES
+from kt.tables.of_study import EXPERIMENTS, SHARES
 from kt.transfer.method import registry
 
 NAMES = set(CAPTIONS)

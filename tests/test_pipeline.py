@@ -21,7 +21,7 @@ from studies import small_zoo
 
 from kt import pairs, predictions
 from kt.figures.captions import CAPTIONS
-from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import EXPERIMENTS
 
 pytestmark = pytest.mark.slow
 

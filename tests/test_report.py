@@ -12,7 +12,7 @@ from kt.figures.draw import FIGURES, draw
 from kt.figures.tables import Tables
 from kt.report import code, render
 from kt.report.verdict import verdict
-from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import EXPERIMENTS
 
 VOID = {"meta", "img", "br", "link", "input"}
 

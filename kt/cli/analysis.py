@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kt.cli.arguments import number, whole
+from kt.cli.stages import number, whole
 
 if TYPE_CHECKING:
     from kt.analysis.inputs import Inputs

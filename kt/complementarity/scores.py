@@ -9,10 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kt.complementarity import counts
-from kt.complementarity.areas import Areas, class_entropy
-from kt.complementarity.bits import Counts, Right
-from kt.complementarity.embeddings import ClassVectors
+from kt.complementarity.expertise import Areas, ClassVectors, class_entropy
+from kt.complementarity.flips import Counts, Right, double_fault, kappa, q_statistic, untrained
 from kt.tables import schema
 from kt.tables.of_study import SHARES
 
@@ -99,12 +97,12 @@ class Scoring:
             "pos_flips": 100 * positive / n,
             "pos_flips_se": 100 * np.sqrt(rate * (1 - rate) / n),
             "neg_flips": 100 * (positive - (t - s)) / n,
-            "pos_flips_untrained": counts.untrained(n, s, self.right.by_class.shape[1]),
+            "pos_flips_untrained": untrained(n, s, self.right.by_class.shape[1]),
         }
         optional = {
-            "kappa": counts.kappa(n, t, s, positive),
-            "double_fault": counts.double_fault(n, s, positive),
-            "q_statistic": counts.q_statistic(n, t, s, positive),
+            "kappa": kappa(n, t, s, positive),
+            "double_fault": double_fault(n, s, positive),
+            "q_statistic": q_statistic(n, t, s, positive),
         }
         return columns | {name: values for name, values in optional.items() if name in self.measures}
 

@@ -1,9 +1,9 @@
-"""Where predictions of all models on one split come from, a slice of one model's at a time."""
+"""Predictions of all models on one split, read a slice of one model's at a time; and the pairs still to measure."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -133,3 +133,11 @@ def key_of(predicted: NDArray[np.unsignedinteger]) -> str:
 def labels_key(labels: NDArray[np.int64], classes: int, split: str) -> str:
     """Hash of what predictions are compared with."""
     return store.digest([hashlib.sha256(labels.astype(np.int64).tobytes()).hexdigest(), classes, split])
+
+
+def new_pairs(models: int, changed: Sequence[int]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Every unordered pair of distinct models with a changed one, once: a changed model and its partners."""
+    left = np.ones(models, bool)
+    for model in changed:
+        left[model] = False
+        yield model, np.flatnonzero(left)

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from kt import store
-from kt.complementarity import embeddings, reuse
-from kt.complementarity.agreement import agreement
-from kt.complementarity.bits import Places, Right
-from kt.complementarity.capa import capa
-from kt.complementarity.cka import cka
-from kt.complementarity.divergence import js_divergence
-from kt.complementarity.leep import leep
-from kt.complementarity.parallel import in_order
+from kt.complementarity import expertise, reuse
+from kt.complementarity.agreement import agreement, capa, top_flips
+from kt.complementarity.flips import Places, Right
 from kt.complementarity.reuse import Earlier, Facts
 from kt.complementarity.scores import Scoring
+from kt.complementarity.similarity import cka, js_divergence, leep
 from kt.complementarity.sources import Source, key_of, labels_key
 from kt.complementarity.spec import ComplementaritySpec
-from kt.complementarity.top import top_flips
 
 VERSION = 1
 """Raise it when a measure changes: rows of earlier tables are then not taken over."""
@@ -35,6 +32,10 @@ ROWS = 1 << 14
 
 LISTED = 20_000_000
 """Pairs × classes up to which the table lists classes by default."""
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ def make(
     if "expertise_similarity" in spec.measures:
         best = int(np.argmax(right.total))
         vectors = (
-            embeddings.load(spec.class_embeddings, classes)
+            expertise.load(spec.class_embeddings, classes)
             if spec.class_embeddings
-            else embeddings.mean_logits(source, best, labels, classes)
+            else expertise.mean_logits(source, best, labels, classes)
         )
     listed = models * (models - 1) * classes <= LISTED if spec.class_lists is None else spec.class_lists
     truth = labels_key(labels, classes, split)
@@ -168,4 +169,17 @@ def _pieces(scoring: Scoring, before: Earlier | None, numbers: NDArray[np.int64]
         place[np.concatenate([np.flatnonzero(~new), np.flatnonzero(new)])] = np.arange(len(old))
         return both.take(pa.array(place))
 
-    return in_order(pool, piece, starts, 2)
+    return _in_order(pool, piece, starts, 2)
+
+
+def _in_order(
+    pool: Executor, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
+) -> Iterator[_Result]:
+    """Results in the order of the items; at most ``ahead`` wait, so that memory stays bounded."""
+    waiting: deque[Future[_Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -12,7 +12,7 @@ from kt.figures import amalgamation, complementarity, concentration, flow, gap, 
 from kt.figures.captions import CAPTIONS
 from kt.figures.style import RC, Drawing, save
 from kt.figures.tables import Tables
-from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import EXPERIMENTS
 
 Draw = Callable[[Tables], Drawing]
 

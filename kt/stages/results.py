@@ -17,7 +17,7 @@ from kt.stages.common import metadata
 from kt.study.study import Study
 from kt.tables import gather as final
 from kt.tables import schema
-from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import EXPERIMENTS
 from kt.transfer import choice
 from kt.transfer import groups as grouping
 

@@ -20,8 +20,7 @@ from kt.errors import KtError, nearest
 from kt.store import atomic
 from kt.tables.columns import Column
 from kt.tables.of_analysis import ANALYSIS
-from kt.tables.of_experiments import EXPERIMENTS
-from kt.tables.of_study import STUDY
+from kt.tables.of_study import EXPERIMENTS, STUDY
 
 VERSION = "2"
 

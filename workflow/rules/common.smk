@@ -15,7 +15,7 @@ from kt.experiments import plan as kt_experiments
 from kt.layout import Layout
 from kt.study import load as kt_config
 from kt.tables.of_analysis import ANALYSIS
-from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import EXPERIMENTS
 from kt.transfer import groups as kt_groups
 
 # The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.
