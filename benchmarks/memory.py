@@ -93,8 +93,8 @@ def stage(name: str, folder: Path, images: int) -> dict[str, float]:
     import timm
     import torch
 
-    from kt.data.views import Inputs
-    from kt.zoo.predict import predict
+    from kt.data.inputs import Inputs
+    from kt.zoo.inference import predict
 
     model = timm.create_model("test_resnet", num_classes=CLASSES).eval()
     view, device = InputSpec(size=32, mean=(0.5,) * 3, std=(0.5,) * 3), torch.device("cpu")

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kt import compression, predictions
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.errors import KtError
-from kt.zoo.predict import predict
+from kt.zoo.inference import predict
 
 
 def random_logits(n: int, classes: int, seed: int = 0) -> np.ndarray:

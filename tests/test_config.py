@@ -21,9 +21,9 @@ from kt.study import load
 from kt.study.check import check
 from kt.study.strict_yaml import Loader
 from kt.study.study import Study
+from kt.zoo import members
 from kt.zoo import registry as registry_of_models
-from kt.zoo import selection
-from kt.zoo.check import check as check_zoo
+from kt.zoo.members import check as check_zoo
 
 GONE = "(the key is taken out)"
 """As a value: the key is left out."""
@@ -305,7 +305,7 @@ def test_every_preset_is_a_configuration_that_the_schema_accepts(root):
         VALIDATOR.validate(raw)
         study = load.parse(raw, path.name)
         known = registry_of_models.load(study.zoo.modules)
-        zoo = selection.expand(study.zoo, known, lambda tags: registry_of_models.sizes(tags))
+        zoo = members.expand(study.zoo, known, lambda tags: registry_of_models.sizes(tags))
         check_zoo(zoo, known)
 
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 import kt.zoo.digits  # noqa: F401 (registers small architectures)
 from kt.checkpoint import Checkpoint
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.flow.network import Flow
 from kt.flow.stages import find
 from kt.flow.train import attach, train

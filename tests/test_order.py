@@ -17,7 +17,7 @@ from kt.data.spec import DataSpec
 from kt.errors import KtError
 from kt.stages.members import _warn_of_order
 from kt.study.study import Study
-from kt.zoo.order import better
+from kt.zoo.classes import better_order
 from kt.zoo.spec import Member, ZooSpec
 
 NAMES = [f"class{i}" for i in range(1, 13)]
@@ -35,7 +35,7 @@ def outputs(order: list[str], names: list[str] = NAMES, right: float = 0.9) -> n
 def test_torchvisions_order_is_noticed_by_hand():
     predicted = outputs(sorted(NAMES), right=1)  # class1, class10, class11, class12, class2, …
     assert (predicted == LABELS).mean() == 1 / 12
-    assert better(predicted, LABELS, NAMES) == ("sorted", 1 / 12, 1.0)
+    assert better_order(predicted, LABELS, NAMES) == ("sorted", 1 / 12, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_torchvisions_order_is_noticed_by_hand():
     ],
 )
 def test_other_orders_are_noticed(names, order, said):
-    found = better(outputs(order or sorted(names, key=str.lower), names), LABELS, names)
+    found = better_order(outputs(order or sorted(names, key=str.lower), names), LABELS, names)
     assert found is not None
     assert found.order == said
     assert found.reordered > 0.8
@@ -64,7 +64,7 @@ def test_other_orders_are_noticed(names, order, said):
 @pytest.mark.parametrize("right", [1.0, 0.9, 0.5, 0.2, 0.0])
 @pytest.mark.parametrize("images", [1, 2, 24, 240])
 def test_a_right_order_and_a_bad_model_give_no_warning(right, images):
-    assert better(outputs(NAMES, right=right)[:images], LABELS[:images], NAMES) is None
+    assert better_order(outputs(NAMES, right=right)[:images], LABELS[:images], NAMES) is None
 
 
 def spec(folder: Path, **more: object) -> DataSpec:

@@ -17,14 +17,13 @@ from torch import nn
 
 from kt import predictions
 from kt.complementarity.sources import Files
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.errors import KtError
 from kt.store import Growing
 from kt.tables import gather as final
 from kt.zoo import inference
-from kt.zoo import predict as run_module
-from kt.zoo.predict import predict
+from kt.zoo.inference import predict
 
 
 def splits_of(seed: int = 0, n: int = 7, classes: int = 3) -> dict[str, predictions.Outputs]:
@@ -367,7 +366,7 @@ def test_a_killed_run_goes_on_at_its_last_part(tmp_path, monkeypatch):
 
     whole = run(tmp_path / "whole", small(), True)
     monkeypatch.setattr(inference, "EVALUATED", 10)
-    monkeypatch.setattr(run_module, "PART_BYTES", 1)
+    monkeypatch.setattr(inference, "PART_BYTES", 1)
     append = Growing.append
 
     def killing(self: Growing, rows: np.ndarray, note: object = None) -> None:

@@ -19,8 +19,8 @@ from torch import nn
 
 from kt import compression, predictions
 from kt.complementarity.sources import Files
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.errors import KtError
 from kt.experiments.bench import Bench
 from kt.flow import run as flow
@@ -29,8 +29,7 @@ from kt.tasks import partition
 from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
 from kt.transfer.session import Session
 from kt.transfer.workbench import Workbench
-from kt.zoo.inference import Outputs, classes, logits, rounded
-from kt.zoo.predict import predict
+from kt.zoo.inference import Outputs, classes, logits, predict, rounded
 
 CPU, SPEC = torch.device("cpu"), InputSpec(size=8, mean=(0.5,), std=(0.5,))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
 from kt.data import datasets
-from kt.data.views import Inputs
+from kt.data.inputs import Inputs
 from kt.study.load import load
 from kt.tasks import losses
 from kt.transfer import engine

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kt.amalgamate.common import Learner, Output, Space
 from kt.amalgamate.features import common_grids, features_of, meet, with_features
 from kt.amalgamate.spec import CFL, Amalgamation
-from kt.data.views import IN_MEMORY, Inputs
+from kt.data.inputs import IN_MEMORY, Inputs
 from kt.errors import KtError
 from kt.experiments import memory
 from kt.experiments.bench import Bench

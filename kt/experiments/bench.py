@@ -16,10 +16,10 @@ from torch import nn
 
 from kt.checkpoint import Checkpoint
 from kt.costs import EVALUATED
-from kt.data import crops
 from kt.data.datasets import Dataset
+from kt.data.inputs import IN_MEMORY, Inputs
 from kt.data.spec import InputSpec, ViewsSpec
-from kt.data.views import IN_MEMORY, Inputs
+from kt.data.views import draw_views
 from kt.errors import KtError
 from kt.experiments.spec import Problem
 from kt.predictions import Logits
@@ -151,7 +151,7 @@ class Bench:
         rows = self.data.rows(split)
         drawn = None
         if self.crops and split == "transfer":
-            drawn = crops.draw(self.crops, rows, *self.data.images.shape[1:3]).at(some)
+            drawn = draw_views(self.crops, rows, *self.data.images.shape[1:3]).at(some)
         return Inputs(self.data.images, rows[some % len(rows)], spec, self.device, drawn=drawn)
 
     def view(self, split: str, spec: InputSpec | None = None) -> Inputs:

@@ -15,8 +15,7 @@ from kt import store
 from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.spec import File, Spec
-from kt.zoo import check as zoo_check
-from kt.zoo import selection
+from kt.zoo import members as zoo_members
 from kt.zoo.registry import Registry
 from kt.zoo.spec import FineTune, Member, Recipe, ZooSpec
 
@@ -109,8 +108,8 @@ def complete(at: str, student: Student, zoo: ZooSpec, known: Registry) -> Studen
     if student.pretrained and student.checkpoint:
         raise KtError(f"{at}: give one of `checkpoint` and `pretrained`, not both")
     try:
-        member = selection.complete(f"zoo.models.{at}", as_member(student, zoo), zoo, known)
-        zoo_check.check(ZooSpec(models={at: member}), known)
+        member = zoo_members.complete(f"zoo.models.{at}", as_member(student, zoo), zoo, known)
+        zoo_members.check(ZooSpec(models={at: member}), known)
     except KtError as error:
         raise KtError(str(error).removeprefix("zoo.models.")) from error
     if not student.given and (student.input or zoo.input):

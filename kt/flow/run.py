@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kt.data.views import Inputs
+from kt.data.inputs import Inputs
 from kt.errors import KtError
 from kt.experiments import memory as room
 from kt.experiments.bench import Bench

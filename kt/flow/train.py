@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
-from kt.data.views import Inputs
+from kt.data.inputs import Inputs
 from kt.flow.network import Flow
 from kt.flow.network import inlets as pair_up
 from kt.flow.stages import Stage

@@ -21,10 +21,11 @@ from kt.stages.common import build, known_model, metadata, pick_device
 from kt.study.check import check_checkpoints, check_classes, check_splits
 from kt.study.study import Study
 from kt.tables import gather, schema
-from kt.zoo import order, overrides, registry
 from kt.zoo import preview as previewing
-from kt.zoo.check import check_heads
-from kt.zoo.classes import labels_of, positions
+from kt.zoo import registry
+from kt.zoo.classes import better_order, labels_of, positions
+from kt.zoo.knowledge import read_overrides, read_published
+from kt.zoo.members import check_heads
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,9 @@ def data(study: Study, layout: Layout, threads: int) -> None:
 
 def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
     """Run a model once over every split that later stages read; a run that was killed goes on where it was."""
-    from kt.data.views import inputs
+    from kt.data.inputs import inputs
     from kt.zoo import weights
-    from kt.zoo.predict import predict as run
+    from kt.zoo.inference import predict as run
 
     spec, views = study.zoo.input_of(known_model(study, name)), study.transfer.views
     compared = name in study.names
@@ -77,7 +78,7 @@ def _warn_of_order(study: Study, name: str, dataset: Dataset, path: Path) -> Non
     if not (labels >= 0).any():
         return
     names = [dataset.class_names[label] for label in classes]
-    if found := order.better(predicted[labels >= 0], labels[labels >= 0], names):
+    if found := better_order(predicted[labels >= 0], labels[labels >= 0], names):
         by_folder = study.data.is_folder and not (study.data.classes or study.data.class_file)
         key = "the order of data.classes"
         if study.zoo.models[name].classes:
@@ -94,8 +95,8 @@ def _warn_of_order(study: Study, name: str, dataset: Dataset, path: Path) -> Non
 def zoo(study: Study, layout: Layout, out: Path) -> None:
     """Make the table ``zoo``."""
     dataset = Dataset.open(layout.data)
-    corrected, extra = overrides.read(study.zoo.overrides, study.members) if study.zoo.overrides else ({}, {})
-    published = overrides.published(study.zoo.published) if study.zoo.published else {}
+    corrected, extra = read_overrides(study.zoo.overrides, study.members) if study.zoo.overrides else ({}, {})
+    published = read_published(study.zoo.published) if study.zoo.published else {}
     table = gather.zoo(
         [
             store.read_json(layout.member(name)) | {"published_acc": member.published(published)}

@@ -6,20 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kt import pairs, spec, store
 from kt.complementarity.spec import MEASURES
-from kt.data import shares
-from kt.data.classes import class_map
+from kt.data.classes import class_map, known_classes, known_names
 from kt.data.folders import check_folder
-from kt.data.labels import known_classes, known_names
 from kt.data.sources import check_source, known_channels, known_count, made_or_named, part_sizes
 from kt.data.spec import SPLITS, DataSpec
+from kt.data.splits import check_parts, pools, split_counts
 from kt.errors import KtError, listed, quoted
 from kt.experiments.student import as_member
 from kt.spec import Options
 from kt.study.study import Study
 from kt.transfer import groups
 from kt.transfer.training import Training
-from kt.zoo import check as zoo_check
-from kt.zoo import registry, selection
+from kt.zoo import members as zoo_members
+from kt.zoo import registry
 from kt.zoo.classes import labels_of
 
 
@@ -37,8 +36,8 @@ def check(study: Study) -> Study:
     store.check_writable(study.layout.root)
     spec.check_all(study, {"results", *made_or_named(study.data)})
     known = registry.load(study.zoo.modules)
-    zoo = selection.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
-    zoo_check.check(zoo, known)
+    zoo = zoo_members.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
+    zoo_members.check(zoo, known)
     experiments = {
         rule: {name: experiment.check(f"{rule}.{name}", zoo, known) for name, experiment in named.items()}
         for rule, named in study.experiments.items()
@@ -50,7 +49,7 @@ def check(study: Study) -> Study:
     if names := known_names(study.data):
         check_classes(study, names)
     if classes := known_classes(study.data):
-        zoo_check.check_heads(zoo, known, classes)
+        zoo_members.check_heads(zoo, known, classes)
     check_checkpoints(study, known_channels, classes)
     sizes = study.data.splits
     check_splits(study, {split: images for split in SPLITS if (images := sizes.known(split)) is not None})
@@ -65,7 +64,7 @@ def check(study: Study) -> Study:
 
 
 def check_checkpoints(study: Study, channels: Callable[[DataSpec], int], classes: int | None) -> None:
-    """Fail where the checkpoint of a member or a student does not fit; ``kt.zoo.check.check_checkpoints`` says how.
+    """Fail where the checkpoint of a member or a student does not fit; ``kt.zoo.members.check_checkpoints`` says how.
 
     Args:
         study: with every member and student complete.
@@ -79,7 +78,7 @@ def check_checkpoints(study: Study, channels: Callable[[DataSpec], int], classes
     if given := {at: (member, spec) for at, (member, spec) in given.items() if member.checkpoint}:
         colours = channels(study.data)
         members = {at: (member, max(colours, len(spec.mean))) for at, (member, spec) in given.items()}
-        zoo_check.check_checkpoints(members, study.zoo.modules, registry.load(study.zoo.modules), classes)
+        zoo_members.check_checkpoints(members, study.zoo.modules, registry.load(study.zoo.modules), classes)
 
 
 def check_data(data: DataSpec) -> None:
@@ -111,10 +110,10 @@ def check_images(study: Study) -> None:
     splits, sizes = study.data.splits, part_sizes(study.data)
     if sizes is None:
         return
-    shares.check_parts(splits, [part for part in sizes.images if part])
+    check_parts(splits, [part for part in sizes.images if part])
     counts = dict[str, int]()
-    for part, takes in shares.pools(splits, sizes.default).items():
-        counts |= shares.counts(takes, sizes.images.get(part, 0), part)
+    for part, takes in pools(splits, sizes.default).items():
+        counts |= split_counts(takes, sizes.images.get(part, 0), part)
     check_splits(study, counts)
     for name, member in study.zoo.models.items():
         recipe, key = member.train or member.finetune, "train" if member.train else "finetune"
@@ -124,7 +123,7 @@ def check_images(study: Study) -> None:
 
 def check_classes(study: Study, known: Sequence[str]) -> None:
     """Fail where specialists and experiments do not fit the data set's classes, given by label."""
-    zoo_check.check_classes(study.zoo, known)
+    zoo_members.check_classes(study.zoo, known)
     for rule, name, experiment in study.each_experiment():
         own = {teacher: labels_of(teacher, study.zoo.models[teacher], known) for teacher in experiment.teachers}
         experiment.classes(f"{rule}.{name}", own, known)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kt.data.datasets import Dataset
+from kt.data.inputs import Inputs, inputs
 from kt.data.spec import InputSpec, ViewsSpec
-from kt.data.views import Inputs, inputs
 from kt.predictions import Logits
 from kt.transfer.engine import State, weights_of
 from kt.transfer.memory import estimate

@@ -1,4 +1,4 @@
-"""What a zoo will cost before anything is downloaded or run: sizes of its models, bytes, and hours of a GPU."""
+"""Cost of a zoo before anything is downloaded or run: sizes of its models, bytes, and hours of a GPU."""
 
 from __future__ import annotations
 
