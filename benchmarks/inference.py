@@ -17,7 +17,7 @@ import json
 import numpy as np
 from scipy import stats
 
-from kt.analysis import resample
+from kt.analysis import statistics
 from kt.analysis.dyadic import Dyads, ols
 
 SETTINGS = {  # standard deviations of teachers, students and noise
@@ -49,8 +49,8 @@ def coverage(setting: str, models: int, share: float, simulations: int, draws: i
         low, high = fit.interval()
         covered["dyadic"] += (low <= 0) & (high >= 0)
         covered["ordinary"] += np.abs(fit.beta) <= stats.norm.ppf(0.975) * fit.se_iid
-        sample = resample.slopes(y, x, t, s, resample.weights(models, draws, rng))
-        ends = [resample.interval(column) for column in sample.T]
+        sample = statistics.slopes(y, x, t, s, statistics.weights(models, draws, rng))
+        ends = [statistics.interval(column) for column in sample.T]
         covered["bootstrap"] += [low <= 0 <= high for low, high in ends]
     return {kind: (100 * count / simulations).round(1).tolist() for kind, count in covered.items()}
 

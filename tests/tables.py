@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kt.analysis import inputs, run
-from kt.analysis.describe import summarise
+from kt.analysis import analyse, inputs
+from kt.analysis.deltas import summarise
 from kt.complementarity import table
 from kt.complementarity.spec import ComplementaritySpec
 from kt.figures.tables import Tables
@@ -191,10 +191,10 @@ def write(folder: Path, tables: Mapping[str, pd.DataFrame]) -> Path:
     return folder
 
 
-def analysed(study: Mapping[str, pd.DataFrame]) -> run.Analysis:
+def analysed(study: Mapping[str, pd.DataFrame]) -> analyse.Analysis:
     """The analysis of a study, with as few samples as make every column."""
     prepared = inputs.prepare(study["transfers"], study["zoo"], study["complementarity"])
-    return run.analyse(prepared, EQUAL_WITHIN, bootstrap=20, draws=99)
+    return analyse.analyse(prepared, EQUAL_WITHIN, bootstrap=20, draws=99)
 
 
 def whole(study: Mapping[str, pd.DataFrame]) -> Tables:

@@ -4,8 +4,8 @@ from html.parser import HTMLParser
 import pytest
 import tables
 
+from kt.analysis.answer import answer
 from kt.analysis.deltas import PAIR
-from kt.analysis.describe import answer
 from kt.errors import KtError
 from kt.figures.captions import CAPTIONS
 from kt.figures.draw import FIGURES, draw

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def gather(study: Study, layout: Layout, out: Path) -> None:
     """Make the final tables: transfers and methods, and every table as CSV too."""
-    from kt.analysis import describe
+    from kt.analysis import deltas
     from kt.analysis.deltas import of_pairs
 
     jobs = pairing.jobs(study.names, study.pairs, study.transfer.pairs_per_job)
@@ -36,7 +36,7 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     files += [layout.experiment(rule, name) for rule, name, _ in study.each_experiment()]
     transfers = final.transfers(files)
     scores = schema.read(layout.complementarity("test"), "complementarity")
-    summary = describe.summarise(of_pairs(final.frame(transfers)), final.frame(scores), study.analysis.equal_within)
+    summary = deltas.summarise(of_pairs(final.frame(transfers)), final.frame(scores), study.analysis.equal_within)
     plan = study.transfer
     ran = choice.resolve(plan.methods.chosen(), plan.candidates(), layout.table("search"))
     texts = {name: json.dumps(method.parameters(), sort_keys=True) for name, method in ran.items()}
