@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kt.errors import KtError
 from kt.pairs import candidates
 from kt.study import load
-from kt.study.check import check
+from kt.study.check import check, check_task
 from kt.study.strict_yaml import Loader
 from kt.study.study import Study
 from kt.zoo import members
@@ -196,6 +196,7 @@ BY_MODEL = [
     ("zoo.select", [{"match": []}], r"zoo.select.0.match: at least 1 needed, not \[\]"),
     ("zoo.select", [{"match": "vitt_*"}], r"zoo.select.0.match: 'vitt_\*' matches none of \d+ pretrained tags"),
     ("zoo.overrides", "none.csv", "zoo.overrides: none.csv: no such file .*/none.csv; paths are relative"),
+    ("data.task", "clasification", "data.task: unknown task 'clasification'; allowed: .*mean 'classification'?"),
     ("zoo.modules", ["kt.zoo.digit"], "zoo.modules: kt.zoo.digit: no such Python module on this machine"),
     ("zoo.modules", ["no.such"], r"zoo.modules: no.such: cannot be found \(No module named 'no'\)"),
     ("zoo.modules", ["sys"], "zoo.modules: sys: no such Python module on this machine"),
@@ -426,3 +427,26 @@ print([name for name in ("torch", "timm", "sklearn", "snakemake") if name in sys
 """
     ended = python(code)
     assert ended.stdout == "[]\n", ended.stderr
+
+
+def test_a_module_of_the_zoo_may_define_the_task(plain, tmp_path, monkeypatch):
+    source = (Path(__file__).parent / "vectors.py").read_text("utf-8")
+    (tmp_path / "kt_tests_task.py").write_text(source.replace('"vectors"', '"of_a_module"'), "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    study = load.parse(changed(plain, "data.task", "of_a_module"), "c.yaml")
+    with pytest.raises(KtError, match=r"data\.task: unknown task 'of_a_module'; allowed: classification"):
+        check_task(study)
+    study = load.parse(changed(study.plain(), "zoo.modules", ["kt_tests_task"]), "c.yaml")
+    check_task(study)
+    assert (study.task.metric.key, study.task.has_classes) == ("fit", False)
+
+
+def test_the_default_task_changes_no_hash_and_another_changes_all(plain):
+    study = load.parse(plain, "c.yaml")
+    named = load.parse(changed(plain, "data.task", "classification"), "c.yaml")
+    other = load.parse(changed(plain, "data.task", "other"), "c.yaml")
+    assert named.plain() == study.plain()
+    assert "task" not in study.plain()["data"]
+    assert study.shown("data") == named.shown("data") == "data"
+    assert other.shown("data") not in ("data", study.shown("other"))
+    assert load.parse(other.plain(), "c.yaml") == other

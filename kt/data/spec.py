@@ -154,6 +154,9 @@ def class_names(given: Iterable[Any]) -> list[str]:
     return names
 
 
+DEFAULT_TASK = "classification"
+
+
 class DataSpec(Spec):
     """Where the images come from, how they are split, and how they are kept."""
 
@@ -162,6 +165,9 @@ class DataSpec(Spec):
         "folders, or of official parts (`train`, `val`, …) that hold class folders; or a name that "
         "`timm.data.create_dataset` reads: `torch/cifar10`, `hfds/…`, `hfids/…`, `tfds/…`, `wds/…`, a .tar file; "
         "as all paths relative to this file's folder"
+    )
+    task: str = Field(
+        DEFAULT_TASK, description="what is learnt: `classification`, or a task that one of `zoo.modules` defines"
     )
     root: Folder | None = Field(None, description="folder where timm finds the data set, or keeps it")
     download: bool = Field(False, description="let timm download the data set into `root`")
@@ -214,6 +220,11 @@ class DataSpec(Spec):
         except ValueError as error:
             raise PydanticCustomError("value_error", "{text}", {"text": str(error)}) from error
         return dict(zip(names, value.values() if isinstance(value, dict) else range(len(names)), strict=True))
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the default task, so that hashes of before that key stay."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("task", DEFAULT_TASK)}
 
     @property
     def files(self) -> list[str]:

@@ -15,6 +15,8 @@ from kt.errors import KtError, listed, quoted
 from kt.experiments.student import as_member
 from kt.spec import Options
 from kt.study.study import Study
+from kt.tables import schema
+from kt.tasks import task as tasks
 from kt.transfer import groups
 from kt.transfer.training import Training
 from kt.zoo import members as zoo_members
@@ -36,6 +38,7 @@ def check(study: Study) -> Study:
     store.check_writable(study.layout.root)
     spec.check_all(study, {"results", *made_or_named(study.data)})
     known = registry.load(study.zoo.modules)
+    check_task(study)
     zoo = zoo_members.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
     zoo_members.check(zoo, known)
     experiments = {
@@ -61,6 +64,20 @@ def check(study: Study) -> Study:
     _check_complementarity(study)
     pairs.candidates(study.names, study.pairs)
     return study
+
+
+def check_task(study: Study) -> None:
+    """Fail where nothing defines the task, or its metric does not fit the tables.
+
+    The user's modules are imported only where the project itself has no such task.
+    """
+    if study.data.task not in tasks.registry():
+        from kt.zoo.models import import_modules
+
+        import_modules(study.zoo.modules)
+    key = tasks.named(study.data.task).metric.key
+    for table in schema.TABLES:
+        schema.file_names(table, key)
 
 
 def check_checkpoints(study: Study, channels: Callable[[DataSpec], int], classes: int | None) -> None:

@@ -13,12 +13,14 @@ from pydantic import Field, PositiveFloat
 from kt import store
 from kt.amalgamate.spec import Amalgamation
 from kt.complementarity.spec import ComplementaritySpec
-from kt.data.spec import DataSpec, InputSpec
+from kt.data.spec import DEFAULT_TASK, DataSpec, InputSpec
 from kt.experiments.spec import Experiment
 from kt.flow.spec import FlowExperiment
 from kt.layout import Layout
 from kt.pairs import All, PairRule
 from kt.spec import DEVICE, Folder, Spec, shown
+from kt.tasks import task as tasks
+from kt.tasks.task import Task
 from kt.transfer.groups import GroupSpec
 from kt.transfer.spec import TransferSpec
 from kt.zoo.spec import Name, ZooSpec
@@ -94,10 +96,16 @@ class Study(Spec):
         """How often every image of a split is seen by a model, in as many crops."""
         return self.transfer.views.n if self.transfer.views and split == "transfer" else 1
 
+    @property
+    def task(self) -> Task:
+        """What is learnt."""
+        return tasks.named(self.data.task)
+
     def shown(self, data: str) -> str:
-        """Hash of the data set, from its own hash, and of how its transfer images are shown."""
-        views, top = self.transfer.views, self.transfer.top_k
-        return store.digest([data, views and views.plain(), top]) if views or top else data
+        """Hash of the data set, from its own hash, of the task, and of how the transfer images are shown."""
+        views, top, task = self.transfer.views, self.transfer.top_k, self.data.task
+        facts = [data, views and views.plain(), top, *([task] if task != DEFAULT_TASK else [])]
+        return store.digest(facts) if views or top or task != DEFAULT_TASK else data
 
     @property
     def experiments(self) -> dict[str, Mapping[str, Experiment]]:

@@ -63,7 +63,7 @@ STUDY: dict[str, tuple[Column, ...]] = {
             True,
         ),
         Column("acc_validation", REAL, "percent", "top-1 accuracy on the validation split"),
-        Column("ece", REAL, "percent", "expected calibration error on the test split, 15 equal-width bins"),
+        Column("ece", REAL, "percent", "expected calibration error on the test split, 15 equal-width bins", True),
         Column(
             "log_ratio",
             REAL,
@@ -88,6 +88,7 @@ STUDY: dict[str, tuple[Column, ...]] = {
             REAL,
             "percent of images",
             "expected positive flips of an untrained teacher: those that are wrong now, by the number of classes",
+            True,
         ),
         Column("class_entropy", REAL, "nats", "entropy of the positive flips over the classes; ln C if uniform", True),
         Column("neg_class_entropy", REAL, "nats", "the same of the negative flips", True),
@@ -97,6 +98,7 @@ STUDY: dict[str, tuple[Column, ...]] = {
                 COUNT,
                 "classes",
                 f"fewest classes that hold at least {share} % of the positive flips",
+                True,
             )
             for share in SHARES
         ),
@@ -140,7 +142,7 @@ STUDY: dict[str, tuple[Column, ...]] = {
     ),
     "pairs": (
         *PAIR,
-        Column("reason", TEXT, "text", "the rule that chose the pair"),
+        Column("reason", TEXT, "text", "the rule that chose the pair", holds_names=True),
         Column("chunk", COUNT, "index", "the student's transfer job that does the pair"),
     ),
     "transfers": (

@@ -7,8 +7,9 @@ registers it. Functions on tensors use tensor methods only, so that importing a 
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -45,6 +46,30 @@ class Metric:
     binary: bool = False
 
 
+@dataclass(frozen=True)
+class Words:
+    """A task as tables carry it in their metadata: figures and reports tell of it without its code.
+
+    Attributes:
+        name, metric, example, has_classes: as of ``Task``.
+    """
+
+    name: str
+    metric: Metric
+    example: str
+    has_classes: bool
+
+    def to_json(self) -> str:
+        """As text for a file's metadata."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Words:
+        """From such a text."""
+        facts = json.loads(text)
+        return cls(**{**facts, "metric": Metric(**facts["metric"])})
+
+
 class Task(ABC):
     """A task. Higher scores are better.
 
@@ -60,6 +85,11 @@ class Task(ABC):
     metric: ClassVar[Metric]
     example: ClassVar[str] = "image"
     has_classes: ClassVar[bool] = False
+
+    @property
+    def words(self) -> Words:
+        """What tables carry of it."""
+        return Words(self.name, self.metric, self.example, self.has_classes)
 
     # the data
 
