@@ -91,7 +91,7 @@ BY_SCHEMA = [
     ("data.source", 5, "data.source: input should be a valid string, not 5"),
     ("data.splits.test", -1, "data.splits.test.images: input should be greater than or equal to 0, not -1"),
     ("data.splits.test", 1.5, "data.splits.test.share: input should be less than 1, not 1.5"),
-    ("data.size", 0, "data.size: input should be greater than 0, not 0"),
+    ("data.size", 0, r"data.size: needs a whole number of pixels greater than 0, or \[height, width\], not 0"),
     ("data.classes", 3, "data.classes: input should be a mapping of keys to values, not 3"),
     ("data.classes", {"a": -1}, "data.classes.a: input should be greater than or equal to 0, not -1"),
     ("data.damaged", "skp", "data.damaged: unknown value 'skp'; allowed: fail, skip; did you mean 'skip'?"),

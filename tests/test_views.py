@@ -75,7 +75,10 @@ def pictures(height: int, width: int, n: int = 2) -> np.ndarray:
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize(
     ("height", "width", "size", "crop_pct"),
-    [(256, 256, 224, 0.875), (256, 256, 224, 1.0), (97, 160, 64, 0.9), (40, 64, 96, 0.95), (80, 60, 48, 1.15)],
+    [
+        *((256, 256, 224, 0.875), (256, 256, 224, 1.0), (97, 160, 64, 0.9), (40, 64, 96, 0.95), (80, 60, 48, 1.15)),
+        *((97, 160, (48, 64), 0.9), (97, 160, (64, 32), 1.0), (60, 40, (64, 96), 0.875), (50, 80, (30, 20), 1.15)),
+    ],
 )
 def test_a_models_view_is_timms_up_to_pils_rounding_to_bytes(height, width, size, crop_pct, crop_mode, interpolation):
     from timm.data.transforms_factory import create_transform
@@ -83,7 +86,7 @@ def test_a_models_view_is_timms_up_to_pils_rounding_to_bytes(height, width, size
     images = pictures(height, width)
     spec = input_of(size, crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation)
     geometry = {"crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation}
-    transform = create_transform((3, size, size), mean=spec.mean, std=spec.std, **geometry)
+    transform = create_transform((3, *spec.sides), mean=spec.mean, std=spec.std, **geometry)
     theirs = torch.stack([transform(Image.fromarray(image)) for image in images])
     ours = inputs.normalise(inputs.to_unit(images, spec, CPU), spec)
     levels = 255 * (ours - theirs).abs() * torch.tensor(spec.std).view(3, 1, 1)

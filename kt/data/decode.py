@@ -21,7 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from kt import store
 from kt.data.listing import Listing, Picture, shown
-from kt.data.spec import DataSpec
+from kt.data.spec import DataSpec, height_and_width
 from kt.data.walk import formats
 from kt.errors import KtError, listed
 from kt.progress import Progress
@@ -89,23 +89,24 @@ def _head(path: str) -> bytes:
         return file.read(16)
 
 
-def fit(picture: Picture, size: int | None, channels: int) -> NDArray[np.uint8]:
-    """One image as it is stored, uint8 [size, size, C]: shorter side resized (bicubic, antialiased), centre kept.
+def fit(picture: Picture, size: int | tuple[int, int] | None, channels: int) -> NDArray[np.uint8]:
+    """One image as it is stored, uint8 [H, W, C]: resized until it just covers the size, and its centre kept.
 
-    The sizes are rounded as torchvision's ``Resize`` and ``CenterCrop`` do. Arrays keep their size and channels where
-    ``size`` is None. Of PIL images the first frame is taken, upright by its EXIF orientation; 16 bits a pixel lose
-    the lower eight, and transparency is dropped: what lies behind it shows.
+    The resizing is bicubic and antialiased. Its sizes are rounded as torchvision's ``Resize`` and ``CenterCrop`` do,
+    those of oblong images as timm's ``ResizeKeepRatio`` does. Arrays keep their size and channels where ``size`` is
+    None. Of PIL images the first frame is taken, upright by its EXIF orientation; 16 bits per pixel lose the lower
+    eight, and transparency is dropped: what lies behind it shows.
 
     Args:
         picture: a PIL image, or uint8 [H, W, C].
-        size: side in pixels; None keeps an array as it is.
+        size: side, or height and width, in pixels; None keeps an array as it is.
         channels: 1 or 3, for PIL images.
 
     Raises:
         NotReadable: pixels of 32 bits, whose range is not known.
     """
     if isinstance(picture, np.ndarray):
-        if size is None or picture.shape[:2] == (size, size):
+        if size is None or picture.shape[:2] == height_and_width(size):
             return picture
         picture = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
         channels = len(picture.getbands())
@@ -116,17 +117,27 @@ def fit(picture: Picture, size: int | None, channels: int) -> NDArray[np.uint8]:
         picture = picture if turn is None else picture.transpose(turn)
     assert size is not None  # sources of PIL images need it
     picture = picture.convert("L" if channels == 1 else "RGB")
-    short = min(picture.size)
-    width, height = (size if side == short else int(size * side / short) for side in picture.size)
-    left, top = round((width - size) / 2), round((height - size) / 2)
+    tall, wide = height_and_width(size)
+    width, height = _covering(picture.width, picture.height, wide, tall)
+    left, top = round((width - wide) / 2), round((height - tall) / 2)
     if width * height > LARGEST:
         across, down = picture.width / width, picture.height / height
-        box = (left * across, top * down, (left + size) * across, (top + size) * down)
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        box = (left * across, top * down, (left + wide) * across, (top + tall) * down)
+        picture = picture.resize((wide, tall), Image.Resampling.BICUBIC, box=box)
         left = top = 0
     elif picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, channels)
+    return np.asarray(picture.crop((left, top, left + wide, top + tall))).reshape(tall, wide, channels)
+
+
+def _covering(width: int, height: int, wide: int, tall: int) -> tuple[int, int]:
+    """Width and height of an image resized until it just covers another size."""
+    if wide == tall:
+        short = min(width, height)
+        width, height = (wide if side == short else int(wide * side / short) for side in (width, height))
+        return width, height
+    ratio = min(width / wide, height / tall)
+    return round(width / ratio), round(height / ratio)
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -157,7 +168,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _attempt(call: Callable[[], Picture], size: int | None, channels: int) -> NDArray[np.uint8] | str:
+def _attempt(call: Callable[[], Picture], size: int | tuple[int, int] | None, channels: int) -> NDArray[np.uint8] | str:
     """The stored image, or why there is none."""
     try:
         return fit(call(), size, channels)
@@ -177,13 +188,13 @@ def stored_shape(listing: Listing, spec: DataSpec) -> tuple[int, int, int]:
     """
     if listing.shape is None:
         assert spec.size is not None  # checked with the source
-        return spec.size, spec.size, spec.channels
+        return *height_and_width(spec.size), spec.channels
     height, width, channels = listing.shape
     if spec.size is None:
         return height, width, channels
     if channels not in (1, 3):
         raise KtError(f"data.size: images of {channels} channels cannot be resized; allowed: 1 or 3 channels")
-    return spec.size, spec.size, channels
+    return *height_and_width(spec.size), channels
 
 
 @dataclass(frozen=True)

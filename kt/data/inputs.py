@@ -22,7 +22,7 @@ IN_MEMORY = 1 << 29
 
 
 def to_unit(images: NDArray[np.uint8], spec: InputSpec, device: torch.device) -> Tensor:
-    """Images uint8 [B, H, W, C] resized and cropped to a model's input, float32 [B, C, size, size] in [0, 1].
+    """Images uint8 [B, H, W, C] resized and cropped to a model's input, float32 [B, C, height, width] in [0, 1].
 
     The geometry is that of timm's ``transforms_imagenet_eval``, rounding included; it is computed on the device, in
     floating point instead of PIL's bytes, always antialiased when it shrinks.
@@ -30,20 +30,21 @@ def to_unit(images: NDArray[np.uint8], spec: InputSpec, device: torch.device) ->
     x = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True)
     x = x.permute(0, 3, 1, 2).to(torch.float32).div_(255)
     x = resize(x, resized(x.shape[-2], x.shape[-1], spec), spec.interpolation)
-    return crop(x, spec.size, spec.mean if spec.crop_mode == "border" else (0.0,))
+    return crop(x, spec.sides, spec.mean if spec.crop_mode == "border" else (0.0,))
 
 
 def resized(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
     """Height and width of an image before its centre is cropped."""
-    scale = math.floor(spec.size / spec.crop_pct)
+    tall, wide = (math.floor(side / spec.crop_pct) for side in spec.sides)
     if spec.crop_mode == "squash":
-        return scale, scale
-    if spec.crop_mode == "border":
-        ratio = max(height, width) / scale
-        return round(height / ratio), round(width / ratio)
-    short = min(height, width)
-    height, width = (scale if side == short else int(scale * side / short) for side in (height, width))
-    return height, width
+        return tall, wide
+    if spec.crop_mode == "center" and tall == wide:  # torchvision's rounding
+        short = min(height, width)
+        height, width = (tall if side == short else int(tall * side / short) for side in (height, width))
+        return height, width
+    ratios = height / tall, width / wide
+    ratio = max(ratios) if spec.crop_mode == "border" else min(ratios)
+    return round(height / ratio), round(width / ratio)
 
 
 def resize(x: Tensor, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> Tensor:
@@ -58,21 +59,22 @@ def resize(x: Tensor, size: tuple[int, int], interpolation: Literal["bilinear", 
     return x
 
 
-def crop(x: Tensor, size: int, fill: tuple[float, ...]) -> Tensor:
-    """The centre [B, C, size, size] of images [B, C, H, W]; beyond their edges is ``fill``, a value a channel."""
+def crop(x: Tensor, size: tuple[int, int], fill: tuple[float, ...]) -> Tensor:
+    """The centre [B, C, *size] of images [B, C, H, W]; beyond their edges is ``fill``, a value per channel."""
     height, width = x.shape[-2:]
-    if min(height, width) < size:
+    tall, wide = size
+    if height < tall or width < wide:
         canvas = torch.tensor(fill, device=x.device).view(1, -1, 1, 1)
-        canvas = canvas.expand(len(x), x.shape[1], max(height, size), max(width, size)).clone()
-        top, left = max(size - height, 0) // 2, max(size - width, 0) // 2
+        canvas = canvas.expand(len(x), x.shape[1], max(height, tall), max(width, wide)).clone()
+        top, left = max(tall - height, 0) // 2, max(wide - width, 0) // 2
         canvas[..., top : top + height, left : left + width] = x
         x = canvas
-    top, left = round((x.shape[-2] - size) / 2), round((x.shape[-1] - size) / 2)
-    return x[..., top : top + size, left : left + size]
+    top, left = round((x.shape[-2] - tall) / 2), round((x.shape[-1] - wide) / 2)
+    return x[..., top : top + tall, left : left + wide]
 
 
 def cut(images: NDArray[np.uint8], boxes: Boxes, spec: InputSpec, device: torch.device) -> Tensor:
-    """Crops of images uint8 [B, H, W, C], mirrored or not, at a model's size, float32 [B, C, size, size] in [0, 1].
+    """Crops of images uint8 [B, H, W, C], mirrored or not, at a model's size, float32 [B, C, height, width] in [0, 1].
 
     Args:
         images: the images.
@@ -84,7 +86,7 @@ def cut(images: NDArray[np.uint8], boxes: Boxes, spec: InputSpec, device: torch.
     made = []
     for image, (top, left, height, width, mirrored) in zip(x, boxes.tolist(), strict=True):
         part = image[None, :, top : top + height, left : left + width].to(torch.float32).div_(255)
-        part = resize(part, (spec.size, spec.size), spec.interpolation)
+        part = resize(part, spec.sides, spec.interpolation)
         made.append(part.flip(-1) if mirrored else part)
     return torch.cat(made)
 
@@ -136,14 +138,14 @@ class Inputs:
         self.spec, self.device = spec, device
         self._images, self._drawn = images, drawn
         self._rows = rows if drawn is None else np.tile(rows, len(drawn.boxes) // len(rows))
-        size = 4 * len(self._rows) * images.shape[-1] * spec.size**2
+        size = 4 * len(self._rows) * images.shape[-1] * math.prod(spec.sides)
         self._prepared = self._prepare(slice(None)) if keep and size <= IN_MEMORY else None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, positions: NDArray[np.int64] | slice) -> Tensor:
-        """Float32 [b, C, size, size] on the device, channels last in memory."""
+        """Float32 [b, C, height, width] on the device, channels last in memory."""
         if self._prepared is not None:
             return self._prepared[positions]
         return self._prepare(positions)
@@ -165,9 +167,9 @@ def inputs(
 
 
 def _shift(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Move every image by up to a sixteenth of its side in both directions; what comes in is black."""
+    """Move every image by up to a sixteenth of its shorter side in both directions; what comes in is black."""
     n, _, height, width = x.shape
-    reach = max(1, height // 16)
+    reach = max(1, min(height, width) // 16)
     padded = F.pad(x, (reach, reach, reach, reach))
     dy, dx = torch.randint(0, 2 * reach + 1, (2, n), generator=generator, device=x.device)
     rows = dy[:, None] + torch.arange(height, device=x.device)
@@ -182,10 +184,13 @@ def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _erase(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Blacken one square of three eighths of the side in every image."""
+    """Blacken one square of three eighths of the shorter side in every image."""
     n, _, height, width = x.shape
-    side = max(1, 3 * height // 8)
-    top, left = torch.randint(0, height - side + 1, (2, n), generator=generator, device=x.device)
+    side, longer = max(1, 3 * min(height, width) // 8), max(height, width)
+    drawn = torch.randint(0, longer - side + 1, (2, n), generator=generator, device=x.device)
+    top, left = (
+        place * (length - side + 1) // (longer - side + 1) for place, length in zip(drawn, (height, width), strict=True)
+    )
     rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
     in_rows = (rows >= top[:, None]) & (rows < top[:, None] + side)
     in_columns = (columns >= left[:, None]) & (columns < left[:, None] + side)
@@ -202,4 +207,4 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "noise": _noise,
     "erase": _erase,
 }
-"""Augmentations by name: float images [B, C, S, S] in [0, 1] and a generator on their device to the same shape."""
+"""Augmentations by name: float images [B, C, H, W] in [0, 1] and a generator on their device to the same shape."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -177,16 +178,16 @@ class Bench:
     def shape(self, teacher: str | None = None) -> tuple[int, int, int]:
         """Channels, height and width of what the student, or a teacher, sees."""
         if teacher is None:
-            return self.channels, self.spec.size, self.spec.size
+            return self.channels, *self.spec.sides
         spec = self.teachers.input_of(teacher)
-        return max(len(spec.mean), self.data.channels), spec.size, spec.size
+        return spec.shape(self.data.channels)
 
     def prepared(self, teachers: Sequence[str] = ()) -> int:
         """Bytes that images take as the student sees them; the learnt and validation images as teachers do, too."""
         seen = {(split, self.spec) for split in self.chosen}
         seen |= {(split, self.teachers.input_of(name)) for name in teachers for split in ("transfer", "validation")}
         return sum(
-            min(IN_MEMORY, 4 * len(self.chosen[split]) * max(len(spec.mean), self.data.channels) * spec.size**2)
+            min(IN_MEMORY, 4 * len(self.chosen[split]) * math.prod(spec.shape(self.data.channels)))
             for split, spec in seen
         )
 

@@ -13,6 +13,7 @@ from kt import predictions, store
 from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.data.listing import ORDERS
+from kt.data.spec import in_pixels
 from kt.errors import listed
 from kt.layout import Layout
 from kt.spec import as_written
@@ -37,11 +38,18 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     check_classes(study, dataset.class_names)
     check_heads(study.zoo, registry.load(study.zoo.modules), dataset.classes)
     check_checkpoints(study, lambda _: dataset.channels, dataset.classes)
-    wanted = {name: math.floor((spec := study.zoo.input_of(name)).size / spec.crop_pct) for name in study.members}
-    if small := [f"{name} ({side})" for name, side in wanted.items() if study.data.size and side > study.data.size]:
-        log.warning("data: images of %d pixels are enlarged for %s", study.data.size, listed(small))
+    _warn_of_size(study, dataset.images.shape[1:3])
     experiments.inspect(study, layout, threads)
     log.info("data: %s: %s", as_written(study.data.source), datasets.summary(facts))
+
+
+def _warn_of_size(study: Study, stored: tuple[int, ...]) -> None:
+    """Name the members for which images are enlarged that were stored at a configured size."""
+    inputs = {name: study.zoo.input_of(name) for name in study.members}
+    wanted = {name: tuple(math.floor(side / spec.crop_pct) for side in spec.sides) for name, spec in inputs.items()}
+    small = [f"{name} ({in_pixels(size)})" for name, size in wanted.items() if any(np.greater(size, stored))]
+    if study.data.size and small:
+        log.warning("data: images of %s pixels are enlarged for %s", in_pixels(stored), listed(small))
 
 
 def predict(study: Study, layout: Layout, name: str, threads: int) -> None:

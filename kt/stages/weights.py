@@ -42,7 +42,7 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
     try:
         model = _start(study, name, dataset)
         shape, classes = (
-            (channels(study, name, dataset), spec.size, spec.size),
+            (channels(study, name, dataset), *spec.sides),
             len(labels_of(name, member, dataset.class_names)),
         )
         macs, outputs = models.run_once(model, shape)
@@ -58,7 +58,7 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
         **models.sizes(model),
         "macs": macs,
         **_known(study, member),
-        "input_size": spec.size,
+        "input_size": spec.side,
         "train_images": images,
         "train_seconds": time.perf_counter() - start if recipe else None,
         "fingerprint": models.fingerprint(

@@ -6,7 +6,7 @@ What a file says of its own training is compared with the member's settings (``d
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,7 +261,7 @@ def differing(file: Header, args: Mapping[str, Any], spec: InputSpec) -> list[st
     found = {key: said(key) for key in wanted}
     shape = said("input_size")
     wanted["size"] = spec.size
-    found["size"] = shape[-1] if isinstance(shape, list | tuple) and shape else said("img_size")
+    found["size"] = _size(shape) if isinstance(shape, list | tuple) and shape else said("img_size")
     kwargs = said("model_kwargs")
     given = {argument: said(option) for option, argument in ARGUMENTS.items()}
     given |= {str(key): value for key, value in kwargs.items()} if isinstance(kwargs, Mapping) else {}
@@ -272,6 +272,11 @@ def differing(file: Header, args: Mapping[str, Any], spec: InputSpec) -> list[st
         for key, value in found.items()
         if _plain(value) and not _alike(value, wanted[key])
     ]
+
+
+def _size(shape: Sequence[Any]) -> Any:
+    """Side of a square input, else its height and width, from channels, height and width."""
+    return shape[-1] if len(set(map(str, shape[-2:]))) == 1 else tuple(shape[-2:])
 
 
 def _plain(value: Any) -> bool:

@@ -21,13 +21,10 @@ from kt.zoo.spec import Member, Select, ZooSpec
 Sizes = Callable[[list[str]], Mapping[str, Size | None]]
 
 
-def input_of(known: Pretrained) -> InputSpec | None:
-    """The input that a pretrained tag's configuration asks for; None where the image is not square."""
-    _, height, width = known.input_size
-    if height != width:
-        return None
+def input_of(known: Pretrained) -> InputSpec:
+    """The input that a pretrained tag's configuration asks for."""
     return InputSpec(
-        size=height,
+        size=known.input_size[1:],
         mean=known.mean,
         std=known.std,
         crop_pct=known.crop_pct,
@@ -86,7 +83,8 @@ def complete(at: str, member: Member, zoo: ZooSpec, registry: Registry) -> Membe
 def select_tags(select: Select, registry: Registry, sizes: Sizes, at: str) -> list[str]:
     """The pretrained tags that pass all filters, sorted by name.
 
-    Tags for images that are not square never pass, and those without a classifier only where a new one is trained.
+    Tags for oblong images never pass (``zoo.models`` can name them), and those without a classifier only where a new
+    one is trained.
 
     Raises:
         KtError: a glob matches no tag, or a filter lets none pass.
