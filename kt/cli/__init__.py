@@ -76,7 +76,7 @@ def _retry(args: argparse.Namespace) -> None:
 
     study = load(args.config)
     keys = status.survey(study, study.layout).retriable
-    made_again = status.forget(study.layout, keys, damaged=False)
+    made_again = status.forget(study.layout, keys)
     print(f"{len(keys)} failed trainings will be tried again by the next run ({len(made_again)} jobs)")
 
 

@@ -1,5 +1,6 @@
 rule search:
     input:
+        again_if_damaged(LAYOUT.transfer("{student}", "search")),
         weights=lambda wildcards: [
             LAYOUT.weights(name) for name in trial_models(wildcards)
         ],
@@ -58,6 +59,7 @@ rule choose:
 
 rule transfer:
     input:
+        again_if_damaged(LAYOUT.transfer("{student}", "{chunk}")),
         # Where names alone decide the pairs, the job knows its own; a longer table must not run it again.
         pairs=LAYOUT.table("pairs") if NEEDS_SCORES else [],
         search=LAYOUT.table("search") if TRIALS else [],
@@ -107,6 +109,7 @@ rule transfer:
 
 rule groups:
     input:
+        again_if_damaged(LAYOUT.transfer("{student}", "groups")),
         weights=lambda wildcards: [
             LAYOUT.weights(name) for name in group_models(wildcards)
         ],
