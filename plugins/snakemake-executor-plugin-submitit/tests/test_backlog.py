@@ -17,7 +17,7 @@ SMALL, LARGE = Request(mem_mb=100), Request(mem_mb=900)
 
 
 class Site:
-    """Accepts arrays of at most ``limit`` jobs, has room for ``room``; if ``strict``, refuses larger ones for good."""
+    """Accepts arrays of at most ``limit`` jobs, room for ``room`` more; if ``strict``, refuses ``LARGE`` for good."""
 
     def __init__(self, *, limit: int, room: int, strict: bool = False) -> None:
         self.limit, self.space, self.strict = limit, room, strict
