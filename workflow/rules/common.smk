@@ -129,6 +129,14 @@ def trial_models(wildcards):
     return [wildcards.student, *TRIALS[wildcards.student]]
 
 
+def files_of(models):
+    """Weights and predictions of the models that a job reads."""
+    return {
+        "weights": lambda wildcards: list(map(LAYOUT.weights, models(wildcards))),
+        "logits": lambda wildcards: list(map(LAYOUT.predictions, models(wildcards))),
+    }
+
+
 # With so many pairs an edge for each makes the plan slow: transfers wait for the table of all models instead.
 GATED = sum(map(len, TEACHERS.values())) > 20_000
 

@@ -1,12 +1,7 @@
 rule search:
     input:
         again_if_damaged(LAYOUT.transfer("{student}", "search")),
-        weights=lambda wildcards: [
-            LAYOUT.weights(name) for name in trial_models(wildcards)
-        ],
-        logits=lambda wildcards: [
-            LAYOUT.predictions(name) for name in trial_models(wildcards)
-        ],
+        **files_of(trial_models),
     output:
         LAYOUT.transfer("{student}", "search"),
     log:
@@ -15,17 +10,7 @@ rule search:
         "../../envs/kt.yaml"
     threads: 1
     resources:
-        cpus_per_task=lambda wildcards, threads: threads,
-        mem_mb=lambda wildcards, attempt: memory(
-            "search",
-            wildcards.student,
-            READ,
-            STUDY.transfer.training.batch_size,
-            attempt,
-        ),
-        runtime=lambda wildcards, attempt: minutes(
-            wildcards.student, trial_images(wildcards), attempt
-        ),
+        **resources_of_student("search", trial_images),
     params:
         teachers=lambda wildcards: TRIALS[wildcards.student],
         candidates={
@@ -73,17 +58,7 @@ rule transfer:
         "../../envs/kt.yaml"
     threads: 1
     resources:
-        cpus_per_task=lambda wildcards, threads: threads,
-        mem_mb=lambda wildcards, attempt: memory(
-            "transfer",
-            wildcards.student,
-            READ,
-            STUDY.transfer.training.batch_size,
-            attempt,
-        ),
-        runtime=lambda wildcards, attempt: minutes(
-            wildcards.student, training_images(wildcards), attempt
-        ),
+        **resources_of_student("transfer", training_images),
     params:
         methods={
             name: method.settings()
@@ -110,12 +85,7 @@ rule transfer:
 rule groups:
     input:
         again_if_damaged(LAYOUT.transfer("{student}", "groups")),
-        weights=lambda wildcards: [
-            LAYOUT.weights(name) for name in group_models(wildcards)
-        ],
-        logits=lambda wildcards: [
-            LAYOUT.predictions(name) for name in group_models(wildcards)
-        ],
+        **files_of(group_models),
     output:
         LAYOUT.transfer("{student}", "groups"),
     log:
@@ -124,17 +94,7 @@ rule groups:
         "../../envs/kt.yaml"
     threads: 1
     resources:
-        cpus_per_task=lambda wildcards, threads: threads,
-        mem_mb=lambda wildcards, attempt: memory(
-            "groups",
-            wildcards.student,
-            READ,
-            STUDY.transfer.training.batch_size,
-            attempt,
-        ),
-        runtime=lambda wildcards, attempt: minutes(
-            wildcards.student, group_images(wildcards), attempt
-        ),
+        **resources_of_student("groups", group_images),
     params:
         groups=STUDY.groups.plain() if STUDY.groups else {},
         methods={
