@@ -81,7 +81,7 @@ class MadeUp:
                 wrong = (self.labels + rng.integers(1, CLASSES, self.images)) % CLASSES
                 np.where(right, self.labels, wrong).astype(np.uint16).tofile(file)
 
-    def predicted(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
+    def kept(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
         """Predicted classes of one model."""
         start, stop, _ = rows.indices(self.images)
         return np.fromfile(self.file, np.uint16, stop - start, offset=2 * (model * self.images + start))
@@ -99,7 +99,7 @@ class MadeUp:
         """Noise, from different rows for every model, raised for the predicted class."""
         start, stop, _ = rows.indices(self.images)
         logits = self.noise.take(np.arange(start + 131 * model, stop + 131 * model) % PATTERN, 0)
-        logits[np.arange(stop - start), self.predicted(model, rows)] += np.float16(9)
+        logits[np.arange(stop - start), self.kept(model, rows)] += np.float16(9)
         return logits
 
     def features(self, model: int, rows: slice) -> NDArray[np.floating]:
@@ -158,7 +158,7 @@ def by_loops(zoo: MadeUp, out: Path, pairs: int) -> dict[str, float]:
     found = pq.read_table(out, columns=columns).take(numbers).to_pylist()
     seconds = {"loop": 0.0, "one_pass": 0.0}
     for row in found:
-        models = [zoo.predicted(zoo.names.index(row[role]), everything).tolist() for role in ("teacher", "student")]
+        models = [zoo.kept(zoo.names.index(row[role]), everything).tolist() for role in ("teacher", "student")]
         for name, way in (("loop", loop), ("one_pass", one_pass)):
             start = time.process_time()
             entropy, sizes = way(labels, *models)

@@ -75,6 +75,7 @@ def stage(name: str, folder: Path, images: int) -> dict[str, float]:
     from kt.data import datasets
     from kt.data.datasets import Dataset
     from kt.data.spec import DataSpec, InputSpec
+    from kt.tasks.classification import calibration_error
 
     place, file, found = folder / f"store{images}", folder / f"model{images}.safetensors", dict[str, float]()
     splits = {"transfer": 1, "validation": 1, "test": images - 2}
@@ -88,7 +89,7 @@ def stage(name: str, folder: Path, images: int) -> dict[str, float]:
         with peak(found):
             predictions.verify(file)
             test = predictions.read(file, "test")
-            predictions.calibration_error(test.logits, test.predicted == data.labels[data.rows("test")])
+            calibration_error(test.answers, test.kept == data.labels[data.rows("test")])
         return found
     import timm
     import torch

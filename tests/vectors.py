@@ -41,3 +41,20 @@ class Vectors(Task):
 
     def scores(self, kept: Any, truth: Any) -> Any:
         return 1 - np.asarray(kept, np.float64)
+
+
+class Percent(Vectors):
+    """The same in percent."""
+
+    name = "percent"
+    metric = Metric("hits", "hits", "%", "percentage points", "pp", 100.0)
+
+
+class Success(Vectors):
+    """A task of success or failure, without classes."""
+
+    name = "success"
+    metric = Metric("rate", "success rate", "%", "percentage points", "pp", 100.0, binary=True)
+
+    def scores(self, kept: Any, truth: Any) -> Any:
+        return np.asarray(kept) == 0

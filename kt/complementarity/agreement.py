@@ -41,7 +41,7 @@ def agreement(source: Source, into: NDArray[np.float64], changed: Sequence[int],
     chunk = max(1, HELD_CLASSES // models)
     for start in range(0, images, chunk):
         rows = slice(start, min(start + chunk, images))
-        part = np.stack([source.predicted(model, rows) for model in range(models)])
+        part = np.stack([source.kept(model, rows) for model in range(models)])
 
         def count(pair: tuple[int, NDArray[np.int64]], part: NDArray[np.unsignedinteger] = part) -> None:
             model, others = pair

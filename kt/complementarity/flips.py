@@ -1,4 +1,4 @@
-"""Flips of all pairs from one bit per image and model, and the measures that follow from their numbers.
+"""Flips of all pairs: from one bit per image and model, or from scores that are numbers; and what follows from them.
 
 The bits (15 MB for 50,000 images and 1,826 models) lie by class, and every class fills whole 64-bit words. A pair's
 flips in a class are then one AND and one population count of a word or two, and nothing but the bits is held for all
@@ -8,6 +8,7 @@ models at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ WORD = 64
 
 Counts = NDArray[np.unsignedinteger]
 """Numbers of images, as small as they fit: uint8 where no class has more than 64 images, else uint32."""
+
+HELD_SCORES = 1 << 17
+"""Differences of scores at a time: they stay in a core's own cache."""
 
 Reals = NDArray[np.float64]
 Numbers = NDArray[np.int64]
@@ -64,7 +68,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Right:
-    """What all models get right.
+    """Images that every model gets right.
 
     Attributes:
         places: where the bits lie.
@@ -96,6 +100,44 @@ class Right:
         """
         both = self.places.count(self.words[teachers] & self.words[students])
         return self.by_class[teachers] - both, self.by_class[students] - both
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Scores of all models that are numbers, not right or wrong.
+
+    A flip is then as large as the scores differ: positive flips are the mean over the images of max(0, teacher −
+    student), negative ones that of max(0, student − teacher). Of scores of 0 and 1 these are the shares of images that
+    ``Right`` counts.
+
+    Attributes:
+        scores: of every model, float64 [M, N]; the largest thing that is held.
+    """
+
+    scores: Reals
+
+    @property
+    def images(self) -> int:
+        """Number of images N."""
+        return len(self.scores[0])
+
+    @cached_property
+    def mean(self) -> Reals:
+        """Mean score of every model, float64 [M]."""
+        mean: Reals = self.scores.mean(1)
+        return mean
+
+    def flips(self, teachers: Numbers, students: Numbers) -> tuple[Reals, Reals, Reals]:
+        """Positive flips of P pairs, their standard errors over images, and negative flips; float64 [P] each."""
+        tile = max(1, HELD_SCORES // max(1, self.images))
+        parts = [self._flips(teachers[i : i + tile], students[i : i + tile]) for i in range(0, len(teachers), tile)]
+        positive, error, negative = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return positive, error, negative
+
+    def _flips(self, teachers: Numbers, students: Numbers) -> tuple[Reals, Reals, Reals]:
+        lead = self.scores[teachers] - self.scores[students]
+        positive = np.maximum(lead, 0)
+        return positive.mean(1), positive.std(1) / np.sqrt(self.images), np.maximum(-lead, 0).mean(1)
 
 
 def kappa(n: int, teacher: Numbers, student: Numbers, positive: Numbers) -> Reals:

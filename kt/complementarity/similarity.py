@@ -133,14 +133,14 @@ def _of_student(source: Source, student: int, teachers: NDArray[np.int64], class
     for rows in chunks:
         p = softmax(source.logits(student, rows))
         for t, teacher in enumerate(teachers):
-            joint[t] += of_class(source.predicted(teacher, rows), classes) @ p
+            joint[t] += of_class(source.kept(teacher, rows), classes) @ p
     marginal = joint[0].sum(0)
     joint /= np.where(marginal > 0, marginal, 1)
     total = np.zeros(len(teachers))
     for rows in chunks:
         p = softmax(source.logits(student, rows))
         for t, teacher in enumerate(teachers):
-            expected = np.einsum("nz,nz->n", joint[t][source.predicted(teacher, rows)], p)
+            expected = np.einsum("nz,nz->n", joint[t][source.kept(teacher, rows)], p)
             total[t] += np.log(expected).sum(dtype=np.float64)
     return total / source.images
 

@@ -82,7 +82,7 @@ def _warn_of_order(study: Study, name: str, dataset: Dataset, path: Path) -> Non
     """Say where a model's outputs fit the classes far better in another order, by the validation images."""
     classes = labels_of(name, study.zoo.models[name], dataset.class_names)
     labels = positions(dataset.labels[dataset.rows("validation")], classes)
-    predicted = predictions.read(path, "validation").predicted
+    predicted = predictions.read(path, "validation").kept
     if not (labels >= 0).any():
         return
     names = [dataset.class_names[label] for label in classes]
@@ -115,13 +115,18 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
         {split: dataset.labels[dataset.rows(split)] for split in ("validation", "test")},
         corrected,
         extra,
+        study.task,
     )
     schema.write(out, "zoo", table, {**metadata(study), "extra_columns": " ".join(extra)})
+    metric = study.task.metric
+    unit = f" {metric.unit}" if metric.unit else ""
     for row in table.select(["name", "acc", "acc_published", "acc_agrees"]).to_pylist():
         if row["acc_agrees"] is False:
-            log.warning("zoo: %(name)s: accuracy %(acc).2f %%, but %(acc_published).2f %% is published", row)
-    accuracy = table["acc"].to_pylist()
-    log.info("zoo: %d models, test accuracy %.1f to %.1f %%", len(accuracy), min(accuracy), max(accuracy))
+            measured, given = (f"{metric.shown(row[column], 4)}{unit}" for column in ("acc", "acc_published"))
+            log.warning("zoo: %s: %s %s, but %s is published", row["name"], metric.name, measured, given)
+    values = table["acc"].to_pylist()
+    span = f"{metric.shown(min(values))} to {metric.shown(max(values))}{unit}"
+    log.info("zoo: %d models, test %s %s", len(values), metric.name, span)
 
 
 def preview(study: Study, layout: Layout, tera_macs: float) -> str:

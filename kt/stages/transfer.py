@@ -69,7 +69,7 @@ def groups(study: Study, layout: Layout, student: str, out: Path, threads: int) 
         dataset = Dataset.open(layout.data)
         labels = dataset.labels[dataset.rows("validation")]
         found = predictions.read_all({name: layout.predictions(name) for name in study.names}, "validation")
-        accuracy = {name: float((p.predicted == labels).mean()) for name, p in found.items()}
+        accuracy = {name: float((p.kept == labels).mean()) for name, p in found.items()}
     sets = grouping.choose(student, study.names, rule, accuracy)
     units = group_units(study.groups.methods.chosen().values(), sets, study.transfer.seeds)
     done = _do(study, layout, student, units, sorted({name for teachers in sets for name in teachers}), threads)
@@ -118,7 +118,7 @@ def _do(
     tasks = tasks_of(units, student, models, study.shown(dataset.hash), training)
     labels = dataset.labels[dataset.rows(split)]
     found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, split)
-    said = {name: p.predicted for name, p in found.items()}
+    said = {name: p.kept for name, p in found.items()}
     before = said.pop(student)
 
     def rows_of(key: str, outcome: Record) -> list[dict[str, Any]]:
@@ -192,11 +192,11 @@ class ZooFiles:
 
     def logits(self, name: str, split: str) -> predictions.Logits:
         """Cached logits, float16 [N, C]."""
-        return predictions.read(self.layout.predictions(name), split).logits
+        return np.asarray(predictions.read(self.layout.predictions(name), split).answers)
 
     def predicted(self, name: str, split: str) -> NDArray[np.int64]:
         """The classes that the model said, int64 [N]."""
-        return predictions.read(self.layout.predictions(name), split).predicted
+        return predictions.read(self.layout.predictions(name), split).kept
 
     def features(self, name: str, split: str) -> NDArray[np.float16]:
         """Cached penultimate features, float16 [N, D]; raises ``KtError`` where there are none."""

@@ -87,6 +87,11 @@ def words(path: str | os.PathLike[str]) -> Words:
     return _words(_open(path).schema_arrow.metadata)
 
 
+def metric_of(file: pa.Schema) -> str:
+    """The metric's key in a file's names of columns."""
+    return _words(file.metadata).metric.key
+
+
 def _words(metadata: Mapping[bytes, bytes] | None) -> Words:
     text = (metadata or {}).get(TASK.encode())
     return Words.from_json(text) if text else Classification().words
@@ -179,7 +184,7 @@ def read(
         KtError: the file is missing or damaged, a column is missing, or one has the wrong type.
     """
     file = _open(path)
-    key = _words(file.schema_arrow.metadata).metric.key
+    key = metric_of(file.schema_arrow)
     schema, there = arrow_schema(table), file_names(table, key)
     if columns:
         schema = pa.schema([schema.field(name) for name in columns])

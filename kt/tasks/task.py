@@ -8,6 +8,7 @@ registers it. Functions on tensors use tensor methods only, so that importing a 
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,6 +45,10 @@ class Metric:
     short: str
     scale: float = 1.0
     binary: bool = False
+
+    def shown(self, value: float, places: int = 3) -> str:
+        """A value as text, with so many decimal places of a mean score."""
+        return f"{value:.{max(0, places - round(math.log10(self.scale)))}f}"
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,25 @@ class Task(ABC):
     def value(self, scores: Array) -> float:
         """The reported number of some examples, from their scores [n]."""
         return self.metric.scale * float(scores.mean())
+
+    def error(self, scores: Array) -> float:
+        """Standard error of that number over examples; of scores of 0 and 1 the binomial one."""
+        mean, n = float(scores.mean()), len(scores)
+        if self.metric.binary:
+            return self.metric.scale * math.sqrt(mean * (1 - mean) / n)
+        return self.metric.scale * float(scores.std()) / math.sqrt(n)
+
+    def agrees(self, scores: Array, published: float) -> bool:
+        """Whether the reported number is within three standard errors of a published one; if binary, of the latter."""
+        error = self.error(scores)
+        if self.metric.binary:
+            share = published / self.metric.scale
+            error = self.metric.scale * math.sqrt(share * (1 - share) / len(scores))
+        return abs(self.value(scores) - published) <= 3 * error
+
+    def describe(self, answers: Array, scores: Array) -> dict[str, float | None]:
+        """Further columns of the table ``zoo``, from a model's answers to the test examples and their scores."""
+        return {}
 
 
 def registry() -> dict[str, type[Task]]:

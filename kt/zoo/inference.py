@@ -195,17 +195,24 @@ def predict(
     rows = {split: np.memmap(part.path, row, "r", 0, (part.rows,)) for split, part in parts.items()}
     predictions.write(
         path,
-        {split: predictions.Outputs(array["logits"], array["top"], ids[split]) for split, array in rows.items()},
+        {
+            split: predictions.Outputs(
+                _largest(array["logits"], top, path.stem) if top and split == "transfer" else array["logits"],
+                array["top"][:, 0],
+                ids[split],
+                array["top"],
+                array["features"] if features else None,
+            )
+            for split, array in rows.items()
+        },
         fingerprint,
         data,
-        {split: array["features"] for split, array in rows.items()} if features else None,
-        {"transfer": _largest(rows["transfer"]["logits"], top, path.stem)} if top else None,
     )
     for growing in parts.values():
         growing.remove()
 
 
-def _largest(logits: predictions.Logits, top: int, name: str) -> compression.Largest:
+def _largest(logits: compression.Logits, top: int, name: str) -> compression.Largest:
     """The largest logits; what that costs is measured and said."""
     kept = compression.largest(logits, top)
     lost = compression.divergence(logits, kept)
