@@ -14,9 +14,10 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from vectors import Vectors
 
 from kt.errors import KtError
-from kt.pairs import candidates
+from kt.pairs import candidates, score_of
 from kt.study import load
 from kt.study.check import check, check_task
 from kt.study.strict_yaml import Loader
@@ -450,3 +451,55 @@ def test_the_default_task_changes_no_hash_and_another_changes_all(plain):
     assert study.shown("data") == named.shown("data") == "data"
     assert other.shown("data") not in ("data", study.shown("other"))
     assert load.parse(other.plain(), "c.yaml") == other
+
+
+def of_vectors(raw: dict[str, Any]) -> dict[str, Any]:
+    """A configuration for a task without classes."""
+    return changed(changed(raw, "data.task", Vectors.name), "complementarity", {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        (
+            "complementarity",
+            {"measures": ["kappa"]},
+            "complementarity.measures: 'kappa' makes no sense .*allowed: cka$",
+        ),
+        (
+            "complementarity",
+            {"class_lists": True},
+            "complementarity.class_lists: is about classes, which the task 'vec",
+        ),
+        ("transfer.top_k", 3, "transfer.top_k: is about classes, which the task 'vectors' does not have; leave it out"),
+        ("zoo.models.resnet.classes", [0, 1], "zoo.models.resnet.classes: is about classes, which the task"),
+        (
+            "pairs",
+            {"select": "top", "k": 1, "by": "acc_difference"},
+            "pairs.by: unknown value 'acc_difference'; allowed: fit_teacher, .*cka; did you mean 'fit_difference'",
+        ),
+        ("pairs", {"select": "top", "k": 1, "by": "kappa"}, "pairs.by: unknown value 'kappa'; allowed: fit_teacher, "),
+        ("pairs", {"select": "top", "k": 1, "by": "cka"}, "pairs.by: 'cka' is not measured; add 'cka' to complement"),
+    ],
+)
+def test_keys_about_classes_are_refused_for_a_task_without_them(plain, key, value, line):
+    text = refusal(changed(of_vectors(plain), key, value))
+    assert re.match(line, text.removeprefix("c.yaml: ")), text
+
+
+def test_scores_are_named_by_the_key_of_the_metric(plain):
+    rule = {"select": "top", "k": 1, "by": "fit_teacher"}
+    assert "pairs.by: unknown value 'fit_teacher'; allowed: acc_teacher, " in refusal(changed(plain, "pairs", rule))
+    study = check(load.parse(changed(of_vectors(plain), "pairs", rule), "c.yaml"))
+    assert score_of(study.pairs) == "acc_teacher"
+    assert study.complementarity.taken(study.task.words) == ()
+
+
+def test_defaults_in_percentage_points_follow_the_scale_of_the_metric(plain):
+    stratified = changed(changed(plain, "pairs", {"select": "stratified"}), "analysis", {})
+    found = {raw["data"].get("task"): check(load.parse(raw, "c.yaml")) for raw in (stratified, of_vectors(stratified))}
+    assert [study.analysis.equal_within for study in found.values()] == [2.0, 0.02]
+    assert found[None].pairs.gaps == (-10, -2, 2, 10)
+    assert found[Vectors.name].pairs.gaps == pytest.approx((-0.1, -0.02, 0.02, 0.1))
+    given = changed(of_vectors(stratified), "analysis", {"equal_within": 0.5})
+    assert check(load.parse(given, "c.yaml")).analysis.equal_within == 0.5

@@ -49,15 +49,16 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     for rule, experiments in study.experiments.items():
         for name in {experiment.table for experiment in experiments.values()}:
             made[name] = pa.concat_tables([schema.read(layout.details(rule, n), name) for n in experiments])
+    facts = metadata(study)
     for name, table in made.items():
-        schema.write(out / f"{name}.parquet", name, table, metadata(study))
-    for name in set(EXPERIMENTS) - set(made):  # of experiments that the configuration has no more
+        schema.write(out / f"{name}.parquet", name, table, facts)
+    for name in set(EXPERIMENTS) - set(made):  # of experiments that are no longer in the configuration
         for kind in ("parquet", "csv"):
             (out / f"{name}.{kind}").unlink(missing_ok=True)
     for name in ("zoo", "pairs"):
         made[name] = schema.read(out / f"{name}.parquet", name, extra=True)
     for name, table in made.items():
-        schema.write_csv(out / f"{name}.csv", table)
+        schema.write_csv(out / f"{name}.csv", table, name, facts)
     log.info("tables: %d rows of transfers in %s", transfers.num_rows, out)
 
 
@@ -73,9 +74,9 @@ def choose(study: Study, layout: Layout, out: Path) -> None:
         raise KtError("choose: the configuration has no transfer.search")
     trials = pd.concat([schema.read_frame(path, "trials") for path in files], ignore_index=True)
     rows = choice.summarise(trials, {name: list(found) for name, found in plan.candidates().items()})
-    table = schema.build("search", rows.to_dict("list"))
-    schema.write(out, "search", table, metadata(study))
-    schema.write_csv(out.with_suffix(".csv"), table)
+    table, facts = schema.build("search", rows.to_dict("list")), metadata(study)
+    schema.write(out, "search", table, facts)
+    schema.write_csv(out.with_suffix(".csv"), table, "search", facts)
     for row in rows[rows["chosen"]].to_dict("records"):
         log.info("search: %s with %s", row["method"], row["parameters"])
 
@@ -86,8 +87,12 @@ def report(study: Study, config: Path, source: Path, analysis: Path | None, draw
     from kt.report import render
 
     page = render(
-        Tables.read(source, analysis), drawn, config.read_text("utf-8"), final.versions(), study.title,
+        Tables.read(source, analysis),
+        drawn,
+        config.read_text("utf-8"),
+        final.versions(),
+        study.title,
         study.analysis.equal_within,
-    )  # fmt: skip
+    )
     store.write_text(out, page)
     log.info("report: %s", out)

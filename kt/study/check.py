@@ -1,21 +1,22 @@
-"""What can be known to be wrong with a study before anything runs, and without torch or timm."""
+"""Checks of a study before anything runs, without torch or timm."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
 from kt import pairs, spec, store
-from kt.complementarity.spec import MEASURES
+from kt.complementarity.spec import MEASURES, possible
 from kt.data.classes import class_map, known_classes, known_names
 from kt.data.folders import check_folder
 from kt.data.sources import check_source, known_channels, known_count, made_or_named, part_sizes
 from kt.data.spec import SPLITS, DataSpec
 from kt.data.splits import check_parts, pools, split_counts
-from kt.errors import KtError, listed, quoted
+from kt.errors import KtError, listed, quoted, unknown
 from kt.experiments.student import as_member
 from kt.spec import Options
 from kt.study.study import Study
 from kt.tables import schema
+from kt.tables.columns import with_metric
 from kt.tasks import task as tasks
 from kt.transfer import groups
 from kt.transfer.training import Training
@@ -28,8 +29,8 @@ def check(study: Study) -> Study:
     """Everything that can be known to be wrong before anything runs.
 
     Returns:
-        The study with its zoo complete: a member for every selected model, each with its input; and with the students
-        of its experiments complete.
+        The study with its zoo complete: a member for every selected model, each with its input; with the students of
+        its experiments complete; and with defaults in units of its metric.
 
     Raises:
         KtError: an unknown architecture, a missing checkpoint, splits larger than the data set, a pair rule that
@@ -45,7 +46,8 @@ def check(study: Study) -> Study:
         rule: {name: experiment.check(f"{rule}.{name}", zoo, known) for name, experiment in named.items()}
         for rule, named in study.experiments.items()
     }
-    study = study.model_copy(update={"zoo": zoo, **experiments})
+    study = _in_units(study.model_copy(update={"zoo": zoo, **experiments}))
+    check_keys_of_task(study)
     check_data(study.data)
     if study.data.is_folder and not (study.layout.data / "meta.json").exists():  # else `data` has looked closer
         check_folder(study.data)
@@ -216,11 +218,47 @@ def _check_without_labels(study: Study) -> None:
 
 
 def _check_complementarity(study: Study) -> None:
-    """Fail where class embeddings are missing, or pairs go by a measure that is not taken."""
+    """Fail where class embeddings are missing, or pairs are chosen by a measure that is not taken."""
     vectors = study.complementarity.class_embeddings
     if vectors and not vectors.endswith((".npz", ".parquet")):
         raise KtError(f"complementarity.class_embeddings: {quoted(vectors.written)}: allowed: a .npz or .parquet file")
-    by, measured = pairs.score_of(study.pairs), study.complementarity.measures
+    words, by = study.task.words, pairs.score_of(study.pairs)
+    if isinstance(study.pairs, pairs.Top):
+        allowed = [with_metric(score, words.metric.key) for score in pairs.SCORES if possible(score, words)]
+        if study.pairs.by not in allowed:
+            raise KtError(f"pairs.by: {unknown('value', study.pairs.by, allowed)}")
     for measure in MEASURES:
-        if by.startswith(measure) and measure not in measured:
+        if by.startswith(measure) and measure not in study.complementarity.measures:
             raise KtError(f"pairs.by: {by!r} is not measured; add {measure!r} to complementarity.measures")
+
+
+def check_keys_of_task(study: Study) -> None:
+    """Fail where a key is given that makes no sense for the task."""
+    words, asked = study.task.words, study.complementarity
+    for measure in asked.measures if "measures" in asked.model_fields_set else ():
+        if not possible(measure, words):
+            allowed = listed(known for known in MEASURES if possible(known, words)) or "none"
+            text = f"{measure!r} makes no sense for the task {words.name!r}; allowed: {allowed}"
+            raise KtError(f"complementarity.measures: {text}")
+    if words.has_classes:
+        return
+    given = {
+        "complementarity.class_embeddings": asked.class_embeddings,
+        "complementarity.class_lists": asked.class_lists,
+        "transfer.top_k": study.transfer.top_k,
+        **{f"zoo.models.{name}.classes": member.classes for name, member in study.zoo.models.items()},
+        **{f"{rule}.{name}": experiment for rule, name, experiment in study.each_experiment()},
+    }
+    for key, value in given.items():
+        if value is not None:
+            raise KtError(f"{key}: is about classes, which the task {words.name!r} does not have; leave it out")
+
+
+def _in_units(study: Study) -> Study:
+    """The study with defaults that are percentage points in proportion to the scale of its metric."""
+    scale, rule, analysis = study.task.metric.scale / 100, study.pairs, study.analysis
+    if scale != 1 and isinstance(rule, pairs.Stratified) and "gaps" not in rule.model_fields_set:
+        rule = rule.model_copy(update={"gaps": tuple(scale * gap for gap in rule.gaps)})
+    if scale != 1 and "equal_within" not in analysis.model_fields_set:
+        analysis = analysis.model_copy(update={"equal_within": scale * analysis.equal_within})
+    return study.model_copy(update={"pairs": rule, "analysis": analysis})

@@ -27,11 +27,12 @@ from kt.zoo.spec import Name, ZooSpec
 
 
 class AnalysisSpec(Spec):
-    """How results are summarised."""
+    """Settings of the summary of results."""
 
     equal_within: PositiveFloat = Field(
         2.0,
-        description="percentage points of accuracy difference within which a teacher counts as equal to its student",
+        description="units of the metric (percentage points of accuracy) within which a teacher counts as equal to its "
+        "student; default of other metrics: 2 % of their scale",
     )
 
 
