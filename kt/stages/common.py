@@ -1,4 +1,4 @@
-"""What several stages share: the device, a member's architecture, and the facts that go into every table."""
+"""Helpers of several stages: the device, a member's architecture, and the facts in every table."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
         ],
         {name: layout.predictions(name) for name in study.members},
         {name: labels_of(name, m, dataset.class_names) for name, m in study.zoo.models.items() if m.classes},
-        {split: dataset.labels[dataset.rows(split)] for split in ("validation", "test")},
+        {split: dataset.truth[dataset.rows(split)] for split in ("validation", "test")},
         corrected,
         extra,
         study.task,
