@@ -95,17 +95,17 @@ def _check_task(spec: DataSpec) -> None:
     """Fail where a task without classes is given classes, or a source that has nothing else."""
     if named(spec.task).has_classes:
         return
-    lacks = f"the task {spec.task!r} has no classes"
     for key in ("classes", "class_file", "num_classes"):
         if getattr(spec, key) is not None:
-            raise KtError(f"data.{key}: {lacks}; leave it out")
+            raise KtError(f"data.{key}: is about classes, which the task {spec.task!r} does not have; leave it out")
     if not spec.source.endswith(".npz"):
         raise KtError(
-            f"data.source: {quoted(as_written(spec.source))} has classes, but {lacks}; allowed: an .npz file with "
-            "`images` and `truth`"
+            f"data.source: {quoted(as_written(spec.source))} has classes, but the task {spec.task!r} has none; "
+            "allowed: an .npz file with `images` and `truth`"
         )
     if spec.splits.transfer.folder:
-        raise KtError(f"data.splits.transfer.folder: {lacks}, so that its images all need a truth; leave it out")
+        text = f"its images have no truth, which the task {spec.task!r} needs; leave it out"
+        raise KtError(f"data.splits.transfer.folder: {text}")
 
 
 def _is_there(source: Place) -> bool:

@@ -254,6 +254,12 @@ def check_keys_of_task(study: Study) -> None:
         "complementarity.class_lists": asked.class_lists,
         "transfer.top_k": study.transfer.top_k,
         **{f"zoo.models.{name}.classes": member.classes for name, member in study.zoo.models.items()},
+        **{
+            f"zoo.models.{name}.{key}.thin": recipe.thin
+            for name, member in study.zoo.models.items()
+            for key, recipe in (("train", member.train), ("finetune", member.finetune))
+            if recipe
+        },
         **{f"{rule}.{name}": experiment for rule, name, experiment in study.each_experiment()},
     }
     for key, value in given.items():
