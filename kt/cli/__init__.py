@@ -77,7 +77,10 @@ def _retry(args: argparse.Namespace) -> None:
     study = load(args.config)
     keys = status.survey(study, study.layout).retriable
     made_again = status.forget(study.layout, keys)
-    print(f"{len(keys)} failed trainings will be tried again by the next run ({len(made_again)} jobs)")
+    trainings, jobs = (
+        f"{n} {what}{'s' * (n != 1)}" for n, what in ((len(keys), "failed training"), (len(made_again), "job"))
+    )
+    print(f"{trainings} will be tried again by the next run ({jobs})")
 
 
 def _add_tools(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -110,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, run: Callable[[argparse.Namespace], None], about: str, example: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about.capitalize() + ".", epilog=f"example: {example}")
+        sub = commands.add_parser(
+            name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=f"example: {example}"
+        )
         default = os.environ.get("KT_CONFIG") or "config.yaml"
         about_config = "the study; paths in it are relative to its folder (default: $KT_CONFIG, else config.yaml)"
         sub.add_argument(

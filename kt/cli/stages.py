@@ -111,7 +111,7 @@ def _add_transfers(add: Add) -> None:
     sub = add(
         "transfer",
         run,
-        "transfer from teachers to one student, one teacher at a time",
+        "transfer to one student from each of its teachers",
         "kt transfer --student resnet --chunk 0",
     )
     _student(sub)
