@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from kt import store
-from kt.data.arrays import BUILTIN, npz
 from kt.data.classes import class_map, truth_of
 from kt.data.folders import check_folder, folder, unlabelled_images, with_unlabelled
-from kt.data.listing import DEFAULT_PART, Listing
+from kt.data.listing import BUILTIN, DEFAULT_PART, Listing, npz
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
 from kt.errors import KtError, nearest, quoted, short, unknown
 from kt.spec import RULE, Place, as_written, beside, check_all
