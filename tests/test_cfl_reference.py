@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kt.amalgamate.common import Learner, Output, Space
-from kt.amalgamate.losses import soft_cross_entropy
+from kt.transfer.common_space import Learner, Output, Space
+from kt.transfer.common_space import soft_cross_entropy
 from kt.amalgamate.run import rates
 from kt.amalgamate.spec import CFL, Amalgamation
 from kt.checkpoint import Checkpoint

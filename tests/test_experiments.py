@@ -25,7 +25,8 @@ from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import Inputs
 from kt.errors import KtError
-from kt.experiments import memory, needs
+from kt.experiments import needs
+from kt.transfer import memory
 from kt.experiments.bench import Bench
 from kt.experiments.needs import Needs
 from kt.experiments.plan import problem_of, tasks_of

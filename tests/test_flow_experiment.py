@@ -25,7 +25,7 @@ from test_pipeline import Checkout
 
 from kt.data.datasets import Dataset
 from kt.errors import KtError
-from kt.experiments import memory
+from kt.transfer import memory
 from kt.experiments.bench import Bench
 from kt.experiments.plan import problem_of, tasks_of
 from kt.experiments.trial import Trial

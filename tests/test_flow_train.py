@@ -23,8 +23,8 @@ import kt.zoo.digits  # noqa: F401 (registers small architectures)
 from kt.checkpoint import Checkpoint
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
-from kt.flow.network import Flow
-from kt.flow.stages import find
+from kt.transfer.knowledge_flow import Flow
+from kt.zoo.stages import find
 from kt.flow.train import attach, train
 from kt.transfer.engine import History
 from kt.transfer.training import Training

@@ -16,7 +16,7 @@ from kt.data.listing import ORDERS
 from kt.errors import listed
 from kt.layout import Layout
 from kt.spec import as_written
-from kt.stages import experiments
+from kt.stages import units
 from kt.stages.common import build, known_model, metadata, pick_device
 from kt.study.check import check_checkpoints, check_classes, check_splits
 from kt.study.study import Study
@@ -39,7 +39,7 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     wanted = {name: math.floor((spec := study.zoo.input_of(name)).size / spec.crop_pct) for name in study.members}
     if small := [f"{name} ({side})" for name, side in wanted.items() if study.data.size and side > study.data.size]:
         log.warning("data: images of %d pixels are enlarged for %s", study.data.size, listed(small))
-    experiments.inspect(study, layout, threads)
+    units.inspect(study, layout, threads)
     log.info("data: %s: %s", as_written(study.data.source), datasets.summary(facts))
 
 

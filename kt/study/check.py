@@ -13,7 +13,6 @@ from kt.data.labels import known_classes, known_names
 from kt.data.sources import check_source, known_channels, known_count, made_or_named, part_sizes
 from kt.data.spec import SPLITS, DataSpec
 from kt.errors import KtError, listed, quoted
-from kt.experiments.student import as_member
 from kt.spec import Options
 from kt.study.study import Study
 from kt.transfer import groups
@@ -74,7 +73,7 @@ def check_checkpoints(study: Study, channels: Callable[[DataSpec], int], classes
     """
     given = {f"zoo.models.{name}": (m, study.zoo.input_of(name)) for name, m in study.zoo.models.items()}
     for rule, name, experiment in study.each_experiment():
-        member = as_member(experiment.student, study.zoo)
+        member = experiment.student.as_member(study.zoo)
         given[f"{rule}.{name}.student"] = (member, study.student_input(experiment))
     if given := {at: (member, spec) for at, (member, spec) in given.items() if member.checkpoint}:
         colours = channels(study.data)
@@ -168,7 +167,7 @@ def _trainings(study: Study) -> dict[str, Training]:
         found[at] = experiment.plan
         found |= {
             f"{at}.methods.{method}": approach.trained(experiment.plan)
-            for method, approach in experiment.approaches().items()
+            for method, approach in experiment.chosen().items()
             if approach.training
         }
     return found

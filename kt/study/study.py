@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from pydantic import Field, PositiveFloat
 
 from kt import store
-from kt.amalgamate.spec import Amalgamation
 from kt.complementarity.spec import ComplementaritySpec
 from kt.data.spec import DataSpec, InputSpec
-from kt.experiments.spec import Experiment
-from kt.flow.spec import FlowExperiment
 from kt.layout import Layout
 from kt.pairs import All, PairRule
 from kt.spec import DEVICE, Folder, Spec, shown
+from kt.tasks.task import Task, named
+from kt.transfer.experiments import Experiment
 from kt.transfer.groups import GroupSpec
+from kt.transfer.method import Method
+from kt.transfer.methods.amalgamation import Amalgamation
+from kt.transfer.methods.flow import FlowExperiment
 from kt.transfer.spec import TransferSpec
 from kt.zoo.spec import Name, ZooSpec
 
@@ -84,11 +86,24 @@ class Study(Spec):
         return list(self.zoo.models)
 
     @property
+    def task(self) -> Task:
+        """What its models learn."""
+        return named("classification")
+
+    @property
     def features(self) -> bool:
         """Whether anything in the study needs the models' penultimate features."""
-        methods = [*self.transfer.methods.chosen().values()]
-        methods += self.groups.methods.chosen().values() if self.groups else ()
-        return "cka" in self.complementarity.measures or any(method.uses_features for method in methods)
+        return "cka" in self.complementarity.measures or any(method.uses_features for method in self._methods)
+
+    @property
+    def trains_together(self) -> bool:
+        """Whether a method of the pairs or groups trains all models at once."""
+        return any(method.joint for method in self._methods)
+
+    @property
+    def _methods(self) -> list[Method]:
+        groups = self.groups.methods.chosen().values() if self.groups else ()
+        return [*self.transfer.methods.chosen().values(), *groups]
 
     def views(self, split: str) -> int:
         """How often every image of a split is seen by a model, in as many crops."""
@@ -111,5 +126,5 @@ class Study(Spec):
     def student_input(self, experiment: Experiment) -> InputSpec:
         """What an experiment's student sees."""
         spec = experiment.student.input or self.zoo.input
-        assert spec is not None, "kt.experiments.spec.Experiment.check requires it"
+        assert spec is not None, "kt.transfer.experiments.Experiment.check requires it"
         return spec
