@@ -75,6 +75,7 @@ def stage(name: str, folder: Path, images: int) -> dict[str, float]:
     from kt.data import datasets
     from kt.data.datasets import Dataset
     from kt.data.spec import DataSpec, InputSpec
+    from kt.tasks.classification import calibration_error
 
     place, file, found = folder / f"store{images}", folder / f"model{images}.safetensors", dict[str, float]()
     splits = {"transfer": 1, "validation": 1, "test": images - 2}
@@ -88,13 +89,13 @@ def stage(name: str, folder: Path, images: int) -> dict[str, float]:
         with peak(found):
             predictions.verify(file)
             test = predictions.read(file, "test")
-            predictions.calibration_error(test.logits, test.predicted == data.labels[data.rows("test")])
+            calibration_error(test.answers, test.kept == data.labels[data.rows("test")])
         return found
     import timm
     import torch
 
-    from kt.data.views import Inputs
-    from kt.zoo.predict import predict
+    from kt.data.inputs import Inputs
+    from kt.zoo.inference import predict
 
     model = timm.create_model("test_resnet", num_classes=CLASSES).eval()
     view, device = InputSpec(size=32, mean=(0.5,) * 3, std=(0.5,) * 3), torch.device("cpu")

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from kt.data.datasets import Dataset
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.transfer.engine import State, epoch_order
 from kt.transfer.method import Method
 from kt.transfer.session import Session, Trained

@@ -10,7 +10,7 @@ import yaml
 from images import save_image, spec_of
 
 from kt.data import sources
-from kt.data.labels import class_map, relabel
+from kt.data.classes import class_map, relabel
 from kt.errors import KtError
 from kt.study import load as config
 from kt.study.strict_yaml import Loader

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.errors import Interrupted
 from kt.tasks import losses
 from kt.transfer.engine import Diverged, History, epoch_order, train

@@ -22,8 +22,8 @@ from kt.amalgamate.run import AMALGAMATE
 from kt.amalgamate.spec import Amalgamation
 from kt.costs import BASES, Pace
 from kt.data.datasets import Dataset
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec, ViewsSpec
-from kt.data.views import Inputs
 from kt.errors import KtError
 from kt.experiments import needs
 from kt.transfer import memory

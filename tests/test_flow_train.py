@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import kt.zoo.digits  # noqa: F401 (registers small architectures)
 from kt.checkpoint import Checkpoint
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
 from kt.data.views import Inputs
 from kt.transfer.knowledge_flow import Flow

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
 from kt.data.datasets import Dataset
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.errors import Interrupted
 from kt.tasks import partition
 from kt.transfer import engine, session

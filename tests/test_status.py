@@ -187,6 +187,7 @@ def descriptions(study: Study) -> dict[str, dict[str, Any]]:
 def test_the_index_sees_new_changed_damaged_and_removed_records(made):
     study, layout = made
     first = train(study, layout, "a", "b", OK)
+    index.update(layout.ledger)
     assert {e.key: e.status for e in index.read(layout.ledger)} == dict.fromkeys(first, "ok")
     second = train(study, layout, "b", "a", {"status": "failed", "cause": "error", "reason": "error: x"})
     path = Ledger(layout.ledger).path(first[0])
@@ -202,6 +203,8 @@ def test_the_index_is_used(made, monkeypatch):
     study, layout = made
     train(study, layout, "a", "b", OK)
     before = index.read(layout.ledger)
+    assert not (layout.ledger / "index.parquet").exists(), "reading writes nothing"
+    index.update(layout.ledger)
     monkeypatch.setattr(Ledger, "read", lambda *_: pytest.fail("read again"))
     assert sorted(index.read(layout.ledger)) == sorted(before)
 

@@ -19,12 +19,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kt import store
-from kt.data import repeated, sources
+from kt.data import sources
+from kt.data.classes import relabel
 from kt.data.decode import decode, name_of
-from kt.data.labels import relabel
 from kt.data.listing import Listing
 from kt.data.spec import SPLITS, DataSpec
-from kt.data.splits import assign
+from kt.data.splits import assign, warn_repeated
 from kt.errors import KtError, listed
 from kt.spec import as_written
 from kt.tables import schema
@@ -78,7 +78,7 @@ def write(
         "source": as_written(spec.source),
         "images": _counts(splits),
         "damaged": why,
-        "repeated": repeated.warn(splits, decoded.digests),
+        "repeated": warn_repeated(splits, decoded.digests),
         "left_out": _left_out(listing, labels, len(rows), len(why)),
     }
     store.write_json(folder / "meta.json", facts)

@@ -1,4 +1,4 @@
-"""What a source of images lists before anything is decoded: labels, names, official parts, and a stream of images."""
+"""Listing of a source of images before anything is decoded: labels, names, official parts, and a stream of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any source of images: whether it can be there, how many images it has, and what it lists.
+"""Any source of images: check that it is there, count its images, list it.
 
 Sources that timm reads lie in ``kt.data.timm_source``, so that nothing here imports torch.
 """
@@ -14,18 +14,27 @@ import numpy as np
 
 from kt import store
 from kt.data.arrays import BUILTIN, npz
-from kt.data.classes import class_map
+from kt.data.classes import class_map, relabel
 from kt.data.folders import check_folder, folder, unlabelled_images, with_unlabelled
-from kt.data.labels import relabel
 from kt.data.listing import DEFAULT_PART, Listing
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
 from kt.errors import KtError, nearest, quoted, short, unknown
 from kt.spec import RULE, Place, as_written, beside, check_all
 
 TORCHVISION = (
-    "cifar10", "cifar100", "fashion_mnist", "folder", "image_folder", "imagenet", "inat", "inaturalist", "kmnist",
-    "mnist", "places365", "qmnist",
-)  # fmt: skip
+    "cifar10",
+    "cifar100",
+    "fashion_mnist",
+    "folder",
+    "image_folder",
+    "imagenet",
+    "inat",
+    "inaturalist",
+    "kmnist",
+    "mnist",
+    "places365",
+    "qmnist",
+)
 """Data sets of torchvision that timm reads, as ``torch/…``."""
 
 WITHOUT_PARTS = ("folder", "image_folder")

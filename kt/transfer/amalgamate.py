@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt.costs import Needs
-from kt.data.views import IN_MEMORY, Inputs
+from kt.data.inputs import IN_MEMORY, Inputs
 from kt.errors import KtError
 from kt.tasks import losses
 from kt.transfer import memory

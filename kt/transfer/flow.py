@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt.costs import Needs
-from kt.data.views import Inputs
+from kt.data.inputs import Inputs
 from kt.tasks import losses
 from kt.transfer import memory
 from kt.transfer.bench import Bench

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kt.data.views import Inputs
+from kt.data.inputs import Inputs
 from kt.errors import KtError
 from kt.transfer.samples import Samples
 from kt.zoo.features import Featured
