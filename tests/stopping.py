@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
@@ -13,22 +13,10 @@ from kt.errors import Interrupted
 
 
 class Stoppable(Protocol):
-    """A bench: its ``stop`` ends the running training after its next step."""
+    """A bench: the ``stop`` of its settings ends the running training after its next step."""
 
     @property
-    def stop(self) -> Any: ...
-
-
-class Work(NamedTuple):
-    """A bench and the experiment that it is for."""
-
-    bench: Any
-    experiment: Any
-
-    @property
-    def stop(self) -> Any:
-        """The bench's."""
-        return self.bench.stop
+    def settings(self) -> Any: ...
 
 
 B = TypeVar("B", bound=Stoppable)
@@ -45,7 +33,7 @@ def again_and_again(
         nonlocal left
         left -= 1
         if left == 0:
-            bench.stop.set()
+            bench.settings.stop.set()
         return due(checkpoint)
 
     monkeypatch.setattr(Checkpoint, "due", stopping)
