@@ -13,7 +13,7 @@ from kt.errors import Interrupted
 
 
 class Stoppable(Protocol):
-    """A bench: its ``stop`` ends the running training after its next step."""
+    """Work whose ``stop`` ends the running training after its next step."""
 
     @property
     def stop(self) -> Any: ...
@@ -28,7 +28,7 @@ class Work(NamedTuple):
     @property
     def stop(self) -> Any:
         """The bench's."""
-        return self.bench.stop
+        return self.bench.settings.stop
 
 
 B = TypeVar("B", bound=Stoppable)
