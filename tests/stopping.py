@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pytest
 
@@ -13,10 +13,22 @@ from kt.errors import Interrupted
 
 
 class Stoppable(Protocol):
-    """A bench: the ``stop`` of its settings ends the running training after its next step."""
+    """Work on a bench: the ``stop`` of its settings ends the running training after its next step."""
 
     @property
     def settings(self) -> Any: ...
+
+
+class Work(NamedTuple):
+    """A bench and the experiment that it is for."""
+
+    bench: Any
+    experiment: Any
+
+    @property
+    def settings(self) -> Any:
+        """The bench's."""
+        return self.bench.settings
 
 
 B = TypeVar("B", bound=Stoppable)
