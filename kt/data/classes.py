@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -21,6 +21,7 @@ from kt.data.spec import MOST_CLASSES, DataSpec, class_names
 from kt.errors import KtError, nearest
 from kt.spec import as_written
 from kt.study.strict_yaml import load_names
+from kt.tasks.task import named
 
 
 def class_map(spec: DataSpec) -> dict[str, int] | None:
@@ -99,6 +100,36 @@ def relabel(listing: Listing, spec: DataSpec) -> tuple[NDArray[np.int64], list[s
     for name, label in chosen.items():
         new[known[name]] = label
     return np.where(listing.labels < 0, -1, new[listing.labels]), _by_label(chosen.items(), spec)
+
+
+class Truth(NamedTuple):
+    """Truth of all images of a source, as it is stored.
+
+    Attributes:
+        values: [N, …]; labels int64 [N] where the task has classes.
+        groups: int64 [N]: labels, or 0 where the task has no classes; −1 for images without a truth, or of a class that
+            is not taken.
+        classes: names of the classes, by label.
+    """
+
+    values: NDArray[Any]
+    groups: NDArray[np.int64]
+    classes: list[str]
+
+
+def truth_of(listing: Listing, spec: DataSpec) -> Truth:
+    """Truth of all images of a source.
+
+    Raises:
+        KtError: as ``relabel``, or the task's ``check_truth``, does.
+    """
+    task, at = named(spec.task), f"data.source: {as_written(spec.source)}"
+    if task.has_classes:
+        labels, classes = relabel(listing, spec)
+        return Truth(task.check_truth(at, labels), labels, classes)
+    assert listing.truth is not None  # checked with the source
+    values = task.check_truth(at, listing.truth)
+    return Truth(values, np.where(task.labelled(values), 0, -1), [])
 
 
 def known_names(spec: DataSpec) -> list[str] | None:
