@@ -50,7 +50,7 @@ def _plain(bench: Bench, experiment: Amalgamation, trial: Trial, key: str) -> Re
 
     def loss(output: Tensor, batch: Samples) -> Tensor:
         if method.uses_labels:
-            return losses.cross_entropy(output, batch.labels)
+            return losses.cross_entropy(output, batch.truth)
         return soft_cross_entropy(batch.targets, output)
 
     history = engine.train(

@@ -152,7 +152,7 @@ def _supervised(
 
 
 def _labels(logits: Tensor, batch: Samples) -> Tensor:
-    return losses.cross_entropy(logits, batch.labels)
+    return losses.cross_entropy(logits, batch.truth)
 
 
 def _scratch(bench: Bench, experiment: FlowExperiment, trial: Trial, key: str) -> Record:
@@ -195,7 +195,7 @@ def _distil(bench: Bench, experiment: FlowExperiment, trial: Trial, key: str) ->
 
     def loss(logits: Tensor, batch: Samples) -> Tensor:
         terms = [
-            restricted(logits, batch.labels, teacher[batch.positions], known, method.temperature)
+            restricted(logits, batch.truth, teacher[batch.positions], known, method.temperature)
             for teacher, known in zip(cached, columns, strict=True)
         ]
         return _labels(logits, batch) + method.weight * torch.stack(terms).sum(0)

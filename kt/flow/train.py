@@ -94,7 +94,7 @@ def train(
     )
 
     def loss(logits: Tensor, batch: Samples) -> Tensor:
-        return network.loss(logits, batch.labels, batch.positions, dependency, stability)
+        return network.loss(logits, batch.truth, batch.positions, dependency, stability)
 
     def alone(_: nn.Module) -> float:
         accuracy = validate(network.student)

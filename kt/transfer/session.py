@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
+from kt.tasks.task import named
 from kt.transfer import engine
 from kt.transfer.engine import State
 from kt.transfer.failures import attempt_in_pieces, resumes
@@ -106,7 +108,7 @@ class Session:
 
     def __init__(self, bench: Workbench, key: str, pieces: int = 1, split: str = "test") -> None:
         self.bench, self.key, self.pieces, self.split = bench, key, pieces, split
-        self.student = bench.name
+        self.student, self.task = bench.name, named("classification")
         self._learner: nn.Module = bench.student
         self._names = [bench.name]
 
@@ -156,7 +158,8 @@ class Session:
         progress = Checkpoint(bench.checkpoints / f"{self.key}{suffix}.pt", self.key + suffix, bench.every, bench.stop)
         views = [bench.view(name, "transfer") for name in self._names]
         history = engine.train(
-            self._learner, Views(views) if method.joint else views[0], samples, method.loss, self._validation_accuracy,
+            self._learner, Views(views) if method.joint else views[0], samples, partial(method.loss, self.task),
+            self._validation_accuracy,
             method.trained(bench.training), seed, progress, method.slow_weights(), self.pieces,
             bench.crops.n if bench.crops else 1, method.together,
         )  # fmt: skip
@@ -213,7 +216,7 @@ class Session:
         for name in self._names:
             others = [logits for other, logits in sources.items() if other != name]
             source = torch.stack(others) if method.takes != "pair" else (others or [frozen])[0]
-            parts[name] = method.targets(source, sources[name], labels)
+            parts[name] = method.targets(self.task, source, sources[name], labels)
         targets, taught = parts[self.student]
         positions = torch.arange(len(labels), device=bench.device)
         kept = frozen if method.uses_frozen else None
