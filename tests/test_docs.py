@@ -72,13 +72,15 @@ def test_the_imagenet_example_in_the_readme_is_a_study(tmp_path: Path, capsys: p
 def test_the_method_in_the_guide_works(tmp_path: Path) -> None:
     import torch
 
+    from kt.tasks.classification import Classification
+
     text = (ROOT / "docs/extending.md").read_text("utf-8")
     code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Cautious" in block)
     namespace: dict[str, object] = {"__name__": "guide"}
     exec(compile(code, "docs/extending.md", "exec"), namespace)
     method = namespace["Cautious"](threshold=0.8)  # type: ignore[operator]
     frozen = torch.tensor([[9.0, 0.0], [0.1, 0.0]])
-    targets, taught = method.targets(torch.zeros(2, 2), frozen, torch.tensor([0, 0]))
+    targets, taught = method.targets(Classification(), torch.zeros(2, 2), frozen, torch.tensor([0, 0]))
     assert taught.tolist() == [False, True]
     assert targets.tolist() == [[9.0, 0.0], [0.0, 0.0]]
 

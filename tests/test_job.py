@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import ClassVar
@@ -21,7 +22,8 @@ from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
 from kt.errors import Interrupted
 from kt.tasks import partition
-from kt.tasks.task import named
+from kt.tasks.classification import Classification
+from kt.tasks.task import Task, named
 from kt.transfer import engine, session
 from kt.transfer.bench import Begun, Bench, Settings
 from kt.transfer.ledger import Ledger, unpack
@@ -37,6 +39,7 @@ from kt.transfer.unit import Plans, Unit
 from kt.zoo.features import Featured
 from kt.zoo.inference import logits
 
+TASK = Classification()
 CPU = torch.device("cpu")
 TRAINING = Training(epochs=3, batch_size=10, lr=0.02)
 
@@ -221,7 +224,7 @@ def test_a_unit_gives_the_same_record_alone_and_after_others(bench, undisturbed,
 def test_the_share_of_the_teacher_is_that_of_the_mask(bench):
     labels = torch.from_numpy(bench.truth("transfer"))
     teacher, frozen = (torch.from_numpy(bench.zoo.logits(name, "transfer")).float() for name in "ts")
-    by_label = partition.by_label(teacher, frozen, labels)
+    by_label = partition.by_fit(TASK, teacher, frozen, labels)
     assert compute(bench, "kl_dp")["teacher_share"] == pytest.approx(100 * by_label.float().mean().item())
     assert compute(bench, "kl")["teacher_share"] == 100
     assert 0 < by_label.float().mean() < 1
@@ -255,11 +258,17 @@ def test_sequential_is_one_transfer_after_another_from_where_the_last_one_ended(
     middle = logits(student_of(bench), bench.view("transfer"))
     labels = torch.from_numpy(bench.truth("transfer"))
     frozen, teacher = (torch.from_numpy(z).float() for z in (middle, bench.zoo.logits("u", "transfer")))
-    targets, taught = KLDP().targets(teacher, frozen, labels)
+    targets, taught = KLDP().targets(TASK, teacher, frozen, labels)
     history = engine.train(
-        student_of(bench), bench.view("transfer"), Samples(targets, labels, taught, torch.arange(40)), KLDP().loss,
-        lambda m: 0.0, TRAINING, 0, Checkpoint(bench.settings.checkpoints / "x", "x", 3600),
-    )  # fmt: skip
+        student_of(bench),
+        bench.view("transfer"),
+        Samples(targets, labels, taught, torch.arange(40)),
+        partial(KLDP().loss, TASK),
+        lambda m: 0.0,
+        TRAINING,
+        0,
+        Checkpoint(bench.settings.checkpoints / "x", "x", 3600),
+    )
     assert record["loss"][3:] == history.loss
     said = logits(student_of(bench), bench.view("test")).argmax(1)
     assert unpack(record["last"]).tolist() == said.tolist()
@@ -326,13 +335,13 @@ def test_the_teachers_features_are_the_cached_ones(bench, monkeypatch, undisturb
 class Failing(KL):
     """A method that fails in its third step."""
 
-    def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         CALLS.clear()
-        return super().targets(teacher, frozen, labels)
+        return super().targets(task, teacher, frozen, truth)
 
-    def loss(self, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
         CALLS.append(1)
-        return super().loss(output, batch) if len(CALLS) < 3 else self.fail(output)
+        return super().loss(task, output, batch) if len(CALLS) < 3 else self.fail(output)
 
     def fail(self, logits: Tensor) -> Tensor:
         raise NotImplementedError
@@ -404,10 +413,10 @@ class FitsInPieces(KL):
 
     most: int = 4
 
-    def loss(self, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
         if len(output) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return super().loss(output, batch)
+        return super().loss(task, output, batch)
 
 
 def test_a_batch_that_does_not_fit_is_cut_until_it_does(bench, caplog):
@@ -431,9 +440,9 @@ def test_samples_that_are_compared_meet_all_others_though_their_batch_is_cut(ben
         def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
             return Narrow(students[0])
 
-        def loss(self, output: Tensor, batch: Samples) -> Tensor:
+        def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
             seen.add(len(output))
-            return super().loss(output, batch)
+            return super().loss(task, output, batch)
 
     assert compute(bench, unit_of(Comparing(), ("t",)))["pieces"] == 4
     assert seen == {10}
@@ -475,11 +484,11 @@ def test_an_interrupted_unit_goes_on_from_its_checkpoint_and_then_forgets_it(sto
 class Stopping(Failing):
     """Sets the bench's flag in its third step and trains on."""
 
-    def loss(self, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
         CALLS.append(1)
         if len(CALLS) == 3:
             STOP[0].set()
-        return KL.loss(self, output, batch)
+        return KL.loss(self, task, output, batch)
 
 
 STOP: list[Event] = []

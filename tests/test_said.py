@@ -26,6 +26,7 @@ from kt.experiments.bench import Bench
 from kt.flow import run as flow
 from kt.tables import gather
 from kt.tasks import partition
+from kt.tasks.classification import Classification
 from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
 from kt.transfer.session import Session
 from kt.transfer.workbench import Workbench
@@ -162,6 +163,8 @@ def test_flips_are_those_of_what_the_models_said():
 
 class OfOne:
     """A session on which every name is the same model."""
+
+    task = Classification()
 
     student, split = "s", "test"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from kt.data import datasets
 from kt.data.inputs import Inputs
 from kt.study.load import load
 from kt.tasks import losses
+from kt.tasks.task import named
 from kt.transfer import engine
 from kt.transfer.method import Method, registry
 from kt.transfer.optimise import learning_rate, optimiser_of
@@ -22,6 +24,7 @@ from kt.transfer.training import Training
 from kt.zoo import models
 from kt.zoo.inference import autocast, logits
 
+TASK = named("classification")
 METHODS = ("kl", "xekl", "kl_dp", "kl_dp_unsup")
 Targets = Callable[[Method, Tensor, Tensor, Tensor], Tensor]
 
@@ -33,7 +36,7 @@ def rounded(z: Tensor) -> Tensor:
 
 def vectorised(method: Method, teacher: Tensor, frozen: Tensor, labels: Tensor) -> Tensor:
     """Targets of a batch in one expression."""
-    return method.targets(teacher, frozen, labels)[0]
+    return method.targets(TASK, teacher, frozen, labels)[0]
 
 
 def looped(method: Method, teacher: Tensor, frozen: Tensor, labels: Tensor) -> Tensor:
@@ -141,10 +144,17 @@ class Bench:
         teacher, own = teacher.to(self.labels.device), own.to(self.labels.device)
         for method in self.methods:
             self.student.load_state_dict(self.start)
-            targets, taught = method.targets(teacher, own, self.labels)
+            targets, taught = method.targets(TASK, teacher, own, self.labels)
             samples = Samples(targets, self.labels, taught, torch.arange(len(self.labels), device=self.labels.device))
             engine.train(
-                self.student, self.inputs, samples, method.loss, lambda model: 0.0, self.training, 0, self.scratch
+                self.student,
+                self.inputs,
+                samples,
+                partial(method.loss, TASK),
+                lambda model: 0.0,
+                self.training,
+                0,
+                self.scratch,
             )
         return flat(self.student)
 

@@ -60,7 +60,7 @@ def alone(session: Session, method: Taught, teachers: Sequence[str], seed: int) 
 
     def loss(output: Tensor, batch: Samples) -> Tensor:
         if method.uses_labels:
-            return losses.cross_entropy(output, batch.labels)
+            return losses.cross_entropy(output, batch.truth)
         return soft_cross_entropy(batch.targets, output)
 
     known = samples(bench, teachers)

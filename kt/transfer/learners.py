@@ -141,7 +141,7 @@ class MemoryBank(InBatch):
     def forward(self, features: Tensor, batch: Samples) -> Tensor:
         """Loss of each sample, float32 [B]; the memory then follows the embeddings."""
         student, teacher = self.embed(features, batch)
-        which = torch.cat([batch.positions[:, None], self.draw(batch.labels)], 1)
+        which = torch.cat([batch.positions[:, None], self.draw(batch.truth)], 1)
         loss = self._estimate(student, "teacher_memory", which) + self._estimate(teacher, "student_memory", which)
         self._remember("student_memory", batch.positions, student)
         self._remember("teacher_memory", batch.positions, teacher)
