@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from studies import stored_digits
 from torch import Tensor, nn
 
 from kt.transfer.engine import State
-from kt.transfer.method import registry
+from kt.transfer.method import Method, registry
 from kt.transfer.session import average, follow
 
 CLOSE = 1e-6
@@ -122,8 +124,8 @@ def one_teacher(bench: Bench, teacher: str, start: State | None = None, frozen: 
 class Watched:
     """A session that keeps what its trainings leave."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.of = bench, bench.session
+    def __init__(self, bench: Bench, method: Method, teachers: Sequence[str]) -> None:
+        self.bench, self.of = bench, bench.session(method, teachers)
 
     def ordered(self, teachers, order, seed):
         return self.of.ordered(teachers, order, seed)
@@ -139,14 +141,16 @@ def test_sequential(bench):
     """At each new teacher the frozen student is the current one and the optimiser is fresh."""
     middle = one_teacher(bench, "t")
     last = one_teacher(bench, "u", middle, bench.logits_of(middle))
-    ours = registry()["sequential"].model_validate({"order": "given"}).run(Watched(bench), ["t", "u"], 3)
+    method = registry()["sequential"].model_validate({"order": "given"})
+    ours = method.run(Watched(bench, method, "tu"), ["t", "u"], 3)
     assert difference(ours.last, last) < CLOSE
 
 
 def test_soup(bench):
     students = [one_teacher(bench, teacher) for teacher in "tu"]
     mean = {name: sum(s[name] for s in students) / 2 for name in students[0]}
-    ours = registry()["soup"]().run(Watched(bench), ["t", "u"], 3)
+    method = registry()["soup"]()
+    ours = method.run(Watched(bench, method, "tu"), ["t", "u"], 3)
     assert difference(ours.last, mean) < CLOSE
 
 
