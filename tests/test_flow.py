@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import kt.zoo.digits  # noqa: F401 (registers small architectures)
 from kt.errors import KtError
-from kt.flow import memory
 from kt.transfer import knowledge_flow
+from kt.transfer.flow import needs_attached
 from kt.transfer.knowledge_flow import Candidate, Flow, Inlet, inlets, mix
-from kt.zoo.stages import Stage, changing, features, find
 from kt.transfer.memory import activations, held
 from kt.transfer.training import Training
 from kt.zoo.models import macs
+from kt.zoo.stages import Stage, changing, features, find
 
 RESNET = {"channels": [8, 8, 16, 16], "stem_width": 8}
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 12, "depth": 3, "num_heads": 2}
@@ -384,7 +384,7 @@ def test_memory_counts_the_teachers_and_what_flows() -> None:
     training = Training(epochs=1, batch_size=8, lr=1e-3)
     flow = network()
     state, random = {k: v.clone() for k, v in flow.state_dict().items()}, torch.get_rng_state()
-    found = memory.needs(flow, [(1, 16, 16)] * 3, training, {"images": 5})
+    found = needs_attached(flow, [(1, 16, 16)] * 3, training, {"images": 5})
     weights = sum(t.numel() * t.element_size() for teacher in flow.teachers for t in teacher.state_dict().values())
     assert found.held["teachers"] == weights
     assert found.held["images"] == 5
