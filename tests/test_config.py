@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vectors import Vectors
 
+from kt.data.strict_yaml import Loader
 from kt.errors import KtError
 from kt.pairs import candidates, score_of
 from kt.study import load
 from kt.study.check import check, check_task
-from kt.study.strict_yaml import Loader
 from kt.study.study import Study
 from kt.zoo import members
 from kt.zoo import registry as registry_of_models

@@ -314,7 +314,7 @@ def test_members_by_name_and_by_filter_live_side_by_side(known):
     ],
 )
 def test_a_zoo_that_cannot_be_is_refused_with_one_line(known, zoo, line):
-    from kt.study.strict_yaml import plain
+    from kt.data.strict_yaml import plain
 
     with pytest.raises(KtError, match=line) as caught:
         expand(known, **plain(zoo))

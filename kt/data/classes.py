@@ -18,9 +18,9 @@ from kt.data.arrays import BUILTIN
 from kt.data.listing import Listing, composed
 from kt.data.parts import class_folders
 from kt.data.spec import MOST_CLASSES, DataSpec, class_names
+from kt.data.strict_yaml import load_names
 from kt.errors import KtError, nearest
 from kt.spec import as_written
-from kt.study.strict_yaml import load_names
 from kt.tasks.task import named
 
 
