@@ -31,7 +31,7 @@ from kt import pairs, store
 from kt.layout import Layout
 from kt.study import load
 from kt.transfer.ledger import Ledger
-from kt.transfer.units import describe, enumerate_units
+from kt.transfer.unit import Plans, of_pairs
 from kt.zoo import registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,10 +75,11 @@ def write_records(folder: Path, count: int) -> None:
     layout, methods = Layout(folder / "results"), list(plan.transfer.methods.chosen().values())
     ledger = Ledger(layout.ledger)
     prints = {name: store.digest(name) for name in plan.names}
+    plans = Plans("made-up", plan.transfer.training)
     units = (
-        (unit, student)
+        unit
         for teacher, student in pairs.candidates(plan.names, plan.pairs)
-        for unit in enumerate_units(methods, [teacher], plan.transfer.seeds, False)
+        for unit in of_pairs(methods, student, [teacher], plan.transfer.seeds, plans, controls=False)
     )
     outcome = {
         "status": "ok",
@@ -88,8 +89,8 @@ def write_records(folder: Path, count: int) -> None:
         "seconds": 90.0,
         "device": "made-up GPU",
     }
-    for unit, student in islice(units, count):
-        description = describe(unit, student, prints, "made-up", plan.transfer.training)
+    for unit in islice(units, count):
+        description = unit.describe(prints)
         path = ledger.path(store.digest(description))
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"unit": description, "outcome": outcome, "hash": store.digest([description, outcome])}

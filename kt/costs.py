@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from kt import store
+from kt.errors import KtError
 
 PROCESS_MB = {"cpu": 1300, "cuda": 4000}
 """Memory of a Python process with torch and timm, without and with the libraries of a GPU."""
@@ -167,3 +172,81 @@ class Pace:
         if self.mean is not None:
             return self.mean, BASES[2]
         return (self.rough[0] * macs, self.rough[1]) if macs else None
+
+    def of_experiment(
+        self, at: str, needs: Mapping[str, Needs], validation: int, done: Iterable[Finished], left: Iterable[Missing]
+    ) -> Pace:
+        """The pace with that of one experiment's missing trainings, whose methods cost more and less.
+
+        Args:
+            at: the experiment, `section.name`.
+            needs: of its methods, by name; all cost the same where they are not known.
+            validation: images that every epoch ends with, each a third of one that is trained on.
+            done: finished trainings.
+            left: missing ones.
+        """
+
+        def work(of: Finished | Missing) -> float:
+            evaluated = of.epochs * validation if of.seen else 0
+            return (needs[of.method].macs if of.method in needs else 1) * (of.seen + evaluated / 3)
+
+        left, done = list(left), list(done)
+        images = sum(of.seen for of in left)
+        if not images:
+            return self
+        mean = sum(map(work, left)) / images
+        before = sum(map(work, done))
+        own = {at: mean * sum(of.seconds for of in done if of.seen) / before} if before else {}
+        return replace(self, own={**self.own, **own}, macs={**self.macs, **({at: round(mean)} if needs else {})})
+
+
+class Missing(NamedTuple):
+    """A training to do: method, epochs, and images that it will see, each as often as it is seen."""
+
+    method: str
+    epochs: int
+    seen: float
+
+
+class Finished(NamedTuple):
+    """A finished training: method, epochs, images that it saw, and seconds."""
+
+    method: str
+    epochs: int
+    seen: float
+    seconds: float
+
+
+class Needs(NamedTuple):
+    """What a training by one method takes.
+
+    Attributes:
+        held: bytes that it holds whatever the batch, by what they are.
+        image: bytes that it keeps for an image of a batch.
+        batch: images of a batch.
+        macs: multiply-accumulate operations of an image's forward pass; of teachers, which have no backward pass, a
+            third.
+    """
+
+    held: Mapping[str, int]
+    image: int
+    batch: int
+    macs: int
+
+    def total(self, images: int) -> int:
+        """Bytes that it takes with so many images at once."""
+        return sum(self.held.values()) + self.image * images
+
+
+def write_needs(path: Path, plan: str, found: Mapping[str, Needs]) -> None:
+    """Keep the needs of an experiment's methods, by their names; ``plan`` is the hash of what determines them."""
+    store.write_json(path, {"plan": plan, "methods": {name: needs._asdict() for name, needs in found.items()}})
+
+
+def read_needs(path: Path, plan: str) -> dict[str, Needs]:
+    """The needs that were kept for this plan; none where there are none."""
+    try:
+        kept = store.read_json(path)
+    except KtError:
+        return {}
+    return {name: Needs(**needs) for name, needs in kept["methods"].items()} if kept["plan"] == plan else {}

@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.transfer.engine import State, epoch_order
+from kt.tasks.classification import Classification
+from kt.transfer import bench
+from kt.transfer.bench import Begun, Settings
+from kt.transfer.engine import State, epoch_order, weights_of
 from kt.transfer.method import Method
 from kt.transfer.session import Session, Trained
 from kt.transfer.training import Training
-from kt.transfer.workbench import Workbench
+from kt.transfer.unit import Plan, Unit
 
 CPU = torch.device("cpu")
 TRAINING = Training(
@@ -108,16 +111,18 @@ class Bench:
 
     def __init__(self, data: Dataset, folder: Path) -> None:
         self.zoo = Zoo(data)
-        self.bench = Workbench.set_up("s", self.zoo, data, TRAINING, folder, 3600, CPU, Event())
+        begun = Begun("s", ("net", {}), self.zoo.input_of("s"), 1, member=True)
+        settings = Settings(TRAINING, folder, 3600, CPU, Event())
+        self.bench = bench.Bench(begun, self.zoo, Classification(), data, settings)
+        self.weights = weights_of(self.zoo.load("s"))
         self.labels = torch.from_numpy(data.labels[data.rows("transfer")])
 
-    @property
-    def session(self) -> Session:
-        return Session(self.bench, "unit")
+    def session(self, method: Method, teachers: Sequence[str] = ("t",), seed: int = SEED) -> Session:
+        return Session(self.bench, Unit(method, Plan({}), "s", tuple(teachers), seed), "unit")
 
     def trained(self, method: Method, teachers: Sequence[str] = ("t",), seed: int = SEED) -> Trained:
         """By ``kt``."""
-        return self.session.train(method, list(teachers), seed)
+        return self.session(method, teachers, seed).train(method, list(teachers), seed)
 
     def double(self, name: str = "s") -> nn.Module:
         """A model to train by the plain loop."""

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import kt.zoo.digits  # noqa: F401 (registers the small architectures)
-from kt.amalgamate.common import Learner, Output, Space
-from kt.amalgamate.features import common_grids, features_of, meet, with_features
-from kt.amalgamate.losses import concatenate, mmd, soft_cross_entropy
-from kt.amalgamate.spec import CFL, KD, Amalgamation, Supervised
 from kt.errors import KtError
+from kt.transfer.common_space import Learner, Output, Space, concatenate, mmd, soft_cross_entropy
+from kt.transfer.methods.amalgamation import CFL, KD, Amalgamation, Supervised
 from kt.transfer.optimise import learning_rate
+from kt.zoo.stages import common_grids, features_of, meet, with_features
 
 SIGMAS = CFL().sigmas
 

@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kt.amalgamate.common import Learner, Output, Space
-from kt.amalgamate.losses import soft_cross_entropy
-from kt.amalgamate.run import rates
-from kt.amalgamate.spec import CFL, Amalgamation
 from kt.checkpoint import Checkpoint
+from kt.transfer.amalgamate import rates
+from kt.transfer.common_space import Learner, Output, Space, soft_cross_entropy
 from kt.transfer.engine import epoch_order, train
+from kt.transfer.methods.amalgamation import CFL, Amalgamation
 from kt.transfer.samples import Samples
 from kt.transfer.training import Training
 

@@ -15,12 +15,12 @@ import kt.zoo.digits  # noqa: F401 (registers the small architectures)
 from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.errors import KtError
-from kt.experiments.bench import Bench
-from kt.experiments.plan import problem_of, tasks_of
-from kt.stages import experiments
-from kt.stages.transfer import FreshZoo
+from kt.stages.units import FreshZoo, _inspected
 from kt.study.study import Study
-from kt.transfer.card import card
+from kt.study.units import of_experiment, problem_of, student_print
+from kt.transfer.bench import Bench
+from kt.transfer.export import card
+from kt.transfer.unit import by_key
 from kt.zoo import weights
 
 
@@ -41,13 +41,14 @@ def bench_of(study: Study) -> Bench:
         datasets.write(layout.data, study.data)
     dataset = Dataset.open(layout.data)
     problem = problem_of(study, "amalgamate.two", chosen, dataset)
-    return experiments._bench(study, layout, "amalgamate.two", chosen, problem, FreshZoo(study, layout, dataset), 1)
+    return _inspected(study, layout, "amalgamate.two", chosen, problem, FreshZoo(study, layout, dataset), 1)
 
 
 def keys(study: Study) -> set[str]:
     chosen = study.amalgamate["two"]
     problem = problem_of(study, "amalgamate.two", chosen, Dataset.open(study.layout.data))
-    return set(tasks_of(study, chosen, problem, {"low": "l", "high": "h"}, "data"))
+    prints = {"low": "l", "high": "h", "amalgamate.two": student_print(study, chosen)}
+    return set(by_key(of_experiment(study, "amalgamate.two", chosen, problem, "data"), prints))
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,7 @@ def test_published_weights_get_a_head_of_the_students_classes(tmp_path, monkeypa
     monkeypatch.setattr(weights, "pretrained", published)
     own = {"size": 16, "mean": [0.3], "std": [0.33]}
     bench = bench_of(checked(study_with(pretrained=True, input=own), tmp_path, monkeypatch))
+    asked.clear()
     student = bench.student(0)
     assert asked == [("resnet10t.c3_in1k", 1, 1000)]
     assert student(bench.view("test")[slice(0, 2)]).shape == (2, 5)

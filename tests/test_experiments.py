@@ -1,4 +1,4 @@
-"""Experiments: specialists in the zoo, trials and their keys, what stops them before and during training."""
+"""Experiments: specialists in the zoo, units and their keys, what stops them before and during training."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from studies import small_zoo, stored_digits
 from torch import nn
 
 import kt.zoo.digits  # noqa: F401 (registers the small architectures)
-from kt.amalgamate import setup
-from kt.amalgamate.run import AMALGAMATE
-from kt.amalgamate.spec import Amalgamation
-from kt.costs import BASES, Pace
+from kt.costs import BASES, Finished, Missing, Needs, Pace, read_needs, write_needs
 from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec, ViewsSpec
 from kt.errors import KtError
-from kt.experiments import memory, needs
-from kt.experiments.bench import Bench
-from kt.experiments.needs import Needs
-from kt.experiments.plan import problem_of, tasks_of
-from kt.experiments.spec import Problem
-from kt.experiments.trial import Trial
-from kt.experiments.units import accuracy, describe, row
-from kt.status.experiments import pace_of
 from kt.study.check import check
 from kt.study.load import parse
 from kt.study.study import Study
+from kt.study.units import of_experiment, problem_of, student_print
+from kt.tasks.classification import Classification
+from kt.transfer import amalgamate, memory
+from kt.transfer.bench import Begun, Bench, Settings
+from kt.transfer.experiments import Experiment, Problem
 from kt.transfer.ledger import pack, unpack
+from kt.transfer.methods.amalgamation import Amalgamation
+from kt.transfer.rows import measured
+from kt.transfer.rows import of_experiment as row_of
+from kt.transfer.session import Left
+from kt.transfer.session import compute as compute_unit
+from kt.transfer.unit import Unit, by_key
 from kt.zoo.classes import labels_of, positions
 from kt.zoo.inference import logits
 from kt.zoo.spec import Member
 
-CPU = torch.device("cpu")
+CPU, TASK, AT = torch.device("cpu"), Classification(), "amalgamate.two"
 NET = {"arch": "resnet10t", "args": {"channels": [4, 8, 8, 8], "stem_width": 4}}
 STUDY: dict[str, Any] = {
     "results": "results",
@@ -145,7 +145,7 @@ def test_outputs_of_a_specialist_stand_for_its_classes_in_the_order_given():
     assert positions(np.array([], np.int64), np.array([2, 0])).tolist() == []
 
 
-# trials
+# units
 
 
 @pytest.fixture(scope="module")
@@ -192,32 +192,42 @@ def experiment(**changes: Any) -> tuple[Study, Amalgamation]:
 
 def make_bench(stored: Dataset, folder: Path, **changes: Any) -> tuple[Bench, Amalgamation]:
     study, chosen = experiment(**changes)
-    problem = problem_of(study, "amalgamate.two", chosen, stored)
-    spec = study.student_input(chosen)
-    where = (chosen.student.arch, chosen.student.args)
-    return Bench(
-        "amalgamate.two", where, spec, 1, problem, Zoo(stored), stored, folder / "c", 3600, CPU, Event()
-    ), chosen
+    return bench_of(study, AT, chosen, stored, folder), chosen
 
 
-def trial_of(chosen: Amalgamation, method: str, seed: int = 0) -> Trial:
-    return next(t for t in chosen.trials() if t.approach.name == method and t.seed == seed)
+def bench_of(study: Study, at: str, chosen: Experiment, stored: Dataset, folder: Path) -> Bench:
+    begun = Begun(at, (chosen.student.arch, chosen.student.args), study.student_input(chosen), 1)
+    settings = Settings(chosen.plan, folder / "c", 3600, CPU, Event(), images=chosen.settings.get("images"))
+    return Bench(begun, Zoo(stored), TASK, stored, settings, problem_of(study, at, chosen, stored))
+
+
+def units_of(chosen: Experiment, bench: Bench) -> list[Unit]:
+    return chosen.units(bench.at, {"arch": chosen.student.arch}, bench.problem, "data")
+
+
+def unit_of(chosen: Experiment, bench: Bench, method: str, seed: int = 0) -> Unit:
+    return next(unit for unit in units_of(chosen, bench) if unit.method.name == method and unit.seed == seed)
+
+
+def trained(bench: Bench, chosen: Amalgamation, method: str, seed: int = 0) -> tuple[dict[str, Any], Left | None]:
+    record, left = compute_unit(bench, unit_of(chosen, bench, method, seed), "key")
+    assert record["status"] == "ok", record
+    assert record.pop("seconds") > 0
+    return record, left
 
 
 def compute(bench: Bench, chosen: Amalgamation, method: str, seed: int = 0) -> dict[str, Any]:
-    record = AMALGAMATE.compute(bench, chosen, trial_of(chosen, method, seed), "key")
-    assert record["status"] == "ok", record
-    assert record.pop("seconds") > 0
-    return record
+    return trained(bench, chosen, method, seed)[0]
 
 
 def test_the_images_are_those_of_the_classes_of_all_teachers(stored, tmp_path):
     bench, _ = make_bench(stored, tmp_path)
-    assert bench.classes.tolist() == [0, 1, 2, 7, 5]
+    classes = bench.problem.classes
+    assert classes.tolist() == [0, 1, 2, 7, 5]
     for split in ("transfer", "validation", "test"):
         labels = stored.labels[stored.rows(split)]
-        assert len(bench.view(split)) == np.isin(labels, bench.classes).sum()
-        assert bench.classes[bench.labels(split)].tolist() == [y for y in labels.tolist() if y in (0, 1, 2, 7, 5)]
+        assert len(bench.view(split)) == np.isin(labels, classes).sum()
+        assert classes[bench.truth(split)].tolist() == [y for y in labels.tolist() if y in (0, 1, 2, 7, 5)]
     assert bench.student(0)(bench.view("test")[slice(0, 2)]).shape == (2, 5)
 
 
@@ -226,17 +236,18 @@ def test_views_of_the_transfer_images_are_learnt_from_one_after_another(stored, 
     plain = bench.view("transfer")
     once = bench.learnt_from
     viewed, _ = make_bench(stored, tmp_path)
-    viewed.crops = ViewsSpec(n=3)
+    viewed.settings = viewed.settings._replace(crops=ViewsSpec(n=3))
     assert viewed.learnt_from == once
-    assert len(viewed.view("transfer")) == len(viewed.labels("transfer")) == 3 * once
-    assert np.array_equal(viewed.labels("transfer"), np.tile(bench.labels("transfer"), 3))
+    assert len(viewed.view("transfer")) == len(viewed.truth("transfer")) == 3 * once
+    assert np.array_equal(viewed.truth("transfer"), np.tile(bench.truth("transfer"), 3))
     assert not torch.equal(viewed.view("transfer")[slice(0, once)], plain[slice(0, once)])
     assert torch.equal(viewed.view("test")[slice(0, 5)], bench.view("test")[slice(0, 5)])
 
 
-def test_trials_are_one_a_method_and_seed_and_each_teacher_alone():
-    _, chosen = experiment()
-    found = [(t.approach.name, t.teachers, t.seed) for t in chosen.trials()]
+def test_units_are_one_a_method_and_seed_and_each_teacher_alone(stored, tmp_path):
+    bench, chosen = make_bench(stored, tmp_path)
+    found = [(unit.method.name, unit.teachers, unit.seed) for unit in units_of(chosen, bench)]
+    assert found == [(method.name, teachers, seed) for method, teachers, seed in chosen.work()]
     both = ("low", "high")
     assert found == [
         ("cfl", both, 0), ("cfl", both, 1), ("kd", both, 0), ("kd", both, 1), ("supervised", both, 0),
@@ -248,19 +259,20 @@ def test_trials_are_one_a_method_and_seed_and_each_teacher_alone():
 @pytest.mark.parametrize("method", ["cfl", "kd", "supervised"])
 def test_every_training_gives_a_record_and_its_rows(stored, tmp_path, method):
     bench, chosen = make_bench(stored, tmp_path)
-    record = compute(bench, chosen, method)
-    n, steps = len(bench.labels("test")), 2 * (len(bench.view("transfer")) // 10)
+    record, left = trained(bench, chosen, method)
+    n, steps = len(bench.truth("test")), 2 * (len(bench.view("transfer")) // 10)
     assert len(unpack(record["last"])) == n
     assert record["steps"] == steps
     assert set(unpack(record["last"]).tolist()) <= set(range(5))
     assert json.loads(json.dumps(record)) == record
-    assert bench.trained is not None
-    assert bench.said(bench.trained.model, "test").tolist() == unpack(record["last"]).tolist()
-    trial = trial_of(chosen, method)
-    found = row(chosen, "two", trial, "key", record, bench.problem.truth)
+    assert left is not None
+    assert bench.kept(left.model, "test").tolist() == unpack(record["last"]).tolist()
+    unit = unit_of(chosen, bench, method)
+    found = row_of(TASK, unit, "key", record, bench.problem.truth, 2)
+    assert (found["student"], found["teachers"], found["epochs"]) == ("two", ["low", "high"], 2)
     right = unpack(record["last"]) == bench.problem.truth
     assert (found["n"], found["acc_after"]) == (n, pytest.approx(100 * right.mean()))
-    parts = {part["part"]: part for part in chosen.details(trial, record, bench.problem)}
+    parts = {part["part"]: part for part in chosen.details(TASK, unit, record, bench.problem)}
     assert list(parts) == ["all", "low", "high"]
     assert parts["high"]["classes"] == [7, 5]
     assert parts["low"]["n"] + parts["high"]["n"] == parts["all"]["n"] == n
@@ -278,7 +290,7 @@ def test_without_training_the_teachers_answer_from_their_logits(stored, tmp_path
     assert said.tolist() == torch.cat([z["low"].softmax(1), z["high"].softmax(1)], 1).argmax(1).tolist()
     record = compute(bench, chosen, "teachers")
     assert unpack(record["last"]).tolist() == z["low"].argmax(1).tolist()
-    (part,) = chosen.details(trial_of(chosen, "teachers"), record, bench.problem)
+    (part,) = chosen.details(TASK, unit_of(chosen, bench, "teachers"), record, bench.problem)
     own = np.isin(bench.problem.truth, [0, 1, 2])
     right = z["low"].argmax(1).numpy()[own] == bench.problem.truth[own]
     assert (part["part"], part["n"], part["acc"]) == ("low", own.sum(), pytest.approx(100 * right.mean()))
@@ -297,35 +309,35 @@ def test_features_kept_and_computed_batch_by_batch_train_the_same_student(stored
     # through the narrowest kernels even the rounding of another batch size would show
     wide = {"methods": {"cfl": {"width": 8, "blocks": 1, "stages": [-2], "sigmas": [1.0, 2.0]}}}
     kept = compute(*make_bench(stored, tmp_path, **wide), "cfl")
-    monkeypatch.setattr(setup, "IN_MEMORY", 0)
+    monkeypatch.setattr(amalgamate, "IN_MEMORY", 0)
     again = compute(*make_bench(stored, tmp_path, **wide), "cfl")
     assert again["loss"] == pytest.approx(kept["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("method", ["cfl", "kd"])
-def test_a_trial_stopped_again_and_again_ends_bit_identical(stored, tmp_path, monkeypatch, method):
+def test_a_unit_stopped_again_and_again_ends_bit_identical(stored, tmp_path, monkeypatch, method):
     undisturbed = compute(*make_bench(stored, tmp_path / "alone"), method)
     ended, (bench, _), stops = again_and_again(
         monkeypatch, method, 3, lambda: Work(*make_bench(stored, tmp_path)), lambda work: compute(*work, method)
     )
     assert stops >= 1
     assert ended == undisturbed
-    assert not list(bench.checkpoints.iterdir())
+    assert not list(bench.settings.checkpoints.iterdir())
 
 
 def test_overlapping_classes_are_taught_by_the_mean_where_that_is_allowed(stored, tmp_path, monkeypatch):
     monkeypatch.setitem(Zoo.ARCHITECTURES, "a", ("test_byobnet", 10))
     bench, chosen = make_bench(stored, tmp_path, teachers=("low", "a"), overlap="mean")
-    assert bench.classes.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert bench.problem.classes.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     said = unpack(compute(bench, chosen, "ensemble_logits")["last"])
     low, every = bench.cached("low", "test"), bench.cached("a", "test").clone()
     every[:, :3] = (every[:, :3] + low) / 2
     assert said.tolist() == every.argmax(1).tolist()
 
 
-def test_a_trial_that_fails_is_a_record_with_its_reason(stored, tmp_path):
+def test_a_unit_that_fails_is_a_record_with_its_reason(stored, tmp_path):
     bench, chosen = make_bench(stored, tmp_path, training={"epochs": 1, "batch_size": 10, "lr": 1e30})
-    record = AMALGAMATE.compute(bench, chosen, trial_of(chosen, "kd"), "key")
+    record, _ = compute_unit(bench, unit_of(chosen, bench, "kd"), "key")
     assert record["status"] == "failed"
     assert record["cause"] == "diverged"
 
@@ -374,20 +386,21 @@ def test_pieces_are_in_the_row_and_a_student_that_takes_not_even_two_images_fail
     only(monkeypatch, 4)
     bench, chosen = make_bench(stored, tmp_path)
     record = compute(bench, chosen, "cfl")
-    assert row(chosen, "two", trial_of(chosen, "cfl"), "key", record, bench.problem.truth)["pieces"] == 4
+    unit = unit_of(chosen, bench, "cfl")
+    assert row_of(TASK, unit, "key", record, bench.problem.truth, 2)["pieces"] == 4
     only(monkeypatch, 1)
-    assert AMALGAMATE.compute(bench, chosen, trial_of(chosen, "cfl"), "key")["cause"] == "out_of_memory"
+    assert compute_unit(bench, unit, "key")[0]["cause"] == "out_of_memory"
 
 
 def test_teachers_see_fewer_images_at_once_where_batches_are_cut(stored, tmp_path, monkeypatch):
-    seen, features = [], setup.Images._features
+    seen, features = [], amalgamate.Images._features
 
-    def watched(images: setup.Images, positions: np.ndarray) -> Any:
+    def watched(images: amalgamate.Images, positions: np.ndarray) -> Any:
         seen.append(len(positions))
         return features(images, positions)
 
-    monkeypatch.setattr(setup.Images, "_features", watched)
-    monkeypatch.setattr("kt.experiments.bench.EVALUATED", 16)
+    monkeypatch.setattr(amalgamate.Images, "_features", watched)
+    monkeypatch.setattr("kt.transfer.bench.EVALUATED", 16)
     only(monkeypatch, 4)
     bench, chosen = make_bench(stored, tmp_path)
     n = len(bench.view("transfer"))
@@ -396,7 +409,7 @@ def test_teachers_see_fewer_images_at_once_where_batches_are_cut(stored, tmp_pat
 
 
 @pytest.mark.parametrize("method", ["cfl", "kd"])
-def test_a_trial_in_pieces_goes_on_from_its_checkpoint(stored, tmp_path, monkeypatch, method):
+def test_a_unit_in_pieces_goes_on_from_its_checkpoint(stored, tmp_path, monkeypatch, method):
     only(monkeypatch, 4)
     undisturbed = compute(*make_bench(stored, tmp_path / "alone"), method)
     ended, _, stops = again_and_again(
@@ -408,11 +421,14 @@ def test_a_trial_in_pieces_goes_on_from_its_checkpoint(stored, tmp_path, monkeyp
 
 # keys
 
+PRINTS = {"low": "l", "high": "h", AT: "x"}
+PROBLEM = Problem(np.array([0, 1]), {"low": np.array([0]), "high": np.array([1])}, np.array([0]))
+
 
 def keys(fingerprints: dict[str, str] | None = None, data: str = "data", **changes: Any) -> set[str]:
     study, chosen = experiment(**changes)
-    problem = Problem(np.array([0, 1]), {"low": np.array([0]), "high": np.array([1])}, np.array([0]))
-    return set(tasks_of(study, chosen, problem, fingerprints or {"low": "l", "high": "h"}, data))
+    prints = {**(fingerprints or PRINTS), AT: student_print(study, chosen)}
+    return set(by_key(of_experiment(study, AT, chosen, PROBLEM, data), prints))
 
 
 def test_keys_change_with_what_determines_a_result_and_with_nothing_else():
@@ -430,14 +446,11 @@ def test_keys_change_with_what_determines_a_result_and_with_nothing_else():
     assert not keys() & keys(student={"arch": "tiny_mixer"})
 
 
-def test_finished_trials_of_the_earlier_block_are_not_taken_for_those_of_the_published_one():
+def test_finished_units_of_the_earlier_block_are_not_taken_for_those_of_the_published_one():
     """The earlier block had the same parameters, but BatchNorm, and no learning rates by part."""
     _, chosen = experiment()
-    problem = Problem(np.array([0, 1]), {"low": np.array([0]), "high": np.array([1])}, np.array([0]))
-    described = {
-        name: describe(trial_of(chosen, name), chosen, {"arch": "x"}, {"low": "l", "high": "h"}, problem, "data")
-        for name in ("cfl", "kd", "supervised")
-    }
+    units = chosen.units(AT, {"arch": "x"}, PROBLEM, "data")
+    described = {unit.method.name: unit.describe(PRINTS) for unit in units if unit.method.trains}
     assert described["cfl"]["method"]["version"] == 2
     assert described["cfl"]["method"]["block_lr"] == 5.0
     assert all(unit["method"]["classifier_lr"] == 10.0 for unit in described.values())
@@ -446,14 +459,13 @@ def test_finished_trials_of_the_earlier_block_are_not_taken_for_those_of_the_pub
 
 def test_a_description_is_plain_json():
     _, chosen = experiment()
-    problem = Problem(np.array([0, 1]), {"low": np.array([0]), "high": np.array([1])}, np.array([0]))
-    unit = describe(chosen.trials()[0], chosen, {"arch": "x"}, {"low": "l", "high": "h"}, problem, "data")
+    unit = chosen.units(AT, {"arch": "x"}, PROBLEM, "data")[0].describe(PRINTS)
     assert json.loads(json.dumps(unit)) == unit
     assert unit["evaluation"] == {"version": 2}  # of version 1, which took classes from rounded logits, nothing is kept
 
 
 def test_accuracy_against_hand_computed_numbers():
-    found = accuracy(np.array([True, True, True, False]))
+    found = measured(TASK, np.array([3, 0, 1, 2]), np.array([3, 0, 1, 1]))
     assert found == {"n": 4, "acc": 75.0, "acc_se": pytest.approx(100 * (0.75 * 0.25 / 4) ** 0.5)}
     assert unpack(pack(np.array([3, 0]))).tolist() == [3, 0]
 
@@ -464,29 +476,32 @@ def test_accuracy_against_hand_computed_numbers():
 def test_needs_are_kept_for_their_plan_alone(tmp_path):
     found = {"kd": Needs({"training": 100, "images": 20}, 3, 10, 7)}
     assert found["kd"].total(10) == 150
-    needs.write(tmp_path / "n.json", "plan", found)
-    assert needs.read(tmp_path / "n.json", "plan") == found
-    assert needs.read(tmp_path / "n.json", "other") == needs.read(tmp_path / "none.json", "plan") == {}
+    write_needs(tmp_path / "n.json", "plan", found)
+    assert read_needs(tmp_path / "n.json", "plan") == found
+    assert read_needs(tmp_path / "n.json", "other") == read_needs(tmp_path / "none.json", "plan") == {}
 
 
 def test_the_pace_of_an_experiment_weighs_its_methods_by_hand():
     _, chosen = experiment()
     known = {"cfl": Needs({}, 0, 10, 300), "kd": Needs({}, 0, 10, 100), "supervised": Needs({}, 0, 10, 100)}
-    cfl, kd, before = trial_of(chosen, "cfl"), trial_of(chosen, "kd"), Pace(per_mac=0.5)
+    epochs, before = chosen.plan.epochs, Pace(per_mac=0.5)
+    cfl, kd = Missing("cfl", epochs, 20.0), Missing("kd", epochs, 60.0)
+    done = [Finished("kd", epochs, 30, 12.0)]
 
-    def pace(needs: dict[str, Needs], done: list[Any], left: list[Any], validation: int = 0) -> Pace:
-        return pace_of(before, "amalgamate.two", chosen, needs, validation, done, left)
+    def pace(needs: dict[str, Needs], done: list[Finished], left: list[Missing], validation: int = 0) -> Pace:
+        return before.of_experiment(AT, needs, validation, done, left)
 
-    found = pace(known, [], [(cfl, 20.0), (kd, 60.0)])
-    assert found.of("amalgamate.two") == (0.5 * (20 * 300 + 60 * 100) / 80, BASES[1])
+    found = pace(known, [], [cfl, kd])
+    assert found.of(AT) == (0.5 * (20 * 300 + 60 * 100) / 80, BASES[1])
     # two epochs end with 15 images each, which cost as much as 10 to learn from
-    found = pace(known, [], [(cfl, 20.0), (kd, 60.0)], validation=15)
-    assert found.of("amalgamate.two") == (0.5 * (30 * 300 + 70 * 100) / 80, BASES[1])
+    found = pace(known, [], [cfl, kd], validation=15)
+    assert found.of(AT) == (0.5 * (30 * 300 + 70 * 100) / 80, BASES[1])
     # 12 s for 30 images of 100 MACs: 1.2 s for an image of 300
-    found = pace(known, [(kd, 12.0, 30)], [(cfl, 20.0)])
-    assert found.of("amalgamate.two") == (pytest.approx(1.2), BASES[0])
-    assert pace({}, [(kd, 12.0, 30)], [(cfl, 20.0)]).of("amalgamate.two") == (pytest.approx(0.4), BASES[0])
-    assert pace(known, [(kd, 12.0, 30)], [(trial_of(chosen, "teachers"), 0.0)]) == before
+    found = pace(known, done, [cfl])
+    assert found.of(AT) == (pytest.approx(1.2), BASES[0])
+    assert pace({}, done, [cfl]).of(AT) == (pytest.approx(0.4), BASES[0])
+    alone = chosen.chosen()["teachers"]
+    assert pace(known, done, [Missing("teachers", epochs, chosen.seen(alone, 60))]) == before
 
 
 def test_on_a_gpu_memory_must_do_for_the_smallest_pieces_and_elsewhere_for_a_batch(monkeypatch):
@@ -517,7 +532,7 @@ def test_on_a_gpu_memory_must_do_for_the_smallest_pieces_and_elsewhere_for_a_bat
 def test_what_cannot_be_is_said_before_the_first_training(stored, tmp_path, changes, line):
     bench, chosen = make_bench(stored, tmp_path, **changes)
     with pytest.raises(KtError, match=line) as caught:
-        AMALGAMATE.inspect(bench, chosen)
+        memory.inspect(bench, chosen)
     assert "\n" not in str(caught.value)
 
 
@@ -533,29 +548,29 @@ class Stubborn(nn.Module):
 
 
 def test_a_student_of_the_wrong_width_is_refused(stored, tmp_path, monkeypatch):
-    monkeypatch.setattr("kt.experiments.bench.build", lambda *_: Stubborn())
+    monkeypatch.setattr("kt.transfer.bench.build", lambda *_: Stubborn())
     bench, chosen = make_bench(stored, tmp_path)
     with pytest.raises(KtError, match=r"two\.student: resnet10t has 3 outputs, but there are 5 classes"):
-        AMALGAMATE.inspect(bench, chosen)
+        memory.inspect(bench, chosen)
 
 
 def test_memory_is_said_and_too_little_of_it_is_an_error(stored, tmp_path, monkeypatch, caplog):
     bench, chosen = make_bench(stored, tmp_path)
     with caplog.at_level("INFO"):
-        found = AMALGAMATE.inspect(bench, chosen)
+        found = memory.inspect(bench, chosen)
     assert list(found) == ["cfl", "kd", "supervised"]
     assert "GB of memory (training" in caplog.text
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     with pytest.raises(
         KtError, match=r"two\.methods\.cfl: needs about .* GB of memory .* lower training\.batch_size \(10\)"
     ):
-        AMALGAMATE.inspect(bench, chosen)
+        memory.inspect(bench, chosen)
 
 
 def test_the_common_space_counts_with_gradients_moments_and_the_copies_of_its_weights(stored, tmp_path):
     bench, chosen = make_bench(stored, tmp_path, methods={"cfl": {"width": 16}, "kd": {}})
-    found = AMALGAMATE.inspect(bench, chosen)
+    found = memory.inspect(bench, chosen)
     teachers = {name: bench.teacher(name) for name in chosen.teachers}
-    learner = setup.learner_of(bench, chosen.approaches()["cfl"], bench.student(0), teachers, 0)
+    learner = amalgamate.learner_of(bench, chosen.chosen()["cfl"], bench.student(0), teachers, 0)
     weights = 4 * sum(parameter.numel() for parameter in learner.spaces.parameters())
     assert found["cfl"].held["training"] - found["kd"].held["training"] == 6 * weights

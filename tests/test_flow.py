@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 import kt.zoo.digits  # noqa: F401 (registers small architectures)
 from kt.errors import KtError
-from kt.flow import losses, memory
-from kt.flow.network import Candidate, Flow, Inlet, inlets, mix
-from kt.flow.stages import Stage, changing, features, find
+from kt.transfer import knowledge_flow
+from kt.transfer.flow import needs_attached
+from kt.transfer.knowledge_flow import Candidate, Flow, Inlet, inlets, mix
 from kt.transfer.memory import activations, held
 from kt.transfer.training import Training
 from kt.zoo.models import macs
+from kt.zoo.stages import Stage, changing, features, find
 
 RESNET = {"channels": [8, 8, 16, 16], "stem_width": 8}
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 12, "depth": 3, "num_heads": 2}
@@ -68,41 +69,41 @@ def step(flow: Flow, n: int = 4, dependency: float = 0.5, stability: float = 0.3
 
 def test_equal_scalars_give_equal_weights_and_a_known_dependency() -> None:
     scalars = torch.zeros(2, 3)
-    assert losses.mixing(scalars).tolist() == [pytest.approx([1 / 3] * 3)] * 2
-    assert losses.dependency(scalars).item() == pytest.approx(2 * math.log(3))
+    assert knowledge_flow.mixing(scalars).tolist() == [pytest.approx([1 / 3] * 3)] * 2
+    assert knowledge_flow.dependency_loss(scalars).item() == pytest.approx(2 * math.log(3))
 
 
 def test_dependency_by_hand() -> None:
     scalars = torch.tensor([[math.log(6), math.log(3), math.log(1)], [math.log(2), math.log(1), math.log(1)]])
-    assert losses.mixing(scalars).tolist() == [pytest.approx([0.6, 0.3, 0.1]), pytest.approx([0.5, 0.25, 0.25])]
-    assert losses.dependency(scalars).item() == pytest.approx(-math.log(0.6) - math.log(0.5))
+    assert knowledge_flow.mixing(scalars).tolist() == [pytest.approx([0.6, 0.3, 0.1]), pytest.approx([0.5, 0.25, 0.25])]
+    assert knowledge_flow.dependency_loss(scalars).item() == pytest.approx(-math.log(0.6) - math.log(0.5))
 
 
 @given(st.lists(st.lists(st.floats(-20, 20), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_dependency_and_weights_agree_with_a_plain_reference(free: list[list[float]]) -> None:
-    expected, found_weights = 0.0, losses.mixing(torch.tensor(free)).tolist()
+    expected, found_weights = 0.0, knowledge_flow.mixing(torch.tensor(free)).tolist()
     for j, scalars in enumerate(free):
         exponentials = [math.exp(value) for value in scalars]
         weights = [value / sum(exponentials) for value in exponentials]
         assert found_weights[j] == pytest.approx(weights, abs=1e-6)
         expected -= math.log(weights[0])
-    found = losses.dependency(torch.tensor(free)).item()
+    found = knowledge_flow.dependency_loss(torch.tensor(free)).item()
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert found >= 0
 
 
 def test_dependency_is_zero_where_nothing_is_taken_and_falls_as_the_own_scalar_rises() -> None:
-    assert losses.dependency(torch.tensor([[200.0, 0.0]])).item() == 0
+    assert knowledge_flow.dependency_loss(torch.tensor([[200.0, 0.0]])).item() == 0
     free = torch.tensor([[0.0, 1.0, 2.0]], requires_grad=True)
-    torch.autograd.backward(losses.dependency(free))
+    torch.autograd.backward(knowledge_flow.dependency_loss(free))
     assert free.grad is not None
-    assert torch.allclose(free.grad, losses.mixing(free.detach()) - torch.tensor([[1.0, 0.0, 0.0]]), atol=1e-6)
+    assert torch.allclose(free.grad, knowledge_flow.mixing(free.detach()) - torch.tensor([[1.0, 0.0, 0.0]]), atol=1e-6)
 
 
 def test_stability_by_hand_and_without_gradient_to_the_past() -> None:
     previous = torch.log(torch.tensor([[0.5, 0.5]])).requires_grad_()
     now = torch.log(torch.tensor([[0.25, 0.75]])).requires_grad_()
-    value = losses.stability(previous, now)
+    value = knowledge_flow.stability_loss(previous, now)
     assert value.item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
     torch.autograd.backward(value.sum())
     assert previous.grad is None
@@ -111,11 +112,11 @@ def test_stability_by_hand_and_without_gradient_to_the_past() -> None:
 
 def test_nothing_changed_costs_nothing() -> None:
     logits = images(5, 2).flatten(1)
-    assert losses.stability(logits, logits + 7).abs().max() < 1e-6
+    assert knowledge_flow.stability_loss(logits, logits + 7).abs().max() < 1e-6
 
 
 def test_dependency_grows_in_a_line_and_stays() -> None:
-    assert [losses.grown(p, 0.8) for p in (0.0, 0.2, 0.4, 0.8, 1.0)] == pytest.approx([0, 0.25, 0.5, 1, 1])
+    assert [knowledge_flow.grown(p, 0.8) for p in (0.0, 0.2, 0.4, 0.8, 1.0)] == pytest.approx([0, 0.25, 0.5, 1, 1])
 
 
 def test_loss_is_the_sum_of_its_parts_by_a_plain_reference() -> None:
@@ -129,7 +130,7 @@ def test_loss_is_the_sum_of_its_parts_by_a_plain_reference() -> None:
     logits = flow(x)
     found = flow.loss(logits, labels, torch.arange(4), 0.5, 0.3)
     p, q = before.softmax(1), logits.detach().softmax(1)
-    dependency = -float(losses.mixing(flow.scalars.detach())[:, 0].log().sum())
+    dependency = -float(knowledge_flow.mixing(flow.scalars.detach())[:, 0].log().sum())
     for i in range(4):
         kl = sum(float(p[i, c] * (p[i, c] / q[i, c]).log()) for c in range(3))
         expected = -float(q[i, labels[i]].log()) + 0.5 * (4 / 32) * dependency + 0.3 * kl
@@ -301,7 +302,7 @@ def test_with_all_weight_on_itself_the_student_is_as_if_alone(arch: str, every: 
     with torch.no_grad():
         flow.scalars[:, 0] = 1e4
     assert torch.equal(flow([x] * 3), student(x))
-    assert losses.dependency(flow.free()).item() == 0
+    assert knowledge_flow.dependency_loss(flow.free()).item() == 0
 
 
 def test_a_student_on_its_own_asks_no_teacher() -> None:
@@ -342,10 +343,10 @@ def test_each_term_reaches_its_own_parameters(group: str) -> None:
     flow = network()
     x = [images(4)] * 3
     if group == "dependency":
-        torch.autograd.backward(losses.dependency(flow.free()))
+        torch.autograd.backward(knowledge_flow.dependency_loss(flow.free()))
         assert all(p.grad is None for part in (flow.student, flow.transforms) for p in part.parameters())
     else:
-        torch.autograd.backward(losses.stability(torch.randn(4, 3), flow(x)).mean())
+        torch.autograd.backward(knowledge_flow.stability_loss(torch.randn(4, 3), flow(x)).mean())
         assert all(p.grad is not None for part in (flow.student, flow.transforms) for p in part.parameters())
     assert flow.scalars.grad is not None
 
@@ -383,7 +384,7 @@ def test_memory_counts_the_teachers_and_what_flows() -> None:
     training = Training(epochs=1, batch_size=8, lr=1e-3)
     flow = network()
     state, random = {k: v.clone() for k, v in flow.state_dict().items()}, torch.get_rng_state()
-    found = memory.needs(flow, [(1, 16, 16)] * 3, training, {"images": 5})
+    found = needs_attached(flow, [(1, 16, 16)] * 3, training, {"images": 5})
     weights = sum(t.numel() * t.element_size() for teacher in flow.teachers for t in teacher.state_dict().values())
     assert found.held["teachers"] == weights
     assert found.held["images"] == 5

@@ -7,7 +7,6 @@ import json
 import math
 import re
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -20,20 +19,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stopping import Work, again_and_again
 from studies import stored_digits
-from test_experiments import CPU, NET, STUDY, Zoo, checked, only
+from test_experiments import NET, STUDY, TASK, bench_of, checked, only, units_of
 from test_pipeline import Checkout
 
 from kt.data.datasets import Dataset
 from kt.errors import KtError
-from kt.experiments import memory
-from kt.experiments.bench import Bench
-from kt.experiments.plan import problem_of, tasks_of
-from kt.experiments.trial import Trial
-from kt.flow.run import FLOW as FLOW_KIND
-from kt.flow.run import draw, restricted
-from kt.flow.spec import FlowExperiment
 from kt.study.load import parse
+from kt.study.units import of_experiment, problem_of, student_print
+from kt.transfer import memory
+from kt.transfer.bench import Bench
+from kt.transfer.flow import draw, restricted
 from kt.transfer.ledger import unpack
+from kt.transfer.methods.flow import FlowExperiment
+from kt.transfer.session import Left
+from kt.transfer.session import compute as compute_unit
+from kt.transfer.unit import Unit, by_key
 
 METHODS = ("flow", "flow_untrained", "distil", "finetune_teacher", "scratch")
 FLOW = {
@@ -61,20 +61,23 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def make_bench(stored: Dataset, folder: Path, **changes: Any) -> tuple[Bench, FlowExperiment]:
     study = parse(study_with(**changes), "c.yaml")
     chosen = study.flow["two"]
-    problem, spec = problem_of(study, "flow.two", chosen, stored), study.student_input(chosen)
-    where = (chosen.student.arch, chosen.student.args)
-    return Bench("flow.two", where, spec, 1, problem, Zoo(stored), stored, folder / "c", 3600, CPU, Event()), chosen
+    return bench_of(study, "flow.two", chosen, stored, folder), chosen
 
 
-def trial_of(chosen: FlowExperiment, method: str, teachers: tuple[str, ...] | None = None) -> Trial:
-    return next(t for t in chosen.trials() if t.approach.name == method and teachers in (None, t.teachers))
+def unit_of(chosen: FlowExperiment, bench: Bench, method: str, teachers: tuple[str, ...] | None = None) -> Unit:
+    units = units_of(chosen, bench)
+    return next(unit for unit in units if unit.method.name == method and teachers in (None, unit.teachers))
 
 
-def compute(bench: Bench, chosen: FlowExperiment, trial: Trial) -> dict[str, Any]:
-    record = FLOW_KIND.compute(bench, chosen, trial, "key")
+def trained(bench: Bench, unit: Unit) -> tuple[dict[str, Any], Left | None]:
+    record, left = compute_unit(bench, unit, "key")
     assert record["status"] == "ok", record
     assert record.pop("seconds") > 0
-    return record
+    return record, left
+
+
+def compute(bench: Bench, unit: Unit) -> dict[str, Any]:
+    return trained(bench, unit)[0]
 
 
 # images
@@ -109,13 +112,15 @@ def test_distillation_from_a_specialist_by_hand() -> None:
     assert found.tolist() == pytest.approx([expected, 0.0], abs=1e-6)
 
 
-# trials
+# units
 
 
-def test_trials_are_one_a_method_and_seed_and_one_a_teacher_where_it_takes_the_students_place() -> None:
-    chosen = parse(study_with(seeds=[0]), "c.yaml").flow["two"]
+def test_units_are_one_a_method_and_seed_and_one_a_teacher_where_it_takes_the_students_place(
+    stored: Dataset, tmp_path: Path
+) -> None:
+    bench, chosen = make_bench(stored, tmp_path, seeds=[0])
     both = ("low", "high")
-    assert [(t.approach.name, t.teachers) for t in chosen.trials()] == [
+    assert [(unit.method.name, unit.teachers) for unit in units_of(chosen, bench)] == [
         ("flow", both), ("flow_untrained", both), ("distil", both), ("finetune_teacher", ("low",)),
         ("finetune_teacher", ("high",)), ("scratch", ()),
     ]  # fmt: skip
@@ -123,14 +128,14 @@ def test_trials_are_one_a_method_and_seed_and_one_a_teacher_where_it_takes_the_s
 
 def test_every_method_gives_a_record_and_its_rows(stored: Dataset, tmp_path: Path) -> None:
     bench, chosen = make_bench(stored, tmp_path)
-    for trial in chosen.trials()[::2]:
-        record = compute(bench, chosen, trial)
+    for unit in units_of(chosen, bench)[::2]:
+        record = compute(bench, unit)
         assert record["steps"] == 6
         assert json.loads(json.dumps(record)) == json.loads(json.dumps(record))
-        rows = chosen.details(trial, json.loads(json.dumps(record)), bench.problem)
+        rows = chosen.details(TASK, unit, json.loads(json.dumps(record)), bench.problem)
         right = unpack(record["last"]) == bench.problem.truth
         assert all(row["acc"] == pytest.approx(100 * right.mean()) and row["images"] == 20 for row in rows)
-        if not trial.approach.name.startswith("flow"):
+        if not unit.method.name.startswith("flow"):
             assert len(rows) == 1
             continue
         frame = pd.DataFrame(rows)
@@ -148,41 +153,41 @@ def test_methods_of_one_seed_see_the_same_images_and_begin_with_the_same_student
 ) -> None:
     """Where teachers have no weight from the start, knowledge flow is training from scratch."""
     bench, chosen = make_bench(stored, tmp_path, methods={"flow": {"alone": 0.999, "stability": 0.0}, "scratch": {}})
-    flow = compute(bench, chosen, trial_of(chosen, "flow"))
-    scratch = compute(bench, chosen, trial_of(chosen, "scratch"))
+    flow = compute(bench, unit_of(chosen, bench, "flow"))
+    scratch = compute(bench, unit_of(chosen, bench, "scratch"))
     assert flow["loss"][1:] != scratch["loss"][1:]  # the first step still had teachers
-    chosen_none = chosen.model_copy(update={"images": 10})
-    assert compute(bench, chosen_none, trial_of(chosen_none, "scratch"))["steps"] == 3
+    bench.settings = bench.settings._replace(images=10)
+    assert compute(bench, unit_of(chosen, bench, "scratch"))["steps"] == 3
 
 
 def test_a_fine_tuned_teacher_is_of_its_own_architecture_and_stays_what_it_was_for_others(
     stored: Dataset, tmp_path: Path
 ) -> None:
     bench, chosen = make_bench(stored, tmp_path)
-    compute(bench, chosen, trial_of(chosen, "finetune_teacher", ("high",)))
-    assert bench.trained is not None
-    assert (bench.trained.architecture[0], bench.architecture[0]) == ("tiny_mixer", NET["arch"])
-    assert bench.trained.model.num_classes == 10
+    _, left = trained(bench, unit_of(chosen, bench, "finetune_teacher", ("high",)))
+    assert left is not None
+    assert (left.architecture[0], bench.begun.architecture[0]) == ("tiny_mixer", NET["arch"])
+    assert left.model.num_classes == 10
 
 
 def test_untrained_teachers_are_drawn_by_the_seed_and_are_not_the_trained_ones(stored: Dataset, tmp_path: Path) -> None:
     bench, chosen = make_bench(stored, tmp_path)
     one, again, other = (
-        compute(bench, chosen, trial_of(chosen, name)) for name in ("flow_untrained", "flow_untrained", "flow")
+        compute(bench, unit_of(chosen, bench, name)) for name in ("flow_untrained", "flow_untrained", "flow")
     )
     assert one == again
     assert one["loss"] != other["loss"]
 
 
 @pytest.mark.parametrize("method", ["flow", "distil"])
-def test_a_trial_stopped_again_and_again_ends_bit_identical(
+def test_a_unit_stopped_again_and_again_ends_bit_identical(
     stored: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     bench, chosen = make_bench(stored, tmp_path / "alone")
-    trial = trial_of(chosen, method)
-    undisturbed = compute(bench, chosen, trial)
+    unit = unit_of(chosen, bench, method)
+    undisturbed = compute(bench, unit)
     ended, _, stops = again_and_again(
-        monkeypatch, method, 3, lambda: Work(*make_bench(stored, tmp_path)), lambda work: compute(*work, trial)
+        monkeypatch, method, 3, lambda: Work(*make_bench(stored, tmp_path)), lambda work: compute(work.bench, unit)
     )
     assert stops >= 1
     assert ended == undisturbed
@@ -198,9 +203,9 @@ def test_a_batch_that_does_not_fit_is_cut_and_trains_the_same_student(
         "methods": {"flow": {"alone": 0.5}, "distil": {}, "scratch": {}},
     }
     bench, chosen = make_bench(stored, tmp_path, **alike)
-    whole = compute(bench, chosen, trial_of(chosen, method))
+    whole = compute(bench, unit_of(chosen, bench, method))
     only(monkeypatch, 4)
-    found = compute(bench, chosen, trial_of(chosen, method))
+    found = compute(bench, unit_of(chosen, bench, method))
     assert (whole["pieces"], found["pieces"], found["steps"]) == (1, 4, whole["steps"])
     assert found["loss"] == pytest.approx(whole["loss"], rel=1e-4)
     assert np.array(found.get("weights", [])) == pytest.approx(np.array(whole.get("weights", [])), rel=1e-4)
@@ -211,7 +216,8 @@ def test_keys_change_with_images_and_with_the_methods_parameters() -> None:
         study = parse(study_with(**changes), "c.yaml")
         chosen = study.flow["two"]
         problem = problem_of(study, "flow.two", chosen, names)
-        return set(tasks_of(study, chosen, problem, {"low": "l", "high": "h"}, "data"))
+        prints = {"low": "l", "high": "h", "flow.two": student_print(study, chosen)}
+        return set(by_key(of_experiment(study, "flow.two", chosen, problem, "data"), prints))
 
     class Names:
         class_names = [str(i) for i in range(10)]
@@ -284,18 +290,18 @@ def test_what_cannot_be_is_said_before_the_first_training(
 ) -> None:
     bench, chosen = make_bench(stored, tmp_path, **changes)
     with pytest.raises(KtError, match=line) as caught:
-        FLOW_KIND.inspect(bench, chosen)
+        memory.inspect(bench, chosen)
     assert "\n" not in str(caught.value)
 
 
 def test_too_little_memory_is_an_error(stored: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, chosen = make_bench(stored, tmp_path)
-    FLOW_KIND.inspect(bench, chosen)
+    memory.inspect(bench, chosen)
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     with pytest.raises(
         KtError, match=r"flow\.two\.methods\.finetune_teacher: needs about .* lower training\.batch_size \(10\)"
     ):
-        FLOW_KIND.inspect(bench, chosen)
+        memory.inspect(bench, chosen)
 
 
 # the whole workflow

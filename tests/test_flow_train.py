@@ -10,6 +10,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,15 +21,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import kt.zoo.digits  # noqa: F401 (registers small architectures)
 from kt.checkpoint import Checkpoint
 from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.flow.network import Flow
-from kt.flow.stages import find
-from kt.flow.train import attach, train
-from kt.transfer.engine import History
+from kt.tasks.classification import Classification
+from kt.transfer.bench import Begun, Bench, Settings
+from kt.transfer.experiments import Problem
+from kt.transfer.knowledge_flow import Flow
+from kt.transfer.methods.flow import KnowledgeFlow
+from kt.transfer.session import Session, Trained
 from kt.transfer.training import Training
+from kt.transfer.unit import Plan, Unit
 from kt.zoo import weights
 
 N, CLASSES, STEPS = 14, 3, 12  # 4 epochs of 3 batches; two images wait for the next epoch
@@ -55,32 +59,70 @@ class Saving(Checkpoint):
         return self.after(self.step)
 
 
-def views() -> list[Inputs]:
-    """The same images as a student of 8 and a teacher of 16 pixels sees them."""
+class Images:
+    """The same images in every split."""
+
+    channels = 1
     images = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 1), dtype=np.uint8)
-    return [Inputs(images, np.arange(N), InputSpec(size=s, mean=(0.5,), std=(0.5,)), CPU) for s in (8, 16)]
-
-
-def network(alone: float = 0.25) -> Flow:
-    torch.manual_seed(0)
-    teacher = timm.create_model("resnet10t", num_classes=2, in_chans=1, **TEACHER)
-    student = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, in_chans=1, **STUDENT)
-    small, large = (view[slice(0, 1)] for view in views())
-    takes, gives = find(student, small, (), "student"), find(teacher, large, (), "teacher")
-    return attach(student, [teacher], takes, [gives], CLASSES, N, TRAINING, False, alone, 30.0)
-
-
-def run(checkpoint: Checkpoint, flow: Flow, dependency: float = 1.0, stability: float = 0.1) -> History:
     labels = np.arange(N) % CLASSES
 
-    def validate(model: nn.Module) -> float:
-        model.eval()
-        with torch.no_grad():
-            said = model(views()[0][slice(None)]).argmax(1)
-        model.train()
-        return 100 * float((said == torch.from_numpy(labels)).double().mean())
+    def rows(self, split: str) -> np.ndarray:
+        return np.arange(N)
 
-    return train(flow, views(), labels, validate, lambda: 50.0, TRAINING, 5, checkpoint, dependency, stability)
+
+class Zoo:
+    """A teacher of two classes that sees the images as 16 x 16 pixels."""
+
+    def load(self, name: str) -> nn.Module:
+        torch.manual_seed(0)
+        return timm.create_model("resnet10t", num_classes=2, in_chans=1, **TEACHER)
+
+    def input_of(self, name: str) -> InputSpec:
+        return spec(16)
+
+
+def spec(size: int) -> InputSpec:
+    return InputSpec(size=size, mean=(0.5,), std=(0.5,))
+
+
+def views() -> list[Inputs]:
+    """The images as a student of 8 and a teacher of 16 pixels sees them."""
+    return [Inputs(Images.images, np.arange(N), spec(size), CPU) for size in (8, 16)]
+
+
+def bench(folder: Path) -> Bench:
+    problem = Problem(np.arange(CLASSES), {"teacher": np.array([0, -1])}, Images.labels)
+    begun = Begun("flow.x", ("vit_tiny_patch16_224", STUDENT), spec(8), 1)
+    settings = Settings(TRAINING, folder, 0, CPU, Event())
+    zoo, data = cast("Any", Zoo()), cast("Any", Images())
+    return Bench(begun, zoo, Classification(), data, settings, problem)
+
+
+class Watched(Session):
+    """A session with a given checkpoint that keeps what it trains, whatever torch's generator says when it begins."""
+
+    def __init__(self, checkpoint: Checkpoint, unit: Unit, noise: int) -> None:
+        super().__init__(bench(checkpoint.path.parent), unit, "key")
+        self.given, self.noise = checkpoint, noise
+
+    def checkpoint(self, ending: str = "", of_key: str = "", every: float | None = None) -> Checkpoint:
+        torch.manual_seed(self.noise)
+        return self.given
+
+    def fit(self, learner: nn.Module, *args: Any, **options: Any) -> Trained:
+        self.network = cast("Flow", learner)
+        self.trained = super().fit(learner, *args, **options)
+        return self.trained
+
+
+def run(checkpoint: Checkpoint, noise: int = 0, **changes: float) -> tuple[Flow, Trained]:
+    """Knowledge flow to the student; the network and what its training left."""
+    method = KnowledgeFlow.model_validate({"alone": 0.25, **changes})
+    session = Watched(checkpoint, Unit(method, Plan({}, listed=True), "flow.x", ("teacher",), 5), noise)
+    record = method.run(session, ["teacher"], 5)
+    assert record["weights"] == session.network.trace.tolist()
+    assert len(record["attached"]) == TRAINING.epochs
+    return session.network, session.trained
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -88,10 +130,8 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_without_its_teachers_the_student_answers_the_same_and_is_timms_model(tmp_path: Path) -> None:
-    flow = network()
-    frozen = {name: tensor.clone() for name, tensor in flow.teachers[0].state_dict().items()}
-    run(Saving(tmp_path / "none.pt"), flow)
-    assert same(flow.teachers[0].state_dict(), frozen)
+    flow, _ = run(Saving(tmp_path / "none.pt"))
+    assert same(flow.teachers[0].state_dict(), Zoo().load("teacher").state_dict())
     x = [view[slice(None)] for view in views()]
     flow.eval()
     with torch.no_grad():
@@ -111,9 +151,7 @@ def test_without_its_teachers_the_student_answers_the_same_and_is_timms_model(tm
 
 def test_a_student_that_trusts_itself_needs_no_last_part_on_its_own(tmp_path: Path) -> None:
     """With a large λ1 the weights themselves end where the teachers add nothing that float32 shows."""
-    flow = network(alone=0.0)
-    flow.rate = 1000.0
-    run(Saving(tmp_path / "none.pt"), flow, dependency=10.0, stability=0.0)
+    flow, _ = run(Saving(tmp_path / "none.pt"), alone=0.0, rate=1000.0, dependency=10.0, stability=0.0)
     flow.eval()
     assert flow.open
     x = [view[slice(None)] for view in views()]
@@ -122,8 +160,7 @@ def test_a_student_that_trusts_itself_needs_no_last_part_on_its_own(tmp_path: Pa
 
 
 def test_weights_over_time_start_equal_grow_for_the_student_and_end_with_it_alone(tmp_path: Path) -> None:
-    flow = network()
-    run(Saving(tmp_path / "none.pt"), flow, dependency=3.0)
+    flow, _ = run(Saving(tmp_path / "none.pt"), dependency=3.0)
     own = flow.trace[:, :, 0]
     assert torch.allclose(flow.trace.sum(2), torch.ones(4, 2))
     assert (own[:-1].diff(dim=0) > 0).all()
@@ -131,34 +168,31 @@ def test_weights_over_time_start_equal_grow_for_the_student_and_end_with_it_alon
 
 
 def test_without_dependency_the_weights_are_not_driven_to_the_student(tmp_path: Path) -> None:
-    driven, free = network(0.0), network(0.0)
-    run(Saving(tmp_path / "a.pt"), driven, dependency=3.0)
-    run(Saving(tmp_path / "b.pt"), free, dependency=0.0)
+    driven, _ = run(Saving(tmp_path / "a.pt"), alone=0.0, dependency=3.0)
+    free, _ = run(Saving(tmp_path / "b.pt"), alone=0.0, dependency=0.0)
     assert (driven.trace[-1, :, 0] > free.trace[-1, :, 0]).all()
 
 
 @pytest.fixture(scope="module")
-def whole() -> tuple[Flow, History]:
-    flow = network()
+def whole() -> tuple[Flow, Trained]:
     with tempfile.TemporaryDirectory() as folder:
-        return flow, run(Saving(Path(folder) / "none.pt"), flow)
+        return run(Saving(Path(folder) / "none.pt"))
 
 
 @settings(max_examples=12)
 @given(saved=st.sets(st.integers(1, STEPS), max_size=4), torn=st.integers(1, STEPS))
 def test_torn_at_any_step_and_resumed_it_ends_bit_identical(
-    whole: tuple[Flow, History], saved: set[int], torn: int
+    whole: tuple[Flow, Trained], saved: set[int], torn: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "unit.pt"
         with pytest.raises(Torn):
-            run(Saving(path, lambda step: step in saved, torn), network())
-        flow = network()
-        torch.manual_seed(99)
-        history = run(Saving(path), flow)
-    assert same(flow.state_dict(), whole[0].state_dict())
-    assert same(history.best, whole[1].best)
-    assert (history.loss, history.validation) == (whole[1].loss, whole[1].validation)
+            run(Saving(path, lambda step: step in saved, torn))
+        flow, trained = run(Saving(path), noise=99)
+    assert same(trained.last, whole[1].last)
+    assert same(trained.best, whole[1].best)
+    assert (trained.loss, trained.validation) == (whole[1].loss, whole[1].validation)
+    assert torch.equal(flow.trace, whole[0].trace)
 
 
 CODE = """
@@ -166,17 +200,16 @@ import sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
-from test_flow_train import network, run
+from test_flow_train import run
 from kt.checkpoint import Checkpoint
 torch.set_num_threads(1)
-flow = network()
 print("ready", flush=True)
-run(Checkpoint(Path(sys.argv[2]), "key", 0), flow)
-torch.save(flow.state_dict(), sys.argv[3])
+flow, trained = run(Checkpoint(Path(sys.argv[2]), "key", 0))
+torch.save(trained.last, sys.argv[3])
 """
 
 
-def test_killed_processes_leave_what_a_whole_one_leaves(whole: tuple[Flow, History], tmp_path: Path) -> None:
+def test_killed_processes_leave_what_a_whole_one_leaves(whole: tuple[Flow, Trained], tmp_path: Path) -> None:
     place, checkpoint, out = Path(__file__).parent, tmp_path / "unit.pt", tmp_path / "out.pt"
     rng = random.Random(1)
     for kill in (True, True, False):
@@ -191,4 +224,4 @@ def test_killed_processes_leave_what_a_whole_one_leaves(whole: tuple[Flow, Histo
             time.sleep(rng.uniform(0.05, 0.3))
             process.send_signal(signal.SIGKILL)
         process.wait(timeout=120)
-    assert same(torch.load(out), whole[0].state_dict())
+    assert same(torch.load(out), whole[1].last)

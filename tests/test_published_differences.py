@@ -18,6 +18,7 @@ from kt.transfer.method import registry
 from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.flip import ByFlips
 from kt.transfer.methods.xekl_mcl import XEKLMCL
+from kt.transfer.session import Session
 
 TASK = Classification()
 TESTS = Path(__file__).parent
@@ -78,7 +79,7 @@ def test_the_count_of_batches_is_copied_into_the_slow_weights_and_no_weight_depe
     last, count = bench.trained(XEKLMCL(tau=0.8)).last, "body.2.num_batches_tracked"
     steps = TRAINING.epochs * len(bench.labels) // TRAINING.batch_size
     assert last[count].dtype == torch.int64
-    assert last[count] - bench.bench.weights[count] == steps
+    assert last[count] - bench.weights[count] == steps
     student = bench.zoo.load("s")
     student.load_state_dict(last)
     before = student.train()(bench.zoo.images("test"))
@@ -106,21 +107,21 @@ def test_negatives_of_crd_may_repeat():
 
 
 def test_a_later_frozen_student_is_rounded_as_cached_predictions_are(bench):
-    now = bench.session._now()
+    now = bench.session(registry()["kl"]())._now(bench.weights)
     assert torch.equal(now, now.half().float())
 
 
 def test_of_two_equal_models_the_one_with_the_larger_fingerprint_teaches(bench):
     equal = torch.zeros(2, 4, 10)
     assert BiKD.masks(TASK, equal, torch.zeros(4, dtype=torch.int64)).tolist() == [[False] * 4, [True] * 4]
-    session = bench.session
+    session = bench.session(BiKD())
     session.train(BiKD(), ["t"], SEED)
-    assert session._names == ["s", "t"]  # by fingerprint: the student is the first here
+    assert [name for name, _ in session._members] == ["s", "t"]  # by fingerprint: the student is the first here
 
 
 def test_the_best_epoch_is_that_of_the_validation_images(bench, monkeypatch):
     accuracies = iter([30.0, 20.0])
-    monkeypatch.setattr(type(bench.session), "_validation_accuracy", lambda self, learner: next(accuracies))
+    monkeypatch.setattr(Session, "_value", lambda self, learner: next(accuracies))
     trained = bench.trained(BiKD())
     assert (trained.best_epoch, trained.validation) == (1, [30.0, 20.0])
     assert difference(trained.best, trained.last) > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from kt.tasks.classification import Classification
 from kt.transfer.engine import State
-from kt.transfer.method import registry
+from kt.transfer.method import Method, registry
 from kt.transfer.session import average, follow
 
 TASK = Classification()
@@ -126,8 +128,8 @@ def one_teacher(bench: Bench, teacher: str, start: State | None = None, frozen: 
 class Watched:
     """A session that keeps what its trainings leave."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.of = bench, bench.session
+    def __init__(self, bench: Bench, method: Method, teachers: Sequence[str]) -> None:
+        self.bench, self.of = bench, bench.session(method, teachers)
 
     def ordered(self, teachers, order, seed):
         return self.of.ordered(teachers, order, seed)
@@ -143,14 +145,16 @@ def test_sequential(bench):
     """At each new teacher the frozen student is the current one and the optimiser is fresh."""
     middle = one_teacher(bench, "t")
     last = one_teacher(bench, "u", middle, bench.logits_of(middle))
-    ours = registry()["sequential"].model_validate({"order": "given"}).run(Watched(bench), ["t", "u"], 3)
+    method = registry()["sequential"].model_validate({"order": "given"})
+    ours = method.run(Watched(bench, method, "tu"), ["t", "u"], 3)
     assert difference(ours.last, last) < CLOSE
 
 
 def test_soup(bench):
     students = [one_teacher(bench, teacher) for teacher in "tu"]
     mean = {name: sum(s[name] for s in students) / 2 for name in students[0]}
-    ours = registry()["soup"]().run(Watched(bench), ["t", "u"], 3)
+    method = registry()["soup"]()
+    ours = method.run(Watched(bench, method, "tu"), ["t", "u"], 3)
     assert difference(ours.last, mean) < CLOSE
 
 

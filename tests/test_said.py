@@ -22,14 +22,14 @@ from kt.complementarity.sources import Files
 from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
 from kt.errors import KtError
-from kt.experiments.bench import Bench
-from kt.flow import run as flow
 from kt.tables import gather
 from kt.tasks import partition
 from kt.tasks.classification import Classification, rounded
+from kt.transfer import flow
+from kt.transfer.bench import Bench
 from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
 from kt.transfer.session import Session
-from kt.transfer.workbench import Workbench
+from kt.transfer.unit import Plan, Unit
 from kt.zoo.inference import classes, logits, predict
 
 CPU, SPEC = torch.device("cpu"), InputSpec(size=8, mean=(0.5,), std=(0.5,))
@@ -201,26 +201,29 @@ def test_students_after_transfer_experiments_and_knowledge_flow_say_what_they_sa
     pictures = images()
     view, labels = Inputs(pictures, np.arange(60), SPEC, CPU), truth(pictures)
     bench: Any = SimpleNamespace(
-        view=lambda *of: view, labels=lambda split: labels, at_once=7, device=CPU,
-        teachers=SimpleNamespace(input_of=lambda name: SPEC), said=lambda *of: Bench.said(bench, *of),
+        view=lambda *of: view, truth=lambda split: labels, at_once=lambda pieces: 7, device=CPU, task=Classification(),
+        zoo=SimpleNamespace(input_of=lambda name: SPEC), kept=lambda *of: Bench.kept(bench, *of),
     )  # fmt: skip
-    assert np.array_equal(Workbench.classes(bench, Close(), "m", "test"), labels)
-    assert np.array_equal(Bench.said(bench, Close(), "test"), labels)
-    assert Bench.validation_accuracy(bench, Close()) == 100
+    assert np.array_equal(Bench.kept(bench, Close(), "test"), labels)
+    assert np.array_equal(Bench.kept(bench, Close(), "test", SPEC), labels)
+    assert Bench.value(bench, Close(), "validation") == 100
+    session: Any = SimpleNamespace(bench=bench, pieces=1)
     network: Any = Attached()
-    assert flow._attached_accuracy(bench, network, ["t"]) == 100
+    assert flow._value_attached(session, network, ["t"]) == 100
 
 
 def test_teachers_are_ordered_and_answer_alone_by_what_they_said():
     said_by = {"good": np.array([2, 1, 0]), "bad": np.array([2, 0, 1])}
-    models = SimpleNamespace(predicted=lambda name, split: said_by[name])  # no logits: none may be asked for
-    bench: Any = SimpleNamespace(models=models, name="s", student=None, labels={"validation": np.array([2, 1, 0])})
-    session = Session(bench, "key")
+    zoo: Any = SimpleNamespace(predicted=lambda name, split: said_by[name])  # no logits: none may be asked for
+    bench: Any = SimpleNamespace(zoo=zoo, at="s", task=Classification(), truth=lambda split: np.array([2, 1, 0]))
+    session = Session(bench, Unit(EnsembleMax(), Plan({}), "s", ("good", "bad"), 0), "key")
     assert session.ordered(["good", "bad"], "ascending", 0) == ["bad", "good"]
     assert session.ordered(["bad", "good"], "descending", 0) == ["good", "bad"]
     own, chosen = {"good": np.array([5, 3, 4])}, {"test": np.array([0, 2])}
-    place: Any = SimpleNamespace(teachers=models, chosen=chosen, positions=own.get)
+    place: Any = SimpleNamespace(zoo=zoo, chosen=chosen, positions=own.get, problem="of an experiment")
     assert Bench.predicted(place, "good", "test").tolist() == [4, 5]
+    place.problem = None
+    assert Bench.predicted(place, "good", "test").tolist() == [2, 0]
 
 
 # what an older version wrote

@@ -23,11 +23,13 @@ from kt.study import load as config
 from kt.study.check import check
 from kt.study.study import Study
 from kt.tables import schema
-from kt.transfer import choice
+from kt.transfer import search
 from kt.transfer.ledger import Ledger, unpack
 from kt.transfer.methods.kl import KL
 from kt.transfer.methods.xekl import XEKL
-from kt.transfer.search import SearchSpec, candidates, pairs_of, trials
+from kt.transfer.search import SearchSpec, candidates, pairs_of, units_of
+from kt.transfer.training import Training
+from kt.transfer.unit import Plans
 
 STUDY: dict[str, Any] = {
     "device": "cpu",
@@ -80,7 +82,8 @@ def test_a_draw_keeps_the_grids_order_and_grows_only_by_what_it_draws(alphas, n)
 
 def test_trials_are_measured_on_validation_and_a_control_has_no_teacher():
     found = {"kl": {"a": KL(), "b": KL(temperature=2.0)}}
-    assert [(u.method.temperature, u.teachers, u.seed, u.split) for u in trials(found, ["x"], [5])] == [
+    units = units_of(found, "s", ["x"], [5], Plans("d", Training(epochs=1, lr=0.1)))
+    assert [(u.method.temperature, u.teachers, u.seed, u.split) for u in units] == [
         (1.0, ("x",), 5, "validation"),
         (2.0, ("x",), 5, "validation"),
     ]
@@ -107,7 +110,7 @@ def test_the_choice_by_hand():
         *(trial("c", s, seed, d) for s, seed, d in (("x", 0, 9.0), ("x", 1, 9.0), ("y", 0, 9.0), ("y", 1, None))),
         *(trial("d", s, seed, d) for s, seed, d in (("x", 0, 3.0), ("x", 1, 3.0), ("y", 0, 2.0), ("y", 1, 2.0))),
     ]
-    found = choice.summarise(pd.DataFrame(rows), {"kl": ["a", "b", "c", "d"]}).set_index("parameters")
+    found = search.summarise(pd.DataFrame(rows), {"kl": ["a", "b", "c", "d"]}).set_index("parameters")
     # over the pairs x and y: a has 2 and 0, b has 5 and 0, d has 3 and 2 and comes after b
     assert found["delta"].tolist() == [1.0, 2.5, 9.0, 2.5]
     assert found["chosen"].tolist() == [False, True, False, False]
@@ -121,12 +124,12 @@ def test_the_choice_by_hand():
 
 
 def test_a_single_pair_has_no_error_and_a_method_that_fails_everywhere_is_one_line():
-    one = choice.summarise(pd.DataFrame([trial("a", "x", 0, 1.0), trial("b", "x", 0, 2.0)]), {"kl": ["a", "b"]})
+    one = search.summarise(pd.DataFrame([trial("a", "x", 0, 1.0), trial("b", "x", 0, 2.0)]), {"kl": ["a", "b"]})
     assert one["delta_se"].tolist() == [None, None]
     with pytest.raises(KtError, match=r"transfer.search.methods.kl: every candidate failed; the first: diverged: x"):
-        choice.summarise(pd.DataFrame([trial("a", "x", 0, None)]), {"kl": ["a"]})
+        search.summarise(pd.DataFrame([trial("a", "x", 0, None)]), {"kl": ["a"]})
     with pytest.raises(KtError, match="no row of kl with b; `kt search` makes it"):
-        choice.summarise(pd.DataFrame([trial("a", "x", 0, 1.0)]), {"kl": ["a", "b"]})
+        search.summarise(pd.DataFrame([trial("a", "x", 0, 1.0)]), {"kl": ["a", "b"]})
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -14,15 +14,15 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 import kt
-from kt.amalgamate.spec import Methods
 from kt.analysis.answer import answer
 from kt.figures.captions import CAPTIONS
 from kt.figures.tables import Tables
-from kt.flow.spec import FlowMethods
 from kt.report import content
 from kt.report.sections import SECTIONS, SPEAKS_FOR_ITSELF, Facts
 from kt.report.verdict import focus, held, verdict
 from kt.transfer.method import registry
+from kt.transfer.methods.amalgamation import Methods
+from kt.transfer.methods.flow import FlowMethods
 
 PAPERS = {
     "FG": ("Roth et al.: Fantastic Gains and Where to Find Them, ICLR 2024", "2310.17653"),

@@ -4,11 +4,10 @@ What a stage needs beyond tables (torch, timm, matplotlib) is imported when it r
 transfer job with nothing left to do, never wait for torch.
 """
 
-from kt.stages.experiments import experiment
 from kt.stages.members import data, predict, preview, zoo
 from kt.stages.results import choose, gather, report
 from kt.stages.scores import complementarity, pairs
-from kt.stages.transfer import groups, search, transfer
+from kt.stages.units import experiment, groups, search, transfer
 from kt.stages.weights import weights
 
 __all__ = [

@@ -17,7 +17,7 @@ from kt.data.spec import in_pixels
 from kt.errors import listed
 from kt.layout import Layout
 from kt.spec import as_written
-from kt.stages import experiments
+from kt.stages import units
 from kt.stages.common import build, known_model, metadata, pick_device
 from kt.study.check import check_checkpoints, check_classes, check_splits
 from kt.study.study import Study
@@ -40,7 +40,7 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     check_heads(study.zoo, registry.load(study.zoo.modules), needs)
     check_checkpoints(study, lambda _: dataset.channels, needs)
     _warn_of_size(study, dataset.images.shape[1:3])
-    experiments.inspect(study, layout, threads)
+    units.inspect(study, layout, threads)
     log.info("data: %s: %s", as_written(study.data.source), datasets.summary(facts))
 
 

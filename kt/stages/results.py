@@ -18,8 +18,8 @@ from kt.study.study import Study
 from kt.tables import gather as final
 from kt.tables import schema
 from kt.tables.of_study import EXPERIMENTS
-from kt.transfer import choice
 from kt.transfer import groups as grouping
+from kt.transfer import search
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     scores = schema.read(layout.complementarity("test"), "complementarity")
     summary = deltas.summarise(of_pairs(final.frame(transfers)), final.frame(scores), study.analysis.equal_within)
     plan = study.transfer
-    ran = choice.resolve(plan.methods.chosen(), plan.candidates(), layout.table("search"))
+    ran = search.resolve(plan.methods.chosen(), plan.candidates(), layout.table("search"))
     texts = {name: json.dumps(method.parameters(), sort_keys=True) for name, method in ran.items()}
     summary["parameters"] = [texts.get(method) for method in summary["method"]]
     made = {
@@ -73,7 +73,7 @@ def choose(study: Study, layout: Layout, out: Path) -> None:
     if not files:
         raise KtError("choose: the configuration has no transfer.search")
     trials = pd.concat([schema.read_frame(path, "trials") for path in files], ignore_index=True)
-    rows = choice.summarise(trials, {name: list(found) for name, found in plan.candidates().items()})
+    rows = search.summarise(trials, {name: list(found) for name, found in plan.candidates().items()})
     table, facts = schema.build("search", rows.to_dict("list")), metadata(study)
     schema.write(out, "search", table, facts)
     schema.write_csv(out.with_suffix(".csv"), table, "search", facts)

@@ -1,5 +1,5 @@
-"""How far a study is, from its ledger and its files, and from the scheduler's record where it runs on a cluster."""
+"""Progress of a study, from its ledger and its files, and from the scheduler's record where it runs on a cluster."""
 
-from kt.status.trainings import Survey, fingerprints, forget, survey, tables_with
+from kt.status.survey import Survey, fingerprints, forget, survey, tables_with
 
 __all__ = ["Survey", "fingerprints", "forget", "survey", "tables_with"]

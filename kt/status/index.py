@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from kt import store
 from kt.errors import KtError
-from kt.transfer.ledger import Ledger, Record
+from kt.transfer.ledger import Ledger
 
-CACHE, VERSION = "index.parquet", "3"
+CACHE, VERSION = "index.parquet", "4"
 
 
 class Entry(NamedTuple):
@@ -34,8 +34,6 @@ class Entry(NamedTuple):
         cause: of a failure.
         reason: of a failure, one line.
         student: fingerprint; one of the models where all of them train together.
-        teachers: fingerprints with spaces between; empty for a control.
-        plan: hash of all else that determines the result.
         seconds: wall time of the training.
         images: images that it trained on, each as often as a model saw it.
         device: where.
@@ -48,8 +46,6 @@ class Entry(NamedTuple):
     cause: str = ""
     reason: str = ""
     student: str = ""
-    teachers: str = ""
-    plan: str = ""
     seconds: float = 0.0
     images: int = 0
     device: str = ""
@@ -57,11 +53,6 @@ class Entry(NamedTuple):
 
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 _SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Entry).items()], {"version": VERSION})
-
-
-def plan_hash(unit: Record) -> str:
-    """Hash of what determines a unit's result beside its models."""
-    return store.digest({name: value for name, value in unit.items() if name not in ("student", "teacher", "teachers")})
 
 
 def read(folder: Path) -> list[Entry]:
@@ -113,8 +104,6 @@ def _read(ledger: Ledger, key: str, size: int, changed: int) -> Entry:
         cause=str(outcome.get("cause") or ""),
         reason=str(outcome.get("reason") or ""),
         student=str(unit.get("student") or ""),
-        teachers=" ".join(unit.get("teachers") or filter(None, [unit.get("teacher")])),
-        plan=plan_hash(unit),
         seconds=float(outcome.get("seconds") or 0),
         images=int(outcome.get("steps") or 0)
         * int(unit.get("training", {}).get("batch_size", 0))

@@ -15,7 +15,7 @@ from kt.layout import Layout
 from kt.status import index
 from kt.status import jobs as cluster
 from kt.status.jobs import Job, Record
-from kt.status.trainings import Survey, duration, survey
+from kt.status.survey import Survey, duration, survey
 from kt.study.study import Study
 from kt.transfer import groups as grouping
 

@@ -12,7 +12,6 @@ from kt.data.sources import check_source, known_channels, known_count, made_or_n
 from kt.data.spec import SPLITS, DataSpec
 from kt.data.splits import check_parts, pools, split_counts
 from kt.errors import KtError, listed, quoted, unknown
-from kt.experiments.student import as_member
 from kt.spec import Options
 from kt.study.study import Study
 from kt.tables import schema
@@ -92,7 +91,7 @@ def check_checkpoints(study: Study, channels: Callable[[DataSpec], int], classes
     """
     given = {f"zoo.models.{name}": (m, study.zoo.input_of(name)) for name, m in study.zoo.models.items()}
     for rule, name, experiment in study.each_experiment():
-        member = as_member(experiment.student, study.zoo)
+        member = experiment.student.as_member(study.zoo)
         given[f"{rule}.{name}.student"] = (member, study.student_input(experiment))
     if given := {at: (member, spec) for at, (member, spec) in given.items() if member.checkpoint}:
         colours = channels(study.data)
@@ -186,7 +185,7 @@ def _trainings(study: Study) -> dict[str, Training]:
         found[at] = experiment.plan
         found |= {
             f"{at}.methods.{method}": approach.trained(experiment.plan)
-            for method, approach in experiment.approaches().items()
+            for method, approach in experiment.chosen().items()
             if approach.training
         }
     return found

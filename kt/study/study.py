@@ -11,17 +11,18 @@ from collections.abc import Mapping
 from pydantic import Field, PositiveFloat
 
 from kt import store
-from kt.amalgamate.spec import Amalgamation
 from kt.complementarity.spec import ComplementaritySpec
 from kt.data.spec import DEFAULT_TASK, DataSpec, InputSpec
-from kt.experiments.spec import Experiment
-from kt.flow.spec import FlowExperiment
 from kt.layout import Layout
 from kt.pairs import All, PairRule
 from kt.spec import DEVICE, Folder, Spec, shown
 from kt.tasks import task as tasks
 from kt.tasks.task import Task
+from kt.transfer.experiments import Experiment
 from kt.transfer.groups import GroupSpec
+from kt.transfer.method import Method
+from kt.transfer.methods.amalgamation import Amalgamation
+from kt.transfer.methods.flow import FlowExperiment
 from kt.transfer.spec import TransferSpec
 from kt.zoo.spec import Name, ZooSpec
 
@@ -89,9 +90,17 @@ class Study(Spec):
     @property
     def features(self) -> bool:
         """Whether anything in the study needs the models' penultimate features."""
-        methods = [*self.transfer.methods.chosen().values()]
-        methods += self.groups.methods.chosen().values() if self.groups else ()
-        return "cka" in self.complementarity.measures or any(method.uses_features for method in methods)
+        return "cka" in self.complementarity.measures or any(method.uses_features for method in self._methods)
+
+    @property
+    def trains_together(self) -> bool:
+        """Whether a method of the pairs or groups trains all models at once."""
+        return any(method.joint for method in self._methods)
+
+    @property
+    def _methods(self) -> list[Method]:
+        groups = self.groups.methods.chosen().values() if self.groups else ()
+        return [*self.transfer.methods.chosen().values(), *groups]
 
     def views(self, split: str) -> int:
         """Views of every image of a split: each model sees it so many times."""
@@ -120,5 +129,5 @@ class Study(Spec):
     def student_input(self, experiment: Experiment) -> InputSpec:
         """Input of an experiment's student."""
         spec = experiment.student.input or self.zoo.input
-        assert spec is not None, "kt.experiments.spec.Experiment.check requires it"
+        assert spec is not None, "kt.transfer.experiments.Experiment.check requires it"
         return spec

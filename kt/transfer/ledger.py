@@ -30,14 +30,25 @@ def key(unit: Record) -> str:
     return store.digest(unit)
 
 
-def pack(classes: NDArray[np.int64]) -> str:
-    """Predicted classes, int [n], as compressed text for a record."""
-    return base64.b64encode(zlib.compress(classes.astype("<u2").tobytes(), 9)).decode()
+def pack(kept: NDArray[Any]) -> str:
+    """What was kept of the answers to n examples, [n, …], as compressed text for a record.
+
+    Whole numbers are kept in 16 bits where they fit, else in 32, real ones as float32. All but the first of these, in
+    one dimension, have dtype and shape in front of the text.
+    """
+    whole = kept.dtype.kind in "iu"
+    dtype = "<f4" if not whole else "<u2" if not kept.size or kept.max() < 1 << 16 else "<u4"
+    text = base64.b64encode(zlib.compress(np.ascontiguousarray(kept, dtype).tobytes(), 9)).decode()
+    plain = dtype == "<u2" and kept.ndim == 1
+    return text if plain else f"{dtype}:{'x'.join(map(str, kept.shape))}:{text}"
 
 
-def unpack(text: str) -> NDArray[np.int64]:
-    """The classes that ``pack`` packed, int64 [n]."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u2").astype(np.int64)
+def unpack(text: str) -> NDArray[Any]:
+    """What ``pack`` packed, int64 or float64 [n, …]."""
+    *described, text = text.split(":")
+    dtype, shape = described or ("<u2", "-1")
+    array = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype)
+    return array.reshape([int(side) for side in shape.split("x")]).astype(np.float64 if dtype == "<f4" else np.int64)
 
 
 class Ledger:

@@ -1,4 +1,4 @@
-"""What a transfer did to a student: pure functions of what is said of the test images. Source: FG section 4."""
+"""Effects of a transfer on its student: pure functions of what was kept of the answers. Source: FG section 4."""
 
 from __future__ import annotations
 
@@ -10,41 +10,76 @@ from numpy.typing import NDArray
 
 from kt.complementarity.expertise import Areas, class_entropy
 from kt.tables.of_study import SHARES
+from kt.tasks.task import Array, Task
 
 Right = NDArray[np.bool_]
 Classes = NDArray[np.int64]
 
 
-def change(before: Right, after: Right) -> dict[str, float]:
-    """Transfer delta, its standard error, knowledge gain and knowledge loss, on the same n images.
+def change(task: Task, before: Array, after: Array) -> dict[str, float]:
+    """Transfer delta, its standard error, knowledge gain and knowledge loss, on the same n examples.
 
     Args:
-        before: which images the student got right before transfer, bool [n].
-        after: which it gets right now, bool [n].
+        task: whose metric is reported.
+        before: scores of the student's answers before transfer, bool or float64 [n].
+        after: scores of its answers now.
 
     Returns:
-        ``acc_before``, ``acc_after``, ``knowledge_gain``, ``knowledge_loss`` in percent of images, ``delta`` (their
-        difference) and ``delta_se`` in percentage points. The error is that of a mean of paired differences in
-        {−1, 0, 1}: sqrt((gain + loss − (gain − loss)²) / n).
+        ``acc_before``, ``acc_after``: values of the metric. ``knowledge_gain``, ``knowledge_loss``: what the examples
+        that became better gained, and what the others lost, in units of the metric per example; of scores of 0 and 1
+        the percentage of examples that are right now and were wrong, and the reverse. ``delta``, their difference, and
+        ``delta_se``, the error of a mean of paired differences; of differences in {−1, 0, 1} that is
+        sqrt((gain + loss − (gain − loss)²) / n).
     """
-    n = len(before)
+    n, scale = len(before), task.metric.scale
+    values = {"acc_before": value(task, before), "acc_after": value(task, after)}
+    if not task.metric.binary:
+        differences = np.subtract(after, before, dtype=np.float64)
+        return values | {
+            "delta": scale * float(differences.mean()),
+            "delta_se": scale * float(differences.std()) / math.sqrt(n),
+            "knowledge_gain": scale * float(np.maximum(differences, 0).mean()),
+            "knowledge_loss": scale * float(np.maximum(-differences, 0).mean()),
+        }
     gained, lost = int((~before & after).sum()), int((before & ~after).sum())
     gain, loss = gained / n, lost / n
-    return {
-        "acc_before": 100 * int(before.sum()) / n,
-        "acc_after": 100 * int(after.sum()) / n,
-        "delta": 100 * (gained - lost) / n,
-        "delta_se": 100 * math.sqrt((gain + loss - (gain - loss) ** 2) / n),
-        "knowledge_gain": 100 * gain,
-        "knowledge_loss": 100 * loss,
+    return values | {
+        "delta": scale * (gained - lost) / n,
+        "delta_se": scale * math.sqrt((gain + loss - (gain - loss) ** 2) / n),
+        "knowledge_gain": scale * gain,
+        "knowledge_loss": scale * loss,
     }
 
 
-def transfer_rate(teacher: Right, before: Right, after: Right) -> float | None:
-    """Of the images that the teacher got right and the student wrong, the percentage that the student now gets right.
+def value(task: Task, scores: Array) -> float:
+    """The metric of some examples, from their scores [n]; of scores of 0 and 1 rounded only once."""
+    return task.metric.scale * int(scores.sum()) / len(scores) if task.metric.binary else task.value(scores)
 
-    Counted on the very same images. None where the teacher has no positive flip.
+
+def error_of(task: Task, scores: Array) -> float:
+    """Standard error of the metric's value over examples, from their scores [n]; of scores of 0 and 1 the binomial."""
+    if not task.metric.binary:
+        return task.metric.scale * float(np.std(scores)) / math.sqrt(len(scores))
+    share = float(scores.mean())
+    return task.metric.scale * math.sqrt(share * (1 - share) / len(scores))
+
+
+def transfer_rate(teacher: Array, before: Array, after: Array) -> float | None:
+    """Share of what the teacher does better than the student did that the student has now learnt, percent.
+
+    Of scores of 0 and 1: of the examples that the teacher got right and the student wrong, the percentage that the
+    student now gets right. Of others the gain on the examples where the teacher is better, at most the teacher's lead,
+    over that lead. Counted on the very same examples. None where the teacher is nowhere better.
+
+    Args:
+        teacher: scores of the teacher's answers, [n].
+        before: scores of the student's answers before transfer.
+        after: scores of its answers now.
     """
+    if teacher.dtype != bool:
+        lead = np.maximum(np.subtract(teacher, before, dtype=np.float64), 0)
+        learnt = np.clip(np.subtract(after, before, dtype=np.float64), 0, lead)
+        return 100 * float(learnt.sum() / lead.sum()) if lead.any() else None
     flips = teacher & ~before
     return 100 * float((flips & after).sum() / flips.sum()) if flips.any() else None
 

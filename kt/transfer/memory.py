@@ -1,13 +1,26 @@
-"""How much memory a training will take, estimated before it starts."""
+"""Memory that a training will take, estimated before it starts."""
 
 from __future__ import annotations
 
 import copy
+import logging
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from kt.costs import Needs
+from kt.errors import KtError
+from kt.transfer.failures import most_pieces
 from kt.transfer.training import Training
+from kt.zoo.models import macs
+
+if TYPE_CHECKING:
+    from kt.transfer.bench import Bench
+    from kt.transfer.experiments import Experiment
 
 COPIES = {"adamw": 2, "adam": 2, "sgd": 1}
 """Values that an optimiser keeps for each weight; `sgd` has none without momentum."""
@@ -57,3 +70,83 @@ def activations(model: nn.Module, image: Tensor) -> int:
         probe(image.expand(2, *image.shape[1:]).contiguous()).sum()
     torch.set_rng_state(state)
     return sum(seen.values()) // 2
+
+
+log = logging.getLogger(__name__)
+
+
+def needs(
+    model: nn.Module, shape: tuple[int, int, int], training: Training, more: Mapping[str, int], operations: float = 0
+) -> Needs:
+    """What a training takes, without what libraries take for themselves.
+
+    Args:
+        model: all that runs in a step, as a function of one image; on its device.
+        shape: channels, height and width of the image.
+        training: batch size and optimiser.
+        more: bytes that are held beside it, by what they are.
+        operations: to be added to the multiply-accumulate operations of the model's forward pass.
+    """
+    image = torch.zeros(1, *shape, device=next(model.parameters()).device)
+    parts = {"training": held(model, training), **more}
+    return Needs(parts, activations(model, image), training.batch_size, round(macs(model, shape) + operations))
+
+
+def check(at: str, needs: Needs, device: torch.device) -> None:
+    """Log what a training will take.
+
+    Args:
+        at: the place in the configuration.
+        needs: what it takes.
+        device: where it runs.
+
+    Raises:
+        KtError: it is more than the machine has; or, on a GPU, more than is free with batches in the smallest pieces.
+    """
+    free, batch = available(device), needs.batch
+    parts = {**needs.held, f"{batch} images at once": needs.image * batch}
+    listed = ", ".join(f"{part} {size / 1e9:.3f}" for part, size in parts.items())
+    log.info("%s: about %.3f of %.1f GB of memory (%s)", at, needs.total(batch) / 1e9, free / 1e9, listed)
+    least = math.ceil(batch / most_pieces(batch)) if device.type == "cuda" else batch
+    if (needed := needs.total(least)) > free:
+        few = f" for {least} images at once" if least < batch else ""
+        there = f"{free / 1e9:.1f} GB are there"
+        hint = "take smaller models" if few else f"lower training.batch_size ({batch})"
+        raise KtError(f"{at}: needs about {needed / 1e9:.3f} GB of memory{few} ({listed}), but {there}; {hint}")
+
+
+def available(device: torch.device) -> int:
+    """Bytes that a GPU has free, or that the machine has."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def inspect(bench: Bench, experiment: Experiment) -> dict[str, Needs]:
+    """Fail where an experiment cannot be: called before anything is trained, with teachers of fresh weights.
+
+    Returns:
+        What a training by each of its methods takes, by the method's name.
+
+    Raises:
+        KtError: the student cannot be built, its outputs are not its classes, a batch has too many images, or memory
+            does not suffice.
+    """
+    experiment.fits(bench)
+    student, images, methods = bench.student(experiment.seeds[0]), bench.learnt_from, experiment.chosen()
+    trainings = {"training": experiment.plan}
+    trainings |= {f"methods.{name}.training": method.trained(experiment.plan) for name, method in methods.items()}
+    for key, training in trainings.items():
+        if training.batch_size > images:
+            what = f"{images} transfer images of the student's classes"
+            raise KtError(f"{bench.at}.{key}.batch_size: {training.batch_size}, but there are {what}")
+    found = {
+        name: method.needs(bench, experiment.teachers)
+        or needs(student, bench.shape(), method.trained(experiment.plan), {"images": bench.prepared()})
+        for name, method in methods.items()
+        if method.trains
+    }
+    if found:
+        name, most = max(found.items(), key=lambda one: one[1].total(one[1].batch))
+        check(f"{bench.at}.methods.{name}", most, bench.device)
+    return found

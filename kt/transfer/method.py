@@ -1,4 +1,4 @@
-"""What a transfer method is, and the registry that finds every file in ``kt/transfer/methods``."""
+"""Base class of all methods, and the registry that finds those in ``kt/transfer/methods``."""
 
 from __future__ import annotations
 
@@ -8,50 +8,82 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import Field
+
 from kt.errors import KtError, listed
+from kt.spec import Spec
 from kt.tasks.task import Task
 from kt.transfer import methods
-from kt.transfer.approach import Approach
+from kt.transfer.training import Changes, Training
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from kt.costs import Needs
+    from kt.transfer.bench import Bench
     from kt.transfer.ledger import Record
     from kt.transfer.samples import Samples, SlowWeights
     from kt.transfer.session import Session
 
 
-class Method(Approach):
-    """A transfer method: its fields are its parameters.
+class Method(Spec):
+    """A method: its fields are its parameters.
 
-    Teachers and the frozen student do not change during training, so ``targets`` runs once, over all transfer images;
-    ``loss`` is all that a step adds to the forward and backward pass of the student. Most methods are no more than
-    these two. What else a method may be:
+    Teachers and the frozen student do not change during training, so most methods are no more than two functions:
+    ``targets``, the answers to imitate, and ``loss``, all that a step adds to the forward and backward pass of the
+    student. Other methods also override
 
-    - its ``learner`` may hold more than the student: heads or a memory, trained and kept in checkpoints with it;
-    - ``slow_weights`` asks for weights that follow the student's, which are then evaluated and kept in its place;
-    - a ``joint`` method trains the teachers too: its learner runs all models, each on its own view of the images;
-    - ``run`` may train several times, or not at all.
+    - ``learner``, which may hold more than the student: heads or a memory, trained and kept in checkpoints with it;
+    - ``slow_weights``, where weights follow the student's and are evaluated and kept in its place;
+    - ``joint``, where the teachers train too: the learner runs all models, each on its own view of the images;
+    - ``run``, which may train several times, or not at all.
 
     Attributes:
+        name: the method's name in ``config.yaml``.
+        version: raise it when its results change: finished units of older versions are not reused.
+        takes: whether it runs on a pair, on a group of several teachers, on both, or in an experiment, whose student
+            has a section of its own.
         control: true where the teacher plays no part; ``targets`` then gets the frozen student as its teacher.
-        uses_labels: its gain must then be held against the control `finetune`, that of other methods against `self`.
+        uses_labels: true where labels of the training images play a part; where parameters decide: ``labelled``. Its
+            gain is compared with the control `finetune`, that of other methods with `self`.
         uses_features: true where the loss needs the teacher's penultimate features.
-        takes: whether it runs on a pair, on a group of several teachers, or on both.
         joint: true where all models train; the unit of a set of models is then shared by all its students.
-        trains: false for ensembles, which leave the student as it is.
+        trains: false where no student is trained.
         whole_batch: true where a loss compares the samples of its batch; where parameters decide: ``together``.
         of_classes: true where answers must be logits of classes; such a method is refused for other tasks.
         by_confidence: true where targets depend on how confident models are, which answers of some tasks do not tell.
     """
 
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    takes: ClassVar[Literal["pair", "group", "both", "experiment"]] = "pair"
     control: ClassVar[bool] = False
+    uses_labels: ClassVar[bool] = False
     uses_features: ClassVar[bool] = False
-    takes: ClassVar[Literal["pair", "group", "both"]] = "pair"
     joint: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     whole_batch: ClassVar[bool] = False
     of_classes: ClassVar[bool] = False
     by_confidence: ClassVar[bool] = False
+
+    training: Changes | None = Field(None, description="what this method trains with instead of the common `training`")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels of the training images have a say with these parameters."""
+        return self.uses_labels
+
+    def parameters(self) -> dict[str, Any]:
+        """Its own parameters as plain JSON values, without what it changes of the training."""
+        return {name: value for name, value in self.plain().items() if name != "training"}
+
+    def settings(self) -> dict[str, Any]:
+        """All that its results depend on, as plain JSON values: a table made with other settings is out of date."""
+        return {"version": self.version, **self.plain()}
+
+    def trained(self, training: Training) -> Training:
+        """How it trains, given the common section ``training``."""
+        return self.training.of(training) if self.training else training
 
     @property
     def together(self) -> bool:
@@ -121,8 +153,16 @@ class Method(Approach):
         return None
 
     def budget(self, teachers: int) -> int:
-        """What a unit costs, in trainings of one model."""
-        return 1
+        """Cost of a unit, in trainings of one model."""
+        return 1 if self.trains else 0
+
+    def needs(self, bench: Bench, teachers: Sequence[str]) -> Needs | None:
+        """Memory and operations of a training in an experiment; None where the student alone is trained.
+
+        Raises:
+            KtError: a part of the learner cannot be built.
+        """
+        return None
 
     def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
         """The outcome of a unit: that of one training."""
@@ -131,7 +171,7 @@ class Method(Approach):
 
 @cache
 def registry() -> dict[str, type[Method]]:
-    """All methods by name; importing them does not import torch."""
+    """The methods for pairs and groups by name; importing them does not import torch."""
     for module in pkgutil.iter_modules(methods.__path__, f"{methods.__name__}."):
         importlib.import_module(module.name)
     found: dict[str, type[Method]] = {}
@@ -139,6 +179,6 @@ def registry() -> dict[str, type[Method]]:
     while pending:
         method = pending.pop()
         pending += method.__subclasses__()
-        if "name" in method.__dict__:
+        if "name" in method.__dict__ and method.takes != "experiment":
             found[method.name] = method
     return dict(sorted(found.items()))

@@ -1,26 +1,29 @@
-"""Which parameters of a method are tried before the transfer, on which pairs, and with which seeds.
+"""Search of parameters: candidates of methods, the pairs and seeds that they are tried on, and the best of them.
 
-Candidates train as any other unit does, but their outcomes are measured on the VALIDATION split, and
-``kt.transfer.choice`` takes the best of them: the test split has no say.
+Candidates train as any other unit does, but their outcomes are measured on the VALIDATION split, and the best of them
+is chosen by its mean transfer delta there: the test split has no say.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 from pydantic import Field, PositiveInt, create_model, field_validator
 from pydantic.fields import FieldInfo
 
 from kt import pairs
+from kt.errors import KtError
 from kt.spec import Spec
 from kt.store import digest
+from kt.tables import schema
 from kt.transfer.method import Method, registry
 from kt.transfer.training import Seeds, Training, constrained
-from kt.transfer.units import Unit, enumerate_units
+from kt.transfer.unit import Plans, Unit, of_pairs
 
 
 class Grid(Spec):
@@ -123,13 +126,99 @@ def pairs_of(names: Sequence[str], rule: pairs.PairRule, n: int) -> dict[str, li
     return chosen
 
 
-def trials(found: Mapping[str, Mapping[str, Method]], teachers: Sequence[str], seeds: Sequence[int]) -> list[Unit]:
+def units_of(
+    found: Mapping[str, Mapping[str, Method]], student: str, teachers: Sequence[str], seeds: Sequence[int], plans: Plans
+) -> list[Unit]:
     """The units of one student in the search: every candidate from each teacher, or without one for a control.
 
     Args:
         found: the candidates of every method.
+        student: its name.
         teachers: of the student, in the search.
         seeds: of the search.
+        plans: of the study.
     """
     methods = [method for of_method in found.values() for method in of_method.values()]
-    return [replace(unit, split="validation") for unit in enumerate_units(methods, teachers, seeds, controls=True)]
+    return of_pairs(methods, student, teachers, seeds, plans, controls=True, split="validation")
+
+
+UNIT = ["student", "teacher"]
+
+
+def summarise(trials: pd.DataFrame, candidates: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """The table ``search``: a row a candidate, with the chosen one of every method marked.
+
+    A pair's delta is averaged over its seeds first. The best mean wins, and the first in the order of the grid among
+    equals; a candidate with a failed training cannot win.
+
+    Args:
+        trials: the table ``trials``.
+        candidates: of every method, as texts, in the order of its grid.
+
+    Raises:
+        KtError: every candidate of a method has failed somewhere, or one has no row.
+    """
+    rows = []
+    for method, texts in candidates.items():
+        mine = trials[trials["method"] == method].fillna({"teacher": ""})
+        by_pair = {text: _by_pair(mine[mine["parameters"] == text]) for text in texts}
+        failed = {text: int((mine[mine["parameters"] == text]["status"] != "ok").sum()) for text in texts}
+        if missing := [text for text in texts if text not in set(mine["parameters"])]:
+            raise KtError(f"table trials: no row of {method} with {missing[0]}; `kt search` makes it")
+        whole = [text for text in texts if not failed[text]]
+        if not whole:
+            reason = mine.loc[mine["status"] != "ok", "reason"].iloc[0]
+            raise KtError(f"transfer.search.methods.{method}: every candidate failed; the first: {reason}")
+        best = max(whole, key=lambda text: round(by_pair[text].mean(), 9))  # rounding errors win nothing
+        for text in texts:
+            behind = by_pair[text] - by_pair[best]
+            rows.append(
+                {
+                    "method": method,
+                    "parameters": text,
+                    "pairs": len(by_pair[text]),
+                    "trainings": int((mine["parameters"] == text).sum()),
+                    "failed": failed[text],
+                    "delta": by_pair[text].mean(),
+                    "delta_se": by_pair[text].sem(),
+                    "difference": behind.mean(),
+                    "difference_se": behind.sem(),
+                    "chosen": text == best,
+                }
+            )
+    return pd.DataFrame(rows).astype(object).where(lambda table: table.notna(), None)
+
+
+def _by_pair(trials: pd.DataFrame) -> pd.Series[float]:
+    """Delta of every pair, averaged over the seeds that finished."""
+    finished = trials[trials["status"] == "ok"]
+    means: pd.Series[float] = finished.groupby(UNIT)["delta"].mean()
+    return means
+
+
+def resolve(
+    methods: Mapping[str, Method], candidates: Mapping[str, Mapping[str, Method]], table: Path
+) -> dict[str, Method]:
+    """The methods with the parameters that the search chose.
+
+    Args:
+        methods: as the configuration has them, by name.
+        candidates: of every searched method, by their values as text.
+        table: the table ``search``.
+
+    Raises:
+        KtError: the search has not been done, or not with these candidates.
+    """
+    if not candidates:
+        return dict(methods)
+    chosen = {row["method"]: row["parameters"] for row in rows_of(table) if row["chosen"]}
+    for name, found in candidates.items():
+        if chosen.get(name) not in found:
+            raise KtError(f"{table}: the search of transfer.search.methods.{name} is not done; `kt choose` ends it")
+    return {name: candidates[name][chosen[name]] if name in candidates else m for name, m in methods.items()}
+
+
+def rows_of(table: Path) -> list[dict[str, Any]]:
+    """Rows of the table ``search``."""
+    rows: list[dict[str, Any]] = schema.read(table, "search").to_pylist()
+    return rows

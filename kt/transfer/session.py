@@ -1,27 +1,29 @@
-"""One unit on the workbench: the trainings that its method asks for, one after another, and what comes of them."""
+"""One unit on the bench: the trainings that its method asks for, one after another, and its outcome."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
-from kt.tasks.task import named
+from kt.data.spec import InputSpec
 from kt.transfer import engine
-from kt.transfer.engine import State
+from kt.transfer.bench import Architecture, Bench
+from kt.transfer.engine import History, Images, State, weights_of
 from kt.transfer.failures import attempt_in_pieces, resumes
 from kt.transfer.learners import Views
 from kt.transfer.ledger import Record, pack
 from kt.transfer.method import Method
+from kt.transfer.optimise import Rates
 from kt.transfer.samples import Samples
-from kt.transfer.units import Unit
-from kt.transfer.workbench import Workbench
+from kt.transfer.unit import Unit
 from kt.zoo.inference import logits
 
 Order = Literal["ascending", "descending", "random", "given"]
@@ -50,6 +52,21 @@ class Trained:
     best_epoch: int | None
     shares: list[float]
     pieces: int
+
+    @classmethod
+    def of(cls, learner: nn.Module, history: History, shares: list[float]) -> Trained:
+        """Of a learner that has just been trained."""
+        last = weights_of(learner)
+        return cls(
+            last,
+            history.best,
+            history.loss,
+            history.validation,
+            history.steps,
+            history.best_epoch,
+            shares,
+            history.pieces,
+        )
 
 
 def follow(stages: Sequence[Trained]) -> Trained:
@@ -96,39 +113,57 @@ def _mean(states: Sequence[State]) -> State:
     }
 
 
+class Left(NamedTuple):
+    """The student that a unit leaves.
+
+    Attributes:
+        model: with its last weights.
+        architecture: ``arch`` and ``args``.
+        channels: colour channels that it sees.
+    """
+
+    model: nn.Module
+    architecture: Architecture
+    channels: int
+
+
 class Session:
-    """What a method's ``run`` works with.
+    """One unit on the bench: all that a method's ``run`` works with.
 
     Args:
         bench: the student, the images and the models.
+        unit: method, teachers, seed, and the split that the outcome is measured on.
         key: the unit's key.
-        pieces: cut every batch into so many pieces, to save memory.
-        split: the images that the outcome is measured on.
+        pieces: cut every batch into so many parts, to save memory.
+
+    Attributes:
+        left: the trained student; None before a training.
     """
 
-    def __init__(self, bench: Workbench, key: str, pieces: int = 1, split: str = "test") -> None:
-        self.bench, self.key, self.pieces, self.split = bench, key, pieces, split
-        self.student, self.task = bench.name, named("classification")
-        self._learner: nn.Module = bench.student
-        self._names = [bench.name]
+    def __init__(self, bench: Bench, unit: Unit, key: str, pieces: int = 1) -> None:
+        self.bench, self.unit, self.key, self.pieces, self.split = bench, unit, key, pieces, unit.split
+        self.student, self.task = bench.at, bench.task
+        self.left: Left | None = None
+        self._learner: nn.Module
+        self._members: list[tuple[str, nn.Module]] = []
 
     def cached(self, name: str, split: str) -> Tensor:
         """A model's cached logits on a split, float32 [N, C], on the device."""
-        return torch.from_numpy(self.bench.models.logits(name, split)).to(self.bench.device, torch.float32)
+        return torch.from_numpy(self.bench.zoo.logits(name, split)).to(self.bench.device, torch.float32)
 
     def predicted(self, name: str, split: str) -> Tensor:
-        """The classes that a model said on a split, int64 [N], on the device."""
-        return torch.from_numpy(self.bench.models.predicted(name, split)).to(self.bench.device)
+        """The predicted classes of a model on a split, int64 [N], on the device."""
+        return torch.from_numpy(self.bench.zoo.predicted(name, split)).to(self.bench.device)
 
     def ordered(self, teachers: Sequence[str], order: Order, seed: int) -> list[str]:
-        """Teachers by validation accuracy, the first named first of equals; or by the seed; or as given."""
+        """Teachers by their metric on validation, the first named first of equals; or by the seed; or as given."""
         if order == "given":
             return list(teachers)
         if order == "random":
             return [teachers[i] for i in np.random.default_rng(seed).permutation(len(teachers))]
-        models, labels = self.bench.models, self.bench.labels["validation"]
-        right = {name: int((models.predicted(name, "validation") == labels).sum()) for name in teachers}
-        return sorted(teachers, key=lambda name: right[name] if order == "ascending" else -right[name])
+        task, zoo, truth = self.task, self.bench.zoo, self.bench.truth("validation")
+        value = {name: task.value(task.scores(zoo.predicted(name, "validation"), truth)) for name in teachers}
+        return sorted(teachers, key=lambda name: value[name] if order == "ascending" else -value[name])
 
     def train(
         self, method: Method, teachers: Sequence[str], seed: int, start: State | None = None, stage: int | None = None
@@ -140,46 +175,103 @@ class Session:
             teachers: names; none for a control.
             seed: of the order of images and of anything random in the learner.
             start: the student's weights to start from, and those of the frozen student; its original ones if None.
-            stage: which of the unit's trainings this is; a finished one is kept until the unit is. None if it is one.
+            stage: number of this training among those of the unit; a finished one is kept until the unit is. None if
+                it is the only one.
         """
         bench = self.bench
-        self._names = [self.student]
-        if method.joint:
-            self._names = sorted([self.student, *teachers], key=bench.models.fingerprint)
-        models = [bench.model(name, start) for name in self._names]
-        frozen = self.cached(self.student, "transfer") if start is None else self._now()
-        samples, shares = self._samples(method, teachers, frozen)
+        names = sorted([self.student, *teachers], key=bench.zoo.fingerprint) if method.joint else [self.student]
+        models = [bench.model(name, start) for name in names]
+        frozen = self.cached(self.student, "transfer") if start is None else self._now(start)
+        samples, shares = self._samples(method, names, teachers, frozen)
         torch.manual_seed(seed)
-        self._learner = method.learner(models, samples)
+        learner = method.learner(models, samples)
+        self._takes(learner, list(zip(names, models, strict=True)))
         suffix = "" if stage is None else f".{stage}"
-        finished = Checkpoint(bench.checkpoints / f"{self.key}{suffix}.done.pt", f"{self.key}{suffix}", 0, bench.stop)
+        finished = self.checkpoint(f"{suffix}.done", suffix, 0)
         if stage is not None and (state := finished.load(bench.device)):
             return Trained(**state["trained"])
-        progress = Checkpoint(bench.checkpoints / f"{self.key}{suffix}.pt", self.key + suffix, bench.every, bench.stop)
-        views = [bench.view(name, "transfer") for name in self._names]
+        views = [bench.view("transfer", bench.zoo.input_of(name)) for name in names]
+        progress = self.checkpoint(suffix, suffix)
         history = engine.train(
-            self._learner, Views(views) if method.joint else views[0], samples, partial(method.loss, self.task),
-            self._validation_accuracy,
-            method.trained(bench.training), seed, progress, method.slow_weights(), self.pieces,
-            bench.crops.n if bench.crops else 1, method.together,
-        )  # fmt: skip
-        last = engine.weights_of(self._learner)
-        trained = Trained(
-            last, history.best, history.loss, history.validation, history.steps, history.best_epoch, shares,
-            history.pieces,
-        )  # fmt: skip
+            learner,
+            Views(views) if method.joint else views[0],
+            samples,
+            partial(method.loss, self.task),
+            self._value,
+            method.trained(bench.settings.training),
+            seed,
+            progress,
+            method.slow_weights(),
+            self.pieces,
+            bench.views("transfer"),
+            method.together,
+        )
+        trained = Trained.of(learner, history, shares)
         if stage is not None:
             finished.save({"trained": vars(trained)})
             progress.remove()
         return trained
 
+    def fit(
+        self,
+        learner: nn.Module,
+        student: nn.Module,
+        images: Images,
+        samples: Samples,
+        loss: Callable[[Any, Samples], Tensor],
+        validate: Callable[[], float] | None = None,
+        rates: Rates = (),
+        whole: bool = False,
+    ) -> Trained:
+        """Train the student of an experiment, alone or in a learner, with the unit's training and seed.
+
+        Args:
+            learner: all that trains.
+            student: the part of it that stays.
+            images: the transfer images as the learner takes them.
+            samples: truths and targets of these.
+            loss: of each sample, as for ``kt.transfer.engine.train``.
+            validate: the metric on validation; the student's own where None.
+            rates: parts of the learner that move faster or slower than the rest.
+            whole: ``loss`` compares the samples of its batch.
+        """
+        bench, method = self.bench, self.unit.method
+        self._takes(learner, [(self.student, student)])
+        history = engine.train(
+            learner,
+            images,
+            samples,
+            loss,
+            self._value if validate is None else lambda _: validate(),
+            method.trained(bench.settings.training),
+            self.unit.seed,
+            self.checkpoint(),
+            pieces=self.pieces,
+            views=bench.views("transfer"),
+            whole=whole,
+            rates=rates,
+        )
+        return Trained.of(learner, history, [])
+
+    def checkpoint(self, ending: str = "", of_key: str = "", every: float | None = None) -> Checkpoint:
+        """A file for progress of the unit.
+
+        Args:
+            ending: of its name.
+            of_key: added to the unit's key, by which the file is known.
+            every: seconds between two writes; those of the bench where None.
+        """
+        settings = self.bench.settings
+        path = settings.checkpoints / f"{self.key}{ending}.pt"
+        return Checkpoint(path, self.key + of_key, settings.every if every is None else every, settings.stop)
+
     def outcome(self, trained: Trained) -> Record:
         """The record of a unit that trained; the student is left with its last weights."""
-        said: dict[str, list[str]] = {}
+        kept: dict[str, list[str]] = {}
         only = trained.best_epoch == len(trained.loss)
         for which in ("last",) if only else ("best", "last"):
             self._learner.load_state_dict(getattr(trained, which))
-            said[which] = [pack(self.bench.classes(model, name, self.split)) for name, model in self._members()]
+            kept[which] = [pack(self.bench.kept(model, self.split, self._spec(name))) for name, model in self._members]
         record: Record = {
             "status": "ok",
             "best_epoch": trained.best_epoch,
@@ -189,31 +281,32 @@ class Session:
             "pieces": trained.pieces,
         }
         each = [
-            {"last": last, "best": best, "teacher_share": share}
-            for last, best, share in zip(said["last"], said.get("best", said["last"]), trained.shares, strict=True)
+            {"last": last, "best": best} | ({"teacher_share": trained.shares[i]} if trained.shares else {})
+            for i, (last, best) in enumerate(zip(kept["last"], kept.get("best", kept["last"]), strict=True))
         ]
         if len(each) == 1:
             return record | each[0]
-        return record | {
-            "models": {self.bench.models.fingerprint(n): e for n, e in zip(self._names, each, strict=True)}
-        }
+        prints = [self.bench.zoo.fingerprint(name) for name, _ in self._members]
+        return record | {"models": dict(zip(prints, each, strict=True))}
 
-    def untrained(self, classes: Tensor) -> Record:
-        """The record of a unit that answers its split's images with some classes, int64 [N], without training."""
-        said = pack(classes.cpu().numpy())
-        record: Record = {"status": "ok", "last": said, "best": said, "best_epoch": None, "steps": 0}
+    def untrained(self, kept: Tensor | NDArray[np.int64]) -> Record:
+        """The record of a unit that answers its split's examples without training, [n, …] as the task keeps them."""
+        text = pack(kept.cpu().numpy() if isinstance(kept, Tensor) else kept)
+        record: Record = {"status": "ok", "last": text, "best": text, "best_epoch": None, "steps": 0}
         return record | {"loss": [], "validation": [], "teacher_share": None, "pieces": 1}
 
-    def _samples(self, method: Method, teachers: Sequence[str], frozen: Tensor) -> tuple[Samples, list[float]]:
+    def _samples(
+        self, method: Method, names: Sequence[str], teachers: Sequence[str], frozen: Tensor
+    ) -> tuple[Samples, list[float]]:
         """What is known of the transfer images, and the share of them that a teacher teaches, for each model."""
         bench = self.bench
-        labels = torch.from_numpy(bench.labels["transfer"]).to(bench.device)
+        labels = torch.from_numpy(bench.truth("transfer")).to(bench.device)
         sources = {name: self.cached(name, "transfer") for name in teachers} | {self.student: frozen}
         features = None
         if method.uses_features:
-            features = torch.from_numpy(bench.models.features(teachers[0], "transfer")).to(bench.device, torch.float32)
+            features = torch.from_numpy(bench.zoo.features(teachers[0], "transfer")).to(bench.device, torch.float32)
         parts = {}
-        for name in self._names:
+        for name in names:
             others = [logits for other, logits in sources.items() if other != name]
             source = torch.stack(others) if method.takes != "pair" else (others or [frozen])[0]
             parts[name] = method.targets(self.task, source, sources[name], labels)
@@ -223,27 +316,30 @@ class Session:
         samples = Samples(targets, labels, taught, positions, features, kept)
         return samples, [100 * float(mask.double().mean()) for _, mask in parts.values()]
 
-    def _now(self) -> Tensor:
+    def _now(self, start: State) -> Tensor:
         """Logits of the student as it is, rounded as cached ones are; float32 [N, C]."""
-        now = logits(self.bench.student, self.bench.view(self.student, "transfer"))
+        now = logits(self.bench.model(self.student, start), self.bench.view("transfer"))
         return torch.from_numpy(now).to(self.bench.device, torch.float32)
 
-    def _members(self) -> list[tuple[str, nn.Module]]:
-        """The models that train, by their names."""
-        together = getattr(self._learner, "models", None)
-        return list(zip(self._names, together or [self.bench.student], strict=True))
+    def _takes(self, learner: nn.Module, members: list[tuple[str, nn.Module]]) -> None:
+        """Remember what trains."""
+        begun = self.bench.begun
+        self._learner, self._members = learner, members
+        self.left = Left(dict(members)[self.student], begun.architecture, begun.channels)
 
-    def _validation_accuracy(self, learner: nn.Module) -> float:
-        """Mean over the models that train, percent."""
-        labels = self.bench.labels["validation"]
-        found = [self.bench.classes(model, name, "validation") == labels for name, model in self._members()]
-        return float(np.mean([100 * float(right.mean()) for right in found]))
+    def _spec(self, name: str) -> InputSpec:
+        return self.bench.spec if name == self.student else self.bench.zoo.input_of(name)
+
+    def _value(self, learner: nn.Module) -> float:
+        """The metric on validation, as the mean over the models that train."""
+        found = [self.bench.value(model, "validation", self._spec(name)) for name, model in self._members]
+        return float(np.mean(found))
 
 
-def compute(bench: Workbench, unit: Unit, key: str) -> Record:
-    """Train the student for one unit and return the outcome for the ledger; a failure is an outcome too.
+def compute(bench: Bench, unit: Unit, key: str) -> tuple[Record, Left | None]:
+    """The outcome of one unit for the ledger, and the student that it leaves; a failure is an outcome too.
 
-    A batch that does not fit in memory is cut into two, four, … pieces.
+    A batch that does not fit in memory is cut into two, four, … parts.
 
     Args:
         bench: the student, the images and the models.
@@ -251,15 +347,19 @@ def compute(bench: Workbench, unit: Unit, key: str) -> Record:
         key: the unit's key.
 
     Raises:
-        Interrupted: the bench's ``stop`` was set; the unit goes on from its checkpoint next time.
+        Interrupted: the bench was told to stop; the unit goes on from its checkpoint next time.
     """
+    left: Left | None = None
 
     def run(pieces: int) -> Record:
-        record = unit.method.run(Session(bench, key, pieces, unit.split), unit.teachers, unit.seed)
+        nonlocal left
+        session = Session(bench, unit, key, pieces)
+        record = unit.method.run(session, unit.teachers, unit.seed)
+        left = session.left
         share = None if unit.method.control else record.get("teacher_share")
         return record | {"teacher_share": share, "budget": unit.method.budget(len(unit.teachers))}
 
-    record = attempt_in_pieces(run, key, unit.method.trained(bench.training).batch_size, bench.device)
+    record = attempt_in_pieces(run, key, unit.method.trained(bench.settings.training).batch_size, bench.device)
     if not resumes(record):
         bench.forget(key)
-    return record
+    return record, left

@@ -13,11 +13,10 @@ from kt.errors import quoted, unknown
 from kt.pairs import PairRule
 from kt.spec import Options, Spec
 from kt.transfer import search as searching
-from kt.transfer.approach import Approach
 from kt.transfer.method import Method, registry
 from kt.transfer.search import SearchSpec
 from kt.transfer.training import Seeds, Training
-from kt.transfer.units import Unit
+from kt.transfer.unit import Plans, Unit
 
 
 class MethodsBase(Options):
@@ -34,7 +33,7 @@ class MethodsBase(Options):
         return self.options()
 
 
-def option(method: type[Approach]) -> Any:
+def option(method: type[Method]) -> Any:
     """A method as a field of the configuration."""
     return (method | None, Field(None, description=(method.__doc__ or "").splitlines()[0]))
 
@@ -96,6 +95,8 @@ class TransferSpec(Spec):
         """Teachers of every student that the search tries its candidates on, known before anything runs."""
         return searching.pairs_of(names, rule, self.search.pairs) if self.search else {}
 
-    def trials(self, teachers: Sequence[str]) -> list[Unit]:
+    def trials(self, student: str, teachers: Sequence[str], plans: Plans) -> list[Unit]:
         """The units of the search for one student and its teachers there."""
-        return searching.trials(self.candidates(), teachers, self.search.seeds) if self.search else []
+        if self.search is None:
+            return []
+        return searching.units_of(self.candidates(), student, teachers, self.search.seeds, plans)

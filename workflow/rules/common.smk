@@ -11,10 +11,10 @@ from kt import predictions as kt_predictions
 from kt import progress, status, store
 from kt.figures.captions import CAPTIONS
 from kt.errors import KtError
-from kt.experiments import plan as kt_experiments
 from kt.layout import Layout
 from kt.status import index as kt_index
 from kt.study import load as kt_config
+from kt.study import units as kt_units
 from kt.tables.of_analysis import ANALYSIS
 from kt.tables.of_study import EXPERIMENTS
 from kt.transfer import groups as kt_groups
@@ -197,7 +197,7 @@ def experiment_plan(rule):
 
     def plan(wildcards):
         experiment = STUDY.experiments[rule][wildcards.experiment]
-        return [*kt_experiments.recipe(STUDY, experiment), STUDY.transfer.export]
+        return [*kt_units.recipe(STUDY, experiment), STUDY.transfer.export]
 
     return plan
 

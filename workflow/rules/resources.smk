@@ -1,8 +1,7 @@
 import math
 
 from kt import costs as guess
-from kt.experiments import needs as kt_needs
-from kt.transfer.units import seeds_of
+from kt.transfer.unit import Plans, seeds_of
 
 
 def site(name, otherwise):
@@ -89,7 +88,7 @@ def experiment_memory(rule):
     def memory(wildcards, attempt):
         experiment = STUDY.experiments[rule][wildcards.experiment]
         path = LAYOUT.needs(rule, wildcards.experiment)
-        found = kt_needs.read(path, kt_experiments.size_hash(STUDY, experiment))
+        found = guess.read_needs(path, kt_units.size_hash(STUDY, experiment))
         return max(
             [
                 guess.experiment_mb(
@@ -160,7 +159,9 @@ def training_images(wildcards):
 
 def trial_images(wildcards):
     """Images that the trainings of a student's candidates see."""
-    units = STUDY.transfer.trials(TRIALS[wildcards.student])
+    units = STUDY.transfer.trials(
+        wildcards.student, TRIALS[wildcards.student], Plans("", STUDY.transfer.training)
+    )
     methods = [unit.method for unit in units]
     training = STUDY.transfer.training
     epochs = sum(m.budget(not m.control) * m.trained(training).epochs for m in methods)

@@ -1,25 +1,30 @@
-"""The section ``flow`` of the configuration: a name for every experiment, and what it is made of."""
+"""Knowledge flow: frozen teachers of other tasks, and a student that learns its own. Source: KF."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from kt.errors import KtError, unknown
-from kt.experiments.spec import Experiment, Labels, Problem
-from kt.experiments.trial import Trial
-from kt.experiments.units import accuracy
 from kt.spec import Options
-from kt.transfer.approach import Approach
+from kt.transfer.experiments import Experiment, Labels, Problem
 from kt.transfer.ledger import Record, unpack
+from kt.transfer.method import Method
+from kt.transfer.rows import measured
 from kt.transfer.training import Training
 from kt.zoo.classes import labels_named
 from kt.zoo.registry import Registry
 from kt.zoo.spec import ZooSpec
+
+if TYPE_CHECKING:
+    from kt.costs import Needs
+    from kt.tasks.task import Task
+    from kt.transfer.bench import Bench
+    from kt.transfer.session import Session
+    from kt.transfer.unit import Unit
 
 Stages = Annotated[
     tuple[int | str, ...],
@@ -27,14 +32,20 @@ Stages = Annotated[
 ]
 
 
-class KnowledgeFlow(Approach):
+class Supervised(Method):
+    """Methods of experiments that learn from labels."""
+
+    takes: ClassVar[Literal["experiment"]] = "experiment"
+    uses_labels: ClassVar[bool] = True
+
+
+class KnowledgeFlow(Supervised):
     """Teachers' features flow into the student's stages, less and less, until it is on its own. Source: KF.
 
     Loss: CE + λ1 · L_dep + λ2 · KL(previous output ‖ output).
     """
 
     name: ClassVar[str] = "flow"
-    uses_labels: ClassVar[bool] = True
 
     dependency: float = Field(1.0, ge=0, description="λ1 at its largest: it grows in a line until the student is alone")
     stability: float = Field(0.1, ge=0, description="λ2")
@@ -49,36 +60,72 @@ class KnowledgeFlow(Approach):
     teacher_stages: dict[str, Stages] = Field(
         default_factory=dict, description="stages of a teacher that may give something, by its name; else all"
     )
+    untrained: ClassVar[bool] = False
+
+    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
+        """The student with its teachers attached, who are gone at the end."""
+        from kt.transfer import flow
+
+        return flow.attached(session, self, teachers, seed)
+
+    def needs(self, bench: Bench, teachers: Sequence[str]) -> Needs:
+        """Of the student with its teachers attached."""
+        from kt.transfer import flow
+
+        return flow.needs(bench, self, teachers)
 
 
 class UntrainedFlow(KnowledgeFlow):
     """Control: knowledge flow from teachers with the same architectures and random weights."""
 
     name: ClassVar[str] = "flow_untrained"
+    untrained: ClassVar[bool] = True
 
 
-class Scratch(Approach):
+class Scratch(Supervised):
     """Control: cross-entropy with the labels, no teacher."""
 
     name: ClassVar[str] = "scratch"
-    uses_labels: ClassVar[bool] = True
+
+    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
+        """The student alone, from labels."""
+        from kt.transfer import flow
+
+        return flow.scratch(session, self, seed)
 
 
-class FineTuned(Approach):
+class FineTuned(Supervised):
     """Fine-tuning: each teacher in turn, with a new classifier, takes the student's place."""
 
     name: ClassVar[str] = "finetune_teacher"
-    uses_labels: ClassVar[bool] = True
+
+    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
+        """A teacher with a new classifier, from labels."""
+        from kt.transfer import flow
+
+        (name,) = teachers
+        return flow.finetune(session, self, name, seed)
+
+    def needs(self, bench: Bench, teachers: Sequence[str]) -> Needs:
+        """Of the largest teacher."""
+        from kt.transfer import flow
+
+        return flow.needs_of_finetuning(bench, self, teachers)
 
 
-class Distilled(Approach):
+class Distilled(Supervised):
     """Distillation: CE + weight · Σ_t [t knows the label] · T² · KL(p_t ‖ p), both over the classes that t knows."""
 
     name: ClassVar[str] = "distil"
-    uses_labels: ClassVar[bool] = True
 
     weight: PositiveFloat = Field(1.0, description="of the distillation term")
     temperature: PositiveFloat = Field(2.0, description="T")
+
+    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
+        """The student from labels and the teachers' cached logits."""
+        from kt.transfer import flow
+
+        return flow.distil(session, self, teachers, seed)
 
 
 class FlowMethods(Options):
@@ -107,24 +154,21 @@ class FlowExperiment(Experiment):
         None, description="transfer images that the student learns from, balanced, drawn by the seed; all when left out"
     )
 
-    def trials(self) -> list[Trial]:
-        """One a method and seed; where each teacher takes the student's place, one for each of them."""
-        settings = {"images": self.images} if self.images else {}
-        return [
-            replace(trial, teachers=names, settings=settings)
-            for trial in super().trials()
-            for names in self._groups(trial)
-        ]
+    def sets(self, method: Method) -> list[tuple[str, ...]]:
+        """All teachers; each by itself where it takes the student's place; none where the student learns alone."""
+        if isinstance(method, FineTuned):
+            return [(name,) for name in self.teachers]
+        return [() if isinstance(method, Scratch) else self.teachers]
 
-    def _groups(self, trial: Trial) -> list[tuple[str, ...]]:
-        if trial.approach.name == FineTuned.name:
-            return [(name,) for name in trial.teachers]
-        return [() if trial.approach.name == Scratch.name else trial.teachers]
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The number of images, where it is limited."""
+        return {"images": self.images} if self.images else {}
 
     def check(self, at: str, zoo: ZooSpec, known: Registry) -> Self:
         """The same; names in `teacher_stages` are checked too."""
         checked = super().check(at, zoo, known)
-        for method in self.approaches().values():
+        for method in self.chosen().values():
             for name in getattr(method, "teacher_stages", {}):
                 if name not in self.teachers:
                     text = unknown("teacher", name, self.teachers)
@@ -139,12 +183,31 @@ class FlowExperiment(Experiment):
         """Those that are drawn."""
         return min(images, self.images or images)
 
-    def details(self, trial: Trial, outcome: Record, problem: Problem) -> list[dict[str, Any]]:
+    def fits(self, bench: Bench) -> None:
+        """Fail where images, batches or classes do not fit.
+
+        Raises:
+            KtError: more images are requested than there are or fewer than a batch, or no teacher knows a class of the
+                student.
+        """
+        there = bench.learnt_from
+        if (self.images or 0) > there:
+            text = f"{self.images} asked for, but {there} transfer images have its classes"
+            raise KtError(f"{bench.at}.images: {text}")
+        for method in self.chosen().values():
+            training = method.trained(self.plan)
+            if training.batch_size > self.learnt_from(there):
+                size = f"{training.batch_size} is larger than images ({self.learnt_from(there)})"
+                raise KtError(f"{bench.at}.training.batch_size: {size}")
+            if isinstance(method, Distilled) and not any((bench.positions(t) >= 0).any() for t in self.teachers):
+                raise KtError(f"{bench.at}.methods.distil: no teacher knows a class of the student's task")
+
+    def details(self, task: Task, unit: Unit, outcome: Record, problem: Problem) -> list[dict[str, Any]]:
         """A row for each epoch, stage and source of knowledge flow; one row of other methods."""
         shared = {
             "images": self.images,
-            **accuracy(unpack(outcome["last"]) == problem.truth),
-            "acc_best": accuracy(unpack(outcome["best"]) == problem.truth)["acc"],
+            **measured(task, unpack(outcome["last"]), problem.truth),
+            "acc_best": measured(task, unpack(outcome["best"]), problem.truth)["acc"],
         }
         if "weights" not in outcome:
             return [shared]
@@ -154,7 +217,7 @@ class FlowExperiment(Experiment):
                 **shared,
                 "epoch": epoch,
                 "stage": stage,
-                "source": "self" if teacher is None else trial.teachers[teacher],
+                "source": "self" if teacher is None else unit.teachers[teacher],
                 "source_stage": source_stage,
                 "weight": weight,
                 "attached": attached,

@@ -1,12 +1,34 @@
-"""The card of an exported student: what it is, from whom it learnt, what that did to it, and how to load it."""
+"""Export of trained students: their weights, and a card that says what each is and how to load it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from kt import store
 from kt.transfer.ledger import Record
+
+if TYPE_CHECKING:
+    from kt.transfer.session import Left
+
+
+def write(path: Path, left: Left, row: Mapping[str, Any], unit: Record, outputs: int) -> None:
+    """Write a student's weights, and then its card, which says that they are whole.
+
+    Args:
+        path: of the weights; the card lies beside them.
+        left: the student.
+        row: the unit's row of the table ``transfers``.
+        unit: the unit's description, as in the ledger.
+        outputs: number of the student's outputs.
+    """
+    from kt.zoo import weights
+
+    weights.save(left.model, path)
+    text = card(row, unit, path.name, *left.architecture, outputs, left.channels)
+    store.write_text(path.with_suffix(".md"), text)
 
 
 def card(

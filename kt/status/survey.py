@@ -1,27 +1,26 @@
-"""How far a study is: which units are done, failed or to do, read from the ledger; torch is not imported."""
+"""State of a study: units that are done, failed or left, looked up in the ledger. No torch here."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 
 from kt import store
-from kt.costs import BASES, Pace
+from kt.costs import BASES, Finished, Missing, Pace, read_needs
 from kt.data.datasets import split_sizes
 from kt.errors import KtError
-from kt.experiments.needs import read
-from kt.experiments.plan import size_hash
 from kt.layout import Layout
-from kt.status import experiments, index
+from kt.status import index
 from kt.status.index import Entry
-from kt.status.wanted import Wanted, plans, wanted, work
+from kt.study import units
 from kt.study.study import Study
+from kt.study.units import Job
 from kt.tables import schema
 from kt.transfer.ledger import Ledger, Record
-from kt.transfer.units import FINAL_CAUSES, Unit
+from kt.transfer.training import Training
+from kt.transfer.unit import FINAL_CAUSES, Unit
 
 
 @dataclass
@@ -117,110 +116,120 @@ def fingerprints(layout: Layout, names: list[str]) -> dict[str, str]:
 
 
 def survey(study: Study, layout: Layout, read_ledger: Callable[[Path], list[Entry]] = index.read) -> Survey:
-    """Compare the units that a study asks for with its ledger; nothing on disk changes, unless ``read_ledger`` does."""
-    images = split_sizes(layout.data, study.data)
-    asked = wanted(study, layout, images.get("transfer", 0))
-    state = Survey(images, members(layout, study.members), pairs=len(asked.pairs))
-    state.waiting, state.work = Counter(asked.units), work(study, layout, asked)
-    trials, seen = experiments.expected(study, asked.images)
-    state.waiting, state.work = state.waiting + trials, state.work | seen
-    state.units = state.waiting.total()
-    known = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
-    try:
-        data = study.shown(str(store.read_json(layout.data / "meta.json")["hash"]))
-    except KtError:
-        data, known = "", {}
+    """Compare the units that a study requests with its ledger; nothing on disk changes, unless ``read_ledger`` does."""
+    images, teachers = split_sizes(layout.data, study.data), units.teachers_of(study, layout)
+    state = Survey(images, members(layout, study.members), pairs=sum(map(len, teachers.values())))
+    prints = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
     entries = read_ledger(layout.ledger)
-    _count(state, entries, asked, plans(study, layout, data), known)
-    state.pace = _pace(study, state.models, entries, known)
-    _count_experiments(state, entries, study, layout, known, asked.images)
+    state.damaged = [entry.key for entry in entries if entry.status == "damaged"]
+    state.retriable = [e.key for e in entries if e.status == "failed" and e.cause not in FINAL_CAUSES]
+    state.pace = _pace(study, state.models, entries, prints)
+    by_key = {entry.key: entry for entry in entries if entry.status != "damaged"}
+    count = _Count(state, by_key, study.transfer.training, images.get("transfer", 0))
+    if study.trains_together:
+        count.shared = _shared(units.jobs(study, layout, teachers))
+    for job in units.jobs(study, layout, teachers):
+        mine = prints
+        if job.experiment:
+            mine = {**prints, job.student: units.student_print(study, job.experiment)}
+        done, left = count.job(job, mine if job.known else {})
+        if job.experiment:
+            needs = read_needs(layout.needs(*job.student.split(".", 1)), units.size_hash(study, job.experiment))
+            state.pace = state.pace.of_experiment(job.student, needs, images.get("validation", 0), done, left)
+    state.failures = [(text, student) for _, text, student in sorted(count.failures, reverse=True)]
+    state.pairs_done = state.pairs - len(count.open_pairs)
     _estimate(state)
     if study.device != "auto" or set(state.basis) == {BASES[4]}:  # an assumed speed is a GPU's, but for `cpu`
         state.assumed = "cpu" if study.device == "cpu" else "GPU"
     return state
 
 
-def _count(
-    state: Survey,
-    entries: list[Entry],
-    asked: Wanted,
-    planned: tuple[dict[str, Unit], dict[str, Unit]],
-    known: Mapping[str, str],
-) -> None:
-    """Go through the ledger, not through the study: there are never more records than units that were once wanted."""
-    names: dict[str, list[str]] = {}
-    for name, fingerprint in known.items():
-        names.setdefault(fingerprint, []).append(name)
-    of_pair: Counter[tuple[str, str]] = Counter()
-    failures = []
-    for entry in entries:
-        if entry.status == "damaged":
-            state.damaged.append(entry.key)
-        elif entry.status == "failed" and entry.cause not in FINAL_CAUSES:
-            state.retriable.append(entry.key)
-        units = [found for found in _units_of(entry, planned, names) if asked.asks_for(*found)]
-        for unit, student, teachers in units:
-            state.waiting[student] -= 1
-            state.work[student] -= asked.seen(unit, student, teachers)
-            if len(teachers) == 1 and unit.split == "test":
-                of_pair[teachers[0], student] += 1
-            if entry.status == "ok":
-                state.done += 1
-            else:
-                state.failed[entry.cause] += 1
-                what = f"{unit.method.name} to {student}" + (f" from {' and '.join(teachers)}" if teachers else "")
-                failures.append((entry.changed, f"{what}, seed {unit.seed}: {entry.reason}", student))
-        if units and entry.status == "ok":
-            state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
-    state.failures = [(text, student) for _, text, student in sorted(failures, reverse=True)]
-    state.pairs_done = sum(of_pair[pair] == asked.per_pair for pair in asked.pairs)
+def _shared(jobs: Iterable[Job]) -> Counter[tuple[frozenset[str], str, int]]:
+    """How many requested units share one training of several models."""
+    return Counter(_together(unit) for job in jobs for unit in job.units if unit.method.joint)
 
 
-def _count_experiments(
-    state: Survey, entries: list[Entry], study: Study, layout: Layout, known: Mapping[str, str], images: int
-) -> None:
-    """The same for trials of experiments, whose keys are known; two experiments may share a trial."""
-    trials = experiments.by_key(study, layout, known)
-    for rule, name, experiment in study.each_experiment():
-        at, done = f"{rule}.{name}", []
-        left = dict(trials[at]) or {str(i): trial for i, trial in enumerate(experiment.trials())}
-        for entry in entries:
-            trial = trials[at].get(entry.key)
-            if trial is None or entry.status == "damaged":
+def _together(unit: Unit) -> tuple[frozenset[str], str, int]:
+    return frozenset((unit.student, *unit.teachers)), unit.method.name, unit.seed
+
+
+class _Count:
+    """Goes through the requested units, job by job.
+
+    Args:
+        state: is brought up to date.
+        entries: finished and failed units of the ledger, by key.
+        training: of students of the zoo, but for what a method changes of it.
+        images: transfer images; 0 where their number is not known yet.
+    """
+
+    def __init__(self, state: Survey, entries: Mapping[str, Entry], training: Training, images: int) -> None:
+        self.state, self.entries, self.training, self.images = state, entries, training, images
+        self.shared: Counter[tuple[frozenset[str], str, int]] = Counter()
+        self.open_pairs: set[tuple[str, str]] = set()
+        self.failures: list[tuple[int, str, str]] = []
+        self._counted: set[str] = set()
+        self._seen: dict[tuple[int, int], float] = {}
+
+    def job(self, job: Job, prints: Mapping[str, str]) -> tuple[list[Finished], list[Missing]]:
+        """Count a job's units; returns those of an experiment that finished, and those that are left.
+
+        Args:
+            job: its units.
+            prints: fingerprints of the models that are there; none where the units have no keys yet.
+        """
+        state, at = self.state, job.student
+        done: list[Finished] = []
+        left: list[Missing] = []
+        state.waiting.setdefault(at, 0)
+        state.work.setdefault(at, 0.0)
+        for unit in job.units:
+            state.units += 1
+            entry = self._entry(unit, prints) if prints and self.entries else None
+            if entry is None:
+                seen = self.seen(job, unit)
+                if job.experiment:
+                    left.append(Missing(unit.method.name, self._epochs(job, unit), seen))
+                state.waiting[at] += 1
+                state.work[at] += seen
+                if not job.experiment and len(unit.teachers) == 1 and unit.split == "test":
+                    self.open_pairs.add((unit.teachers[0], at))
                 continue
-            state.waiting[at] -= 1
-            state.work[at] -= experiments.seen(experiment, trial, images)
-            del left[entry.key]
             if entry.status == "ok":
-                done.append((trial, entry.seconds, entry.images))
                 state.done += 1
-                state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
+                if job.experiment:
+                    done.append(Finished(unit.method.name, self._epochs(job, unit), entry.images, entry.seconds))
             else:
                 state.failed[entry.cause] += 1
-                what = f"{trial.approach.name} of {at}, seed {trial.seed}"
-                state.failures.append((f"{what}: {entry.reason}", at))
-        needs = read(layout.needs(rule, name), size_hash(study, experiment))
-        to_do = [(trial, experiments.seen(experiment, trial, images)) for trial in left.values()]
-        state.pace = experiments.pace_of(
-            state.pace, at, experiment, needs, state.images.get("validation", 0), done, to_do
-        )
+                self.failures.append((entry.changed, f"{unit.title}: {entry.reason}", at))
+            if entry.status == "ok" and entry.key not in self._counted:
+                state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
+                self._counted.add(entry.key)
+        return done, left
+
+    def _entry(self, unit: Unit, prints: Mapping[str, str]) -> Entry | None:
+        known = unit.student in prints and all(name in prints for name in unit.teachers)
+        return self.entries.get(unit.key(prints)) if known else None
+
+    def _epochs(self, job: Job, unit: Unit) -> int:
+        assert job.experiment is not None
+        return unit.method.trained(job.experiment.plan).epochs
+
+    def seen(self, job: Job, unit: Unit) -> float:
+        """Images that a unit's trainings see, each as often as it is seen; an equal share where others share them."""
+        if job.experiment:
+            return job.experiment.seen(unit.method, self.images)
+        place = id(unit.plan), len(unit.teachers)
+        if place not in self._seen:
+            self._seen[place] = seen(unit, self.training, self.images)
+        return self._seen[place] / (self.shared[_together(unit)] if unit.method.joint else 1)
 
 
-def _units_of(
-    entry: Entry, planned: tuple[dict[str, Unit], dict[str, Unit]], names: Mapping[str, list[str]]
-) -> Iterator[tuple[Unit, str, list[str]]]:
-    """What a record may be: a unit, its student and its teachers, under every name that the models have."""
-    models = (entry.student, *entry.teachers.split())
-    unit = planned[len(models) > 2].get(entry.plan)
-    if unit is None or unit.method.control != (len(models) == 1):
-        return
-    # trained together, each is the student in turn
-    turns = [i for i, model in enumerate(models) if model not in models[:i]] if unit.method.joint else [0]
-    for i in turns:
-        for student, *teachers in product(
-            *(names.get(model, ()) for model in (models[i], *models[:i], *models[i + 1 :]))
-        ):
-            yield unit, student, teachers
+def seen(unit: Unit, training: Training, images: int) -> float:
+    """Images that the trainings of a unit of a member of the zoo see, of ``images`` transfer images."""
+    training = unit.method.trained(training)
+    epoch = images // training.batch_size * training.batch_size
+    return float(unit.method.budget(len(unit.teachers)) * training.epochs * epoch)
 
 
 def _pace(study: Study, models: Mapping[str, Record], entries: list[Entry], known: Mapping[str, str]) -> Pace:
@@ -243,11 +252,11 @@ def _estimate(state: Survey) -> None:
     if not state.images.get("transfer"):
         return
     seconds = images = rest = 0.0
-    for student, units in state.waiting.items():
-        if units > 0 and (pace := state.pace.of(student)):
+    for student, count in state.waiting.items():
+        if count > 0 and (pace := state.pace.of(student)):
             images, seconds = images + state.work[student], seconds + state.work[student] * pace[0]
-            state.basis[pace[1]] += units
-        elif units > 0:
+            state.basis[pace[1]] += count
+        elif count > 0:
             rest += state.work[student]
     if rest and images:  # of these models nothing is known yet; take them to be like the others
         seconds *= 1 + rest / images

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kt.flow import losses
-from kt.flow.stages import Stage, changing, features
-from kt.tasks.losses import cross_entropy
+from kt.tasks.losses import cross_entropy, distillation
+from kt.zoo.stages import Stage, changing, features
 
 
 class Candidate(NamedTuple):
@@ -126,7 +125,7 @@ class Flow(nn.Module):
     def weights(self) -> Tensor:
         """The normalised weights of each stage, its own first, float32 [J, 1 + K]; its own is 1 once it is alone."""
         if self.open:
-            return losses.mixing(self.free())
+            return mixing(self.free())
         return F.one_hot(torch.zeros(len(self.scalars), dtype=torch.int64), self.scalars.shape[1]).to(self.scalars)
 
     def record(self, accuracy: float) -> None:
@@ -172,9 +171,9 @@ class Flow(nn.Module):
         """
         total = cross_entropy(logits, labels)
         if self.open:
-            share = losses.grown(self.progress, self.until)
-            total = total + dependency * share * losses.dependency(self.free())
-        total = total + stability * self.known[positions] * losses.stability(self.previous[positions], logits)
+            share = grown(self.progress, self.until)
+            total = total + dependency * share * dependency_loss(self.free())
+        total = total + stability * self.known[positions] * stability_loss(self.previous[positions], logits)
         self.previous[positions] = logits.detach().float()
         self.known[positions] = True
         self.seen += len(logits)
@@ -199,3 +198,41 @@ def mix(
         resized = F.adaptive_avg_pool2d(other, stage.side)
         total = total + weight * stage.write(transform(resized)).to(tensor.dtype)
     return total
+
+
+def mixing(scalars: Tensor) -> Tensor:
+    """Normalised weights of each stage's own features and its candidates: a softmax, float32 [J, 1 + K].
+
+    Args:
+        scalars: free scalars, of each stage's own features first, [J, 1 + K].
+    """
+    return scalars.float().softmax(1)
+
+
+def dependency_loss(scalars: Tensor) -> Tensor:
+    """−Σ_j log w_self_j over the stages j, float32 []: zero where no stage takes anything from a teacher.
+
+    Args:
+        scalars: as for ``mixing``.
+    """
+    return -scalars.float().log_softmax(1)[:, 0].sum()
+
+
+def stability_loss(previous: Tensor, logits: Tensor) -> Tensor:
+    """KL(previous output ‖ current output) of each sample, float32 [B]; the previous output gets no gradient.
+
+    Args:
+        previous: logits that the network gave the same images before, [B, C].
+        logits: those that it gives now, [B, C].
+    """
+    return distillation(previous.detach(), logits, 1.0)
+
+
+def grown(progress: float, until: float) -> float:
+    """Share of λ1 that counts at a point of the training: a line from 0 at its start to 1 at ``until``.
+
+    Args:
+        progress: share of the training that is done, 0 to 1.
+        until: share after which the student is on its own, above 0.
+    """
+    return min(1.0, progress / until)

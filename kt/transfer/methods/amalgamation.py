@@ -1,30 +1,42 @@
-"""The section ``amalgamate`` of the configuration: a name for every experiment, and what it is made of."""
+"""Amalgamation: several teachers with classes of their own, one student for all of them. Source: CFL."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from kt.errors import KtError, listed
-from kt.experiments.spec import Experiment, Labels, Problem
-from kt.experiments.trial import Trial
-from kt.experiments.units import accuracy
 from kt.spec import Options
-from kt.transfer.approach import Approach
+from kt.transfer.experiments import Experiment, Labels, Problem
 from kt.transfer.ledger import Record, unpack
+from kt.transfer.method import Method
+from kt.transfer.rows import measured
 from kt.transfer.training import Training
 
+if TYPE_CHECKING:
+    from kt.costs import Needs
+    from kt.tasks.task import Task
+    from kt.transfer.bench import Bench
+    from kt.transfer.session import Session
+    from kt.transfer.unit import Unit
 
-class Taught(Approach):
-    """A method that trains a student; its classifier has a learning rate of its own. Source: CFL."""
 
+class Taught(Method):
+    """Methods that train a student whose classifier has a learning rate of its own. Source: CFL."""
+
+    takes: ClassVar[Literal["experiment"]] = "experiment"
     classifier_lr: PositiveFloat = Field(
         10.0, description="how many times `lr` the learning rate of the student's classifier is"
     )
+
+    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
+        """The student alone, with soft targets or labels."""
+        from kt.transfer import amalgamate
+
+        return amalgamate.alone(session, self, teachers, seed)
 
 
 class CFL(Taught):
@@ -51,6 +63,18 @@ class CFL(Taught):
     reconstruction_weight: float = Field(10.0, ge=0, description="of L_R")
     block_lr: PositiveFloat = Field(5.0, description="how many times `lr` the learning rate of the common space is")
 
+    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
+        """The student with soft targets and common features."""
+        from kt.transfer import amalgamate
+
+        return amalgamate.with_common_features(session, self, teachers, seed)
+
+    def needs(self, bench: Bench, teachers: Sequence[str]) -> Needs:
+        """Of a training with common features."""
+        from kt.transfer import amalgamate
+
+        return amalgamate.needs(bench, self, teachers)
+
 
 class KD(Taught):
     """Plain distillation: cross-entropy with the softmax of the teachers' concatenated logits, T = 1. Source: CFL."""
@@ -65,25 +89,42 @@ class Supervised(Taught):
     uses_labels: ClassVar[bool] = True
 
 
-class Teachers(Approach):
+class Untrained(Method):
+    """Methods in which the teachers themselves answer the test images."""
+
+    takes: ClassVar[Literal["experiment"]] = "experiment"
+    trains: ClassVar[bool] = False
+
+
+class Teachers(Untrained):
     """No training: each teacher alone answers; the detail table has it on the images of its own classes."""
 
     name: ClassVar[str] = "teachers"
-    trains: ClassVar[bool] = False
+
+    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
+        """The predictions of one teacher."""
+        (name,) = teachers
+        return session.untrained(session.bench.predicted(name, "test"))
 
 
-class EnsembleLogits(Approach):
+class EnsembleLogits(Untrained):
     """No training: the largest of the teachers' concatenated logits answers."""
 
     name: ClassVar[str] = "ensemble_logits"
-    trains: ClassVar[bool] = False
+    softmax: ClassVar[bool] = False
+
+    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
+        """The class with the largest concatenated score, from cached logits."""
+        from kt.transfer import amalgamate
+
+        return session.untrained(amalgamate.scores(session.bench, teachers, "test", self.softmax).argmax(-1))
 
 
-class EnsembleSoftmax(Approach):
+class EnsembleSoftmax(EnsembleLogits):
     """No training: the largest of the teachers' concatenated probabilities, each teacher's summing to 1, answers."""
 
     name: ClassVar[str] = "ensemble_softmax"
-    trains: ClassVar[bool] = False
+    softmax: ClassVar[bool] = True
 
 
 class Methods(Options):
@@ -113,13 +154,9 @@ class Amalgamation(Experiment):
         "forbid", description="a class that several teachers know: an error, or the mean of their logits is its target"
     )
 
-    def trials(self) -> list[Trial]:
-        """One a method and seed; without training one a method, or one a teacher where each answers alone."""
-        return [
-            replace(trial, teachers=names)
-            for trial in super().trials()
-            for names in ([(n,) for n in self.teachers] if trial.approach.name == Teachers.name else [trial.teachers])
-        ]
+    def sets(self, method: Method) -> list[tuple[str, ...]]:
+        """All teachers; each by itself where it answers alone."""
+        return [(name,) for name in self.teachers] if isinstance(method, Teachers) else [self.teachers]
 
     def classes(self, at: str, own: Mapping[str, Labels], known: Sequence[str]) -> Labels:
         """The teachers' classes one after another, each once."""
@@ -133,19 +170,19 @@ class Amalgamation(Experiment):
             found |= {label: name for label in own[name].tolist() if label not in found}
         return np.array(list(found), np.int64)
 
-    def details(self, trial: Trial, outcome: Record, problem: Problem) -> list[dict[str, Any]]:
+    def details(self, task: Task, unit: Unit, outcome: Record, problem: Problem) -> list[dict[str, Any]]:
         """A row for all test images and one for those of each teacher's classes; of a teacher alone the latter only."""
-        last, best = (unpack(outcome[which]) == problem.truth for which in ("last", "best"))
-        parts = {name: problem.own[name] for name in trial.teachers}
-        if trial.approach.name != Teachers.name:
+        last, best = unpack(outcome["last"]), unpack(outcome["best"])
+        parts = {name: problem.own[name] for name in unit.teachers}
+        if not isinstance(unit.method, Teachers):
             parts = {"all": np.arange(len(problem.classes)), **parts}
         images = {part: np.isin(problem.truth, classes) for part, classes in parts.items()}
         return [
             {
                 "part": part,
                 "classes": problem.classes[classes].tolist(),
-                **accuracy(last[images[part]]),
-                "acc_best": accuracy(best[images[part]])["acc"],
+                **measured(task, last[images[part]], problem.truth[images[part]]),
+                "acc_best": measured(task, best[images[part]], problem.truth[images[part]])["acc"],
                 **outcome.get("losses", {}),
             }
             for part, classes in parts.items()

@@ -1,1 +1,0 @@
-"""Knowledge flow: a student borrows its teachers' intermediate features while it learns, and ends without them."""

@@ -1,0 +1,213 @@
+"""Units that a study requests: one enumeration for its jobs, for planning and for ``kt status``. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kt import pairs, store
+from kt.data.datasets import Dataset
+from kt.errors import KtError
+from kt.layout import Layout
+from kt.study.study import Study
+from kt.tables import schema
+from kt.transfer import groups, search
+from kt.transfer.experiments import Experiment, Problem
+from kt.transfer.method import Method
+from kt.transfer.unit import Plan, Plans, Unit, of_groups, of_pairs
+from kt.zoo.classes import labels_of, positions
+
+
+def plans(study: Study, data: str) -> Plans:
+    """The plans of a study's pairs and groups; ``data`` is the data set's own hash."""
+    return Plans(study.shown(data), study.transfer.training)
+
+
+def methods(study: Study, layout: Layout) -> dict[str, Method]:
+    """The methods for pairs by name, with the parameters that the search chose.
+
+    Raises:
+        KtError: the search has not been done.
+    """
+    plan = study.transfer
+    return search.resolve(plan.methods.chosen(), plan.candidates(), layout.table("search"))
+
+
+def of_student(
+    study: Study, made: Plans, chosen: Mapping[str, Method], student: str, teachers: Sequence[str], *, controls: bool
+) -> list[Unit]:
+    """The units of a student and its teachers, and of its controls where asked for."""
+    return of_pairs(chosen.values(), student, teachers, study.transfer.seeds, made, controls=controls)
+
+
+def of_search(study: Study, made: Plans, student: str) -> list[Unit]:
+    """The units of a student's candidates; none where the search has no pair with it."""
+    teachers = study.transfer.trial_pairs(study.names, study.pairs).get(student, [])
+    return study.transfer.trials(student, teachers, made) if teachers else []
+
+
+def of_sets(study: Study, made: Plans, student: str, sets: Sequence[Sequence[str]]) -> list[Unit]:
+    """The units of a student's groups of teachers."""
+    assert study.groups is not None
+    return of_groups(study.groups.methods.chosen().values(), student, sets, study.transfer.seeds, made)
+
+
+# experiments
+
+
+def problem_of(study: Study, at: str, chosen: Experiment, dataset: Dataset) -> Problem:
+    """The classes of an experiment; raises ``KtError`` where those of the teachers do not fit together."""
+    own = {name: labels_of(name, study.zoo.models[name], dataset.class_names) for name in chosen.teachers}
+    classes = chosen.classes(at, own, dataset.class_names)
+    truth = positions(dataset.labels[dataset.rows("test")], classes)
+    return Problem(classes, {name: positions(labels, classes) for name, labels in own.items()}, truth[truth >= 0])
+
+
+def described(study: Study, chosen: Experiment) -> dict[str, Any]:
+    """All that determines an experiment's student before training, as plain JSON values."""
+    return chosen.student.described(study.student_input(chosen))
+
+
+def of_experiment(study: Study, at: str, chosen: Experiment, problem: Problem, data: str) -> list[Unit]:
+    """The units of an experiment.
+
+    Args:
+        study: the study.
+        at: its place, ``section.name``.
+        chosen: the experiment.
+        problem: its classes.
+        data: the data set's own hash.
+    """
+    return chosen.units(at, described(study, chosen), problem, study.shown(data))
+
+
+def student_print(study: Study, chosen: Experiment) -> str:
+    """Fingerprint of an experiment's student before training."""
+    return store.digest(described(study, chosen))
+
+
+def recipe(study: Study, chosen: Experiment) -> list[Any]:
+    """All in the configuration that determines an experiment beside its teachers' weights, as plain JSON."""
+    classes = [study.zoo.models[name].plain()["classes"] for name in chosen.teachers]
+    versions = {name: method.version for name, method in chosen.chosen().items()}
+    return [chosen.plain(), versions, classes, study.student_input(chosen).plain()]
+
+
+def size_hash(study: Study, chosen: Experiment) -> str:
+    """Hash of what determines how much memory and time an experiment takes."""
+    teachers = [[study.zoo.models[name].plain(), study.zoo.input_of(name).plain()] for name in chosen.teachers]
+    return store.digest([recipe(study, chosen), teachers, study.data.plain(), study.views("transfer")])
+
+
+# all of them
+
+
+@dataclass(frozen=True)
+class Job:
+    """The units of one student or experiment, as far as they are known.
+
+    Attributes:
+        student: its name; of an experiment ``section.name``.
+        units: of its controls, pairs, groups and search, or of the experiment.
+        experiment: the experiment; None of a student of the zoo.
+        known: whether the units have their keys; not before the data, the search, or the groups of an experiment are
+            known.
+    """
+
+    student: str
+    units: Sequence[Unit]
+    experiment: Experiment | None = None
+    known: bool = True
+
+
+def teachers_of(study: Study, layout: Layout) -> dict[str, list[str]]:
+    """Teachers of every student: the table of pairs where it is made, else those that the rule may choose."""
+    if pairs.needs_scores(study.pairs) and layout.table("pairs").exists():
+        table = schema.read(layout.table("pairs"), "pairs", ["teacher", "student"]).to_pylist()
+        chosen = [(row["teacher"], row["student"]) for row in table]
+    else:
+        chosen = pairs.candidates(study.names, study.pairs)
+    found: dict[str, list[str]] = {}
+    for teacher, student in chosen:
+        found.setdefault(student, []).append(teacher)
+    most = pairs.most(study.pairs)
+    return {student: teachers[:most] for student, teachers in found.items()}
+
+
+def jobs(study: Study, layout: Layout, teachers: Mapping[str, Sequence[str]]) -> Iterator[Job]:
+    """All units that a study requests, student by student, then experiment by experiment.
+
+    Args:
+        study: the study.
+        layout: where its files lie.
+        teachers: of every student, as ``teachers_of`` finds them.
+    """
+    data = data_hash(layout)
+    made, configured = plans(study, data), study.transfer.methods.chosen()
+    try:
+        resolved, searched = methods(study, layout), True
+    except KtError:
+        resolved, searched = configured, not study.transfer.candidates()
+    unsearched = {} if searched else {name: configured[name] for name in study.transfer.candidates()}
+    sure = {name: method for name, method in resolved.items() if name not in unsearched}
+    counts, accuracy = groups.count(study.names, study.groups.choose) if study.groups else {}, _accuracy(layout)
+    for student in dict.fromkeys([*teachers, *counts]):
+        mine = teachers.get(student, [])
+        units = of_student(study, made, sure, student, mine, controls=student in teachers)
+        units += of_search(study, made, student)
+        if student in counts and (sets := _sets(study, student, accuracy)):
+            units += of_sets(study, made, student, sets)
+        yield Job(student, units, known=bool(data))
+        unknown = of_student(study, made, unsearched, student, mine, controls=student in teachers) if unsearched else []
+        if student in counts and not _sets(study, student, accuracy):
+            assert study.groups is not None
+            stand_ins = [(student,) * groups.largest(study.groups.choose)] * counts[student]
+            unknown += of_sets(study, made, student, stand_ins)
+        if unknown:
+            yield Job(student, unknown, known=False)
+    yield from _experiments(study, layout)
+
+
+def _experiments(study: Study, layout: Layout) -> Iterator[Job]:
+    try:
+        dataset = Dataset.open(layout.data)
+    except KtError:
+        dataset = None
+    for rule, name, chosen in study.each_experiment():
+        at = f"{rule}.{name}"
+        if dataset:
+            problem = problem_of(study, at, chosen, dataset)
+            yield Job(at, of_experiment(study, at, chosen, problem, dataset.hash), chosen)
+        else:
+            made = Plans("", chosen.plan)
+            units = [
+                Unit(m, Plan(made.facts(m, seed), listed=True), at, names, seed) for m, names, seed in chosen.work()
+            ]
+            yield Job(at, units, chosen, known=False)
+
+
+def data_hash(layout: Layout) -> str:
+    """Hash of the decoded data set; empty where there is none."""
+    try:
+        return str(store.read_json(layout.data / "meta.json")["hash"])
+    except KtError:
+        return ""
+
+
+def _sets(study: Study, student: str, accuracy: Mapping[str, float]) -> list[tuple[str, ...]]:
+    """A student's groups; none where they go by accuracies that are not known yet."""
+    assert study.groups is not None
+    rule = study.groups.choose
+    if isinstance(rule, groups.Ranked) and not accuracy.keys() >= set(study.names):
+        return []
+    return groups.choose(student, study.names, rule, accuracy)
+
+
+def _accuracy(layout: Layout) -> dict[str, float]:
+    """The metric of the models on validation; none before the table of models is made."""
+    try:
+        rows = schema.read(layout.table("zoo"), "zoo", ["name", "acc_validation"]).to_pylist()
+    except KtError:
+        return {}
+    return {row["name"]: row["acc_validation"] for row in rows}

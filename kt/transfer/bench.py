@@ -1,0 +1,313 @@
+"""The bench of a job: one student, the models that it reads, and images and truths, on one device."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from kt.costs import EVALUATED
+from kt.data.datasets import Dataset
+from kt.data.inputs import IN_MEMORY, Inputs
+from kt.data.spec import InputSpec, ViewsSpec
+from kt.data.views import draw_views
+from kt.errors import KtError
+from kt.predictions import Logits
+from kt.tasks.task import Array, Task
+from kt.transfer import memory
+from kt.transfer.engine import State, weights_of
+from kt.transfer.experiments import Problem
+from kt.transfer.training import Training
+from kt.zoo.classes import positions
+from kt.zoo.inference import classes
+from kt.zoo.models import build
+
+log = logging.getLogger(__name__)
+
+Architecture = tuple[str, dict[str, Any]]
+"""``arch`` and ``args`` of a member or a student."""
+
+
+class Zoo(Protocol):
+    """The zoo as a job reads it, by names of members."""
+
+    def fingerprint(self, name: str) -> str:
+        """Hash of architecture, input and weights."""
+
+    def architecture(self, name: str) -> Architecture:
+        """Its ``arch`` and ``args``."""
+
+    def input_of(self, name: str) -> InputSpec:
+        """Its input: size, crop, normalisation."""
+
+    def load(self, name: str) -> nn.Module:
+        """The model with its weights."""
+
+    def fresh(self, name: str) -> nn.Module:
+        """Its architecture with fresh weights, from torch's global generator."""
+
+    def logits(self, name: str, split: str) -> Logits:
+        """Cached answers on all images of a split, float16 [N, …], memory-mapped."""
+
+    def predicted(self, name: str, split: str) -> Array:
+        """Its predicted classes on all images of a split, int64 [N]."""
+
+    def features(self, name: str, split: str) -> NDArray[np.float16]:
+        """Cached penultimate features, float16 [N, D]."""
+
+
+class Begun(NamedTuple):
+    """The student of a bench before training.
+
+    Attributes:
+        at: its place: in the configuration ``section.name`` of an experiment, else the name of a member.
+        architecture: ``arch`` and ``args``.
+        spec: its input.
+        channels: colour channels that it sees.
+        member: whether it is the member of the zoo called ``at``, whose weights it begins with.
+        given: makes the student of an experiment with given weights and so many outputs; None where they are fresh.
+    """
+
+    at: str
+    architecture: Architecture
+    spec: InputSpec
+    channels: int
+    member: bool = False
+    given: Callable[[int], nn.Module] | None = None
+
+
+class Settings(NamedTuple):
+    """Where and how trainings run.
+
+    Attributes:
+        training: epochs, batch size, optimiser, schedule.
+        checkpoints: folder of the checkpoints.
+        every: seconds between two checkpoints.
+        device: where students train.
+        stop: set to end the running training after its next step, with a checkpoint.
+        crops: fixed views of the transfer images, if any.
+        images: transfer images that a training draws by its seed; all when None.
+    """
+
+    training: Training
+    checkpoints: Path
+    every: float
+    device: torch.device
+    stop: Event
+    crops: ViewsSpec | None = None
+    images: int | None = None
+
+
+class Bench:
+    """One student, its teachers and images. The images of an experiment are those of its student's classes.
+
+    Args:
+        begun: the student before training.
+        zoo: its teachers.
+        task: what is learnt.
+        data: the data set.
+        settings: where and how trainings run.
+        problem: the classes of an experiment; None where student and teachers know all classes of the data.
+    """
+
+    def __init__(
+        self, begun: Begun, zoo: Zoo, task: Task, data: Dataset, settings: Settings, problem: Problem | None = None
+    ) -> None:
+        self.begun, self.zoo, self.task, self.data, self.settings, self.problem = (
+            begun,
+            zoo,
+            task,
+            data,
+            settings,
+            problem,
+        )
+        self.at, self.spec, self.device = begun.at, begun.spec, settings.device
+        self._views: dict[tuple[str, InputSpec], Inputs] = {}
+
+    # images
+
+    @cached_property
+    def chosen(self) -> dict[str, NDArray[np.int64]]:
+        """Images of each split that are used: positions in the split, int64 [n], in its order.
+
+        Position i + k · N is the k-th view of the i-th of N images. Of the student's classes, or without a truth.
+        """
+        splits = ("transfer", "validation", "test")
+        if self.problem is None:
+            return {split: np.arange(len(self.data.rows(split)) * self.views(split)) for split in splits}
+        found = {split: np.flatnonzero((self._where(split) >= 0) | (self._labels(split) < 0)) for split in splits}
+        for split, images in found.items():
+            if not len(images):
+                raise KtError(f"{self.at}: no image of the student's classes is in the split {split!r}")
+        return found
+
+    @property
+    def learnt_from(self) -> int:
+        """Number of chosen transfer images, each counted once, however many views of it there are."""
+        return len(self.chosen["transfer"]) // self.views("transfer")
+
+    def truth(self, split: str) -> Array:
+        """Truth of a split's chosen images, [n, …]; of an experiment's as the position among the student's classes."""
+        return self._where(split)[self.chosen[split]]
+
+    def _where(self, split: str) -> Array:
+        labels = self._labels(split)
+        return labels if self.problem is None else positions(labels, self.problem.classes)
+
+    def _labels(self, split: str) -> Array:
+        labels = self.data.labels[self.data.rows(split)]
+        return np.concatenate([labels] * self.views(split))
+
+    def views(self, split: str) -> int:
+        """How often a model sees every image of a split, in as many crops."""
+        crops = self.settings.crops
+        return crops.n if crops and split == "transfer" else 1
+
+    def images(self, split: str, some: NDArray[np.int64], spec: InputSpec) -> Inputs:
+        """Images of a split, by their positions there, as a model with some input sees them."""
+        rows, drawn = self.data.rows(split), None
+        if self.settings.crops and split == "transfer":
+            drawn = draw_views(self.settings.crops, rows, *self.data.images.shape[1:3]).at(some)
+        return Inputs(self.data.images, rows[some % len(rows)], spec, self.device, drawn=drawn)
+
+    def view(self, split: str, spec: InputSpec | None = None) -> Inputs:
+        """The chosen images of a split as a model with some input sees them; the student where None."""
+        place = (split, spec or self.spec)
+        if place not in self._views:
+            self._views[place] = self.images(split, self.chosen[split], place[1])
+        return self._views[place]
+
+    def shape(self, teacher: str | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of the input of the student, or of a teacher."""
+        if teacher is None:
+            return self.begun.channels, *self.spec.sides
+        return self.zoo.input_of(teacher).shape(self.data.channels)
+
+    def prepared(self, teachers: Sequence[str] = ()) -> int:
+        """Bytes of the images as the student sees them, and of those of transfer and validation as teachers do."""
+        seen = {(split, self.spec) for split in self.chosen}
+        seen |= {(split, self.zoo.input_of(name)) for name in teachers for split in ("transfer", "validation")}
+        return sum(
+            min(IN_MEMORY, 4 * len(self.chosen[split]) * math.prod(spec.shape(self.data.channels)))
+            for split, spec in seen
+        )
+
+    # teachers
+
+    @property
+    def outputs(self) -> int:
+        """Number of the student's outputs."""
+        return self.data.classes if self.problem is None else len(self.problem.classes)
+
+    def positions(self, teacher: str) -> NDArray[np.int64]:
+        """Position of a teacher's classes among those of an experiment's student, int64 [K']; −1 where not there."""
+        assert self.problem is not None
+        return self.problem.own[teacher]
+
+    def cached(self, teacher: str, split: str) -> torch.Tensor:
+        """A teacher's cached logits on the chosen images, float32 [n, K'], on the device."""
+        found = torch.from_numpy(self.zoo.logits(teacher, split)[self.chosen[split]])
+        return found.to(self.device, torch.float32)
+
+    def predicted(self, teacher: str, split: str) -> NDArray[np.int64]:
+        """A teacher's predictions on the chosen images as positions among the student's classes, int64 [n]."""
+        found = self.zoo.predicted(teacher, split)[self.chosen[split]]
+        return found if self.problem is None else self.positions(teacher)[found]
+
+    def teacher(self, name: str) -> nn.Module:
+        """A teacher on the device, in eval mode, without gradients."""
+        return self.zoo.load(name).to(self.device).eval().requires_grad_(False)
+
+    def untaught(self, name: str) -> nn.Module:
+        """The same with fresh weights, from torch's global generator."""
+        return self.zoo.fresh(name).to(self.device).eval().requires_grad_(False)
+
+    # students
+
+    @cached_property
+    def _member(self) -> tuple[nn.Module, State]:
+        student = self.zoo.load(self.at).to(self.device).to(memory_format=torch.channels_last)
+        return student, weights_of(student)
+
+    def model(self, name: str, weights: State | None = None) -> nn.Module:
+        """A member of the zoo to train: the student with given weights, or else its original ones; or another model."""
+        if name == self.at:
+            student, original = self._member
+            student.load_state_dict(weights or original)
+            return student
+        return self.zoo.load(name).to(self.device).to(memory_format=torch.channels_last)
+
+    def student(self, seed: int) -> nn.Module:
+        """The student with its first weights, on the device: fresh ones, or a fresh head, are those of the seed.
+
+        Raises:
+            KtError: it cannot be built, its weights cannot be had or are another architecture's, or it has another
+                number of outputs than classes.
+        """
+        if self.begun.member:
+            return self.model(self.at)
+        torch.manual_seed(seed)
+        (arch, args), shape, outputs = self.begun.architecture, self.shape(), self.outputs
+        try:
+            given = self.begun.given
+            model = given(outputs) if given else build(arch, args, outputs, self.begun.channels)
+        except KtError as error:
+            raise KtError(f"{self.at}.student: {str(error).removeprefix('zoo: ')}") from error
+        try:
+            with torch.no_grad():
+                found = copy.deepcopy(model).eval()(torch.zeros(1, *shape)).shape[-1]
+        except Exception as error:  # an architecture may raise anything
+            text = (str(error).splitlines() or [type(error).__name__])[0]
+            raise KtError(f"{self.at}.student: {arch} does not take an image of {list(shape)}: {text}") from error
+        if found != outputs:
+            raise KtError(f"{self.at}.student: {arch} has {found} outputs, but there are {outputs} classes")
+        return model.to(self.device).to(memory_format=torch.channels_last)
+
+    def instead(self, name: str) -> Bench:
+        """The same bench, with a teacher's architecture in the student's place."""
+        begun = self.begun._replace(
+            architecture=self.zoo.architecture(name), spec=self.zoo.input_of(name), channels=self.shape(name)[0],
+            given=None,
+        )  # fmt: skip
+        return Bench(begun, self.zoo, self.task, self.data, self.settings, self.problem)
+
+    # answers
+
+    def kept(self, model: nn.Module, split: str, spec: InputSpec | None = None) -> Array:
+        """What is kept of a model's answers to the chosen images of a split, [n, …]; the student's input where None."""
+        return classes(model, self.view(split, spec))
+
+    def value(self, model: nn.Module, split: str, spec: InputSpec | None = None) -> float:
+        """The task's metric of a model on the chosen images of a split."""
+        return self.task.value(self.task.scores(self.kept(model, split, spec), self.truth(split)))
+
+    # the job
+
+    def memory(self) -> int:
+        """Estimate, and log, the bytes that a plain training takes; on a GPU beside what is free."""
+        image = self.view("transfer")[slice(0, 1)]
+        needed = memory.estimate(self.student(0), image, self.settings.training)
+        free = ""
+        if self.device.type == "cuda":
+            free = f" of {torch.cuda.mem_get_info(self.device)[0] / 1e9:.2f} GB free"
+        log.info("a training of %s takes about %.2f GB of memory%s", self.at, needed / 1e9, free)
+        return needed
+
+    def at_once(self, pieces: int) -> int:
+        """Images in one forward pass of teachers, without gradients: fewer where batches are cut into parts."""
+        return max(1, EVALUATED // pieces)
+
+    def forget(self, key: str) -> None:
+        """Delete the checkpoints of a unit that needs them no more."""
+        for path in self.settings.checkpoints.glob(f"{key}*"):
+            path.unlink(missing_ok=True)
