@@ -26,9 +26,9 @@ from kt.study.check import check
 from kt.study.load import parse
 from kt.study.study import Study
 from kt.study.units import of_experiment, problem_of, student_print
-from kt.tasks.classification import Classification
+from kt.tasks.classification import Classification, positions
 from kt.transfer import amalgamate, memory
-from kt.transfer.bench import Begun, Bench, Settings
+from kt.transfer.bench import Begun, Bench, Settings, inspect
 from kt.transfer.experiments import Experiment, Problem
 from kt.transfer.ledger import pack, unpack
 from kt.transfer.methods.amalgamation import Amalgamation
@@ -37,7 +37,7 @@ from kt.transfer.rows import of_experiment as row_of
 from kt.transfer.session import Left
 from kt.transfer.session import compute as compute_unit
 from kt.transfer.unit import Unit, by_key
-from kt.zoo.classes import labels_of, positions
+from kt.zoo.classes import labels_of
 from kt.zoo.inference import logits
 from kt.zoo.spec import Member
 
@@ -532,7 +532,7 @@ def test_on_a_gpu_memory_must_do_for_the_smallest_pieces_and_elsewhere_for_a_bat
 def test_what_cannot_be_is_said_before_the_first_training(stored, tmp_path, changes, line):
     bench, chosen = make_bench(stored, tmp_path, **changes)
     with pytest.raises(KtError, match=line) as caught:
-        memory.inspect(bench, chosen)
+        inspect(bench, chosen)
     assert "\n" not in str(caught.value)
 
 
@@ -551,25 +551,25 @@ def test_a_student_of_the_wrong_width_is_refused(stored, tmp_path, monkeypatch):
     monkeypatch.setattr("kt.transfer.bench.build", lambda *_: Stubborn())
     bench, chosen = make_bench(stored, tmp_path)
     with pytest.raises(KtError, match=r"two\.student: resnet10t has 3 outputs, but there are 5 classes"):
-        memory.inspect(bench, chosen)
+        inspect(bench, chosen)
 
 
 def test_memory_is_said_and_too_little_of_it_is_an_error(stored, tmp_path, monkeypatch, caplog):
     bench, chosen = make_bench(stored, tmp_path)
     with caplog.at_level("INFO"):
-        found = memory.inspect(bench, chosen)
+        found = inspect(bench, chosen)
     assert list(found) == ["cfl", "kd", "supervised"]
     assert "GB of memory (training" in caplog.text
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     with pytest.raises(
         KtError, match=r"two\.methods\.cfl: needs about .* GB of memory .* lower training\.batch_size \(10\)"
     ):
-        memory.inspect(bench, chosen)
+        inspect(bench, chosen)
 
 
 def test_the_common_space_counts_with_gradients_moments_and_the_copies_of_its_weights(stored, tmp_path):
     bench, chosen = make_bench(stored, tmp_path, methods={"cfl": {"width": 16}, "kd": {}})
-    found = memory.inspect(bench, chosen)
+    found = inspect(bench, chosen)
     teachers = {name: bench.teacher(name) for name in chosen.teachers}
     learner = amalgamate.learner_of(bench, chosen.chosen()["cfl"], bench.student(0), teachers, 0)
     weights = 4 * sum(parameter.numel() for parameter in learner.spaces.parameters())

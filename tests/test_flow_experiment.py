@@ -27,7 +27,7 @@ from kt.errors import KtError
 from kt.study.load import parse
 from kt.study.units import of_experiment, problem_of, student_print
 from kt.transfer import memory
-from kt.transfer.bench import Bench
+from kt.transfer.bench import Bench, inspect
 from kt.transfer.flow import draw, restricted
 from kt.transfer.ledger import unpack
 from kt.transfer.methods.flow import FlowExperiment
@@ -290,18 +290,18 @@ def test_what_cannot_be_is_said_before_the_first_training(
 ) -> None:
     bench, chosen = make_bench(stored, tmp_path, **changes)
     with pytest.raises(KtError, match=line) as caught:
-        memory.inspect(bench, chosen)
+        inspect(bench, chosen)
     assert "\n" not in str(caught.value)
 
 
 def test_too_little_memory_is_an_error(stored: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, chosen = make_bench(stored, tmp_path)
-    memory.inspect(bench, chosen)
+    inspect(bench, chosen)
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     with pytest.raises(
         KtError, match=r"flow\.two\.methods\.finetune_teacher: needs about .* lower training\.batch_size \(10\)"
     ):
-        memory.inspect(bench, chosen)
+        inspect(bench, chosen)
 
 
 # the whole workflow

@@ -22,7 +22,7 @@ from kt.data.strict_yaml import load_names
 from kt.data.walk import entries, is_folder, is_hidden, subfolders
 from kt.errors import KtError, listed, nearest
 from kt.spec import as_written
-from kt.tasks.task import named
+from kt.tasks import named
 
 TRAINING = frozenset(["train", "training"])
 USUAL = TRAINING | {"val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}

@@ -19,7 +19,7 @@ from kt.data.listing import BUILTIN, DEFAULT_PART, Listing, npz
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
 from kt.errors import KtError, nearest, quoted, short, unknown
 from kt.spec import RULE, Place, as_written, beside, check_all
-from kt.tasks.task import named
+from kt.tasks import named
 
 TORCHVISION = (
     "cifar10",

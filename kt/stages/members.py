@@ -22,9 +22,10 @@ from kt.stages.common import build, known_model, metadata, pick_device
 from kt.study.check import check_checkpoints, check_classes, check_splits
 from kt.study.study import Study
 from kt.tables import gather, schema
+from kt.tasks.classification import positions
 from kt.zoo import preview as previewing
 from kt.zoo import registry
-from kt.zoo.classes import better_order, labels_of, positions
+from kt.zoo.classes import better_order, labels_of
 from kt.zoo.knowledge import read_overrides, read_published
 from kt.zoo.members import check_heads
 
@@ -40,7 +41,7 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     check_heads(study.zoo, registry.load(study.zoo.modules), needs)
     check_checkpoints(study, lambda _: dataset.channels, needs)
     _warn_of_size(study, dataset.images.shape[1:3])
-    units.inspect(study, layout, threads)
+    units.inspect_experiments(study, layout, threads)
     log.info("data: %s: %s", as_written(study.data.source), datasets.summary(facts))
 
 

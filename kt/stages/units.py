@@ -73,7 +73,7 @@ def groups(study: Study, layout: Layout, student: str, out: Path, threads: int) 
         raise KtError(f"groups: the configuration has no group of teachers for {student!r}")
     rule, value, dataset = study.groups.choose, None, Dataset.open(layout.data)
     if isinstance(rule, grouping.Ranked):
-        task, truth = study.task, dataset.labels[dataset.rows("validation")]
+        task, truth = study.task, dataset.truth[dataset.rows("validation")]
         found = predictions.read_all({name: layout.predictions(name) for name in study.names}, "validation")
         value = {name: task.value(task.scores(p.kept, truth)) for name, p in found.items()}
     sets = grouping.choose(student, study.names, rule, value)
@@ -231,7 +231,7 @@ class Pairs(Job):
         self, study: Study, layout: Layout, student: str, teachers: Sequence[str], split: str = "test"
     ) -> None:
         super().__init__(study, layout, student, [student, *teachers])
-        self.truth = self.dataset.labels[self.dataset.rows(split)]
+        self.truth = self.dataset.truth[self.dataset.rows(split)]
         found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, split)
         self.answers: dict[str, Array] = {name: p.kept for name, p in found.items()}
         self.before = self.answers.pop(student)
@@ -296,7 +296,7 @@ class Alone(Job):
         return _inspected(self.study, self.layout, self.at, self.chosen, self.problem, zoo, threads)
 
 
-def inspect(study: Study, layout: Layout, threads: int) -> None:
+def inspect_experiments(study: Study, layout: Layout, threads: int) -> None:
     """Find what every experiment takes, before anything is trained; raises ``KtError`` where one cannot be."""
     dataset = Dataset.open(layout.data)
     for rule, name, chosen in study.each_experiment():
@@ -309,8 +309,7 @@ def _inspected(
     study: Study, layout: Layout, at: str, chosen: Experiment, problem: Problem, zoo: ZooFiles, threads: int
 ) -> Bench:
     """The bench of an experiment, whose needs are found and kept."""
-    from kt.transfer import memory
-    from kt.transfer.bench import Begun
+    from kt.transfer.bench import Begun, inspect
     from kt.zoo import models
 
     models.import_modules(study.zoo.modules)
@@ -320,7 +319,7 @@ def _inspected(
     begun = Begun(at, (student.arch, student.args), spec, colours, given=given)
     bench = _bench(study, layout, begun, zoo, chosen, threads, problem)
     rule, name = at.split(".", 1)
-    write_needs(layout.needs(rule, name), requested.size_hash(study, chosen), memory.inspect(bench, chosen))
+    write_needs(layout.needs(rule, name), requested.size_hash(study, chosen), inspect(bench, chosen))
     return bench
 
 

@@ -43,7 +43,7 @@ class Survey:
         basis: how many of the missing units rest on what, see ``kt.costs.BASES``.
         pace: what the estimate rests on.
         assumed: where trainings will run, as far as that is known before the first.
-        damaged: keys of damaged records in the ledger.
+        damaged: keys of requested units whose records in the ledger are damaged.
         retriable: keys of failed units that another try may mend.
     """
 
@@ -121,10 +121,9 @@ def survey(study: Study, layout: Layout, read_ledger: Callable[[Path], list[Entr
     state = Survey(images, members(layout, study.members), pairs=sum(map(len, teachers.values())))
     prints = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
     entries = read_ledger(layout.ledger)
-    state.damaged = [entry.key for entry in entries if entry.status == "damaged"]
     state.retriable = [e.key for e in entries if e.status == "failed" and e.cause not in FINAL_CAUSES]
     state.pace = _pace(study, state.models, entries, prints)
-    by_key = {entry.key: entry for entry in entries if entry.status != "damaged"}
+    by_key = {entry.key: entry for entry in entries}
     count = _Count(state, by_key, study.transfer.training, images.get("transfer", 0))
     if study.trains_together:
         count.shared = _shared(units.jobs(study, layout, teachers))
@@ -137,6 +136,7 @@ def survey(study: Study, layout: Layout, read_ledger: Callable[[Path], list[Entr
             needs = read_needs(layout.needs(*job.student.split(".", 1)), units.size_hash(study, job.experiment))
             state.pace = state.pace.of_experiment(job.student, needs, images.get("validation", 0), done, left)
     state.failures = [(text, student) for _, text, student in sorted(count.failures, reverse=True)]
+    state.damaged = sorted(count.damaged)
     state.pairs_done = state.pairs - len(count.open_pairs)
     _estimate(state)
     if study.device != "auto" or set(state.basis) == {BASES[4]}:  # an assumed speed is a GPU's, but for `cpu`
@@ -168,6 +168,7 @@ class _Count:
         self.shared: Counter[tuple[frozenset[str], str, int]] = Counter()
         self.open_pairs: set[tuple[str, str]] = set()
         self.failures: list[tuple[int, str, str]] = []
+        self.damaged: set[str] = set()
         self._counted: set[str] = set()
         self._seen: dict[tuple[int, int], float] = {}
 
@@ -186,6 +187,9 @@ class _Count:
         for unit in job.units:
             state.units += 1
             entry = self._entry(unit, prints) if prints and self.entries else None
+            if entry and entry.status == "damaged":
+                self.damaged.add(entry.key)
+                entry = None
             if entry is None:
                 seen = self.seen(job, unit)
                 if job.experiment:

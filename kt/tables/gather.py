@@ -17,9 +17,8 @@ from kt import predictions
 from kt.errors import KtError
 from kt.predictions import Answers, Prediction
 from kt.tables import schema
-from kt.tasks.classification import Classification
+from kt.tasks.classification import Classification, positions
 from kt.tasks.task import Task
-from kt.zoo.classes import positions
 
 CLASSIFICATION = Classification()
 

@@ -6,7 +6,7 @@ Source: CFL.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,8 +30,9 @@ from kt.zoo.inference import autocast
 from kt.zoo.models import macs
 from kt.zoo.stages import common_grids, features_of, meet, with_features
 
-if TYPE_CHECKING:
-    from kt.transfer.methods.amalgamation import CFL, Taught
+CFL: TypeAlias = Any
+Taught: TypeAlias = Any
+"""Methods of ``kt.transfer.methods.amalgamation``, which import this module when they run."""
 
 
 def scores(bench: Bench, teachers: Sequence[str], split: str, softmax: bool = False) -> Tensor:
@@ -80,7 +81,8 @@ def with_common_features(session: Session, method: CFL, teachers: Sequence[str],
 
     def loss(output: Output, batch: Samples) -> Tensor:
         common = method.mmd_weight * output.mmd(method.sigmas) + method.reconstruction_weight * output.reconstruction
-        return soft_cross_entropy(batch.targets, output.logits) + common
+        total: Tensor = soft_cross_entropy(batch.targets, output.logits) + common
+        return total
 
     moving = [*rates(method, student), (learner.spaces, method.block_lr)]
     trained = session.fit(learner, student, images, known, loss, rates=moving, whole=True)

@@ -16,20 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kt.costs import EVALUATED
+from kt.costs import EVALUATED, Needs
 from kt.data.datasets import Dataset
 from kt.data.inputs import IN_MEMORY, Inputs
 from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import draw_views
 from kt.errors import KtError
 from kt.predictions import Logits
+from kt.tasks.classification import positions
 from kt.tasks.task import Array, Task
 from kt.transfer import memory
 from kt.transfer.engine import State, weights_of
-from kt.transfer.experiments import Problem
+from kt.transfer.experiments import Experiment, Problem
 from kt.transfer.training import Training
-from kt.zoo.classes import positions
-from kt.zoo.inference import classes
+from kt.zoo.inference import kept
 from kt.zoo.models import build
 
 log = logging.getLogger(__name__)
@@ -165,8 +165,7 @@ class Bench:
         return labels if self.problem is None else positions(labels, self.problem.classes)
 
     def _labels(self, split: str) -> Array:
-        labels = self.data.labels[self.data.rows(split)]
-        return np.concatenate([labels] * self.views(split))
+        return np.concatenate([self.data.truth[self.data.rows(split)]] * self.views(split))
 
     def views(self, split: str) -> int:
         """How often a model sees every image of a split, in as many crops."""
@@ -207,7 +206,9 @@ class Bench:
     @property
     def outputs(self) -> int:
         """Number of the student's outputs."""
-        return self.data.classes if self.problem is None else len(self.problem.classes)
+        if self.problem is None:
+            return self.task.outputs(self.data.truth, list(self.data.class_names))
+        return len(self.problem.classes)
 
     def positions(self, teacher: str) -> NDArray[np.int64]:
         """Position of a teacher's classes among those of an experiment's student, int64 [K']; −1 where not there."""
@@ -285,7 +286,7 @@ class Bench:
 
     def kept(self, model: nn.Module, split: str, spec: InputSpec | None = None) -> Array:
         """What is kept of a model's answers to the chosen images of a split, [n, …]; the student's input where None."""
-        return classes(model, self.view(split, spec))
+        return kept(model, self.view(split, spec), self.truth(split), self.task)
 
     def value(self, model: nn.Module, split: str, spec: InputSpec | None = None) -> float:
         """The task's metric of a model on the chosen images of a split."""
@@ -311,3 +312,33 @@ class Bench:
         """Delete the checkpoints of a unit that needs them no more."""
         for path in self.settings.checkpoints.glob(f"{key}*"):
             path.unlink(missing_ok=True)
+
+
+def inspect(bench: Bench, experiment: Experiment) -> dict[str, Needs]:
+    """Fail where an experiment cannot be: called before anything is trained, with teachers of fresh weights.
+
+    Returns:
+        What a training by each of its methods takes, by the method's name.
+
+    Raises:
+        KtError: the student cannot be built, its outputs are not its classes, a batch has too many images, or memory
+            does not suffice.
+    """
+    experiment.fits(bench)
+    student, images, methods = bench.student(experiment.seeds[0]), bench.learnt_from, experiment.chosen()
+    trainings = {"training": experiment.plan}
+    trainings |= {f"methods.{name}.training": method.trained(experiment.plan) for name, method in methods.items()}
+    for key, training in trainings.items():
+        if training.batch_size > images:
+            what = f"{images} transfer images of the student's classes"
+            raise KtError(f"{bench.at}.{key}.batch_size: {training.batch_size}, but there are {what}")
+    found = {
+        name: method.needs(bench, experiment.teachers)
+        or memory.needs(student, bench.shape(), method.trained(experiment.plan), {"images": bench.prepared()})
+        for name, method in methods.items()
+        if method.trains
+    }
+    if found:
+        name, most = max(found.items(), key=lambda one: one[1].total(one[1].batch))
+        memory.check(f"{bench.at}.methods.{name}", most, bench.device)
+    return found

@@ -29,7 +29,6 @@ from kt.zoo.spec import FineTune, Member, Recipe, ZooSpec
 
 if TYPE_CHECKING:
     from kt.tasks.task import Task
-    from kt.transfer.bench import Bench
 
 Labels = NDArray[int64]
 
@@ -226,8 +225,11 @@ class Experiment(Spec):
             raise KtError(f"{at}.teachers: {quoted(list(self.teachers))} names a teacher twice")
         return self.model_copy(update={"student": self.student.complete(f"{at}.student", zoo, known)})
 
-    def fits(self, bench: Bench) -> None:
+    def fits(self, bench: Any) -> None:
         """Fail where images or classes are not what the methods need; called before anything is trained.
+
+        Args:
+            bench: the ``kt.transfer.bench.Bench`` of the experiment.
 
         Raises:
             KtError: they are not.

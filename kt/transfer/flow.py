@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,8 +26,11 @@ from kt.zoo.inference import autocast
 from kt.zoo.models import macs
 from kt.zoo.stages import find
 
-if TYPE_CHECKING:
-    from kt.transfer.methods.flow import Distilled, FineTuned, KnowledgeFlow, Scratch
+Distilled: TypeAlias = Any
+FineTuned: TypeAlias = Any
+KnowledgeFlow: TypeAlias = Any
+Scratch: TypeAlias = Any
+"""Methods of ``kt.transfer.methods.flow``, which import this module when they run."""
 
 Loss = Callable[[Tensor, Samples], Tensor]
 Shape = tuple[int, int, int]
@@ -206,7 +209,8 @@ def distil(session: Session, method: Distilled, teachers: Sequence[str], seed: i
             restricted(logits, batch.truth, teacher[batch.positions], known, method.temperature)
             for teacher, known in zip(cached, columns, strict=True)
         ]
-        return _labels(logits, batch) + method.weight * torch.stack(terms).sum(0)
+        total: Tensor = _labels(logits, batch) + method.weight * torch.stack(terms).sum(0)
+        return total
 
     return _alone(session, bench.student(seed), loss, drawn)
 

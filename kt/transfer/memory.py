@@ -7,7 +7,6 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,6 @@ from kt.errors import KtError
 from kt.transfer.failures import most_pieces
 from kt.transfer.training import Training
 from kt.zoo.models import macs
-
-if TYPE_CHECKING:
-    from kt.transfer.bench import Bench
-    from kt.transfer.experiments import Experiment
 
 COPIES = {"adamw": 2, "adam": 2, "sgd": 1}
 """Values that an optimiser keeps for each weight; `sgd` has none without momentum."""
@@ -120,33 +115,3 @@ def available(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def inspect(bench: Bench, experiment: Experiment) -> dict[str, Needs]:
-    """Fail where an experiment cannot be: called before anything is trained, with teachers of fresh weights.
-
-    Returns:
-        What a training by each of its methods takes, by the method's name.
-
-    Raises:
-        KtError: the student cannot be built, its outputs are not its classes, a batch has too many images, or memory
-            does not suffice.
-    """
-    experiment.fits(bench)
-    student, images, methods = bench.student(experiment.seeds[0]), bench.learnt_from, experiment.chosen()
-    trainings = {"training": experiment.plan}
-    trainings |= {f"methods.{name}.training": method.trained(experiment.plan) for name, method in methods.items()}
-    for key, training in trainings.items():
-        if training.batch_size > images:
-            what = f"{images} transfer images of the student's classes"
-            raise KtError(f"{bench.at}.{key}.batch_size: {training.batch_size}, but there are {what}")
-    found = {
-        name: method.needs(bench, experiment.teachers)
-        or needs(student, bench.shape(), method.trained(experiment.plan), {"images": bench.prepared()})
-        for name, method in methods.items()
-        if method.trains
-    }
-    if found:
-        name, most = max(found.items(), key=lambda one: one[1].total(one[1].batch))
-        check(f"{bench.at}.methods.{name}", most, bench.device)
-    return found

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kt.costs import Needs
-    from kt.transfer.bench import Bench
     from kt.transfer.ledger import Record
     from kt.transfer.samples import Samples, SlowWeights
-    from kt.transfer.session import Session
 
 
 class Method(Spec):
@@ -156,17 +154,28 @@ class Method(Spec):
         """Cost of a unit, in trainings of one model."""
         return 1 if self.trains else 0
 
-    def needs(self, bench: Bench, teachers: Sequence[str]) -> Needs | None:
+    def needs(self, bench: Any, teachers: Sequence[str]) -> Needs | None:
         """Memory and operations of a training in an experiment; None where the student alone is trained.
+
+        Args:
+            bench: a ``kt.transfer.bench.Bench``.
+            teachers: names.
 
         Raises:
             KtError: a part of the learner cannot be built.
         """
         return None
 
-    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
-        """The outcome of a unit: that of one training."""
-        return session.outcome(session.train(self, teachers, seed))
+    def run(self, session: Any, teachers: Sequence[str], seed: int) -> Record:
+        """The outcome of a unit: that of one training.
+
+        Args:
+            session: the ``kt.transfer.session.Session`` of the unit.
+            teachers: names; none for a control.
+            seed: of the training.
+        """
+        outcome: Record = session.outcome(session.train(self, teachers, seed))
+        return outcome
 
 
 @cache

@@ -24,7 +24,7 @@ from kt.transfer.method import Method
 from kt.transfer.optimise import Rates
 from kt.transfer.samples import Samples
 from kt.transfer.unit import Unit
-from kt.zoo.inference import logits
+from kt.zoo.inference import answers
 
 Order = Literal["ascending", "descending", "random", "given"]
 
@@ -318,7 +318,7 @@ class Session:
 
     def _now(self, start: State) -> Tensor:
         """Logits of the student as it is, rounded as cached ones are; float32 [N, C]."""
-        now = logits(self.bench.model(self.student, start), self.bench.view("transfer"))
+        now = answers(self.bench.model(self.student, start), self.bench.view("transfer"), self.task)
         return torch.from_numpy(now).to(self.bench.device, torch.float32)
 
     def _takes(self, learner: nn.Module, members: list[tuple[str, nn.Module]]) -> None:

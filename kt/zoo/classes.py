@@ -52,19 +52,6 @@ def labels_named(at: str, classes: Sequence[int | str], known: Sequence[str]) ->
     return np.array(found, np.int64)
 
 
-def positions(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each label stands among ``classes``, int64 [N]; −1 for a label that is not one of them.
-
-    Args:
-        labels: of the data set, int64 [N]; negative where there is none.
-        classes: distinct labels, int64 [K].
-    """
-    where = np.full(max(int(classes.max()), int(labels.max(initial=-1))) + 2, -1, np.int64)
-    where[classes] = np.arange(len(classes))
-    found: NDArray[np.int64] = where[labels.clip(-1)]
-    return found
-
-
 Permutation = NDArray[np.int64]
 """The class that each output stands for, [K]."""
 

@@ -183,7 +183,7 @@ class FlowExperiment(Experiment):
         """Those that are drawn."""
         return min(images, self.images or images)
 
-    def fits(self, bench: Bench) -> None:
+    def fits(self, bench: Any) -> None:
         """Fail where images, batches or classes do not fit.
 
         Raises:
