@@ -1,10 +1,10 @@
-"""A million rows of transfers analysed, bootstrap included.
+"""Time and memory of ``kt analyse`` on a million rows of transfers, bootstrap included.
 
     taskset -c 0,1 python benchmarks/analysis.py --rows 1000000
 
-A simulated zoo, all ordered pairs, several methods and seeds, is written as Parquet; ``kt analyse`` reads it and writes
-its tables. The last line is JSON: rows, seconds from reading to writing, peak memory of the process, and the number
-of bootstrap samples.
+Simulates a zoo with all ordered pairs and several methods and seeds, and writes it as Parquet; ``kt analyse`` reads it
+and writes its tables. The last line is JSON: rows, seconds from reading to writing, peak memory of the process, and the
+number of bootstrap samples.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ METHODS, SEEDS = ("kl", "kl_dp", "kl_dp_unsup", "xekl"), 3
 
 
 def main() -> None:
-    """Simulate, analyse in a process of its own, and print what it took."""
+    """Simulate, analyse in a separate process, and print time and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of transfers (default: %(default)s)")
     parser.add_argument("--bootstrap", type=int, default=1_000, help="bootstrap samples (default: %(default)s)")

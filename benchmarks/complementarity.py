@@ -1,23 +1,23 @@
-"""Complementarity of all ordered pairs, done our way and the usual way, in one run.
+"""Time and memory of the complementarity of all ordered pairs, compared with plain loops in one run.
 
-Made-up predicted classes of a zoo lie in a file, as the pipeline's do; what is timed is all that the stage does with
-them: from that file to the Parquet table of all ordered pairs (flips, entropy, expertise counts, agreement, kappa,
-double fault, Q).
+Simulated predicted classes of a zoo are in a file, like those of the pipeline. Timed is the whole stage: from that file
+to the Parquet table of all ordered pairs (flips, entropy, expertise counts, agreement, kappa, double fault, Q).
 
-- `ratio_per_pair`: a plain loop over classes and images counts the flips of a few pairs, as the code published with
-  the measure does; the ratio is its CPU seconds a pair to ours, agreement and writing included. Flips, entropy and
-  expertise must be the same. `ratio_one_pass` is to a loop that passes over the images once.
-- `ratio_add_one`: CPU seconds for a table of 1,001 models from nothing, to those from the table of 1,000 of them.
+- `ratio_per_pair`: CPU seconds per pair of a plain loop over classes and images, as in the code published with the
+  measure, divided by ours, which include agreement and writing. The loop runs on a few pairs; its flips, entropy and
+  expertise must equal ours. `ratio_one_pass` is the ratio for a loop that passes over the images once.
+- `ratio_add_one`: CPU seconds for a table of 1,001 models from scratch, divided by those for adding one model to a
+  table of 1,000.
 - `peak_gb_images`: peak memory for 300 models with 100,000 and with 400,000 images.
-- `seconds_capa`: the table with CAPA alone beside the flips, for 300 models; made-up logits (float16) are copied from
-  memory, so that no disk is measured. A few pairs are held against the plain sum.
+- `seconds_capa`: the table with flips and CAPA only, for 300 models. Simulated logits (float16) are copied from memory,
+  so that no disk is measured. A few pairs are compared with the plain sum.
 
     python benchmarks/complementarity.py                 # 300 models × 50,000 images × 1,000 classes
     python benchmarks/complementarity.py --whole-zoo     # 1,826 models: 3.3 million pairs
     python benchmarks/complementarity.py --capa          # 300 models, CAPA alone
 
-The last line is JSON. `seconds` are wall time on `--threads` threads, `cpu_seconds` what they worked: ratios are of the
-latter, since other work on the machine stretches the former. Every part runs in a process of its own, so that its peak
+The last line is JSON. `seconds` are wall time on `--threads` threads, `cpu_seconds` their CPU time. Ratios are of CPU
+time, because other work on the machine lengthens wall time. Every part runs in a separate process, so that its peak
 memory is its own.
 """
 
@@ -48,14 +48,14 @@ from kt.tables.of_study import SHARES
 
 CLASSES = 1000
 PATTERN = 1 << 12
-"""Rows of noise that all made-up logits are cut from."""
+"""Rows of noise from which all simulated logits are taken."""
 COUNTED = ComplementaritySpec(measures=("agreement", "kappa", "double_fault", "q_statistic"))
 CAPA = ComplementaritySpec(measures=("capa",))
 
 
 @dataclass(frozen=True)
 class MadeUp:
-    """Models of 65 to 85 % accuracy that find the same images hard; their predicted classes lie in a file."""
+    """Simulated models of 65 to 85 % accuracy that find the same images hard; their predicted classes are in a file."""
 
     file: Path
     models: int
@@ -68,11 +68,11 @@ class MadeUp:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """As many images of every class as of any other, shuffled."""
+        """Labels with the same number of images per class, shuffled."""
         return np.random.default_rng(0).permutation(np.arange(self.images) % CLASSES)
 
     def write(self) -> None:
-        """Make the file, one model at a time."""
+        """Write the file, one model at a time."""
         hardness = np.random.default_rng(1).standard_normal(self.images, np.float32)
         with self.file.open("wb") as file:
             for model in range(self.models):
@@ -81,36 +81,36 @@ class MadeUp:
                 wrong = (self.labels + rng.integers(1, CLASSES, self.images)) % CLASSES
                 np.where(right, self.labels, wrong).astype(np.uint16).tofile(file)
 
-    def predicted(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
+    def kept(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
         """Predicted classes of one model."""
         start, stop, _ = rows.indices(self.images)
         return np.fromfile(self.file, np.uint16, stop - start, offset=2 * (model * self.images + start))
 
     def content(self, model: int) -> str:
-        """Stands for the hash in a predictions file."""
+        """Substitute for the hash in a predictions file."""
         return f"{model} of {self.images} images"
 
     @cached_property
     def noise(self) -> NDArray[np.float16]:
-        """Logits of no class in particular."""
+        """Logits that favour no class, float16 [PATTERN, CLASSES]."""
         return np.random.default_rng(4).standard_normal((PATTERN, CLASSES), np.float32).astype(np.float16)
 
     def logits(self, model: int, rows: slice) -> NDArray[np.floating]:
-        """Noise, other rows of it for every model, and more for the predicted class."""
+        """Noise, from different rows for every model, raised for the predicted class."""
         start, stop, _ = rows.indices(self.images)
         logits = self.noise.take(np.arange(start + 131 * model, stop + 131 * model) % PATTERN, 0)
-        logits[np.arange(stop - start), self.predicted(model, rows)] += np.float16(9)
+        logits[np.arange(stop - start), self.kept(model, rows)] += np.float16(9)
         return logits
 
     def features(self, model: int, rows: slice) -> NDArray[np.floating]:
-        """There are none."""
+        """Not simulated."""
         raise NotImplementedError
 
     top = features
 
 
 def stage(zoo: MadeUp, out: Path, threads: int, spec: ComplementaritySpec = COUNTED) -> tuple[float, float, int]:
-    """Make or renew the table: seconds, CPU seconds, and pairs measured."""
+    """Make or update the table: seconds, CPU seconds, and pairs measured."""
     labels, start, worked = zoo.labels, time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(threads) as pool:
         made = table.make(zoo, labels, CLASSES, "test", spec, out, pool)
@@ -119,7 +119,7 @@ def stage(zoo: MadeUp, out: Path, threads: int, spec: ComplementaritySpec = COUN
 
 
 def areas(flips: list[int]) -> tuple[float, list[int]]:
-    """Entropy and number of classes in each area of expertise, plainly."""
+    """Entropy and number of classes in each area of expertise, computed plainly."""
     total, sizes = sum(flips), []
     for share in SHARES:
         held = size = 0
@@ -132,7 +132,7 @@ def areas(flips: list[int]) -> tuple[float, list[int]]:
 
 
 def loop(labels: list[int], teacher: list[int], student: list[int]) -> tuple[float, list[int]]:
-    """Classes × images."""
+    """Entropy and areas by a loop over classes and images."""
     flips = [0] * CLASSES
     for c in range(CLASSES):
         for y, t, s in zip(labels, teacher, student, strict=True):
@@ -142,7 +142,7 @@ def loop(labels: list[int], teacher: list[int], student: list[int]) -> tuple[flo
 
 
 def one_pass(labels: list[int], teacher: list[int], student: list[int]) -> tuple[float, list[int]]:
-    """Images once."""
+    """Entropy and areas by one pass over the images."""
     flips = [0] * CLASSES
     for y, t, s in zip(labels, teacher, student, strict=True):
         if t == y and s != y:
@@ -151,14 +151,14 @@ def one_pass(labels: list[int], teacher: list[int], student: list[int]) -> tuple
 
 
 def by_loops(zoo: MadeUp, out: Path, pairs: int) -> dict[str, float]:
-    """CPU seconds a pair of both loops, on a few pairs of the table, after their results are found to be the same."""
+    """CPU seconds per pair of both loops, on a few pairs of the table; stops if their results differ from ours."""
     everything, labels = slice(0, zoo.images), zoo.labels.tolist()
     numbers = np.random.default_rng(3).integers(0, zoo.models * (zoo.models - 1), pairs)
     columns = ["teacher", "student", "class_entropy", *(f"expertise_{share}" for share in SHARES)]
     found = pq.read_table(out, columns=columns).take(numbers).to_pylist()
     seconds = {"loop": 0.0, "one_pass": 0.0}
     for row in found:
-        models = [zoo.predicted(zoo.names.index(row[role]), everything).tolist() for role in ("teacher", "student")]
+        models = [zoo.kept(zoo.names.index(row[role]), everything).tolist() for role in ("teacher", "student")]
         for name, way in (("loop", loop), ("one_pass", one_pass)):
             start = time.process_time()
             entropy, sizes = way(labels, *models)
@@ -170,7 +170,7 @@ def by_loops(zoo: MadeUp, out: Path, pairs: int) -> dict[str, float]:
 
 
 def check_capa(zoo: MadeUp, out: Path, pairs: int) -> None:
-    """Stop where CAPA of a pair is not what its definition gives, in float64."""
+    """Stop if CAPA of a pair differs from its definition, computed in float64."""
     everything, at = slice(0, zoo.images), np.arange(zoo.images)
     numbers = np.random.default_rng(3).integers(0, zoo.models * (zoo.models - 1), pairs)
     for row in pq.read_table(out, columns=["teacher", "student", "capa"]).take(numbers).to_pylist():
@@ -185,7 +185,7 @@ def check_capa(zoo: MadeUp, out: Path, pairs: int) -> None:
 
 
 def part(name: str, folder: Path, threads: int, sample: int) -> dict[str, float]:
-    """One part of the benchmark, in this process."""
+    """Run one part of the benchmark in this process."""
     models, images = {"300": (300, 50_000), "1826": (1826, 50_000), "add": (1001, 50_000), "capa": (300, 50_000)}.get(
         name, (300, 0)
     )
@@ -198,7 +198,7 @@ def part(name: str, folder: Path, threads: int, sample: int) -> dict[str, float]
         again, cpu_again, everything = stage(zoo, folder / "again.parquet", threads)
         same = pq.read_table(out).equals(pq.read_table(folder / "again.parquet"))
         if not same or everything != 1001 * 1000:
-            raise SystemExit("adding a model gives another table than making it from nothing")
+            raise SystemExit("adding a model gives a different table from computing it from scratch")
         seconds = {"seconds_add_one": added, "seconds_1001": again}
         return {**seconds, "pairs_add_one": measured, "ratio_add_one": cpu_again / cpu_added}
     seconds, cpu, measured = stage(zoo, out, threads, CAPA if name == "capa" else COUNTED)
@@ -218,7 +218,7 @@ def part(name: str, folder: Path, threads: int, sample: int) -> dict[str, float]
 
 
 def apart(name: str, threads: int, sample: int) -> dict[str, float]:
-    """A part in a process of its own."""
+    """Run a part in a separate process."""
     with TemporaryDirectory() as folder:
         options = ["--part", name, "--folder", folder, "--threads", str(threads), "--sample", str(sample)]
         done = subprocess.run([sys.executable, __file__, *options], check=True, stdout=subprocess.PIPE, text=True)
@@ -231,9 +231,9 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--whole-zoo", action="store_true", help="1,826 models instead of 300")
-    parser.add_argument("--capa", action="store_true", help="the part with CAPA alone")
+    parser.add_argument("--capa", action="store_true", help="only the part with CAPA")
     parser.add_argument("--threads", type=int, default=2, help="threads (default: %(default)s)")
-    parser.add_argument("--sample", type=int, default=3, help="pairs that the loops do (default: %(default)s)")
+    parser.add_argument("--sample", type=int, default=3, help="pairs for the plain loops (default: %(default)s)")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

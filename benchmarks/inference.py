@@ -1,12 +1,12 @@
-"""Do 95 % intervals for pairs that share models hold the truth 95 times in 100?
+"""Coverage of 95 % intervals for pairs that share models.
 
-Deltas of all ordered pairs (or some) are a teacher's effect + a student's effect + noise; a property of teachers and
-one of pairs, both without any effect, are regressed on. Ours are the dyadic-robust intervals of
-``kt.analysis.dyadic.ols``, `ordinary` those that take pairs for independent, `bootstrap` those over models.
+Simulated deltas of all ordered pairs (or some) are a teacher's effect + a student's effect + noise. The regression has
+a property of teachers and one of pairs, both without any effect. `dyadic` are the dyadic-robust intervals of
+``kt.analysis.dyadic.ols``, `ordinary` those that assume independent pairs, `bootstrap` those over models.
 
     python benchmarks/inference.py --simulations 1000
 
-Prints coverage in percent of each, for the mean, the teacher's property and the pair's. The last line is JSON.
+Prints the coverage of each in percent, for the mean, the teacher's property and the pair's. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import numpy as np
 from scipy import stats
 
-from kt.analysis import resample
+from kt.analysis import statistics
 from kt.analysis.dyadic import Dyads, ols
 
 SETTINGS = {  # standard deviations of teachers, students and noise
@@ -49,8 +49,8 @@ def coverage(setting: str, models: int, share: float, simulations: int, draws: i
         low, high = fit.interval()
         covered["dyadic"] += (low <= 0) & (high >= 0)
         covered["ordinary"] += np.abs(fit.beta) <= stats.norm.ppf(0.975) * fit.se_iid
-        sample = resample.slopes(y, x, t, s, resample.weights(models, draws, rng))
-        ends = [resample.interval(column) for column in sample.T]
+        sample = statistics.slopes(y, x, t, s, statistics.weights(models, draws, rng))
+        ends = [statistics.interval(column) for column in sample.T]
         covered["bootstrap"] += [low <= 0 <= high for low, high in ends]
     return {kind: (100 * count / simulations).round(1).tolist() for kind, count in covered.items()}
 
@@ -58,9 +58,9 @@ def coverage(setting: str, models: int, share: float, simulations: int, draws: i
 def main() -> None:
     """Simulate every setting and print coverage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=1000, help="of each setting (default: %(default)s)")
-    parser.add_argument("--models", type=int, default=20, help="models of a zoo (default: %(default)s)")
-    parser.add_argument("--share", type=float, default=1.0, help="of all pairs (default: %(default)s)")
+    parser.add_argument("--simulations", type=int, default=1000, help="simulations per setting (default: %(default)s)")
+    parser.add_argument("--models", type=int, default=20, help="models per zoo (default: %(default)s)")
+    parser.add_argument("--share", type=float, default=1.0, help="share of all pairs (default: %(default)s)")
     parser.add_argument("--bootstrap", type=int, default=200, help="bootstrap samples (default: %(default)s)")
     args = parser.parse_args()
     rng, result = np.random.default_rng(0), {}

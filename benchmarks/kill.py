@@ -1,12 +1,12 @@
-"""Kill a study again and again with SIGKILL, let it go on, and compare its tables with an undisturbed run's.
+"""Kill a study repeatedly with SIGKILL, continue it, and compare its tables with those of an undisturbed run.
 
-The whole process group dies at random moments: Snakemake, its shells, its stages. Each death is followed by a plain
-rerun, which the next one interrupts; the last rerun ends. Both runs start from nothing, in folders of their own.
+The whole process group is killed at random moments: Snakemake, its shells, its stages. Each kill is followed by a plain
+rerun, which the next kill interrupts; the last rerun finishes. Both runs start from scratch, in separate folders.
 
     python benchmarks/kill.py --kills 10
 
-The last line is JSON: the kills that hit a running study, and the table rows that are missing or differ (columns of
-wall seconds aside).
+The last line is JSON: the kills that hit a running study, and the table rows that are missing or differ (except in
+columns of wall time).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SECONDS = ["seconds", "train_seconds"]
 
 
 def start(folder: Path, config: Path, cores: int) -> subprocess.Popen[bytes]:
-    """Start the study in a process group of its own; its output goes to ``folder/run.log``."""
+    """Start the study in its own process group; its output goes to ``folder/run.log``."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
     command += [
         "--workflow-profile",
@@ -71,7 +71,7 @@ def finish(folder: Path, config: Path, cores: int) -> float:
 
 
 def disturb(folder: Path, config: Path, cores: int, kills: int, length: float, seed: int) -> int:
-    """Start the study and kill it, ``kills`` times; returns how many deaths hit a running study."""
+    """Start the study and kill it, ``kills`` times; returns how many kills hit a running study."""
     chance, hits = random.Random(seed), 0
     while hits < kills:
         wait = chance.uniform(0.5, 1.5 * length / kills)
@@ -87,13 +87,13 @@ def disturb(folder: Path, config: Path, cores: int, kills: int, length: float, s
         else:
             if status != 0:
                 sys.exit(f"a rerun failed after {hits} kills; see {folder / 'run.log'}")
-            print(f"finished before kill {hits + 1}; the rest of the kills would hit nothing", flush=True)
+            print(f"finished before kill {hits + 1}; the remaining kills would hit nothing", flush=True)
             break
     return hits
 
 
 def plain(value: object) -> object:
-    """A cell as a value whose text tells it from all others; a missing one equals a missing one."""
+    """Convert a cell to a value with a unique text; missing cells equal each other."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
@@ -113,12 +113,12 @@ def compare(undisturbed: Path, disturbed: Path) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Run both studies and print the figures."""
+    """Run both studies and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10, help="number of kills (default: %(default)s)")
     parser.add_argument("--config", type=Path, default=ROOT / "config.yaml", help="the study (default: %(default)s)")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="cores (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: %(default)s)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kt-kill-") as scratch:
         calm, stormy = Path(scratch) / "undisturbed", Path(scratch) / "disturbed"

@@ -1,13 +1,13 @@
-"""Peak memory of the stages that see every image, at N and at 4N images.
+"""Peak memory of the stages that read every image, at N and at 4N images.
 
-Decoding, predicting (with features), checking and scoring a prediction file each run in a process of their own, on a
-folder of JPEG files and on a small timm model with 1,000 outputs. Memory is what the process holds itself (`RssAnon`
-of the kernel, sampled all the time); pages of memory-mapped files are not counted, since the kernel takes them back
-whenever it likes. What the process holds before the stage begins (Python, torch, timm) is told apart.
+Decoding, predicting (with features), and checking and scoring a prediction file each run in a separate process, on a
+folder of JPEG files and with a small timm model with 1,000 outputs. Memory is the anonymous memory of the process (the
+kernel's `RssAnon`, sampled continuously). Pages of memory-mapped files are not counted, since the kernel can reclaim
+them at any time. Memory before the stage (Python, torch, timm) is reported separately.
 
     python benchmarks/memory.py --images 10000
 
-The last line is JSON: peak MiB of each stage at N and at 4N images, without what was held before, and their ratio.
+The last line is JSON: peak MiB of each stage at N and at 4N images, beyond the memory before it, and their ratio.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STAGES = ("decode", "predict", "check")
 
 
 def held() -> float:
-    """MiB of anonymous memory that this process holds."""
+    """Return the anonymous memory of this process, MiB."""
     text = Path("/proc/self/status").read_text()
     return int(text.split("RssAnon:")[1].split()[0]) / 1024
 
@@ -57,7 +57,7 @@ def peak(found: dict[str, float]) -> Iterator[None]:
 
 
 def make_folder(root: Path, images: int) -> None:
-    """``images`` JPEG files in ten class folders; most are further names of the same few files."""
+    """Make ``images`` JPEG files in ten class folders; most are hard links to the same few files."""
     rng = np.random.default_rng(0)
     for i in range(images):
         path = root / f"class{i % 10}" / f"{i}.jpg"
@@ -75,6 +75,7 @@ def stage(name: str, folder: Path, images: int) -> dict[str, float]:
     from kt.data import datasets
     from kt.data.datasets import Dataset
     from kt.data.spec import DataSpec, InputSpec
+    from kt.tasks.classification import calibration_error
 
     place, file, found = folder / f"store{images}", folder / f"model{images}.safetensors", dict[str, float]()
     splits = {"transfer": 1, "validation": 1, "test": images - 2}
@@ -88,13 +89,13 @@ def stage(name: str, folder: Path, images: int) -> dict[str, float]:
         with peak(found):
             predictions.verify(file)
             test = predictions.read(file, "test")
-            predictions.calibration_error(test.logits, test.predicted == data.labels[data.rows("test")])
+            calibration_error(test.answers, test.kept == data.labels[data.rows("test")])
         return found
     import timm
     import torch
 
-    from kt.data.views import Inputs
-    from kt.zoo.predict import predict
+    from kt.data.inputs import Inputs
+    from kt.zoo.inference import predict
 
     model = timm.create_model("test_resnet", num_classes=CLASSES).eval()
     view, device = InputSpec(size=32, mean=(0.5,) * 3, std=(0.5,) * 3), torch.device("cpu")
@@ -106,7 +107,7 @@ def stage(name: str, folder: Path, images: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run every stage at both sizes and print the figures."""
+    """Run every stage at both sizes and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000, help="the smaller number (default: %(default)s)")
     parser.add_argument("--stage", nargs=3, help=argparse.SUPPRESS)

@@ -1,13 +1,13 @@
-"""A large plan: how long `snakemake -n` takes for it, and `kt status` with its trainings done, and how much memory.
+"""Time and memory of `snakemake -n` for a large study, and of `kt status` with its trainings finished.
 
-Writes a study of many timm architectures with training recipes into a temporary folder, what the table of models would
-say of each (made-up sizes), and asks for a random choice of pairs, five methods and two controls.
+Writes to a temporary folder a study of many timm architectures with training recipes, random pairs, four methods and
+two controls, and the properties of every model, with simulated sizes.
 
     python benchmarks/plan.py                      # 1,000 models, 100,000 pairs
-    python benchmarks/plan.py --done 100000        # and `kt status` with so many made-up finished trainings
+    python benchmarks/plan.py --done 100000        # and `kt status` with this many simulated finished trainings
 
 The last line is JSON: seconds and peak memory of the dry run, its jobs, pairs and trainings, and the GPU-hours that it
-foresees; for `kt status` the same of the first call, which reads every record, and of the next one.
+predicts; for `kt status`, seconds and memory of the first call, which reads every record, and of the second one.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from kt import pairs, store
 from kt.layout import Layout
 from kt.study import load
 from kt.transfer.ledger import Ledger
-from kt.transfer.units import describe, enumerate_units
+from kt.transfer.unit import Plans, of_pairs
 from kt.zoo import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def study(models: int, chosen: int, per_job: int) -> dict[str, Any]:
-    """The configuration as plain values."""
+    """Return the configuration as plain values."""
     known = sorted(registry.load(()).models)
     members = {
         f"{known[i % len(known)]}.{i}": {"arch": known[i % len(known)], "train": {"epochs": 100, "seed": i}}
@@ -59,7 +59,7 @@ def study(models: int, chosen: int, per_job: int) -> dict[str, Any]:
 
 
 def write_members(layout: Layout, names: list[str]) -> None:
-    """What is known of every model, with made-up sizes."""
+    """Write the properties of every model, with simulated sizes."""
     rng = random.Random(0)
     for name in names:
         macs = int(10 ** rng.uniform(8, 10.5))
@@ -70,15 +70,16 @@ def write_members(layout: Layout, names: list[str]) -> None:
 
 
 def write_records(folder: Path, count: int) -> None:
-    """Finished trainings, the first ``count`` of the study."""
+    """Write records of finished trainings, the first ``count`` of the study."""
     plan = load.load(folder / "config.yaml")
     layout, methods = Layout(folder / "results"), list(plan.transfer.methods.chosen().values())
     ledger = Ledger(layout.ledger)
     prints = {name: store.digest(name) for name in plan.names}
+    plans = Plans("made-up", plan.transfer.training)
     units = (
-        (unit, student)
+        unit
         for teacher, student in pairs.candidates(plan.names, plan.pairs)
-        for unit in enumerate_units(methods, [teacher], plan.transfer.seeds, False)
+        for unit in of_pairs(methods, student, [teacher], plan.transfer.seeds, plans, controls=False)
     )
     outcome = {
         "status": "ok",
@@ -88,16 +89,18 @@ def write_records(folder: Path, count: int) -> None:
         "seconds": 90.0,
         "device": "made-up GPU",
     }
-    for unit, student in islice(units, count):
-        description = describe(unit, student, prints, "made-up", plan.transfer.training)
+    for unit in islice(units, count):
+        description = unit.describe(prints)
         path = ledger.path(store.digest(description))
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"unit": description, "outcome": outcome, "hash": store.digest([description, outcome])}
-        path.write_text(json.dumps(record, sort_keys=True), "utf-8")  # the ledger's own writes wait for the disk
+        path.write_text(
+            json.dumps(record, sort_keys=True), "utf-8"
+        )  # faster than the ledger's own writes, which wait for the disk
 
 
 def measure(folder: Path, *command: str) -> tuple[dict[str, float], str]:
-    """Seconds (of the clock, and of the processor: the same on a quiet machine), peak memory in MB, and the output."""
+    """Run a command: wall and CPU seconds (equal on an idle machine), peak memory in MB, and the output."""
     start = time.perf_counter()
     with (folder / "out.txt").open("w") as out:
         process = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, stdout=out, stderr=subprocess.STDOUT)
@@ -115,7 +118,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=100_000)
     parser.add_argument("--pairs-per-job", type=int, default=100)
-    parser.add_argument("--done", type=int, default=0, help="made-up finished trainings for `kt status`")
+    parser.add_argument("--done", type=int, default=0, help="simulated finished trainings for `kt status`")
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="plan") as name:
         folder = Path(name)
@@ -124,13 +127,13 @@ def main() -> None:
         write_members(Layout(folder / "results"), list(plain["zoo"]["models"]))
         profile = ["--snakefile", f"{ROOT}/Snakefile", "--workflow-profile", f"{ROOT}/profiles/default"]
         facts, text = measure(folder, "snakemake", *profile, "-n")
-        said = next(line for line in text.splitlines() if line.startswith("kt: "))
-        print(said, flush=True)
+        summary = next(line for line in text.splitlines() if line.startswith("kt: "))
+        print(summary, flush=True)
         result: dict[str, Any] = dict(facts)
         result["jobs"] = int(re.findall(r"^total\s+(\d+)$", text, re.MULTILINE)[-1])
-        result["pairs"] = int(re.findall(r"(\d+) pairs", said)[0])
-        result["units"] = int(re.findall(r"(\d+) trainings", said)[0])
-        result["hours"] = float(re.findall(r"about ([\d,.]+) hours", said)[0].replace(",", ""))
+        result["pairs"] = int(re.findall(r"(\d+) pairs", summary)[0])
+        result["units"] = int(re.findall(r"(\d+) trainings", summary)[0])
+        result["hours"] = float(re.findall(r"about ([\d,.]+) hours", summary)[0].replace(",", ""))
         if arguments.done:
             write_records(folder, arguments.done)
             first, shown = measure(folder, "kt", "status")

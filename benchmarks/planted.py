@@ -1,13 +1,14 @@
-"""Does the analysis find what was planted in simulated zoos, and nothing else?
+"""Power and false discoveries of the analysis on simulated zoos with planted effects.
 
-Every simulated zoo has teachers' and students' own effects, heavy-tailed noise and a tenth of its students collapsed.
-In half of them properties are planted: the accuracy difference, the student's size, the teacher's kind and a family
-that pairs share. The others (year, calibration error, licence, and measures of pairs) are null in all of them.
+Every simulated zoo has random effects of teachers and students, heavy-tailed noise, and collapses a tenth of its
+students. In half of the zoos four properties have planted effects: the accuracy difference, the student's size, the
+teacher's kind and a family that the pair shares. All other properties (year, calibration error, licence, and measures
+of pairs) are null in every zoo.
 
     python benchmarks/planted.py --simulations 500 --models 30
 
-Prints how often each planted property is found (p < 0.05 after correction), and false discoveries: by the ordinary
-p-value, by the dyadic and the permutation p-value, and after correction. The last line is JSON.
+Prints how often each planted property is found (p < 0.05 after correction), and the false discoveries by the ordinary,
+the dyadic and the permutation p-value, and after correction. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LEVEL = 0.05
 GIVEN = (ALONE, GIVEN_GAP)
 PLANTED = ("acc_difference", "student_log10_params", "teacher_kind=transformer", "same_family")
 RELATED = ("teacher_kind=cnn", "teacher_kind=hybrid", "log10_params_difference")
-"""Made of planted ones, so that they go with gains too: finding them is no false discovery."""
+"""Derived from planted properties, so they correlate with gains too: finding them is no false discovery."""
 
 
 def simulate(
@@ -41,15 +42,16 @@ def simulate(
     seeds: int = 1,
     correlated: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Tables ``transfers``, ``zoo`` and ``complementarity`` of a simulated zoo, all ordered pairs.
+    """Simulate the tables ``transfers``, ``zoo`` and ``complementarity`` of a zoo, all ordered pairs.
 
     Args:
-        models: size of the zoo.
-        rng: random numbers.
-        planted: whether properties have effects at all.
-        methods: every method gets effects of models and noise of its own.
-        seeds: repeats of every transfer.
-        correlated: with ``acc`` and ``macs`` in the zoo and flips in the scores, which go with what is planted.
+        models: Number of models in the zoo.
+        rng: Random number generator.
+        planted: Whether the properties have effects.
+        methods: Names of the methods; each has its own effects of models and its own noise.
+        seeds: Number of seeds per transfer.
+        correlated: Adds ``acc`` and ``macs`` to the zoo and flips to the scores, all correlated with the planted
+            properties.
     """
     names = np.array([f"model_{i:04d}" for i in range(models)], object)
     acc = np.clip(rng.normal(78, 4, models), 50, 95)
@@ -58,16 +60,20 @@ def simulate(
     family = np.resize(["a", "b", "c", "d", "e"], models)[rng.permutation(models)]
     zoo = pd.DataFrame(
         {
-            "name": names, "kind": kind, "family": family, "params": params,
+            "name": names,
+            "kind": kind,
+            "family": family,
+            "params": params,
             "licence": np.resize(["MIT", "Apache-2.0"], models)[rng.permutation(models)],
-            "year": rng.integers(2012, 2025, models), "ece": rng.gamma(2, 2, models),
+            "year": rng.integers(2012, 2025, models),
+            "ece": rng.gamma(2, 2, models),
         }
-    )  # fmt: skip
+    )
     t, s = (grid.ravel() for grid in np.indices((models, models)))
     t, s = t[t != s], s[t != s]
     gap = acc[t] - acc[s]
     scores = pd.DataFrame({"teacher": names[t], "student": names[s], "acc_difference": gap})
-    for measure in ("agreement", "kappa", "cka"):  # of a model and of the pair
+    for measure in ("agreement", "kappa", "cka"):  # effects of both models and of the pair
         scores[measure] = 60 + rng.normal(0, 5, models)[t] + rng.normal(0, 5, models)[s] + rng.normal(0, 3, len(t))
     if correlated:
         zoo["acc"], zoo["macs"] = acc, (params * rng.uniform(50, 200, models)).astype(np.int64)
@@ -83,20 +89,25 @@ def simulate(
             delta += 0.5 * gap + 2.5 * (size[s] - 7.3) / 0.5 + 2.0 * (kind[t] == "transformer")
             delta += 1.5 * (family[t] == family[s])
         rows += [
-            pd.DataFrame({"teacher": names[t], "student": names[s], "method": method, "seed": seed})
-            .assign(delta=delta + rng.normal(0, 0.3, len(t)), seconds=60.0, transfer_rate=40.0)
+            pd.DataFrame({"teacher": names[t], "student": names[s], "method": method, "seed": seed}).assign(
+                delta=delta + rng.normal(0, 0.3, len(t)), seconds=60.0, transfer_rate=40.0
+            )
             for seed in range(seeds)
-        ]  # fmt: skip
+        ]
     return pd.concat(rows, ignore_index=True), zoo, scores
 
 
 def main() -> None:
     """Simulate, analyse and count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=500, help="of each sort (default: %(default)s)")
-    parser.add_argument("--models", type=int, default=30, help="models of a zoo (default: %(default)s)")
+    parser.add_argument(
+        "--simulations", type=int, default=500, help="zoos with and zoos without effects, each (default: %(default)s)"
+    )
+    parser.add_argument("--models", type=int, default=30, help="models per zoo (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long and count what is done")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after this time and report the finished simulations"
+    )
     args = parser.parse_args()
     rng, began, done = np.random.default_rng(args.seed), time.monotonic(), 0
     found = {given: dict.fromkeys(PLANTED, 0) for given in GIVEN}
@@ -124,7 +135,9 @@ def main() -> None:
                 ordinary = 2 * stats.norm.sf(np.abs(rows["effect"] / rows["se_iid"]))
                 tests.append([(p < LEVEL).mean() for p in (ordinary, rows["p"], rows["p_permutation"])])
         if simulation % 100 == 99:
-            print(f"{(simulation + 1) // 2} of {args.simulations} of each sort", file=sys.stderr, flush=True)
+            print(
+                f"{(simulation + 1) // 2} of {args.simulations} with and without effects", file=sys.stderr, flush=True
+            )
 
     def over_simulations(counts: Mapping[str, int]) -> dict[str, float]:
         return {name: round(count / done, 3) for name, count in counts.items()}

@@ -1,23 +1,24 @@
-"""The same trivial jobs through our SLURM executor, the existing one, and Snakemake's local one, on one real SLURM.
+"""Time of the same trivial jobs with our SLURM executor, the official one, and Snakemake's local one, on a real SLURM.
 
-Starts its own one-node SLURM in a temporary folder (needs root and Debian's slurmctld, slurmd, slurm-client, munge),
-runs every way on it one after the other, and counts the calls of SLURM's commands with scripts in front of them.
+Starts a one-node SLURM in a temporary folder (needs root and Debian's slurmctld, slurmd, slurm-client, munge), runs
+every variant on it one after the other, and counts the calls of SLURM's commands with wrapper scripts.
 
-    pip install -e .[benchmark]                 # the existing executor, snakemake-executor-plugin-slurm
-    python benchmarks/slurm.py                  # 200 jobs; the existing executor takes up to ten minutes a way
+    pip install -e .[benchmark]                 # the official executor, snakemake-executor-plugin-slurm
+    python benchmarks/slurm.py                  # 200 jobs; the official executor takes up to ten minutes per variant
     python benchmarks/slurm.py --jobs 20 --ways submitit local
 
-The existing executor may also lie in a folder of its own: ``pip install --no-deps --target FOLDER
+The official executor may also be in a separate folder: ``pip install --no-deps --target FOLDER
 snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep throttler``, then ``PYTHONPATH=FOLDER``.
-It is told to ask squeue, because this SLURM keeps no accounts; all else of both executors is as they come, except for
-packing and arrays. Jobs have room for two Snakemakes and a step, which the existing executor starts on the node.
+It is set to query squeue, because this SLURM keeps no accounts. Otherwise both executors have their default settings,
+except for packing and arrays. Jobs have room for two Snakemakes and a step, which the official executor starts on the
+node.
 
-Ways: ``submitit`` and ``official_groups`` pack 20 jobs into one with Snakemake's groups; ``submitit_arrays`` and
-``official`` do not; ``official_arrays`` has arrays of 50 tasks, ``official_arrays_default`` as many as it likes, which
-is too long for a command line here, and then every task runs the first job.
+Variants: ``submitit`` and ``official_groups`` pack 20 jobs into one with Snakemake's groups; ``submitit_arrays`` and
+``official`` do not. ``official_arrays`` has arrays of 50 tasks. ``official_arrays_default`` does not limit arrays: here
+they are too long for a command line, and then every task runs the first job.
 
-The last line is JSON: seconds, calls, and how many outputs are missing or wrong for each way; null for a way whose
-plugin is not installed.
+The last line is JSON: for each variant seconds, calls, and the number of missing or wrong outputs; null if its plugin
+is not installed.
 """
 
 from __future__ import annotations
@@ -69,13 +70,13 @@ Result = dict[str, float]
 
 
 def count_calls(folder: Path, env: dict[str, str]) -> dict[str, str]:
-    """An environment in which each call of SLURM's commands leaves a line in ``folder/calls``."""
+    """Return an environment in which each call of SLURM's commands adds a line to ``folder/calls``."""
     shims = folder / "shims"
     shims.mkdir()
     for command in COUNTED:
         shim = shims / command
         real = shutil.which(command, path=env["PATH"])
-        # the existing executor hides SLURM_CONF from the srun on the node, which then finds no cluster
+        # the official executor hides SLURM_CONF from the srun on the node, which then finds no cluster
         set_conf = f"SLURM_CONF={env['SLURM_CONF']}"
         shim.write_text(f'#!/bin/sh\necho {command} >> {folder}/calls\n{set_conf} exec {real} "$@"\n')
         shim.chmod(0o755)
@@ -83,7 +84,7 @@ def count_calls(folder: Path, env: dict[str, str]) -> dict[str, str]:
 
 
 def measure(way: str, jobs: int, env: dict[str, str]) -> Result:
-    """Run all jobs one way, check their files, and return seconds, calls, and the number of wrong outputs."""
+    """Run all jobs with one variant, check their files, and return seconds, calls, and the number of wrong outputs."""
     with tempfile.TemporaryDirectory(prefix="bench") as name:
         folder = Path(name)
         (folder / "Snakefile").write_text(SNAKEFILE.format(jobs=jobs), "utf-8")
@@ -105,27 +106,27 @@ def _content(path: Path) -> str:
 
 
 def claims(jobs: int, results: dict[str, Result | None]) -> list[str]:
-    """What the results say of the way that is ours, in words."""
+    """Summarise our executor's results in words."""
     ours = results.get("submitit")
     if not ours:
         return []
     lines = [f"submitit: {ours['sbatch']:.0f} sbatch for {jobs} jobs"]
     for way, other in results.items():
         if other and way.startswith("official"):
-            wrong = f", which got {other['wrong']:.0f} of {jobs} wrong" if other["wrong"] else ""
+            wrong = f", with {other['wrong']:.0f} of {jobs} outputs wrong" if other["wrong"] else ""
             lines.append(f"submitit: {other['seconds'] / ours['seconds']:.1f} times as fast as {way}{wrong}")
     return lines
 
 
 def main() -> None:
-    """Measure the chosen ways."""
+    """Measure the selected variants."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=USUAL)
     arguments = parser.parse_args()
     if reason := missing():
         sys.exit(f"cannot start a SLURM here: {reason}")
-    # or the daemons would stay behind
+    # otherwise the daemons would keep running
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     results: dict[str, Result | None] = {}
     with tempfile.TemporaryDirectory(prefix="slurm") as folder:

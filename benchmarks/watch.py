@@ -1,14 +1,13 @@
-"""What it costs to watch an array of jobs: calls of SLURM's commands, and CPU time of the Snakemake process.
+"""Cost of watching an array of jobs: calls of SLURM's commands, and CPU time of the Snakemake process.
 
-Starts its own one-node SLURM in a temporary folder (needs root and Debian's slurmctld, slurmd, slurm-client, munge)
-and an array of sleeping jobs on it, lets Snakemake watch them for a while, and counts. Poll settings are the
-executor's own defaults.
+Starts a one-node SLURM in a temporary folder (needs root and Debian's slurmctld, slurmd, slurm-client, munge) with an
+array of sleeping jobs, and counts while Snakemake watches them. Poll settings are the executor's defaults.
 
     python benchmarks/watch.py                  # 200 jobs, a minute and a half
     python benchmarks/watch.py --jobs 1000 --seconds 300
 
-The last line is JSON: jobs, seconds, polls, calls of squeue and sacct, and CPU seconds a minute, of Snakemake itself
-(all of it: its scheduler too) and of the commands that it called.
+The last line is JSON: jobs, seconds, polls, calls of squeue and sacct, and CPU seconds per minute of Snakemake itself
+(including its scheduler) and of the commands that it called.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ COMMAND = ["--executor", "submitit", "--jobs", "10000", "--max-jobs-per-timespan
 
 
 def watch(folder: Path, env: dict[str, str], jobs: int, seconds: float) -> dict[str, float]:
-    """Let Snakemake watch sleeping jobs, and count between two moments while nothing is submitted."""
+    """Count calls and CPU seconds while Snakemake watches sleeping jobs and submits nothing."""
     (folder / "Snakefile").write_text(SNAKEFILE.format(jobs=jobs), "utf-8")
     out = folder / "out.txt"
     with out.open("w") as file:
@@ -67,7 +66,7 @@ def watch(folder: Path, env: dict[str, str], jobs: int, seconds: float) -> dict[
 
 
 def look(pid: int, folder: Path) -> dict[str, float]:
-    """What has been counted so far."""
+    """Return the counts so far."""
     times = psutil.Process(pid).cpu_times()
     calls = (folder / "calls").read_text("utf-8").split()
     return {
@@ -83,7 +82,7 @@ def main() -> None:
     """Start a SLURM and watch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200, help="size of the array (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60, help="how long to watch (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of the watch (default: %(default)s)")
     arguments = parser.parse_args()
     if reason := missing():
         sys.exit(f"cannot start a SLURM here: {reason}")

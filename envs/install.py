@@ -1,11 +1,11 @@
-"""Installs kt, its executor and the pinned packages; `make`, conda, uv and CI all do it with this file.
+"""Install kt, its executor and the pinned packages; used by `make`, conda, uv and CI.
 
     python3 envs/install.py .venv    # makes a virtual environment and installs into it
-    python envs/install.py           # installs into the environment whose Python this is: conda's, uv's
+    python envs/install.py           # installs into the environment of this Python, e.g. conda's or uv's
 
-`requirements.lock` is the whole closure, so nothing is resolved (`--no-deps`): pips before 23.3 look at the newest
-release of a requirement with extras, and refuse it because the lock has no hash of it. What has no wheel is built with
-the lock's own setuptools (`--no-build-isolation`), not with the newest. `pip check` then says whether all fits.
+`requirements.lock` contains all dependencies, so nothing is resolved (`--no-deps`): pips before 23.3 would look at the
+newest release of a requirement with extras, and refuse it because the lock has no hash of it. Packages without a wheel
+are built with the lock's setuptools (`--no-build-isolation`), not with the newest. `pip check` verifies the result.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ OLDEST, NEWEST = (3, 11), (3, 14)
 
 
 def check_python():
-    """End with one line where the lock has no packages for this Python; old ones get as far, too."""
+    """Exit with one line if the lock has no packages for this Python; old Pythons must get this far, too."""
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         oldest, newest, this = (".".join(map(str, each[:2])) for each in (OLDEST, NEWEST, sys.version_info))
         sys.exit(
@@ -32,7 +32,7 @@ def check_python():
 
 
 def installer():
-    """The start of a pip command for this environment: its own pip or, in an environment without one, uv's."""
+    """Return the start of a pip command for this environment: its own pip or, if it has none, uv's."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"], []
     if shutil.which("uv"):
@@ -43,7 +43,7 @@ def installer():
 def install():
     """Install everything into the environment of the running Python."""
     program, where = installer()
-    # the second is for what has no pyproject.toml, with pips before 25.3
+    # PIP_USE_PEP517: for packages without a pyproject.toml, with pips before 25.3
     environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USE_PEP517="1")
 
     def pip(*arguments):
@@ -63,7 +63,7 @@ def install():
 
 
 def main():
-    """Install into the virtual environment that is named, or into the running Python's."""
+    """Install into the virtual environment given as argument, or into the environment of the running Python."""
     check_python()
     if len(sys.argv) == 1:
         return install()

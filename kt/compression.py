@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,32 +13,57 @@ Logits = NDArray[np.float16]
 ROWS = 4096
 """Rows that are handled at once."""
 
+PARTS = ("values", "classes", "rest")
 
-class Largest(NamedTuple):
-    """The k largest logits of each image.
+
+@dataclass(frozen=True)
+class Largest:
+    """The k largest of each image's C logits; an index of rows gives them back as an array of all C.
 
     Attributes:
         values: the logits, float16 [N, k], largest first.
-        classes: whose they are, unsigned integers [N, k].
+        classes: their positions, unsigned integers [N, k].
         rest: the logit of every other class, float16 [N]: they share the probability that is left evenly.
+        width: number of logits C.
     """
 
     values: Logits
     classes: NDArray[np.unsignedinteger]
     rest: Logits
+    width: int
+
+    dtype = np.dtype(np.float16)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of all logits, (N, C)."""
+        return len(self.values), self.width
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: Any) -> Logits:
+        """Logits of all classes of some rows, given by a slice or an array, float16 [n, C]."""
+        full = np.repeat(self.rest[rows][:, None], self.width, 1)
+        np.put_along_axis(full, self.classes[rows].astype(np.int64), self.values[rows], 1)
+        return full
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[:].astype(dtype or self.dtype, copy=False)
 
 
 def largest(logits: Logits, k: int) -> Largest:
     """Keep the k largest of C > k logits, from float16 [N, C]; of equals the first."""
     parts = [_largest(logits[i : i + ROWS], k) for i in _starts(logits)]
-    return Largest(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    values, classes, rest = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Largest(values, classes, rest, logits.shape[1])
 
 
 def _starts(rows: NDArray[np.float16]) -> range:
     return range(0, max(1, len(rows)), ROWS)
 
 
-def _largest(logits: Logits, k: int) -> Largest:
+def _largest(logits: Logits, k: int) -> tuple[Logits, NDArray[np.unsignedinteger], Logits]:
     order = np.argsort(-logits.astype(np.float32), axis=1, kind="stable")
     values = np.take_along_axis(logits, order[:, :k], 1)
     others = np.take_along_axis(logits, order[:, k:], 1).astype(np.float64)
@@ -45,14 +71,7 @@ def _largest(logits: Logits, k: int) -> Largest:
     rest = (top[:, 0] + np.log(np.exp(others - top).mean(1))).astype(np.float16)
     ties = (rest == values[:, 0]) & (order[:, 0] > 0)  # of equals the first class would win
     rest[ties] = np.nextafter(rest[ties], np.float16(-np.inf))
-    return Largest(values, order[:, :k].astype(np.min_scalar_type(logits.shape[1] - 1)), rest)
-
-
-def expand(kept: Largest, classes: int) -> Logits:
-    """Logits of all classes, float16 [N, C]."""
-    full = np.repeat(kept.rest[:, None], classes, 1)
-    np.put_along_axis(full, kept.classes.astype(np.int64), kept.values, 1)
-    return full
+    return values, order[:, :k].astype(np.min_scalar_type(logits.shape[1] - 1)), rest
 
 
 def divergence(logits: Logits, kept: Largest) -> NDArray[np.float64]:
@@ -60,8 +79,7 @@ def divergence(logits: Logits, kept: Largest) -> NDArray[np.float64]:
     found = []
     for i in _starts(logits):
         rows = slice(i, i + ROWS)
-        part = Largest(kept.values[rows], kept.classes[rows], kept.rest[rows])
-        log_p, log_q = (_log_softmax(z) for z in (logits[rows], expand(part, logits.shape[1])))
+        log_p, log_q = _log_softmax(logits[rows]), _log_softmax(kept[rows])
         found.append((np.exp(log_p) * (log_p - log_q)).sum(1))
     return np.concatenate(found)
 

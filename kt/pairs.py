@@ -18,41 +18,40 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema, field_validator
+from pydantic_core import PydanticCustomError
 
-from kt.errors import KtError, nearest, quoted, short
+from kt.errors import KtError, nearest, quoted, short, unknown
 from kt.spec import Spec
 from kt.store import canonical, digest
 
-Score = Literal[
-    "acc_teacher",
-    "acc_student",
-    "acc_difference",
-    "pos_flips",
-    "pos_flips_se",
-    "neg_flips",
-    "pos_flips_untrained",
-    "class_entropy",
-    "neg_class_entropy",
-    "expertise_2",
-    "expertise_5",
-    "expertise_20",
-    "expertise_50",
-    "agreement",
-    "kappa",
-    "double_fault",
-    "q_statistic",
-    "expertise_similarity_2",
-    "expertise_similarity_5",
-    "expertise_similarity_20",
-    "expertise_similarity_50",
-    "pos_flips_top5",
-    "capa",
-    "js_divergence",
-    "leep",
-    "cka",
+OF_METRIC = ("_teacher", "_student", "_difference")
+"""Ends of the scores that begin with the key of the task's metric; `acc` stands for it in tables in memory."""
+
+SCORES = (
+    *(f"acc{end}" for end in OF_METRIC),
+    *("pos_flips", "pos_flips_se", "neg_flips", "pos_flips_untrained", "class_entropy", "neg_class_entropy"),
+    *(f"expertise_{share}" for share in (2, 5, 20, 50)),
+    *("agreement", "kappa", "double_fault", "q_statistic"),
+    *(f"expertise_similarity_{share}" for share in (2, 5, 20, 50)),
+    *("pos_flips_top5", "capa", "js_divergence", "leep", "cka"),
+)
+"""The numeric columns of the complementarity table in memory."""
+
+
+def _known(score: str) -> str:
+    """A score; it may begin with the key of any metric, and whether that is the task's is checked with the task."""
+    if score not in SCORES and not score.endswith(OF_METRIC):
+        raise PydanticCustomError("value_error", "{text}", {"text": unknown("value", score, SCORES)})
+    return score
+
+
+Score = Annotated[
+    str,
+    AfterValidator(_known),
+    WithJsonSchema({"type": "string", "anyOf": [{"enum": list(SCORES)}, {"pattern": f"({'|'.join(OF_METRIC)})$"}]}),
 ]
-"""The numeric columns of the complementarity table."""
+"""A numeric column of the complementarity table, as its file names it."""
 
 Pair = tuple[str, str]
 """Teacher and student."""
@@ -117,7 +116,8 @@ class Stratified(_Rule):
     gaps: tuple[float, ...] = Field(
         (-10.0, -2.0, 2.0, 10.0),
         min_length=1,
-        description="teacher − student in percentage points, where one stratum ends and the next begins; increasing",
+        description="teacher − student in units of the metric (percentage points of accuracy), where one stratum ends "
+        "and the next begins; increasing; default of other metrics: in proportion to their scale",
     )
     by_family: bool = Field(True, description="whether teachers of the student's family are strata of their own")
     seed: int = Field(0, ge=0)
@@ -216,9 +216,11 @@ def needs_scores(rule: PairRule) -> bool:
     return isinstance(rule, Top | Stratified)
 
 
-def score_of(rule: PairRule) -> Score:
-    """The column of the complementarity table that the choice goes by, where it goes by one."""
-    return rule.by if isinstance(rule, Top) else "acc_difference"
+def score_of(rule: PairRule) -> str:
+    """The column of the complementarity table in memory that the choice uses, where it uses one."""
+    if not isinstance(rule, Top):
+        return "acc_difference"
+    return next((f"acc{end}" for end in OF_METRIC if rule.by.endswith(end)), rule.by)
 
 
 def needs_families(rule: PairRule) -> bool:
@@ -267,14 +269,16 @@ def _with_score(pairs: pd.DataFrame, rule: Top | Stratified, scores: pd.DataFram
     if scores is None:
         raise KtError(f"pairs: the rule {rule.select!r} needs the complementarity table of the validation split")
     if scores[by].isna().all():
-        raise KtError(f"pairs.by: the complementarity table has no values of {by!r}")
+        shown = rule.by if isinstance(rule, Top) else by
+        raise KtError(f"pairs.by: the complementarity table has no values of {shown!r}")
     return pairs.merge(scores[["teacher", "student", by]], how="left", on=["teacher", "student"])
 
 
 def _top(pairs: pd.DataFrame, rule: Top, scores: pd.DataFrame | None) -> pd.DataFrame:
     merged = _with_score(pairs, rule, scores)
-    rank = merged.groupby("student")[rule.by].rank(method="first", ascending=rule.lowest, na_option="bottom")
-    merged["reason"] = [f"top {rule.k} by {rule.by}: rank {int(r)}" for r in rank]
+    by = score_of(rule)
+    rank = merged.groupby("student")[by].rank(method="first", ascending=rule.lowest, na_option="bottom")
+    merged["reason"] = [f"top {rule.k} by {by}: rank {int(r)}" for r in rank]
     chosen: pd.DataFrame = merged.loc[rank <= rule.k, ["teacher", "student", "reason"]].reset_index(drop=True)
     return chosen
 

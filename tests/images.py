@@ -61,7 +61,7 @@ def damage(folder: Path) -> list[str]:
 TAKE_ALL = {"transfer": 14, "validation": 5, "test": {"part": "val"}}
 
 
-def input_of(size: int, **keys: object) -> InputSpec:
+def input_of(size: object, **keys: object) -> InputSpec:
     return InputSpec.model_validate({"size": size, "mean": (0.1, 0.2, 0.3), "std": (0.5, 1.0, 2.0)} | keys)
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from kt.data.datasets import Dataset
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.tasks.classification import Classification
 from kt.transfer import bench
 from kt.transfer.bench import Begun, Settings

@@ -13,10 +13,10 @@ from kt.errors import Interrupted
 
 
 class Stoppable(Protocol):
-    """Work whose ``stop`` ends the running training after its next step."""
+    """Work on a bench: the ``stop`` of its settings ends the running training after its next step."""
 
     @property
-    def stop(self) -> Any: ...
+    def settings(self) -> Any: ...
 
 
 class Work(NamedTuple):
@@ -26,9 +26,9 @@ class Work(NamedTuple):
     experiment: Any
 
     @property
-    def stop(self) -> Any:
+    def settings(self) -> Any:
         """The bench's."""
-        return self.bench.settings.stop
+        return self.bench.settings
 
 
 B = TypeVar("B", bound=Stoppable)
@@ -45,7 +45,7 @@ def again_and_again(
         nonlocal left
         left -= 1
         if left == 0:
-            bench.stop.set()
+            bench.settings.stop.set()
         return due(checkpoint)
 
     monkeypatch.setattr(Checkpoint, "due", stopping)

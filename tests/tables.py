@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kt.analysis import inputs, run
-from kt.analysis.describe import summarise
+from kt.analysis import analyse, inputs
+from kt.analysis.deltas import summarise
 from kt.complementarity import table
 from kt.complementarity.spec import ComplementaritySpec
 from kt.figures.tables import Tables
 from kt.predictions import Outputs
 from kt.tables import schema
 from kt.tables.of_study import SHARES
+from kt.tasks.task import Task
 
 Effect = Callable[[float], float]
 """Transfer delta in percentage points, given how many points better the teacher is than the student."""
@@ -53,7 +54,7 @@ class InMemory:
     def images(self) -> int:
         return len(next(iter(self.of.values())))
 
-    def predicted(self, model: int, rows: slice) -> np.ndarray:
+    def kept(self, model: int, rows: slice) -> np.ndarray:
         return self.logits(model, rows).argmax(1).astype(np.uint16)
 
     def top(self, model: int, rows: slice) -> np.ndarray:
@@ -72,15 +73,31 @@ class InMemory:
 
 def said(logits: np.ndarray, ids: np.ndarray) -> Outputs:
     """What a model says whose logits float16 can hold."""
-    return Outputs(logits, np.argsort(-logits.astype(float), 1, kind="stable")[:, :5], ids)
+    top = np.argsort(-logits.astype(float), 1, kind="stable")[:, :5]
+    return Outputs(logits, top[:, 0], ids, top)
+
+
+class Kept(InMemory):
+    """What a task without classes keeps of the answers of every model, [M, N]; models are named by their numbers."""
+
+    def __init__(self, kept: np.ndarray) -> None:
+        super().__init__({str(model): of_model for model, of_model in enumerate(kept)})
+
+    def kept(self, model: int, rows: slice) -> np.ndarray:
+        return self.logits(model, rows)
 
 
 def score(
-    source: InMemory, labels: np.ndarray, classes: int, spec: ComplementaritySpec | None = None, split: str = "test"
+    source: InMemory,
+    truth: np.ndarray,
+    classes: int,
+    spec: ComplementaritySpec | None = None,
+    split: str = "test",
+    task: Task = table.CLASSIFICATION,
 ) -> pd.DataFrame:
     """The table ``complementarity``, as the pipeline makes it."""
     with ThreadPoolExecutor(2) as pool:
-        made = table.make(source, labels, classes, split, spec or ComplementaritySpec(), None, pool)
+        made = table.make(source, truth, classes, split, spec or ComplementaritySpec(), None, pool, task)
         return pd.concat([piece.to_pandas() for piece in made.pieces], ignore_index=True)
 
 
@@ -191,10 +208,10 @@ def write(folder: Path, tables: Mapping[str, pd.DataFrame]) -> Path:
     return folder
 
 
-def analysed(study: Mapping[str, pd.DataFrame]) -> run.Analysis:
+def analysed(study: Mapping[str, pd.DataFrame]) -> analyse.Analysis:
     """The analysis of a study, with as few samples as make every column."""
     prepared = inputs.prepare(study["transfers"], study["zoo"], study["complementarity"])
-    return run.analyse(prepared, EQUAL_WITHIN, bootstrap=20, draws=99)
+    return analyse.analyse(prepared, EQUAL_WITHIN, bootstrap=20, draws=99)
 
 
 def whole(study: Mapping[str, pd.DataFrame]) -> Tables:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from tables import InMemory, score
 
-from kt.complementarity import capa, cka, divergence, embeddings, leep, top
-from kt.complementarity.embeddings import ClassVectors
+from kt.complementarity import agreement, expertise, similarity
+from kt.complementarity.expertise import ClassVectors
 from kt.complementarity.spec import ComplementaritySpec
 from kt.errors import KtError
 
@@ -36,7 +36,7 @@ def labels_for(images: int) -> np.ndarray:
 
 def filled(measure, source: InMemory, changed: Sequence[int] | None = None, **more: np.ndarray) -> np.ndarray:
     into = np.full((len(source.of),) * 2, np.nan)
-    if measure in (capa.capa, top.top_flips):
+    if measure in (agreement.capa, agreement.top_flips):
         more = {"labels": labels_for(source.images), **more}
     with ThreadPoolExecutor(2) as pool:
         measure(source, into, range(len(into)) if changed is None else changed, pool, **more)
@@ -79,7 +79,7 @@ def plain_hsic(k: np.ndarray, m: np.ndarray) -> float:
 
 
 def plain_cka(t: np.ndarray, s: np.ndarray) -> float:
-    batches = max(1, len(t) // cka.BATCH)
+    batches = max(1, len(t) // similarity.BATCH)
     parts = [[x[batch::batches].astype(float) for x in (t, s)] for batch in range(batches)]
     kernels = [(a @ a.T, b @ b.T) for a, b in parts]
     hsic = [np.mean([plain_hsic(ks[i], ks[j]) for ks in kernels]) for i, j in ((0, 1), (0, 0), (1, 1))]
@@ -103,22 +103,22 @@ def plain_top_flips(t: np.ndarray, s: np.ndarray) -> float:
 
 
 MEASURES = {
-    "capa": (capa.capa, "of", plain_capa),
-    "pos_flips_top5": (top.top_flips, "of", plain_top_flips),
-    "js_divergence": (divergence.js_divergence, "of", plain_js),
-    "leep": (leep.leep, "of", plain_leep),
-    "cka": (cka.cka, "features_of", plain_cka),
+    "capa": (agreement.capa, "of", plain_capa),
+    "pos_flips_top5": (agreement.top_flips, "of", plain_top_flips),
+    "js_divergence": (similarity.js_divergence, "of", plain_js),
+    "leep": (similarity.leep, "of", plain_leep),
+    "cka": (similarity.cka, "features_of", plain_cka),
 }
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capa, "CHUNK", 60)
-    monkeypatch.setattr(divergence, "CHUNK", 60)
-    monkeypatch.setattr(divergence, "TILE", 40)
-    monkeypatch.setattr(leep, "ROWS", 8)
-    monkeypatch.setattr(leep, "JOINT", 2 * 9)
-    monkeypatch.setattr(cka, "BATCH", 9)
+    monkeypatch.setattr(agreement, "HELD_PROBABILITIES", 60)
+    monkeypatch.setattr(similarity, "CHUNK", 60)
+    monkeypatch.setattr(similarity, "TILE", 40)
+    monkeypatch.setattr(similarity, "ROWS", 8)
+    monkeypatch.setattr(similarity, "JOINT", 2 * 9)
+    monkeypatch.setattr(similarity, "BATCH", 9)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -154,7 +154,7 @@ def test_chunks_and_what_is_known_already_do_not_change_results(name, request):
 def test_capa_is_that_of_its_authors_package():
     metrics = pytest.importorskip("lmsim.metrics")
     source = zoo_of(3, n=60, classes=4)
-    labels, found = labels_for(60), filled(capa.capa, source)
+    labels, found = labels_for(60), filled(agreement.capa, source)
     p = {name: np.array(probabilities(logits)) for name, logits in source.of.items()}
     for i, one in enumerate(p.values()):
         for j, other in enumerate(p.values()):
@@ -168,38 +168,42 @@ def test_capa_by_hand_and_of_models_that_leave_nothing_to_chance():
 
     labels = np.array([0, 1, 2, 0])
     models = {"right": sure(0, 1, 2, 0), "half": sure(0, 1, 0, 2), "same": sure(0, 1, 0, 2), "other": sure(1, 2, 2, 0)}
-    found = filled(capa.capa, InMemory(models), labels=labels)
+    found = filled(agreement.capa, InMemory(models), labels=labels)
     assert found[1, 2] == pytest.approx(1)  # observed 1, whatever is expected
     assert found[0, 1] == pytest.approx(0)  # observed 1/2, expected 1 · 1/2 + 0
     assert found[1, 3] == pytest.approx((0 - 0.375) / (1 - 0.375))  # never the same; 1/2 · 1/2 + 1/2 · 1/2 / 2
-    assert np.isnan(filled(capa.capa, InMemory({"a": sure(0), "b": sure(0)}), labels=np.array([0]))[0, 1])
-    assert np.isnan(filled(capa.capa, InMemory(dict.fromkeys("ab", np.zeros((2, 1)))), labels=np.zeros(2, int))[0, 1])
+    assert np.isnan(filled(agreement.capa, InMemory({"a": sure(0), "b": sure(0)}), labels=np.array([0]))[0, 1])
+    assert np.isnan(
+        filled(agreement.capa, InMemory(dict.fromkeys("ab", np.zeros((2, 1)))), labels=np.zeros(2, int))[0, 1]
+    )
 
 
 def test_negative_top_flips_are_the_positive_ones_the_other_way_round():
     source, labels = zoo_of(2, n=200, classes=20), np.random.default_rng(0).integers(0, 20, 200)
-    found = filled(top.top_flips, source, labels=labels)
+    found = filled(agreement.top_flips, source, labels=labels)
     share = [(source.top(m, slice(0, 200)) == labels[:, None]).any(1).mean() for m in (0, 1)]
     assert found[0, 1] - found[1, 0] == pytest.approx(100 * (share[0] - share[1]))
-    assert filled(top.top_flips, zoo_of(2, classes=3))[0, 1] == 0  # five classes are all there are
+    assert filled(agreement.top_flips, zoo_of(2, classes=3))[0, 1] == 0  # five classes are all there are
 
 
 def test_js_divergence_by_hand():
     sure = {"a": [[60.0, 0.0]], "b": [[0.0, 60.0]], "c": [[0.0, 0.0]], "d": [[60.0, 0.0]]}
-    found = filled(divergence.js_divergence, InMemory({k: np.array(v, np.float16) for k, v in sure.items()}))
+    found = filled(similarity.js_divergence, InMemory({k: np.array(v, np.float16) for k, v in sure.items()}))
     half = 0.5 * math.log(4 / 3) + 0.25 * math.log(2 / 3) + 0.25 * math.log(2)
     assert found[0, 1:] == pytest.approx([math.log(2), half, 0], abs=1e-6)
 
 
 def test_js_divergence_of_logits_far_apart_is_finite_and_at_most_ln_2():
     far = np.array([[6e4, -6e4, 0], [-6e4, 6e4, 0]], np.float16)
-    found = filled(divergence.js_divergence, InMemory({"a": far, "b": far[::-1].copy()}))
+    found = filled(similarity.js_divergence, InMemory({"a": far, "b": far[::-1].copy()}))
     assert found[0, 1] == pytest.approx(math.log(2), rel=1e-6)
 
 
 def test_leep_is_zero_where_the_student_is_sure_and_renames_the_teachers_classes():
     teacher = 60 * np.eye(3, dtype=np.float16)[[0, 1, 2, 0, 1, 2]]
-    found = filled(leep.leep, InMemory({"t": teacher, "s": teacher[:, [2, 0, 1]], "blind": np.zeros_like(teacher)}))
+    found = filled(
+        similarity.leep, InMemory({"t": teacher, "s": teacher[:, [2, 0, 1]], "blind": np.zeros_like(teacher)})
+    )
     assert found[0, 1] == pytest.approx(0, abs=1e-6)
     assert found[0, 2] == pytest.approx(-math.log(3))  # a student that knows nothing is left with chance
 
@@ -210,17 +214,17 @@ def test_cka_does_not_see_rotation_scale_and_shift_and_is_near_zero_for_unrelate
     turned = 3 * x @ np.linalg.qr(rng.normal(size=(8, 8)))[0] + 5
     source = InMemory({}, {"a": x, "b": turned, "c": rng.normal(size=(600, 8))})
     source.of = {name: np.zeros((600, 2)) for name in "abc"}
-    found = filled(cka.cka, source)
+    found = filled(similarity.cka, source)
     assert found[0, 1] == pytest.approx(1, abs=1e-5)
     assert abs(found[0, 2]) < 0.02  # the biased estimate would be about 0.03 at n = 300
     constant = InMemory(source.of, source.features_of | {"b": np.ones((600, 8))})
-    assert np.isnan(filled(cka.cka, constant)[0, 1])
+    assert np.isnan(filled(similarity.cka, constant)[0, 1])
 
 
 def test_cka_says_when_there_are_too_few_images():
     few = InMemory({"a": np.zeros((3, 2)), "b": np.zeros((3, 2))}, {"a": np.zeros((3, 2)), "b": np.zeros((3, 2))})
     with pytest.raises(KtError, match="'cka' needs at least 4 images, not 3"):
-        filled(cka.cka, few)
+        filled(similarity.cka, few)
 
 
 def test_similarity_of_areas_agrees_with_a_loop_over_pairs_of_classes():
@@ -248,9 +252,9 @@ def test_default_class_vectors_are_centred_mean_logits():
     logits = source.of["m1"].astype(float)
     means = np.array([logits[labels == c].mean(0) for c in range(3)])
     expected = ClassVectors.of(np.vstack([means - means.mean(0), np.zeros(4)]), "")
-    found = embeddings.mean_logits(source, 1, labels, 4)
+    found = expertise.mean_logits(source, 1, labels, 4)
     np.testing.assert_allclose(found.unit, expected.unit, atol=1e-5)
-    assert found.digest != embeddings.mean_logits(source, 0, labels, 4).digest
+    assert found.digest != expertise.mean_logits(source, 0, labels, 4).digest
 
 
 def save_npz(path, vectors):
@@ -267,7 +271,7 @@ def save_parquet(path, vectors):
 def test_class_vectors_come_from_a_file(tmp_path, name, save):
     vectors = np.random.default_rng(1).normal(size=(3, 2))
     save(tmp_path / name, vectors)
-    found = embeddings.load(tmp_path / name, 3)
+    found = expertise.load(tmp_path / name, 3)
     np.testing.assert_allclose(found.unit, ClassVectors.of(vectors, "").unit)
     spec = ComplementaritySpec(class_embeddings=str(tmp_path / name))
     source, labels = zoo_of(), np.tile([0, 1, 2], 13)[:37]
@@ -277,11 +281,11 @@ def test_class_vectors_come_from_a_file(tmp_path, name, save):
     first, second = row["expertise"]
     assert row["expertise_similarity_50"] == pytest.approx(found.unit[first] @ found.unit[second], abs=1e-6)
     with pytest.raises(KtError, match=r"class_embeddings: .*\[3, 2\] float64, but \[4, width\] numbers are needed"):
-        embeddings.load(tmp_path / name, 4)
+        expertise.load(tmp_path / name, 4)
     vectors[1] = 0
     save(tmp_path / name, vectors)
     with pytest.raises(KtError, match=r"a zero vector, or one that is not finite, for the classes 1$"):
-        embeddings.load(tmp_path / name, 3)
+        expertise.load(tmp_path / name, 3)
 
 
 def test_class_vectors_in_a_file_that_cannot_be_read_are_an_error(tmp_path):
@@ -290,4 +294,4 @@ def test_class_vectors_in_a_file_that_cannot_be_read_are_an_error(tmp_path):
     pq.write_table(pa.table({"class": [0, 2], "vector": [[1.0], [2.0]]}), tmp_path / "v.parquet")
     for name in ("v.npz", "w.npz", "v.parquet", "none.parquet"):
         with pytest.raises(KtError, match=rf"complementarity.class_embeddings: .*{name}: cannot be read"):
-            embeddings.load(tmp_path / name, 2)
+            expertise.load(tmp_path / name, 2)

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import tables
 
-from kt.analysis import advise, design, heldout
+from kt.analysis import prediction, recommend
+from kt.analysis.analyse import analyse, as_table
 from kt.analysis.effects import TOGETHER, independent
 from kt.analysis.inputs import load, prepare
 from kt.analysis.outcomes import gather
-from kt.analysis.predictors import TREES, ladder
-from kt.analysis.run import analyse, as_table
+from kt.analysis.prediction import TREES, ladder
 from kt.cli import main
 from kt.errors import KtError
 from kt.tables import schema
@@ -101,7 +101,7 @@ def test_columns_that_others_determine_are_left_out():
 
 def test_held_out_models_are_never_learned_from():
     outcomes = gather(prepare(*zoo_of(9)))[0]
-    for _, train, tests in heldout._folds(outcomes, np.random.default_rng(0)):
+    for _, train, tests in prediction._folds(outcomes, np.random.default_rng(0)):
         seen = set(outcomes.teachers[train]) | set(outcomes.students[train])
         assert not seen & set(outcomes.students[tests["students"]])
         assert set(outcomes.teachers[tests["students"]]) <= seen
@@ -113,7 +113,7 @@ def test_held_out_models_are_never_learned_from():
 
 def test_the_ladder_gives_a_constant_nothing_and_the_planted_gap_its_due():
     outcomes = gather(prepare(*zoo_of(12, slope=2.0)))[0]
-    scores = heldout.score(outcomes, heldout.hold_out(outcomes, np.random.default_rng(0)))
+    scores = prediction.score(outcomes, prediction.hold_out(outcomes, np.random.default_rng(0)))
     of_students = scores[scores["scheme"] == "students"].set_index("rung")
     assert of_students.loc["constant", ["r2", "tau"]].tolist() == [0, 0]
     assert of_students.loc["accuracy gap", "r2"] > 0.6
@@ -128,8 +128,8 @@ def test_the_ladder_gives_a_constant_nothing_and_the_planted_gap_its_due():
 def test_a_shortlist_saves_hours_only_where_a_student_has_more_teachers_than_it_lists():
     made = pd.DataFrame({"repeat": 0, "fold": 0, "student": ["a"] * 3 + ["b"] * 4, "hours": 1.0})
     made["delta"] = made["predicted"] = [1.0, 2, 3, 4, 3, 2, 1]
-    assert heldout._ranking(made)["hours_saved_3"] == pytest.approx(25)  # of b's four teachers; a has but three
-    few = heldout._ranking(made[made["student"] == "a"])
+    assert prediction._ranking(made)["hours_saved_3"] == pytest.approx(25)  # of b's four teachers; a has but three
+    few = prediction._ranking(made[made["student"] == "a"])
     assert np.isnan(few["hours_saved_3"])
     assert np.isnan(few["regret_3"])
     assert few["hours_saved_1"] == pytest.approx(100 * 2 / 3)
@@ -137,8 +137,8 @@ def test_a_shortlist_saves_hours_only_where_a_student_has_more_teachers_than_it_
 
 def test_static_rankers_stand_on_the_ladder_and_rank_teachers_alike_for_every_student():
     outcomes = gather(prepare(*zoo_of(12, slope=2.0)))[0]
-    held = heldout.hold_out(outcomes, np.random.default_rng(0))
-    scores = heldout.score(outcomes, held)
+    held = prediction.hold_out(outcomes, np.random.default_rng(0))
+    scores = prediction.score(outcomes, held)
     of_students = scores[scores["scheme"] == "students"].set_index("rung")
     assert of_students.loc["teacher accuracy", "tau"] > 0.9 > of_students.loc["teacher size", "tau"]
     assert of_students.loc["teacher accuracy", "r2"] < of_students.loc["accuracy gap", "r2"]  # it knows no student
@@ -154,9 +154,9 @@ def test_static_rankers_stand_on_the_ladder_and_rank_teachers_alike_for_every_st
 
 def test_the_best_of_k_tied_teachers_is_what_chance_would_take():
     delta = np.array([1.0, 2.0, 3.0, 4.0])
-    assert heldout._best_taken(delta, np.zeros(4), 1) == 2.5
-    assert heldout._best_taken(delta, np.zeros(4), 3) == pytest.approx((3 + 4 + 4 + 4) / 4)
-    assert heldout._best_taken(delta, np.array([3.0, 2, 1, 0]), 2) == 2
+    assert prediction._best_taken(delta, np.zeros(4), 1) == 2.5
+    assert prediction._best_taken(delta, np.zeros(4), 3) == pytest.approx((3 + 4 + 4 + 4) / 4)
+    assert prediction._best_taken(delta, np.array([3.0, 2, 1, 0]), 2) == 2
 
 
 def truth_share(truth):
@@ -280,7 +280,7 @@ def test_our_own_tables_are_analysed_by_the_command(tmp_path, capsys):
 def test_recommendations_rank_teachers_for_students_with_and_without_transfers(tmp_path, capsys):
     transfers, zoo, scores = zoo_of(12, slope=2.0)
     inputs = prepare(transfers[transfers["student"] != "m3"], zoo, scores)
-    rows = advise.recommend(inputs, "m3")
+    rows = recommend.recommend(inputs, "m3")
     assert len(rows) == 11
     assert rows["measured"].isna().all()
     truth = transfers[transfers["student"] == "m3"].groupby("teacher")["delta"].mean()
@@ -288,12 +288,12 @@ def test_recommendations_rank_teachers_for_students_with_and_without_transfers(t
     assert (rows["low"] < rows["high"]).all()
     assert rows["p_harm"].between(0, 1).all()
     assert rows["p_harm"].is_monotonic_increasing
-    assert "hardly better" not in advise.as_text(rows, "m3", 0.8, 5)
-    known = advise.recommend(prepare(transfers, zoo, scores), "m3")
+    assert "hardly better" not in recommend.as_text(rows, "m3", 0.8, 5)
+    known = recommend.recommend(prepare(transfers, zoo, scores), "m3")
     assert known.set_index("teacher")["measured"][truth.index].tolist() == pytest.approx(truth.tolist())
-    few = advise.recommend(prepare(*zoo_of(4)), "m0", level=0.9)
+    few = recommend.recommend(prepare(*zoo_of(4)), "m0", level=0.9)
     assert np.isinf(few["low"]).all()
-    assert "too few students" in advise.as_text(few, "m0", 0.9, 5)
+    assert "too few students" in recommend.as_text(few, "m0", 0.9, 5)
 
 
 def test_recommended_intervals_cover_new_students_about_as_often_as_they_say():
@@ -302,7 +302,7 @@ def test_recommended_intervals_cover_new_students_about_as_often_as_they_say():
         transfers, zoo, scores = zoo_of(10, seeds=1, seed=seed)
         zoo = zoo.drop(columns=["kind", "family", "year"])
         inputs = prepare(transfers[transfers["student"] != "m9"], zoo, scores)
-        rows = advise.recommend(inputs, "m9", level=0.8).set_index("teacher")
+        rows = recommend.recommend(inputs, "m9", level=0.8).set_index("teacher")
         truth = transfers[transfers["student"] == "m9"].set_index("teacher")["delta"][rows.index]
         covered.append(((rows["low"] < truth) & (truth < rows["high"])).mean())
     assert np.mean(covered) > 0.6
@@ -312,7 +312,7 @@ def test_next_keeps_to_its_budget_and_takes_what_teaches_most():
     transfers, zoo, scores = zoo_of(8, seeds=1)
     rng = np.random.default_rng(0)
     done = transfers[(rng.random(len(transfers)) < 0.4) & (transfers["student"] != "m7")]
-    plan = design.choose(prepare(done, zoo, scores), 1.05)
+    plan = recommend.choose(prepare(done, zoo, scores), 1.05)
     assert len(plan.pairs) == 10  # 0.1 hours each
     assert plan.hours == pytest.approx(1.0)
     measured = set(zip(done["teacher"], done["student"], strict=True))
@@ -322,19 +322,19 @@ def test_next_keeps_to_its_budget_and_takes_what_teaches_most():
     assert "m7" in {student for _, student in chosen[:2]}  # nothing is known of it as a student
     assert plan.pairs["error"].is_monotonic_decreasing
     assert plan.error > plan.pairs["error"].iloc[0]
-    assert "10 pairs of" in design.plan_text(plan)
+    assert "10 pairs of" in recommend.plan_text(plan)
 
 
 def test_the_form_over_pairs_is_that_of_rows_written_out():
     rng = np.random.default_rng(0)
     outcomes = gather(prepare(*zoo_of(5)), everyone=True)[0]
-    pairs = design.Pairs(outcomes.teachers, outcomes.students, outcomes.x)
+    pairs = recommend.Pairs(outcomes.teachers, outcomes.students, outcomes.x)
     x = rng.normal(size=(len(outcomes), 3))
-    rows = np.array([design._row(a, t, s, 5) for a, t, s in zip(x, pairs.teachers, pairs.students, strict=True)])
+    rows = np.array([recommend._row(a, t, s, 5) for a, t, s in zip(x, pairs.teachers, pairs.students, strict=True)])
     matrix = rng.normal(size=(13, 13))
     matrix = matrix @ matrix.T
-    assert design._form(matrix, x, pairs, 3, 5) == pytest.approx(np.einsum("ni,ij,nj->n", rows, matrix, rows))
-    assert design._products(x, pairs, 5) == pytest.approx(rows.T @ rows)
+    assert recommend._form(matrix, x, pairs, 3, 5) == pytest.approx(np.einsum("ni,ij,nj->n", rows, matrix, rows))
+    assert recommend._products(x, pairs, 5) == pytest.approx(rows.T @ rows)
 
 
 @pytest.mark.parametrize(
@@ -366,8 +366,8 @@ def test_ensembles_are_described_but_never_recommended():
     transfers["trains"] = transfers["method"] != "ensemble_mean"
     transfers.loc[~transfers["trains"], "delta"] += 50
     inputs = prepare(transfers[transfers["teacher"] != "m0"], zoo, scores)
-    assert set(advise.recommend(inputs, "m1")["method"]) == {"kl_dp"}
-    assert design.choose(inputs, 1.0).method == "kl_dp"
+    assert set(recommend.recommend(inputs, "m1")["method"]) == {"kl_dp"}
+    assert recommend.choose(inputs, 1.0).method == "kl_dp"
     assert "- `ensemble_mean`: +" in quick(transfers, zoo, scores).summary
 
 
@@ -382,21 +382,21 @@ def test_controls_that_name_no_teacher_are_no_pairs():
 def test_advice_refuses_what_it_does_not_know(tmp_path):
     inputs = prepare(*zoo_of(5))
     with pytest.raises(KtError, match="unknown model 'm9'"):
-        advise.recommend(inputs, "m9")
+        recommend.recommend(inputs, "m9")
     with pytest.raises(KtError, match="unknown method 'kl'"):
-        advise.recommend(inputs, "m1", "kl")
+        recommend.recommend(inputs, "m1", "kl")
     with pytest.raises(KtError, match=r"--level: 1\.5"):
-        advise.recommend(inputs, "m1", level=1.5)
+        recommend.recommend(inputs, "m1", level=1.5)
     with pytest.raises(KtError, match="nothing is left to transfer"):
-        design.choose(inputs, 1.0)
+        recommend.choose(inputs, 1.0)
     transfers, zoo, scores = zoo_of(5)
     part = transfers[transfers["teacher"] != "m0"]
     with pytest.raises(KtError, match=r"one transfer takes 0\.1 hours at least"):
-        design.choose(prepare(part, zoo, scores), 0.05)
+        recommend.choose(prepare(part, zoo, scores), 0.05)
     with pytest.raises(KtError, match="must be above 0"):
-        design.choose(prepare(part, zoo, scores), -1)
+        recommend.choose(prepare(part, zoo, scores), -1)
     with pytest.raises(KtError, match="no `seconds`"):
-        design.choose(prepare(part.drop(columns="seconds"), zoo, scores), 1)
+        recommend.choose(prepare(part.drop(columns="seconds"), zoo, scores), 1)
     missing = tmp_path / "none.parquet"
     with pytest.raises(KtError, match="no such file"):
         load(missing, missing)

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 import tables
 
-from kt.analysis import components, dyadic
-from kt.analysis.describe import answer, compare, summarise
+from kt.analysis import dyadic, statistics
+from kt.analysis.answer import answer
+from kt.analysis.deltas import compare, summarise
 from kt.errors import KtError
 from kt.tables import schema
 
@@ -36,7 +37,7 @@ def least(values, teachers, students):
     if dyadic._left(np.full((len(values), 1), 1 / len(values)), np.ones((len(values), 1)),
                     np.full((1, 1), 1 / len(values)), dyads)[0] <= dyadic.NOTHING_LEFT:  # fmt: skip
         return 0.0
-    found = components.moments(values - values.mean(), teachers, students)
+    found = statistics.moments(values - values.mean(), teachers, students)
     carried = dyadic._carried(np.full((len(values), 1), 1 / len(values)), found, dyads)
     return math.sqrt(dyadic.LEAST * carried.sum())
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from kt.data.spec import InputSpec
 from kt.errors import KtError
-from kt.zoo import check, header, listing, models, registry
+from kt.zoo import header, members, models, registry
+from kt.zoo.header import differing
 from kt.zoo.spec import FineTune, Member, ZooSpec
-from kt.zoo.trained import differing
 
 INPUT = InputSpec(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 PLAIN = trained()
@@ -27,7 +27,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> registry.Registry:
     """timm's models, with outlines made in this process."""
 
     def outlines(wanted: Any, modules: Any) -> list[Any]:
-        made = listing.outlines(wanted)
+        made = models.outlines(wanted)
         return [outline if isinstance(outline, str) else registry._slots(outline) for outline in made]
 
     monkeypatch.setattr(registry, "outlines", outlines)
@@ -38,8 +38,8 @@ def checked(known: registry.Registry, path: str, needs: int | None = None, colou
     zoo = ZooSpec(
         input=INPUT, models={"a": Member.model_validate({"arch": "test_resnet", "checkpoint": path, **member})}
     )
-    check.check(zoo, known)
-    check.check_checkpoints({"zoo.models.a": (zoo.models["a"], colours)}, (), known, needs)
+    members.check(zoo, known)
+    members.check_checkpoints({"zoo.models.a": (zoo.models["a"], colours)}, (), known, needs)
 
 
 def resnet(classes: int = 5) -> Tensors:
@@ -141,7 +141,7 @@ def test_files_are_looked_into_without_torch(python, tmp_path):
     path = saved({"state_dict": under("module."), "args": argparse.Namespace(model="x")}, tmp_path / "w.pth")
     save_file(PLAIN, tmp_path / "w.safetensors")
     ended = python(
-        "import sys; from pathlib import Path; from kt.zoo import check, header;"
+        "import sys; from pathlib import Path; from kt.zoo import header, members;"
         "print([len(header.read('', Path(path)).sets()[0][1]) for path in sys.argv[1:]], 'torch' in sys.modules)",
         path,
         tmp_path / "w.safetensors",

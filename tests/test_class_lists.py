@@ -10,10 +10,10 @@ import yaml
 from images import save_image, spec_of
 
 from kt.data import sources
-from kt.data.labels import class_map, relabel
+from kt.data.classes import class_map, relabel
+from kt.data.strict_yaml import Loader
 from kt.errors import KtError
 from kt.study import load as config
-from kt.study.strict_yaml import Loader
 
 ODD = ["010", "yes", "1_000", "1:30", "1.0", "1e3", "null", "~", "2020-01-01", "0x1F", "on", "5.", "-1", "08"]
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kt.data import colours, crops
-from kt.data.colours import Colours
+from kt.data.inputs import Inputs
 from kt.data.spec import ColourSpec, InputSpec, ViewsSpec
-from kt.data.views import Inputs
+from kt.data.views import Colours, change_colours, draw_colours, draw_views
 from kt.errors import KtError
 
 CPU = torch.device("cpu")
@@ -25,7 +24,7 @@ def images(n: int, channels: int = 3) -> np.ndarray:
 
 
 def changed(image: torch.Tensor, amounts: tuple[float, ...], order: tuple[int, ...] = (0, 1, 2, 3), grey: bool = False):
-    found = colours.change(image[None], Colours(np.array([amounts]), np.array([order]), np.array([grey])))
+    found = change_colours(image[None], Colours(np.array([amounts]), np.array([order]), np.array([grey])))
     assert found.shape == (1, *image.shape)
     return found[0]
 
@@ -51,7 +50,7 @@ def test_the_order_of_changes_matters():
 
 
 def test_changes_have_the_shares_and_strengths_asked_for():
-    drawn = colours.draw(FG, np.arange(4_000))
+    drawn = draw_colours(FG, np.arange(4_000))
     assert drawn is not None
     still = (drawn.amounts == [1, 1, 1, 0]).all(1)
     assert abs(still.mean() - 0.2) < 0.02
@@ -68,18 +67,18 @@ def test_changes_have_the_shares_and_strengths_asked_for():
 def test_changes_depend_on_image_and_view_alone_and_leave_the_crops_as_they_are():
     rows, plain = np.array([4, 9, 2]), ViewsSpec(n=2)
     coloured = ViewsSpec(n=2, colour=FG.colour, grey=0.2)
-    some, every = (crops.draw(coloured, r, 30, 30) for r in (rows, np.arange(10)))
+    some, every = (draw_views(coloured, r, 30, 30) for r in (rows, np.arange(10)))
     assert some.colours is not None
     assert every.colours is not None
     for part, whole in zip(some.colours, every.colours, strict=True):
         assert np.array_equal(part.reshape(2, 3, -1), whole.reshape(2, 10, -1)[:, rows])
-    assert crops.draw(plain, rows, 30, 30).colours is None
-    assert np.array_equal(crops.draw(plain, rows, 30, 30).boxes, some.boxes)
+    assert draw_views(plain, rows, 30, 30).colours is None
+    assert np.array_equal(draw_views(plain, rows, 30, 30).boxes, some.boxes)
 
 
 def test_a_centre_view_is_what_evaluation_shows_mirrored_or_not():
     pictures, rows = images(9), np.arange(9)
-    drawn = crops.draw(ViewsSpec(n=2, crop="center"), rows, 20, 24)
+    drawn = draw_views(ViewsSpec(n=2, crop="center"), rows, 20, 24)
     views = Inputs(pictures, rows, SPEC, CPU, drawn=drawn)
     shown = Inputs(pictures, rows, SPEC, CPU)[slice(None)]
     mirrored = drawn.boxes[:, 4] > 0
@@ -93,10 +92,10 @@ def test_a_centre_view_is_what_evaluation_shows_mirrored_or_not():
 def test_views_of_grey_and_colour_images_change_and_stay_between_black_and_white(channels):
     spec = SPEC.model_copy(update={"mean": (0.0,) * channels, "std": (1.0,) * channels})
     pictures, rows = images(9, channels), np.arange(9)
-    found = Inputs(pictures, rows, spec, CPU, drawn=crops.draw(FG, rows, 20, 24))[slice(None)]
+    found = Inputs(pictures, rows, spec, CPU, drawn=draw_views(FG, rows, 20, 24))[slice(None)]
     plain = ViewsSpec(n=2, crop="center")
     assert not torch.allclose(
-        found, Inputs(pictures, rows, spec, CPU, drawn=crops.draw(plain, rows, 20, 24))[slice(None)]
+        found, Inputs(pictures, rows, spec, CPU, drawn=draw_views(plain, rows, 20, 24))[slice(None)]
     )
     assert found.min() >= 0
     assert found.max() <= 1
@@ -104,7 +103,7 @@ def test_views_of_grey_and_colour_images_change_and_stay_between_black_and_white
 
 def test_images_that_are_neither_grey_nor_rgb_are_refused():
     with pytest.raises(KtError, match=r"transfer\.views\.colour: needs grey or RGB images; these have 4 channels"):
-        Inputs(images(2, 4), np.arange(2), SPEC, CPU, drawn=crops.draw(FG, np.arange(2), 20, 24))
+        Inputs(images(2, 4), np.arange(2), SPEC, CPU, drawn=draw_views(FG, np.arange(2), 20, 24))
 
 
 def test_views_without_the_newer_keys_have_the_plain_form_that_they_had():

@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import InMemory, said, score
+from tables import InMemory, Kept, said, score
+from vectors import Percent, Success, Vectors
 
 from kt import predictions
-from kt.complementarity import agreement, counts, table
-from kt.complementarity.areas import Areas, class_entropy
-from kt.complementarity.bits import Places, Right
+from kt.complementarity import agreement, flips, table
+from kt.complementarity.expertise import Areas, class_entropy
+from kt.complementarity.flips import Places, Right
 from kt.complementarity.sources import Files
-from kt.complementarity.spec import ComplementaritySpec
+from kt.complementarity.spec import OF_BITS, OF_CLASSES, ComplementaritySpec
 from kt.errors import KtError
 from kt.tables import schema
 from kt.tables.of_study import SHARES
@@ -186,7 +187,7 @@ def test_pieces_do_not_change_results(zoo, rows):
         patch.setattr(table, "ROWS", rows)
         patch.setattr("kt.complementarity.scores.TILE", max(1, rows // 2))
         patch.setattr("kt.complementarity.agreement.TILE", 1)
-        patch.setattr("kt.complementarity.agreement.CHUNK", 20 * rows)
+        patch.setattr("kt.complementarity.agreement.HELD_CLASSES", 20 * rows)
         pd.testing.assert_frame_equal(score(source, labels, classes), whole)
 
 
@@ -238,12 +239,12 @@ def test_classes_are_listed_where_the_table_is_small_or_on_request(monkeypatch):
 def test_kappa_is_one_for_same_errors_zero_for_chance_and_unknown_without_errors():
     teacher, student, positive = np.array([[5, 5, 0], [5, 5, 5], [8, 5, 4], [10, 10, 0], [0, 0, 0], [10, 5, 5]]).T
     expected = [1, -1, 0, math.nan, math.nan, 0]
-    np.testing.assert_allclose(counts.kappa(10, teacher, student, positive), expected, atol=1e-12)
+    np.testing.assert_allclose(flips.kappa(10, teacher, student, positive), expected, atol=1e-12)
 
 
 def test_q_is_one_for_same_errors_minus_one_for_opposite_and_unknown_without_errors():
     teacher, student, positive = np.array([[5, 5, 0], [5, 5, 5], [8, 5, 4], [10, 10, 0]]).T
-    np.testing.assert_allclose(counts.q_statistic(10, teacher, student, positive), [1, -1, 0, math.nan], atol=1e-12)
+    np.testing.assert_allclose(flips.q_statistic(10, teacher, student, positive), [1, -1, 0, math.nan], atol=1e-12)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 10, 1000])
@@ -311,7 +312,7 @@ def test_files_give_slices_of_what_was_written(tmp_path):
     rows = slice(2, 9)
     assert (source.names, source.images) == (["a"], 10)
     assert np.array_equal(source.logits(0, rows), logits[rows])
-    assert source.predicted(0, rows).tolist() == logits[rows].argmax(1).tolist()
+    assert source.kept(0, rows).tolist() == logits[rows].argmax(1).tolist()
     assert source.top(0, rows).tolist() == np.argsort(-logits[rows], 1).tolist()
     with pytest.raises(KtError, match="no features for the split 'test', which the measure 'cka' needs"):
         source.features(0, rows)
@@ -476,3 +477,68 @@ def test_a_table_that_cannot_be_added_to_is_made_anew(tmp_path, damage):
     else:
         pq.write_table(old.drop_columns(["kappa"]), path)
     assert renewed_as_from_nothing(tmp_path, source, labels, classes) == 4 * 3
+
+
+def numbers(models: int, images: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(models, images))
+
+
+def test_scores_that_are_numbers_flip_by_as_much_as_they_differ():
+    scores, truth = numbers(4, 50), np.zeros((50, 3), np.float32)
+    found = score(Kept(1 - scores), truth, 0, task=Vectors()).set_index(["teacher", "student"])
+    assert len(found) == 12
+    for (teacher, student), row in found.iterrows():
+        t, s = scores[int(teacher)], scores[int(student)]
+        gains = np.maximum(t - s, 0)
+        assert row["acc_teacher"] == pytest.approx(t.mean())
+        assert (
+            row["acc_difference"] == pytest.approx(row["pos_flips"] - row["neg_flips"]) == pytest.approx((t - s).mean())
+        )
+        assert row["pos_flips"] == pytest.approx(gains.mean())
+        assert row["pos_flips_se"] == pytest.approx(gains.std() / math.sqrt(50))
+        assert row["neg_flips"] == pytest.approx(found.loc[(student, teacher), "pos_flips"])
+    of_classes = [name for name in found if name.startswith(OF_CLASSES) or name in OF_BITS]
+    assert len(of_classes) > 20
+    assert found[of_classes].isna().all(axis=None)
+
+
+def test_at_scores_of_0_and_1_both_ways_give_the_same_numbers():
+    right = np.random.default_rng(1).random((3, 400)) < [[0.3], [0.6], [0.9]]
+    labels = np.zeros(400, np.int64)
+    bits = score(InMemory.saying("012", np.where(right, 0, 1), 2), labels, 2)
+    plain = score(Kept(1.0 - right), np.zeros((400, 3)), 0, task=Percent())
+    for name in ("n", "acc_teacher", "acc_student", "acc_difference", "pos_flips", "pos_flips_se", "neg_flips"):
+        np.testing.assert_allclose(bits[name], plain[name], rtol=1e-12, atol=1e-12)
+
+
+def test_a_task_of_right_and_wrong_without_classes_has_what_follows_from_bits():
+    right = np.random.default_rng(1).random((3, 400)) < [[0.3], [0.6], [0.9]]
+    bits = score(InMemory.saying("012", np.where(right, 0, 1), 2), np.zeros(400, np.int64), 2)
+    found = score(Kept(1 - right), np.zeros((400, 3)), 0, task=Success())
+    same = ["teacher", "student", "split", "n", "acc_teacher", "pos_flips", "pos_flips_se", "neg_flips", *OF_BITS]
+    pd.testing.assert_frame_equal(found[same], bits[same])
+    assert found[["class_entropy", "expertise_50", "pos_flips_untrained", "agreement"]].isna().all(axis=None)
+
+
+def test_scores_that_are_not_finite_are_refused():
+    kept = numbers(2, 9)
+    kept[1, 3] = np.nan
+    with pytest.raises(KtError, match="1 of 9 scores of '1' are not finite"):
+        score(Kept(kept), np.zeros((9, 3)), 0, task=Vectors())
+
+
+def test_tables_of_another_task_are_added_to_and_survive_the_file(tmp_path):
+    kept, truth = numbers(4, 30), np.zeros((30, 3))
+    out, facts = tmp_path / "c.parquet", {schema.TASK: Vectors().words.to_json()}
+    with ThreadPoolExecutor(1) as pool:
+
+        def made(models: int) -> int:
+            source = Kept(kept[:models])
+            found = table.make(source, truth, 0, "test", ComplementaritySpec(), out, pool, Vectors())
+            schema.write_pieces(out, "complementarity", found.pieces, facts | found.facts.metadata())
+            return found.measured
+
+        assert [made(3), made(4), made(4)] == [6, 6, 0]
+    again = schema.read(out, "complementarity").to_pandas()
+    pd.testing.assert_frame_equal(again, score(Kept(kept), truth, 0, task=Vectors()), check_dtype=False)
+    assert "fit_difference" in pq.read_schema(out).names

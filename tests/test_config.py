@@ -14,16 +14,17 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from vectors import Vectors
 
+from kt.data.strict_yaml import Loader
 from kt.errors import KtError
-from kt.pairs import candidates
+from kt.pairs import candidates, score_of
 from kt.study import load
-from kt.study.check import check
-from kt.study.strict_yaml import Loader
+from kt.study.check import check, check_task
 from kt.study.study import Study
+from kt.zoo import members
 from kt.zoo import registry as registry_of_models
-from kt.zoo import selection
-from kt.zoo.check import check as check_zoo
+from kt.zoo.members import check as check_zoo
 
 GONE = "(the key is taken out)"
 """As a value: the key is left out."""
@@ -91,7 +92,7 @@ BY_SCHEMA = [
     ("data.source", 5, "data.source: input should be a valid string, not 5"),
     ("data.splits.test", -1, "data.splits.test.images: input should be greater than or equal to 0, not -1"),
     ("data.splits.test", 1.5, "data.splits.test.share: input should be less than 1, not 1.5"),
-    ("data.size", 0, "data.size: input should be greater than 0, not 0"),
+    ("data.size", 0, r"data.size: needs a whole number of pixels greater than 0, or \[height, width\], not 0"),
     ("data.classes", 3, "data.classes: input should be a mapping of keys to values, not 3"),
     ("data.classes", {"a": -1}, "data.classes.a: input should be greater than or equal to 0, not -1"),
     ("data.damaged", "skp", "data.damaged: unknown value 'skp'; allowed: fail, skip; did you mean 'skip'?"),
@@ -196,6 +197,7 @@ BY_MODEL = [
     ("zoo.select", [{"match": []}], r"zoo.select.0.match: at least 1 needed, not \[\]"),
     ("zoo.select", [{"match": "vitt_*"}], r"zoo.select.0.match: 'vitt_\*' matches none of \d+ pretrained tags"),
     ("zoo.overrides", "none.csv", "zoo.overrides: none.csv: no such file .*/none.csv; paths are relative"),
+    ("data.task", "clasification", "data.task: unknown task 'clasification'; allowed: .*mean 'classification'?"),
     ("zoo.modules", ["kt.zoo.digit"], "zoo.modules: kt.zoo.digit: no such Python module on this machine"),
     ("zoo.modules", ["no.such"], r"zoo.modules: no.such: cannot be found \(No module named 'no'\)"),
     ("zoo.modules", ["sys"], "zoo.modules: sys: no such Python module on this machine"),
@@ -305,7 +307,7 @@ def test_every_preset_is_a_configuration_that_the_schema_accepts(root):
         VALIDATOR.validate(raw)
         study = load.parse(raw, path.name)
         known = registry_of_models.load(study.zoo.modules)
-        zoo = selection.expand(study.zoo, known, lambda tags: registry_of_models.sizes(tags))
+        zoo = members.expand(study.zoo, known, lambda tags: registry_of_models.sizes(tags))
         check_zoo(zoo, known)
 
 
@@ -426,3 +428,78 @@ print([name for name in ("torch", "timm", "sklearn", "snakemake") if name in sys
 """
     ended = python(code)
     assert ended.stdout == "[]\n", ended.stderr
+
+
+def test_a_module_of_the_zoo_may_define_the_task(plain, tmp_path, monkeypatch):
+    source = (Path(__file__).parent / "vectors.py").read_text("utf-8")
+    (tmp_path / "kt_tests_task.py").write_text(source.replace('"vectors"', '"of_a_module"'), "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    study = load.parse(changed(plain, "data.task", "of_a_module"), "c.yaml")
+    with pytest.raises(KtError, match=r"data\.task: unknown task 'of_a_module'; allowed: classification"):
+        check_task(study)
+    study = load.parse(changed(study.plain(), "zoo.modules", ["kt_tests_task"]), "c.yaml")
+    check_task(study)
+    assert (study.task.metric.key, study.task.has_classes) == ("fit", False)
+
+
+def test_the_default_task_changes_no_hash_and_another_changes_all(plain):
+    study = load.parse(plain, "c.yaml")
+    named = load.parse(changed(plain, "data.task", "classification"), "c.yaml")
+    other = load.parse(changed(plain, "data.task", "other"), "c.yaml")
+    assert named.plain() == study.plain()
+    assert "task" not in study.plain()["data"]
+    assert study.shown("data") == named.shown("data") == "data"
+    assert other.shown("data") not in ("data", study.shown("other"))
+    assert load.parse(other.plain(), "c.yaml") == other
+
+
+def of_vectors(raw: dict[str, Any]) -> dict[str, Any]:
+    """A configuration for a task without classes."""
+    return changed(changed(raw, "data.task", Vectors.name), "complementarity", {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        (
+            "complementarity",
+            {"measures": ["kappa"]},
+            "complementarity.measures: 'kappa' makes no sense .*allowed: cka$",
+        ),
+        (
+            "complementarity",
+            {"class_lists": True},
+            "complementarity.class_lists: is about classes, which the task 'vec",
+        ),
+        ("transfer.top_k", 3, "transfer.top_k: is about classes, which the task 'vectors' does not have; leave it out"),
+        ("zoo.models.resnet.classes", [0, 1], "zoo.models.resnet.classes: is about classes, which the task"),
+        (
+            "pairs",
+            {"select": "top", "k": 1, "by": "acc_difference"},
+            "pairs.by: unknown value 'acc_difference'; allowed: fit_teacher, .*cka; did you mean 'fit_difference'",
+        ),
+        ("pairs", {"select": "top", "k": 1, "by": "kappa"}, "pairs.by: unknown value 'kappa'; allowed: fit_teacher, "),
+        ("pairs", {"select": "top", "k": 1, "by": "cka"}, "pairs.by: 'cka' is not measured; add 'cka' to complement"),
+    ],
+)
+def test_keys_about_classes_are_refused_for_a_task_without_them(plain, key, value, line):
+    text = refusal(changed(of_vectors(plain), key, value))
+    assert re.match(line, text.removeprefix("c.yaml: ")), text
+
+
+def test_scores_are_named_by_the_key_of_the_metric(plain):
+    rule = {"select": "top", "k": 1, "by": "fit_teacher"}
+    assert "pairs.by: unknown value 'fit_teacher'; allowed: acc_teacher, " in refusal(changed(plain, "pairs", rule))
+    study = check(load.parse(changed(of_vectors(plain), "pairs", rule), "c.yaml"))
+    assert score_of(study.pairs) == "acc_teacher"
+    assert study.complementarity.taken(study.task.words) == ()
+
+
+def test_defaults_in_percentage_points_follow_the_scale_of_the_metric(plain):
+    stratified = changed(changed(plain, "pairs", {"select": "stratified"}), "analysis", {})
+    found = {raw["data"].get("task"): check(load.parse(raw, "c.yaml")) for raw in (stratified, of_vectors(stratified))}
+    assert [study.analysis.equal_within for study in found.values()] == [2.0, 0.02]
+    assert found[None].pairs.gaps == (-10, -2, 2, 10)
+    assert found[Vectors.name].pairs.gaps == pytest.approx((-0.1, -0.02, 0.02, 0.1))
+    given = changed(of_vectors(stratified), "analysis", {"equal_within": 0.5})
+    assert check(load.parse(given, "c.yaml")).analysis.equal_within == 0.5

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kt.cli import main
+from kt.data import strict_yaml
 from kt.errors import KtError
-from kt.study import explain, load, strict_yaml
+from kt.study import explain, load
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = (ROOT / "config.yaml").read_text("utf-8")

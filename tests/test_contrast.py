@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from kt.errors import KtError
 from kt.tasks import losses
+from kt.tasks.classification import Classification
 from kt.transfer.learners import Contrast, InBatch, MemoryBank
 from kt.transfer.methods.cd import CD
 from kt.transfer.methods.contrastive import CRD, InfoNCE
 from kt.transfer.samples import Samples
 from kt.zoo.features import Featured, classifier
 
+TASK = Classification()
 SEEDS = st.integers(0, 2**32)
 
 
@@ -65,7 +67,7 @@ def cd_loss(of_student: Tensor, of_teacher: Tensor, method: CD | None = None) ->
     """The method's loss where cross-entropy plays no part."""
     labels = torch.zeros(len(of_student), dtype=torch.int64)
     output = torch.zeros(len(of_student), 3), of_student
-    return (method or CD(label_weight=0.0)).loss(output, batch_of(labels, of_teacher)).mean().item()
+    return (method or CD(label_weight=0.0)).loss(TASK, output, batch_of(labels, of_teacher)).mean().item()
 
 
 def test_cd_by_hand():
@@ -93,7 +95,7 @@ def test_cd_does_not_depend_on_the_order_of_the_batch_and_a_row_of_zeros_breaks_
     assert cd_loss(of_student[order], of_teacher[order]) == pytest.approx(cd_loss(of_student, of_teacher), rel=1e-5)
     of_student[0] = 0
     of_student.requires_grad_(True)
-    loss = CD().loss((torch.zeros(6, 3), of_student), batch_of(torch.zeros(6, dtype=torch.int64), of_teacher))
+    loss = CD().loss(TASK, (torch.zeros(6, 3), of_student), batch_of(torch.zeros(6, dtype=torch.int64), of_teacher))
     loss.mean().backward()
     assert of_student.grad is not None
     assert of_student.grad.isfinite().all()
@@ -200,7 +202,7 @@ def test_contrastive_methods_add_their_contrast_to_the_cross_entropy(method):
     samples = batch_of(labels, features(1, 6, 5))
     learner = method.learner([model], samples)
     assert isinstance(learner, Contrast)
-    loss = method.loss(learner(x), samples)
+    loss = method.loss(TASK, learner(x), samples)
     entropy = losses.cross_entropy(model(x), labels)
     assert (loss > entropy).all()
     loss.sum().backward()

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kt.checkpoint import Checkpoint
-from kt.data import crops
+from kt.data.inputs import Inputs, cut, normalise
 from kt.data.spec import ColourSpec, InputSpec, ViewsSpec
-from kt.data.views import Inputs, cut, normalise
+from kt.data.views import draw_views
 from kt.transfer import engine
 from kt.transfer.samples import Samples
 from kt.transfer.training import Training
@@ -35,7 +35,7 @@ def images(n: int, height: int = 20, width: int = 24) -> np.ndarray:
 )  # fmt: skip
 def test_crops_lie_in_their_images(n, scale, ratio, height, width, rows):
     views = ViewsSpec(n=n, scale=(scale / 2, scale), ratio=(ratio / 2, ratio))
-    boxes = crops.draw(views, np.array(rows), height, width).boxes
+    boxes = draw_views(views, np.array(rows), height, width).boxes
     assert boxes.shape == (n * len(rows), 5)
     top, left, tall, wide, mirrored = boxes.T
     assert (top >= 0).all()
@@ -49,7 +49,7 @@ def test_crops_lie_in_their_images(n, scale, ratio, height, width, rows):
 
 def test_crops_have_the_shares_and_shapes_asked_for():
     views = ViewsSpec(n=2, scale=(0.2, 0.5), ratio=(0.8, 1.25))
-    boxes = crops.draw(views, np.arange(2_000), 500, 500).boxes
+    boxes = draw_views(views, np.arange(2_000), 500, 500).boxes
     share = boxes[:, 2] * boxes[:, 3] / 500**2
     assert 0.195 < share.min() < 0.21
     assert 0.49 < share.max() < 0.505
@@ -59,20 +59,20 @@ def test_crops_have_the_shares_and_shapes_asked_for():
     assert 1.24 < shape.max() < 1.26
     assert abs(boxes[:, 4].mean() - 0.5) < 0.03
     assert not ViewsSpec(n=1, flip=False).flip
-    assert crops.draw(ViewsSpec(n=1, flip=False), np.arange(99), 9, 9).boxes[:, 4].sum() == 0
+    assert draw_views(ViewsSpec(n=1, flip=False), np.arange(99), 9, 9).boxes[:, 4].sum() == 0
 
 
 def test_a_crop_depends_on_image_and_view_alone():
     views, rows = ViewsSpec(n=3), np.array([4, 9, 2])
-    boxes = crops.draw(views, rows, 30, 30).boxes.reshape(3, 3, 5)
-    assert np.array_equal(crops.draw(views, np.arange(10), 30, 30).boxes.reshape(3, 10, 5)[:, rows], boxes)
-    assert np.array_equal(crops.draw(ViewsSpec(n=2), rows, 30, 30).boxes.reshape(2, 3, 5), boxes[:2])
+    boxes = draw_views(views, rows, 30, 30).boxes.reshape(3, 3, 5)
+    assert np.array_equal(draw_views(views, np.arange(10), 30, 30).boxes.reshape(3, 10, 5)[:, rows], boxes)
+    assert np.array_equal(draw_views(ViewsSpec(n=2), rows, 30, 30).boxes.reshape(2, 3, 5), boxes[:2])
     assert not np.array_equal(boxes[0], boxes[1])
 
 
 def test_a_view_is_its_crop_resized_and_mirrored():
     pictures, views = images(5), ViewsSpec(n=2)
-    drawn = crops.draw(views, np.array([3, 1]), 20, 24)
+    drawn = draw_views(views, np.array([3, 1]), 20, 24)
     inputs = Inputs(pictures, np.array([3, 1]), SPEC, CPU, drawn=drawn)
     assert len(inputs) == 4
     for position, row in enumerate([3, 1, 3, 1]):
@@ -95,7 +95,7 @@ def test_the_whole_image_is_a_crop_too():
 def test_views_on_demand_are_those_in_memory(monkeypatch: pytest.MonkeyPatch):
     pictures, rows = images(6), np.array([5, 0, 2])
     views = ViewsSpec(n=2, colour=ColourSpec(brightness=0.5, contrast=0.5))
-    drawn = crops.draw(views, rows, 20, 24)
+    drawn = draw_views(views, rows, 20, 24)
     kept = Inputs(pictures, rows, SPEC, CPU, drawn=drawn)
     fresh = Inputs(pictures, rows, SPEC, CPU, keep=False, drawn=drawn)
     at = np.array([4, 0, 3])

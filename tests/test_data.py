@@ -79,7 +79,7 @@ def test_an_npz_file_may_hold_official_parts(tmp_path):
             r"images are float64 \[5, 6, 6, 3\]; need uint8",
         ),
         ({"images": images_of()[0, 0], "labels": np.arange(6)}, r"images are uint8 \[6, 3\]; need uint8 \[N, H, W\]"),
-        ({"images": images_of(), "labels": np.arange(4)}, "4 labels for 5 images; need one an image"),
+        ({"images": images_of(), "labels": np.arange(4)}, "4 labels for 5 images; one per image is needed"),
         ({"images": images_of(), "labels": np.arange(5.0)}, "labels are float64"),
         ({"images": images_of(), "labels": np.arange(5) - 1}, "need integers ≥ 0"),
         ({"images": images_of(), "labels": np.array([None] * 5)}, r"not a readable \.npz file"),

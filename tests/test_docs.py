@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kt.cli import main
 from kt.study import load
@@ -50,8 +52,27 @@ def test_every_kt_command_in_the_documents_exists(capsys: pytest.CaptureFixture[
         assert "example: kt " in capsys.readouterr().out
 
 
+def test_the_imagenet_example_in_the_readme_is_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    example = next(block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "/data/imagenet" in block)
+    study = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8")) | yaml.safe_load(example)
+    for part, name in itertools.product(("train", "val"), ("cat", "dog")):
+        (tmp_path / "imagenet" / part / name).mkdir(parents=True)
+        for i in range(20):
+            (tmp_path / "imagenet" / part / name / f"{i}.jpg").touch()
+    study["data"] |= {"source": "imagenet", "num_classes": 1000, "classes": {"cat": 0, "dog": 999}}
+    study["data"]["splits"]["validation"]["images"] = 10
+    study["transfer"]["training"]["batch_size"] = 2
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study), "utf-8")
+    main(["config", "check", "--config", str(tmp_path / "study.yaml")])
+    (models,) = re.findall(r"these pass (\d+) models", example)
+    assert f"{models} models" in capsys.readouterr().out
+
+
 def test_the_method_in_the_guide_works(tmp_path: Path) -> None:
     import torch
+
+    from kt.tasks.classification import Classification
 
     text = (ROOT / "docs/extending.md").read_text("utf-8")
     code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Cautious" in block)
@@ -59,7 +80,7 @@ def test_the_method_in_the_guide_works(tmp_path: Path) -> None:
     exec(compile(code, "docs/extending.md", "exec"), namespace)
     method = namespace["Cautious"](threshold=0.8)  # type: ignore[operator]
     frozen = torch.tensor([[9.0, 0.0], [0.1, 0.0]])
-    targets, taught = method.targets(torch.zeros(2, 2), frozen, torch.tensor([0, 0]))
+    targets, taught = method.targets(Classification(), torch.zeros(2, 2), frozen, torch.tensor([0, 0]))
     assert taught.tolist() == [False, True]
     assert targets.tolist() == [[9.0, 0.0], [0.0, 0.0]]
 

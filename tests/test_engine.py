@@ -20,16 +20,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.errors import Interrupted
 from kt.tasks import losses
+from kt.tasks.classification import Classification
 from kt.transfer.engine import Diverged, History, epoch_order, train
 from kt.transfer.learners import Views
 from kt.transfer.method import Method, registry
 from kt.transfer.samples import Samples, SlowWeights
 from kt.transfer.training import Training
 
+TASK = Classification()
 CPU = torch.device("cpu")
 N, CLASSES = 26, 3
 TRAINING = Training(epochs=3, batch_size=6, lr=0.01, weight_decay=0.1)
@@ -93,7 +95,7 @@ def run(
 
     def loss(output: Any, batch: Samples) -> Tensor:
         at_loss(next(calls))
-        return chosen.loss(output, batch)
+        return chosen.loss(TASK, output, batch)
 
     def validate_first(learner: nn.Module) -> float:
         return validating(models[0])
@@ -113,7 +115,7 @@ def lesson(method: str) -> Samples:
     features = torch.randn(N, 5, generator=generator)
     chosen = registry()[method]()
     source = teacher[None] if chosen.takes != "pair" else teacher
-    targets, taught = chosen.targets(frozen if chosen.control else source, frozen, labels)
+    targets, taught = chosen.targets(TASK, frozen if chosen.control else source, frozen, labels)
     return Samples(targets, labels, taught, torch.arange(N), features)
 
 
@@ -122,7 +124,7 @@ def taught_by(targets: Tensor, labels: Tensor) -> Samples:
 
 
 def entropy(output: Tensor, batch: Samples) -> Tensor:
-    return losses.cross_entropy(output, batch.labels)
+    return losses.cross_entropy(output, batch.truth)
 
 
 def at(step: int, event: Callable[[], None]) -> Callable[[int], None]:
@@ -401,7 +403,7 @@ def test_batches_follow_the_epochs_order_with_their_own_targets_and_labels(tmp_p
     )
 
     def loss(output: Tensor, batch: Samples) -> Tensor:
-        asked.append((batch.targets[:, 0].int().tolist(), batch.labels.tolist()))
+        asked.append((batch.targets[:, 0].int().tolist(), batch.truth.tolist()))
         assert batch.positions.tolist() == asked[-1][0]
         return output.sum(1) ** 2
 
@@ -532,10 +534,10 @@ def test_self_has_zero_loss_at_step_zero_for_a_student_without_random_parts(tmp_
     labels, method, seen = torch.zeros(N, dtype=torch.int64), registry()["self"](), []
 
     def loss(output: Tensor, batch: Samples) -> Tensor:
-        seen.append(method.loss(output, batch))
+        seen.append(method.loss(TASK, output, batch))
         return seen[-1]
 
-    targets, _ = method.targets(frozen, frozen, labels)
+    targets, _ = method.targets(TASK, frozen, frozen, labels)
     training = TRAINING.model_copy(update={"lr": 1e-9, "weight_decay": 0.0})
     train(model, inputs(), taught_by(targets, labels), loss, validate, training, 0, Saving(tmp_path / "c.pt"))
     assert seen[0].abs().max() < 1e-6

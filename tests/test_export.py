@@ -15,8 +15,8 @@ from test_pipeline import STUDY
 
 from kt.cli import main
 from kt.data.datasets import Dataset
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.transfer.ledger import Ledger, unpack
 from kt.zoo.inference import logits
 

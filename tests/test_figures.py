@@ -14,17 +14,15 @@ from PIL import Image
 
 from kt.errors import KtError
 from kt.figures import published
-from kt.figures.amalgamation import amalgamation
 from kt.figures.captions import CAPTIONS
-from kt.figures.complementarity import telling
-from kt.figures.concentration import even_areas, even_entropy
+from kt.figures.complementarity import even_areas, even_entropy, telling
 from kt.figures.draw import FIGURES, draw
+from kt.figures.experiments import amalgamation
 from kt.figures.style import RC, log_scale
 from kt.figures.tables import Tables
-from kt.report.experiments import answer
+from kt.report.content import answer
 from kt.tables import schema
-from kt.tables.of_experiments import EXPERIMENTS
-from kt.tables.of_study import SHARES
+from kt.tables.of_study import EXPERIMENTS, SHARES
 from kt.transfer.method import registry
 
 NAMES = set(CAPTIONS)

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import tables
 
-from kt.figures.flow import by_method, over_seeds
-from kt.figures.flow import flow as draw
+from kt.figures.experiments import by_method, weights_over_seeds
+from kt.figures.experiments import flow as draw
 from kt.figures.style import save
 from kt.figures.tables import Tables
-from kt.report.experiments import answer
+from kt.report.content import answer
 from kt.tables import schema
 
 
@@ -73,7 +73,7 @@ def test_the_answer_counts_experiments_that_are_clearly_ahead_and_behind(flow: p
 
 
 def test_a_teachers_weights_at_a_stage_add_up(flow: pd.DataFrame, tmp_path: Path) -> None:
-    found = over_seeds(flow[flow["method"] == "flow"])
+    found = weights_over_seeds(flow[flow["method"] == "flow"])
     assert found.loc[found["source"] == "low", "mean"].to_numpy() == pytest.approx(0.3)
     assert found.groupby(["experiment", "stage", "epoch"])["mean"].sum().to_numpy() == pytest.approx(1.0)
     drawing = draw(with_flow(flow))

@@ -7,7 +7,7 @@ import pytest
 from images import spec_of
 
 from kt.data import sources
-from kt.data.labels import class_map, relabel
+from kt.data.classes import class_map, relabel
 from kt.errors import KtError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kt.analysis import components, dyadic, resample
+from kt.analysis import dyadic, statistics
 from kt.analysis.dyadic import LEAST, Dyads, ols
 
 
@@ -71,7 +71,7 @@ def test_regression_errors_agree_with_the_double_sum_over_dyads(models, share):
         fit = ols(y, x, Dyads.of(t, s))
         assert fit.beta == pytest.approx(np.linalg.lstsq(x, y, rcond=None)[0])
         meat, left = slow_covariance(y, x, t, s)
-        found = components.moments(y - x @ fit.beta, t, s)
+        found = statistics.moments(y - x @ fit.beta, t, s)
         floor = LEAST * dyadic._carried(x @ np.linalg.inv(x.T @ x), found, Dyads.of(t, s)).sum(0)
         expected = np.sqrt(np.maximum(np.diag(meat) / left, floor))
         assert fit.se == pytest.approx(expected)
@@ -149,7 +149,7 @@ def test_variance_components_are_those_planted_also_where_pairs_are_missing():
     t, s = some_pairs(rng, 150, 0.5)
     a = rng.normal(0, 2, 150)
     b = -0.5 * a + rng.normal(0, 0.5, 150)
-    found = components.moments(5 + a[t] + b[s] + rng.normal(0, 1.5, len(t)), t, s)
+    found = statistics.moments(5 + a[t] + b[s] + rng.normal(0, 1.5, len(t)), t, s)
     assert found.teacher == pytest.approx(a.var(), rel=0.05)
     assert found.student == pytest.approx(b.var(), rel=0.05)
     assert found.residual == pytest.approx(1.5**2, rel=0.05)
@@ -157,7 +157,7 @@ def test_variance_components_are_those_planted_also_where_pairs_are_missing():
 
 
 def test_variance_components_that_cannot_be_told_apart_are_all_residual():
-    found = components.moments(np.array([1.0, 2.0, 4.0]), np.array([0, 0, 0]), np.array([1, 2, 3]))
+    found = statistics.moments(np.array([1.0, 2.0, 4.0]), np.array([0, 0, 0]), np.array([1, 2, 3]))
     assert (found.teacher, found.student, found.known) == (0, 0, False)
     assert found.residual == pytest.approx(np.var([1, 2, 4], ddof=1))
 
@@ -166,8 +166,8 @@ def test_shrunken_effects_solve_the_mixed_model_equations():
     rng = np.random.default_rng(5)
     t, s = some_pairs(rng, 6, 0.8)
     y = rng.normal(size=6)[t] + rng.normal(size=6)[s] + rng.normal(size=len(t))
-    found = components.Components(0.7, 1.3, 2.0)
-    average, teachers, students = components.shrunken(y, t, s, 6, found)
+    found = statistics.Components(0.7, 1.3, 2.0)
+    average, teachers, students = statistics.shrunken(y, t, s, 6, found)
     z = np.column_stack([np.eye(6)[t], np.eye(6)[s]])
     prior = np.diag([0.7] * 6 + [1.3] * 6)
     omega = np.linalg.inv(z @ prior @ z.T + 2.0 * np.eye(len(y)))
@@ -180,9 +180,9 @@ def test_bootstrap_weights_a_pair_by_how_often_both_its_models_are_drawn():
     rng = np.random.default_rng(6)
     t, s = some_pairs(rng, 7, 0.7)
     y, x = rng.normal(size=len(t)), np.column_stack([np.ones(len(t)), rng.normal(size=len(t))])
-    drawn = resample.weights(7, 30, rng)
+    drawn = statistics.weights(7, 30, rng)
     assert (drawn.sum(1) == 7).all()
-    means, slopes = resample.means(y, t, s, drawn), resample.slopes(y, x, t, s, drawn)
+    means, slopes = statistics.means(y, t, s, drawn), statistics.slopes(y, x, t, s, drawn)
     for draw, mean, slope in zip(drawn, means, slopes, strict=True):
         w = draw[t] * draw[s]
         if (w > 0).sum() > 3:
@@ -199,7 +199,7 @@ def test_permutation_p_values_are_uniform_for_a_null_and_small_for_a_planted_pro
         y = rng.normal(size=10)[t] + 2 * of_model[1][t] + 0.3 * rng.normal(size=len(t))
         matrix = np.stack([np.tile(m[:, None], 10) for m in of_model], -1)
         matrix[np.arange(10), np.arange(10)] = 0
-        p = resample.permutation_p(y - y.mean(), t, s, matrix - matrix.mean((0, 1)), 99, rng)
+        p = statistics.permutation_p(y - y.mean(), t, s, matrix - matrix.mean((0, 1)), 99, rng)
         below.append(p <= 0.1)
     null, planted = np.mean(below, 0)
     assert 0.04 < null < 0.17
@@ -208,8 +208,8 @@ def test_permutation_p_values_are_uniform_for_a_null_and_small_for_a_planted_pro
 
 def test_corrections_agree_with_hand_computed_ones_and_leave_unknown_values_out():
     p = np.array([0.01, 0.04, np.nan, 0.03])
-    assert resample.holm(p) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
-    assert resample.benjamini_hochberg(p) == pytest.approx([0.03, 0.04, np.nan, 0.04], nan_ok=True)
+    assert statistics.holm(p) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
+    assert statistics.benjamini_hochberg(p) == pytest.approx([0.03, 0.04, np.nan, 0.04], nan_ok=True)
 
 
 def test_pairs_of_one_student_that_are_all_equal_are_one_observation():

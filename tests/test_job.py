@@ -1,9 +1,10 @@
-"""One student's units on the workbench: every outcome is a record, and no unit touches the next."""
+"""One student's units on the bench: every outcome is a record, and no unit touches the next."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import ClassVar
@@ -17,25 +18,28 @@ from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
 from kt.data.datasets import Dataset
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.errors import Interrupted
 from kt.tasks import partition
+from kt.tasks.classification import Classification
+from kt.tasks.task import Task, named
 from kt.transfer import engine, session
+from kt.transfer.bench import Begun, Bench, Settings
 from kt.transfer.ledger import Ledger, unpack
 from kt.transfer.ledger import key as ledger_key
-from kt.transfer.method import registry
+from kt.transfer.method import Method, registry
 from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.kl import KL
 from kt.transfer.methods.kl_dp import KLDP
 from kt.transfer.samples import Samples
 from kt.transfer.session import Session
 from kt.transfer.training import Training
-from kt.transfer.units import Unit
-from kt.transfer.workbench import Workbench
+from kt.transfer.unit import Plans, Unit
 from kt.zoo.features import Featured
 from kt.zoo.inference import logits
 
+TASK = Classification()
 CPU = torch.device("cpu")
 TRAINING = Training(epochs=3, batch_size=10, lr=0.02)
 
@@ -84,23 +88,34 @@ class Zoo:
 
 
 @pytest.fixture
-def bench(stored, tmp_path) -> Workbench:
+def bench(stored, tmp_path) -> Bench:
     return make_bench(stored, tmp_path)
 
 
-def make_bench(stored: Dataset, folder: Path, every: float = 3600) -> Workbench:
-    return Workbench.set_up("s", Zoo(stored), stored, TRAINING, folder / "checkpoints", every, CPU, Event())
+def make_bench(stored: Dataset, folder: Path, every: float = 3600, name: str = "s") -> Bench:
+    zoo, settings = Zoo(stored), Settings(TRAINING, folder / "checkpoints", every, CPU, Event())
+    begun = Begun(name, ("tiny", {}), zoo.input_of(name), 1, member=True)
+    return Bench(begun, zoo, named("classification"), stored, settings)
+
+
+def student_of(bench: Bench) -> nn.Module:
+    """The student with the weights that it has now."""
+    return bench._member[0]
 
 
 def unit(method: str, seed: int = 0, **parameters: object) -> Unit:
     chosen = registry()[method].model_validate(parameters)
     teachers = () if chosen.control else ("t", "u") if chosen.takes == "group" else ("t",)
-    return Unit(chosen, teachers, seed)
+    return unit_of(chosen, teachers, seed)
 
 
-def compute(bench: Workbench, method: str | Unit, seed: int = 0, key: str = "key") -> dict[str, object]:
+def unit_of(method: Method, teachers: tuple[str, ...], seed: int = 0, student: str = "s") -> Unit:
+    return Unit(method, Plans("data", TRAINING).of(method, seed), student, teachers, seed)
+
+
+def compute(bench: Bench, method: str | Unit, seed: int = 0, key: str = "key") -> dict[str, object]:
     """The record of a unit, without the time it took."""
-    record = session.compute(bench, unit(method, seed) if isinstance(method, str) else method, key)
+    record, _ = session.compute(bench, unit(method, seed) if isinstance(method, str) else method, key)
     assert record["status"] == "ok", record
     assert record.pop("seconds") > 0
     return record
@@ -126,7 +141,7 @@ def test_every_method_gives_a_record_that_the_ledger_takes(bench, tmp_path, meth
     assert len(unpack(own(record)["last"])) == len(unpack(own(record)["best"])) == 50
     assert (own(record)["teacher_share"] is None) == (chosen.method.control or not chosen.method.trains)
     assert json.loads(json.dumps(record)) == record
-    assert not list(bench.checkpoints.glob("*"))
+    assert not list(bench.settings.checkpoints.glob("*"))
     Ledger(tmp_path).add({"unit": method}, record)
     assert Ledger(tmp_path).get(ledger_key({"unit": method})) == record
 
@@ -147,7 +162,7 @@ def test_a_unit_of_any_method_stopped_again_and_again_ends_bit_identical(
     )
     assert stops >= 1
     assert ended == undisturbed[method]
-    assert not list(bench.checkpoints.iterdir())
+    assert not list(bench.settings.checkpoints.iterdir())
 
 
 HABITS = {
@@ -176,9 +191,9 @@ def test_a_unit_with_published_habits_stopped_again_and_again_ends_bit_identical
 
 def test_a_record_holds_what_the_trained_student_says_of_the_test_images(bench):
     record = compute(bench, "finetune")
-    said = logits(bench.student, bench.view("s", "test")).argmax(1)
+    said = logits(student_of(bench), bench.view("test")).argmax(1)
     assert unpack(record["last"]).tolist() == said.tolist()
-    right = logits(bench.student, bench.view("s", "validation")).argmax(1) == bench.labels["validation"]
+    right = logits(student_of(bench), bench.view("validation")).argmax(1) == bench.truth("validation")
     assert record["validation"][-1] == pytest.approx(100 * right.mean())
 
 
@@ -189,12 +204,12 @@ def test_last_and_best_are_told_apart(bench, monkeypatch):
         states.append({name: tensor.clone() for name, tensor in student.state_dict().items()})
         return next(accuracies)
 
-    monkeypatch.setattr(Session, "_validation_accuracy", validation)
+    monkeypatch.setattr(Session, "_value", validation)
     record = compute(bench, "finetune")
     assert record["best_epoch"] == 2
     for name, state in (("best", states[1]), ("last", states[2])):
-        bench.student.load_state_dict(state)
-        said = logits(bench.student, bench.view("s", "test")).argmax(1)
+        student_of(bench).load_state_dict(state)
+        said = logits(student_of(bench), bench.view("test")).argmax(1)
         assert unpack(record[name]).tolist() == said.tolist()
     assert record["best"] != record["last"]
 
@@ -207,9 +222,9 @@ def test_a_unit_gives_the_same_record_alone_and_after_others(bench, undisturbed,
 
 
 def test_the_share_of_the_teacher_is_that_of_the_mask(bench):
-    labels = torch.from_numpy(bench.labels["transfer"])
-    teacher, frozen = (torch.from_numpy(bench.models.logits(name, "transfer")).float() for name in "ts")
-    by_label = partition.by_label(teacher, frozen, labels)
+    labels = torch.from_numpy(bench.truth("transfer"))
+    teacher, frozen = (torch.from_numpy(bench.zoo.logits(name, "transfer")).float() for name in "ts")
+    by_label = partition.by_fit(TASK, teacher, frozen, labels)
     assert compute(bench, "kl_dp")["teacher_share"] == pytest.approx(100 * by_label.float().mean().item())
     assert compute(bench, "kl")["teacher_share"] == 100
     assert 0 < by_label.float().mean() < 1
@@ -218,7 +233,7 @@ def test_the_share_of_the_teacher_is_that_of_the_mask(bench):
 @pytest.mark.parametrize("method", ["kl", "kl_dp", "kl_dp_unsup", "flip_student"])
 def test_a_teacher_equal_to_the_student_trains_as_the_control_self_does(bench, method):
     control = compute(bench, "self")
-    bench.models.given["t"] = bench.models.logits("s", "transfer")
+    bench.zoo.given["t"] = bench.zoo.logits("s", "transfer")
     record = compute(bench, method)
     for name in ("last", "best", "best_epoch", "loss", "validation"):
         assert record[name] == control[name], name
@@ -230,7 +245,7 @@ def test_a_teacher_equal_to_the_student_trains_as_the_control_self_does(bench, m
 
 @pytest.mark.parametrize("method", ["sequential", "soup", "parallel"])
 def test_one_teacher_alone_is_kl_dp_exactly(bench, undisturbed, method):
-    assert compute(bench, Unit(registry()[method](), ("t",), 0)) == undisturbed["kl_dp"]
+    assert compute(bench, unit_of(registry()[method](), ("t",))) == undisturbed["kl_dp"]
 
 
 def test_sequential_is_one_transfer_after_another_from_where_the_last_one_ended(bench, undisturbed):
@@ -238,25 +253,31 @@ def test_sequential_is_one_transfer_after_another_from_where_the_last_one_ended(
     dp = undisturbed["kl_dp"]
     assert record["loss"][:3] == dp["loss"]
     # by hand: train from t, make that the frozen student, train from u with a fresh optimiser
-    first = Session(bench, "by-hand").train(KLDP(), ["t"], 0)
-    bench.student.load_state_dict(first.last)
-    middle = logits(bench.student, bench.view("s", "transfer"))
-    labels = torch.from_numpy(bench.labels["transfer"])
-    frozen, teacher = (torch.from_numpy(z).float() for z in (middle, bench.models.logits("u", "transfer")))
-    targets, taught = KLDP().targets(teacher, frozen, labels)
+    first = Session(bench, unit("kl_dp"), "by-hand").train(KLDP(), ["t"], 0)
+    student_of(bench).load_state_dict(first.last)
+    middle = logits(student_of(bench), bench.view("transfer"))
+    labels = torch.from_numpy(bench.truth("transfer"))
+    frozen, teacher = (torch.from_numpy(z).float() for z in (middle, bench.zoo.logits("u", "transfer")))
+    targets, taught = KLDP().targets(TASK, teacher, frozen, labels)
     history = engine.train(
-        bench.student, bench.view("s", "transfer"), Samples(targets, labels, taught, torch.arange(40)), KLDP().loss,
-        lambda m: 0.0, TRAINING, 0, Checkpoint(bench.checkpoints / "x", "x", 3600),
-    )  # fmt: skip
+        student_of(bench),
+        bench.view("transfer"),
+        Samples(targets, labels, taught, torch.arange(40)),
+        partial(KLDP().loss, TASK),
+        lambda m: 0.0,
+        TRAINING,
+        0,
+        Checkpoint(bench.settings.checkpoints / "x", "x", 3600),
+    )
     assert record["loss"][3:] == history.loss
-    said = logits(bench.student, bench.view("s", "test")).argmax(1)
+    said = logits(student_of(bench), bench.view("test")).argmax(1)
     assert unpack(record["last"]).tolist() == said.tolist()
 
 
 def test_orders_of_sequential_go_by_validation_accuracy_seed_or_the_group(bench):
-    session = Session(bench, "key")
+    session = Session(bench, unit("sequential"), "key")
     right = {
-        name: (bench.models.logits(name, "validation").argmax(1) == bench.labels["validation"]).mean() for name in "tu"
+        name: (bench.zoo.logits(name, "validation").argmax(1) == bench.truth("validation")).mean() for name in "tu"
     }
     assert right["t"] != right["u"]
     up = sorted(right, key=lambda name: right[name])
@@ -272,30 +293,31 @@ def test_a_soup_has_the_mean_weights_of_the_students_of_each_teacher(bench):
     record = compute(bench, "soup")
     said = {}
     for which in ("last", "best"):
-        states = [getattr(Session(bench, f"alone-{t}").train(KLDP(), [t], 0), which) for t in "tu"]
+        states = [getattr(Session(bench, unit("kl_dp"), f"alone-{t}").train(KLDP(), [t], 0), which) for t in "tu"]
         mean = {name: (states[0][name].double() + states[1][name].double()) / 2 for name in states[0]}
-        bench.student.load_state_dict(mean)
-        said[which] = logits(bench.student, bench.view("s", "test")).argmax(1).tolist()
+        student_of(bench).load_state_dict(mean)
+        said[which] = logits(student_of(bench), bench.view("test")).argmax(1).tolist()
     assert {which: unpack(record[which]).tolist() for which in said} == said
 
 
 def test_models_that_train_together_give_the_same_record_from_either_side(stored, tmp_path, undisturbed):
-    other = Workbench.set_up("t", Zoo(stored), stored, TRAINING, tmp_path / "other", 3600, CPU, Event())
-    assert compute(other, Unit(BiKD(), ("s",), 0)) == undisturbed["bikd"]
+    other = make_bench(stored, tmp_path / "other", name="t")
+    assert compute(other, unit_of(BiKD(), ("s",), student="t")) == undisturbed["bikd"]
     shares = [own(undisturbed["bikd"], name)["teacher_share"] for name in "st"]
     assert sum(shares) == pytest.approx(100)
     assert own(undisturbed["bikd"], "s")["last"] != own(undisturbed["bikd"], "t")["last"]
 
 
 def test_three_models_train_together_each_on_its_own_input(bench):
-    record = compute(bench, Unit(BiKD(), ("t", "u"), 0))
+    record = compute(bench, unit_of(BiKD(), ("t", "u")))
     assert set(record["models"]) == {"print of s", "print of t", "print of u"}
     assert record["budget"] == 3
-    assert bench.view("u", "transfer") is not bench.view("s", "transfer") is bench.view("t", "transfer")
+    seen = {name: bench.view("transfer", bench.zoo.input_of(name)) for name in "stu"}
+    assert seen["u"] is not seen["s"] is seen["t"]
 
 
 def test_an_ensemble_answers_from_the_cached_test_logits(bench):
-    teacher, student = (torch.from_numpy(bench.models.logits(name, "test")).float() for name in "ts")
+    teacher, student = (torch.from_numpy(bench.zoo.logits(name, "test")).float() for name in "ts")
     mean = teacher.softmax(1) + student.softmax(1)
     assert unpack(compute(bench, "ensemble_mean")["last"]).tolist() == mean.argmax(1).tolist()
     surer = teacher.softmax(1).amax(1) > student.softmax(1).amax(1)
@@ -304,7 +326,7 @@ def test_an_ensemble_answers_from_the_cached_test_logits(bench):
 
 
 def test_the_teachers_features_are_the_cached_ones(bench, monkeypatch, undisturbed):
-    cached = bench.models.features("t", "transfer")
+    cached = bench.zoo.features("t", "transfer")
     assert cached.shape == (40, 12)
     monkeypatch.setattr(Zoo, "features", lambda self, name, split: -cached)
     assert compute(bench, "crd") != undisturbed["crd"]
@@ -313,13 +335,13 @@ def test_the_teachers_features_are_the_cached_ones(bench, monkeypatch, undisturb
 class Failing(KL):
     """A method that fails in its third step."""
 
-    def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         CALLS.clear()
-        return super().targets(teacher, frozen, labels)
+        return super().targets(task, teacher, frozen, truth)
 
-    def loss(self, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
         CALLS.append(1)
-        return super().loss(output, batch) if len(CALLS) < 3 else self.fail(output)
+        return super().loss(task, output, batch) if len(CALLS) < 3 else self.fail(output)
 
     def fail(self, logits: Tensor) -> Tensor:
         raise NotImplementedError
@@ -374,14 +396,14 @@ class FailsInBackward(Failing):
     ],
 )
 def test_a_failure_is_an_outcome_with_its_cause_and_leaves_no_trace(bench, stored, tmp_path, method, cause, reason):
-    record = session.compute(bench, Unit(method(), ("t",), 0), "key")
+    record, _ = session.compute(bench, unit_of(method(), ("t",)), "key")
     assert record == {"status": "failed", "cause": cause, "reason": reason}
     assert compute(bench, "kl_dp") == compute(make_bench(stored, tmp_path / "alone"), "kl_dp")
 
 
 def test_a_teacher_with_other_classes_is_a_failed_unit(bench):
-    bench.models.given["t"] = np.zeros((40, 7), np.float16)
-    record = session.compute(bench, unit("kl"), "key")
+    bench.zoo.given["t"] = np.zeros((40, 7), np.float16)
+    record, _ = session.compute(bench, unit("kl"), "key")
     assert (record["status"], record["cause"]) == ("failed", "error")
     assert record["reason"].startswith("error: RuntimeError: The size of tensor a")
 
@@ -391,14 +413,14 @@ class FitsInPieces(KL):
 
     most: int = 4
 
-    def loss(self, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
         if len(output) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return super().loss(output, batch)
+        return super().loss(task, output, batch)
 
 
 def test_a_batch_that_does_not_fit_is_cut_until_it_does(bench, caplog):
-    record = compute(bench, Unit(FitsInPieces(), ("t",), 0))
+    record = compute(bench, unit_of(FitsInPieces(), ("t",)))
     assert record["pieces"] == 4  # of 10 images: 5 and 5 do not fit, 3, 3, 2 and 2 do
     assert record["steps"] == 12
     assert "goes on with 2 pieces a batch" in caplog.text
@@ -406,7 +428,7 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does(bench, caplog):
 
 
 def test_a_batch_is_not_cut_below_two_images(bench):
-    assert session.compute(bench, Unit(FitsInPieces(most=1), ("t",), 0), "key")["cause"] == "out_of_memory"
+    assert session.compute(bench, unit_of(FitsInPieces(most=1), ("t",)), "key")[0]["cause"] == "out_of_memory"
 
 
 def test_samples_that_are_compared_meet_all_others_though_their_batch_is_cut(bench):
@@ -418,11 +440,11 @@ def test_samples_that_are_compared_meet_all_others_though_their_batch_is_cut(ben
         def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
             return Narrow(students[0])
 
-        def loss(self, output: Tensor, batch: Samples) -> Tensor:
+        def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
             seen.add(len(output))
-            return super().loss(output, batch)
+            return super().loss(task, output, batch)
 
-    assert compute(bench, Unit(Comparing(), ("t",), 0))["pieces"] == 4
+    assert compute(bench, unit_of(Comparing(), ("t",)))["pieces"] == 4
     assert seen == {10}
 
 
@@ -440,7 +462,7 @@ class Narrow(nn.Module):
 
 
 def test_a_pattern_of_frozen_layers_that_matches_nothing_is_a_reason(bench):
-    record = session.compute(bench, unit("kl", training={"freeze": ("stem.*",)}), "key")
+    record, _ = session.compute(bench, unit("kl", training={"freeze": ("stem.*",)}), "key")
     assert record["reason"].startswith("error: KtError: transfer.training.freeze: 'stem.*' matches no parameter")
 
 
@@ -452,32 +474,32 @@ class Interrupting(Failing):
 def test_an_interrupted_unit_goes_on_from_its_checkpoint_and_then_forgets_it(stored, tmp_path):
     bench = make_bench(stored, tmp_path, every=0)
     with pytest.raises(KeyboardInterrupt):
-        session.compute(bench, Unit(Interrupting(), ("t",), 0), "key")
-    assert {path.name for path in bench.checkpoints.iterdir()} == {"key.pt", "key.steps"}
+        session.compute(bench, unit_of(Interrupting(), ("t",)), "key")
+    assert {path.name for path in bench.settings.checkpoints.iterdir()} == {"key.pt", "key.steps"}
     resumed = compute(bench, "kl")
-    assert not list(bench.checkpoints.iterdir())
+    assert not list(bench.settings.checkpoints.iterdir())
     assert resumed == compute(make_bench(stored, tmp_path / "alone"), "kl")
 
 
 class Stopping(Failing):
     """Sets the bench's flag in its third step and trains on."""
 
-    def loss(self, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
         CALLS.append(1)
         if len(CALLS) == 3:
             STOP[0].set()
-        return KL.loss(self, output, batch)
+        return KL.loss(self, task, output, batch)
 
 
 STOP: list[Event] = []
 
 
 def test_a_unit_told_to_stop_saves_raises_and_goes_on_next_time(bench, stored, tmp_path):
-    STOP[:] = [bench.stop]
+    STOP[:] = [bench.settings.stop]
     with pytest.raises(Interrupted, match="stopped by a signal"):
-        session.compute(bench, Unit(Stopping(), ("t",), 0), "key")
+        session.compute(bench, unit_of(Stopping(), ("t",)), "key")
     assert len(CALLS) == 3
-    assert torch.load(bench.checkpoints / "key.pt")["progress"]["step"] == 3
-    bench.stop.clear()
+    assert torch.load(bench.settings.checkpoints / "key.pt")["progress"]["step"] == 3
+    bench.settings.stop.clear()
     assert compute(bench, "kl") == compute(make_bench(stored, tmp_path / "alone"), "kl")
-    assert not list(bench.checkpoints.iterdir())
+    assert not list(bench.settings.checkpoints.iterdir())

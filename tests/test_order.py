@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tables import said
 
 from kt import predictions
 from kt.data.datasets import Dataset
@@ -17,7 +18,7 @@ from kt.data.spec import DataSpec
 from kt.errors import KtError
 from kt.stages.members import _warn_of_order
 from kt.study.study import Study
-from kt.zoo.order import better
+from kt.zoo.classes import better_order
 from kt.zoo.spec import Member, ZooSpec
 
 NAMES = [f"class{i}" for i in range(1, 13)]
@@ -35,7 +36,7 @@ def outputs(order: list[str], names: list[str] = NAMES, right: float = 0.9) -> n
 def test_torchvisions_order_is_noticed_by_hand():
     predicted = outputs(sorted(NAMES), right=1)  # class1, class10, class11, class12, class2, …
     assert (predicted == LABELS).mean() == 1 / 12
-    assert better(predicted, LABELS, NAMES) == ("sorted", 1 / 12, 1.0)
+    assert better_order(predicted, LABELS, NAMES) == ("sorted", 1 / 12, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_torchvisions_order_is_noticed_by_hand():
     ],
 )
 def test_other_orders_are_noticed(names, order, said):
-    found = better(outputs(order or sorted(names, key=str.lower), names), LABELS, names)
+    found = better_order(outputs(order or sorted(names, key=str.lower), names), LABELS, names)
     assert found is not None
     assert found.order == said
     assert found.reordered > 0.8
@@ -64,7 +65,7 @@ def test_other_orders_are_noticed(names, order, said):
 @pytest.mark.parametrize("right", [1.0, 0.9, 0.5, 0.2, 0.0])
 @pytest.mark.parametrize("images", [1, 2, 24, 240])
 def test_a_right_order_and_a_bad_model_give_no_warning(right, images):
-    assert better(outputs(NAMES, right=right)[:images], LABELS[:images], NAMES) is None
+    assert better_order(outputs(NAMES, right=right)[:images], LABELS[:images], NAMES) is None
 
 
 def spec(folder: Path, **more: object) -> DataSpec:
@@ -92,15 +93,15 @@ def test_the_order_of_class_folders_is_a_key(folder):
 
 
 @pytest.mark.parametrize(
-    ("data", "member", "said"),
+    ("data", "member", "line"),
     [({}, {}, "set data.class_order: sorted"), ({"classes": tuple(NAMES)}, {}, "set the order of data.classes"),
      ({}, {"classes": tuple(range(12))}, "set the order of zoo.models.a.classes")],
 )  # fmt: skip
-def test_the_warning_names_the_key(folder, tmp_path, caplog, data, member, said):
+def test_the_warning_names_the_key(folder, tmp_path, caplog, data, member, line):
     logits = np.eye(12, dtype=np.float16)[outputs(sorted(NAMES))]
     predictions.write(
         tmp_path / "m.safetensors",
-        {"validation": (logits, logits.argsort(1)[:, ::-1], np.arange(240))},
+        {"validation": said(logits, np.arange(240))},
         "print",
         "data",
     )
@@ -110,4 +111,4 @@ def test_the_warning_names_the_key(folder, tmp_path, caplog, data, member, said)
     study = Study.model_construct(data=spec(folder, **data), zoo=ZooSpec(models={"a": given}))
     _warn_of_order(study, "a", dataset, tmp_path / "m.safetensors")
     assert "predict a: accuracy on validation is" in caplog.text
-    assert said in caplog.text
+    assert line in caplog.text

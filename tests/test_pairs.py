@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kt.errors import KtError
-from kt.pairs import All, Explicit, PairRule, Pattern, Random, Score, Stratified, Top, candidates, jobs, most, select
+from kt.pairs import SCORES, All, Explicit, PairRule, Pattern, Random, Stratified, Top, candidates, jobs, most, select
 from kt.tables import columns, schema
 
 NAMES = st.lists(st.text("abcdef_", min_size=1, max_size=4), min_size=2, max_size=9, unique=True)
@@ -300,4 +299,4 @@ def test_top_by_a_column_without_values_is_an_error():
 
 def test_pairs_can_be_ranked_by_every_numeric_column_that_is_not_the_same_for_all():
     numeric = {c.name for c in schema.TABLES["complementarity"] if c.dtype in (columns.REAL, columns.COUNT)}
-    assert set(get_args(Score)) == numeric - {"n", "class_similarity"}
+    assert set(SCORES) == numeric - {"n", "class_similarity"}

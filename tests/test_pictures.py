@@ -12,9 +12,8 @@ from images import save_image, spec_of
 from PIL import Image, ImageFile
 
 from kt.data import datasets
-from kt.data.decode import decode
+from kt.data.decode import NotReadable, decode, fit, open_picture
 from kt.data.folders import folder
-from kt.data.pictures import NotReadable, fit, open_picture
 from kt.errors import KtError
 
 RAMP = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (48, 1))
@@ -124,7 +123,7 @@ def test_an_extremely_oblong_picture_is_cropped_before_it_is_resized(monkeypatch
 def test_the_crop_of_a_long_picture_is_that_of_the_resized_one(monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (7, 400, 3), dtype=np.uint8)
     whole = fit(Image.fromarray(pixels), 32, 3)
-    monkeypatch.setattr("kt.data.pictures.LARGEST", 100)
+    monkeypatch.setattr("kt.data.decode.LARGEST", 100)
     assert np.abs(fit(Image.fromarray(pixels), 32, 3).astype(int) - whole).max() <= 1
 
 

@@ -21,7 +21,7 @@ from studies import small_zoo
 
 from kt import pairs, predictions
 from kt.figures.captions import CAPTIONS
-from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import EXPERIMENTS
 
 pytestmark = pytest.mark.slow
 
@@ -245,8 +245,8 @@ def test_random_crops_are_predicted_and_trained_on(finished: tuple[Checkout, str
     checkout.study["transfer"] = {**transfer, "methods": {"kl": {}, "self": {}}, "views": {"n": 2, "scale": [0.5, 1]}}
     checkout.succeed("--until", "tables")
     found = predictions.read(checkout.folder / "results/predictions/byob.safetensors", "transfer")
-    assert found.logits.shape == (2 * 80, 10)
-    assert not np.array_equal(found.logits[:80], found.logits[80:])
+    assert found.answers.shape == (2 * 80, 10)
+    assert not np.array_equal(found.answers[:80], found.answers[80:])
     assert np.array_equal(found.ids[:80], found.ids[80:])
     rows = checkout.table("transfers")
     assert rows["status"].eq("ok").all()

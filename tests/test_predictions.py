@@ -17,14 +17,14 @@ from torch import nn
 
 from kt import predictions
 from kt.complementarity.sources import Files
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.errors import KtError
 from kt.store import Growing
 from kt.tables import gather as final
+from kt.tasks import classification
 from kt.zoo import inference
-from kt.zoo import predict as run_module
-from kt.zoo.predict import predict
+from kt.zoo.inference import predict
 
 
 def splits_of(seed: int = 0, n: int = 7, classes: int = 3) -> dict[str, predictions.Outputs]:
@@ -39,10 +39,10 @@ def test_read_gives_back_what_write_wrote(tmp_path):
     splits = splits_of()
     predictions.write(tmp_path / "m.safetensors", splits, "print", "data")
     predictions.verify(tmp_path / "m.safetensors")
-    for name, (logits, _, ids) in splits.items():
+    for name, (logits, _, ids, *_) in splits.items():
         found = predictions.read(tmp_path / "m.safetensors", name)
-        assert (found.logits.dtype, found.ids.dtype) == (np.float16, np.int64)
-        assert np.array_equal(found.logits, logits)
+        assert (found.answers.dtype, found.ids.dtype) == (np.float16, np.int64)
+        assert np.array_equal(found.answers, logits)
         assert np.array_equal(found.ids, ids)
         assert (found.fingerprint, found.data) == ("print", "data")
 
@@ -51,14 +51,15 @@ def test_the_file_is_one_that_safetensors_reads_with_classes_and_features(tmp_pa
     from safetensors.numpy import load_file
 
     splits, rng = splits_of(), np.random.default_rng(1)
-    features = {name: rng.normal(size=(len(ids), 5)).astype(np.float16) for name, (_, _, ids) in splits.items()}
-    predictions.write(tmp_path / "m.safetensors", splits, "print", "data", features)
+    features = {name: rng.normal(size=(len(of.ids), 5)).astype(np.float16) for name, of in splits.items()}
+    with_features = {name: of._replace(features=features[name]) for name, of in splits.items()}
+    predictions.write(tmp_path / "m.safetensors", with_features, "print", "data")
     predictions.verify(tmp_path / "m.safetensors")
     tensors = load_file(tmp_path / "m.safetensors")
     assert sorted(tensors) == sorted(
         f"{s}.{what}" for s in splits for what in ("features", "ids", "logits", "predicted", "top")
     )
-    for name, (logits, _, _) in splits.items():
+    for name, (logits, *_) in splits.items():
         assert np.array_equal(tensors[f"{name}.predicted"], logits.argmax(1))
         assert tensors[f"{name}.predicted"].dtype == np.uint8
         assert np.array_equal(predictions.read(tmp_path / "m.safetensors", name).features, features[name])
@@ -68,11 +69,11 @@ def test_the_file_is_one_that_safetensors_reads_with_classes_and_features(tmp_pa
 
 def test_blocks_change_nothing(tmp_path, monkeypatch):
     wide = np.random.default_rng(0).normal(size=(50, 9)).astype(np.float16)
-    splits, labels = {"test": said(wide[:, :6], np.arange(50))}, np.arange(50) % 6
+    labels, splits = np.arange(50) % 6, {"test": said(wide[:, :6], np.arange(50))._replace(features=wide[:, 6:])}
     written = []
     for block in (1 << 24, 100, 1):
         monkeypatch.setattr(predictions, "BLOCK", block)
-        predictions.write(tmp_path / "m.safetensors", splits, "print", "data", {"test": wide[:, 6:]})
+        predictions.write(tmp_path / "m.safetensors", splits, "print", "data")
         predictions.verify(tmp_path / "m.safetensors")
         error = calibration_error(wide[:, :6], labels)
         written.append(((tmp_path / "m.safetensors").read_bytes(), round(error, 9)))
@@ -82,8 +83,8 @@ def test_blocks_change_nothing(tmp_path, monkeypatch):
 def test_predictions_that_are_read_may_be_changed_in_memory_and_stay_as_they_are_on_disk(tmp_path):
     predictions.write(tmp_path / "m.safetensors", splits_of(), "print", "data")
     found = predictions.read(tmp_path / "m.safetensors", "test")
-    assert isinstance(found.logits, np.memmap)
-    found.logits[:] = 0
+    assert isinstance(found.answers, np.memmap)
+    found.answers[:] = 0
     predictions.verify(tmp_path / "m.safetensors")
 
 
@@ -93,9 +94,9 @@ def test_classes_are_kept_in_the_smallest_integers_that_hold_them(tmp_path, clas
     logits[:, -1] = 1
     predictions.write(tmp_path / "m.safetensors", {"test": said(logits, np.arange(3))}, "print", "data")
     predictions.verify(tmp_path / "m.safetensors")
-    assert predictions.read(tmp_path / "m.safetensors", "test").predicted.tolist() == [classes - 1] * 3
+    assert predictions.read(tmp_path / "m.safetensors", "test").kept.tolist() == [classes - 1] * 3
     source = Files({"m": tmp_path / "m.safetensors"}, "test")
-    assert source.predicted(0, slice(0, 3)).dtype == source.top(0, slice(0, 3)).dtype == dtype
+    assert source.kept(0, slice(0, 3)).dtype == source.top(0, slice(0, 3)).dtype == dtype
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
@@ -116,9 +117,9 @@ def test_missing_and_unreadable_files_are_named(tmp_path, content):
 def test_a_safetensors_file_without_our_facts_is_refused(tmp_path):
     from safetensors.numpy import save_file
 
-    logits, _, ids = splits_of()["test"]
+    logits, _, ids, *_ = splits_of()["test"]
     save_file({"test.logits": logits, "test.predicted": ids, "test.ids": ids}, tmp_path / "m.safetensors")
-    with pytest.raises(KtError, match=r"predictions cannot be read \('fingerprint'\)"):
+    with pytest.raises(KtError, match=r"predictions cannot be read \(no 'fingerprint' in the header\)"):
         predictions.read(tmp_path / "m.safetensors", "test")
     with pytest.raises(KtError, match="its content is not what was written"):
         predictions.verify(tmp_path / "m.safetensors")
@@ -131,7 +132,7 @@ def test_verify_finds_any_damaged_byte(data):
         predictions.write(path, splits_of(), "print", "data")
         whole = path.read_bytes()
         read = {
-            name: (r.logits.copy(), r.ids, r.fingerprint, r.data)
+            name: (r.answers.copy(), r.ids, r.fingerprint, r.data)
             for name in splits_of()
             if (r := predictions.read(path, name))
         }
@@ -143,7 +144,7 @@ def test_verify_finds_any_damaged_byte(data):
             return
         for name, before in read.items():  # a byte that means nothing, such as white space of the header
             after = predictions.read(path, name)
-            assert after.logits.tobytes() == before[0].tobytes()
+            assert after.answers.tobytes() == before[0].tobytes()
             assert after.ids.tobytes() == before[1].tobytes()
             assert (after.fingerprint, after.data) == before[2:]
 
@@ -173,7 +174,7 @@ def test_read_all_keeps_the_order_of_models(tmp_path):
 
 @pytest.mark.parametrize("other", ["ids", "order", "data"])
 def test_read_all_refuses_models_on_different_images(tmp_path, other):
-    logits, _, ids = splits_of()["test"]
+    logits, _, ids, *_ = splits_of()["test"]
     theirs = {"ids": ids + 1, "order": ids[::-1].copy(), "data": ids}[other]
     predictions.write(tmp_path / "a", {"test": said(logits, ids)}, "a", "data")
     predictions.write(tmp_path / "b", {"test": said(logits, theirs)}, "b", "other" if other == "data" else "data")
@@ -182,7 +183,7 @@ def test_read_all_refuses_models_on_different_images(tmp_path, other):
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    return predictions.calibration_error(logits, logits.argmax(1) == labels, bins)
+    return classification.calibration_error(logits, logits.argmax(1) == labels, bins)
 
 
 def logits_with_confidence(*confidence: float) -> np.ndarray:
@@ -235,32 +236,35 @@ def test_sharpness_agrees_with_a_loop_over_images(seed, classes):
         entropies.append(-sum(q * math.log(q) for q in p))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predictions, "BLOCK", 50)
-        found = predictions.sharpness(logits)
+        found = classification.sharpness(logits)
     assert found == {"log_ratio": pytest.approx(np.mean(ratios)), "entropy": pytest.approx(np.mean(entropies))}
 
 
 def test_sharpness_by_hand():
-    assert predictions.sharpness(np.array([[math.log(9), 0.0]], np.float64)) == {
+    assert classification.sharpness(np.array([[math.log(9), 0.0]], np.float64)) == {
         "log_ratio": pytest.approx(math.log(9)),
         "entropy": pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1)),
     }
-    assert predictions.sharpness(np.zeros((3, 4), np.float16)) == {
+    assert classification.sharpness(np.zeros((3, 4), np.float16)) == {
         "log_ratio": 0,
         "entropy": pytest.approx(math.log(4)),
     }
-    sure = predictions.sharpness(np.array([[60000, -60000]], np.float16))
+    sure = classification.sharpness(np.array([[60000, -60000]], np.float16))
     assert (sure["entropy"], math.isfinite(sure["log_ratio"])) == (0, True)
-    assert predictions.sharpness(np.ones((3, 1), np.float16)) == {"log_ratio": None, "entropy": 0}
+    assert classification.sharpness(np.ones((3, 1), np.float16)) == {"log_ratio": None, "entropy": 0}
 
 
 def test_an_accuracy_agrees_with_the_published_one_within_three_standard_errors():
     # 80 % of 10,000 images: one standard error is 0.4 points
-    assert predictions.agrees(81.19, 80.0, 10_000)
-    assert predictions.agrees(78.81, 80.0, 10_000)
-    assert not predictions.agrees(81.21, 80.0, 10_000)
-    assert not predictions.agrees(78.79, 80.0, 10_000)
-    assert predictions.agrees(100.0, 100.0, 5)
-    assert not predictions.agrees(99.0, 100.0, 5)
+    def agrees(right: int, of: int, published: float) -> bool:
+        return classification.Classification().agrees(np.arange(of) < right, published)
+
+    assert agrees(8119, 10_000, 80.0)
+    assert agrees(7881, 10_000, 80.0)
+    assert not agrees(8121, 10_000, 80.0)
+    assert not agrees(7879, 10_000, 80.0)
+    assert agrees(5, 5, 100.0)
+    assert not agrees(99, 100, 100.0)
 
 
 def test_the_table_of_models_compares_measured_and_published_accuracy(tmp_path):
@@ -337,12 +341,12 @@ def test_a_model_runs_once_over_every_split_and_leaves_one_file(tmp_path, featur
     assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
     for split, n in N.items():
         found = predictions.read(path, split)
-        assert (found.logits.shape, found.ids.min() >= 1000) == ((n, 4), True)
+        assert (found.answers.shape, found.ids.min() >= 1000) == ((n, 4), True)
         assert (found.features is not None) == features
         if found.features is not None:
             with torch.inference_mode():
                 again = model.head(torch.from_numpy(np.array(found.features)).float())
-            np.testing.assert_allclose(again, found.logits, atol=2e-3)
+            np.testing.assert_allclose(again, found.answers, atol=2e-3)
 
 
 @pytest.mark.parametrize("most", [1, 3, 100])
@@ -352,7 +356,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path, most, caplo
         path = run(tmp_path / "halved", small(most))
     assert "out of memory: batches of" in caplog.text
     for split in N:
-        found, expected = (predictions.read(p, split).logits for p in (path, whole))
+        found, expected = (predictions.read(p, split).answers for p in (path, whole))
         np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
@@ -367,7 +371,7 @@ def test_a_killed_run_goes_on_at_its_last_part(tmp_path, monkeypatch):
 
     whole = run(tmp_path / "whole", small(), True)
     monkeypatch.setattr(inference, "EVALUATED", 10)
-    monkeypatch.setattr(run_module, "PART_BYTES", 1)
+    monkeypatch.setattr(inference, "PART_BYTES", 1)
     append = Growing.append
 
     def killing(self: Growing, rows: np.ndarray, note: object = None) -> None:
@@ -385,7 +389,7 @@ def test_a_killed_run_goes_on_at_its_last_part(tmp_path, monkeypatch):
     assert len(list(path.parent.iterdir())) == 1
     for split in N:
         found, expected = (predictions.read(p, split) for p in (path, whole))
-        np.testing.assert_allclose(found.logits, expected.logits, atol=2e-3)
+        np.testing.assert_allclose(found.answers, expected.answers, atol=2e-3)
         np.testing.assert_allclose(found.features, expected.features, atol=2e-3)
         assert np.array_equal(found.ids, expected.ids)
 
@@ -445,3 +449,20 @@ def test_a_growing_array_that_lost_its_end_begins_anew(tmp_path):
     growing.append(np.arange(9))
     (tmp_path / "a.part").write_bytes(b"12345678")
     assert Growing(tmp_path / "a.part", "key", np.uint8, ()).rows == 0
+
+
+def test_answers_have_any_shape_and_precision_and_what_is_kept_of_them_too(tmp_path):
+    rng, ids = np.random.default_rng(0), np.arange(5)
+    maps = predictions.Outputs(rng.normal(size=(5, 2, 3)).astype(np.float32), rng.normal(size=(5, 4)), ids)
+    plain = predictions.Outputs(rng.normal(size=(5, 3)), rng.normal(size=5).astype(np.float32), ids)
+    predictions.write(tmp_path / "m.safetensors", {"validation": maps, "test": plain}, "print", "data")
+    predictions.verify(tmp_path / "m.safetensors")
+    for split, expected in (("validation", maps), ("test", plain)):
+        found = predictions.read(tmp_path / "m.safetensors", split)
+        for name in ("answers", "kept", "ids"):
+            assert getattr(found, name).dtype == getattr(expected, name).dtype
+            assert np.array_equal(getattr(found, name), getattr(expected, name))
+        source = Files({"m": tmp_path / "m.safetensors"}, split)
+        assert np.array_equal(source.kept(0, slice(1, 4)), expected.kept[1:4])
+        with pytest.raises(KtError, match=f"no '{split}.top' in these predictions; delete the file and run again"):
+            source.top(0, slice(0, 5))

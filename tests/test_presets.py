@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from kt import stages
+from kt.data.strict_yaml import Loader
 from kt.figures import published
 from kt.layout import Layout
 from kt.study import load
-from kt.study.strict_yaml import Loader
 from kt.study.study import Study
 from kt.tables import schema
 from kt.transfer.method import registry

@@ -12,6 +12,7 @@ from published import SEED, TRAINING, Batch, Bench, difference, each
 from studies import stored_digits
 
 from kt.tasks import losses
+from kt.tasks.classification import Classification
 from kt.transfer.learners import MemoryBank
 from kt.transfer.method import registry
 from kt.transfer.methods.bikd import BiKD
@@ -19,6 +20,7 @@ from kt.transfer.methods.flip import ByFlips
 from kt.transfer.methods.xekl_mcl import XEKLMCL
 from kt.transfer.session import Session
 
+TASK = Classification()
 TESTS = Path(__file__).parent
 
 
@@ -111,7 +113,7 @@ def test_a_later_frozen_student_is_rounded_as_cached_predictions_are(bench):
 
 def test_of_two_equal_models_the_one_with_the_larger_fingerprint_teaches(bench):
     equal = torch.zeros(2, 4, 10)
-    assert BiKD.masks(equal, torch.zeros(4, dtype=torch.int64)).tolist() == [[False] * 4, [True] * 4]
+    assert BiKD.masks(TASK, equal, torch.zeros(4, dtype=torch.int64)).tolist() == [[False] * 4, [True] * 4]
     session = bench.session(BiKD())
     session.train(BiKD(), ["t"], SEED)
     assert [name for name, _ in session._members] == ["s", "t"]  # by fingerprint: the student is the first here

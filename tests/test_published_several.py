@@ -11,9 +11,13 @@ from published import TRAINING, Batch, Bench, difference, kl
 from studies import stored_digits
 from torch import Tensor, nn
 
+from kt.tasks.classification import Classification
 from kt.transfer.engine import State
 from kt.transfer.method import Method, registry
 from kt.transfer.session import average, follow
+
+TASK = Classification()
+
 
 CLOSE = 1e-6
 LR = 1e-6  # of Adam, as published; it scales up what float32 makes of gradients that are zero, as of constant pixels
@@ -169,11 +173,11 @@ def test_ensembles(bench):
     for t, s in zip(teacher.double().softmax(1), student.double().softmax(1), strict=True):
         surest.append(int((t if t.max() >= s.max() else s).argmax()))
         mean.append(int((t + s).argmax()))
-    assert registry()["ensemble_max"]().combine(teacher, student).argmax(1).tolist() == surest
-    assert registry()["ensemble_mean"]().combine(teacher, student).argmax(1).tolist() == mean
+    assert registry()["ensemble_max"]().combine(TASK, teacher, student).argmax(1).tolist() == surest
+    assert registry()["ensemble_mean"]().combine(TASK, teacher, student).argmax(1).tolist() == mean
     assert len({*map(tuple, (surest, mean, teacher.argmax(1).tolist(), student.argmax(1).tolist()))}) == 4
 
 
 def test_equally_confident_models_answer_as_the_teacher_does():
     teacher, student = torch.tensor([[0.0, 2.0, 0.0]]), torch.tensor([[2.0, 0.0, 0.0]])
-    assert registry()["ensemble_max"]().combine(teacher, student).argmax(1).tolist() == [1]
+    assert registry()["ensemble_max"]().combine(TASK, teacher, student).argmax(1).tolist() == [1]

@@ -4,15 +4,15 @@ from html.parser import HTMLParser
 import pytest
 import tables
 
+from kt.analysis.answer import answer
 from kt.analysis.deltas import PAIR
-from kt.analysis.describe import answer
 from kt.errors import KtError
 from kt.figures.captions import CAPTIONS
 from kt.figures.draw import FIGURES, draw
 from kt.figures.tables import Tables
 from kt.report import code, render
 from kt.report.verdict import verdict
-from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import EXPERIMENTS
 
 VOID = {"meta", "img", "br", "link", "input"}
 

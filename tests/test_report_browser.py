@@ -14,7 +14,7 @@ from kt.figures.captions import CAPTIONS
 from kt.figures.draw import draw
 from kt.figures.tables import Tables
 from kt.report import render
-from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import EXPERIMENTS
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

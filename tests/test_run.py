@@ -129,6 +129,22 @@ def test_a_signal_to_snakemake_alone_stops_the_trainings_which_go_on_with_the_ne
         assert (study / "results/logs/cluster").read_text().strip() == str(study / "slurm_logs")
 
 
+def test_a_job_on_a_cluster_recomputes_a_damaged_record_and_then_has_nothing_to_do(
+    study: Path, undisturbed: pd.DataFrame
+) -> None:
+    assert run(study, *CLUSTER, "--", TABLE).returncode == 0
+    (record,) = (study / "results/ledger").glob("??/*.json")
+    whole = record.read_bytes()
+    record.write_bytes(whole[:-5])
+    again = run(study, *CLUSTER, "--", TABLE)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (study / "results/ledger/damaged" / record.name).read_bytes() == whole[:-5]
+    table = pd.read_parquet(study / TABLE)
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), undisturbed.drop(columns="seconds"), check_exact=True)
+    plan = run(study, "-n", "--", TABLE)
+    assert "Nothing to be done" in plan.stdout + plan.stderr
+
+
 @pytest.mark.parametrize("how", [HERE, CLUSTER], ids=["here", "as on a cluster"])
 def test_a_folder_in_use_is_one_line(study: Path, how: list[str]) -> None:
     with store.lock(study / "results"):

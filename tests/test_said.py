@@ -19,8 +19,8 @@ from torch import nn
 
 from kt import compression, predictions
 from kt.complementarity.sources import Files
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.errors import KtError
 from kt.tables import gather
 from kt.tasks import partition
@@ -30,8 +30,7 @@ from kt.transfer.bench import Bench
 from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
 from kt.transfer.session import Session
 from kt.transfer.unit import Plan, Unit
-from kt.zoo.inference import Outputs, classes, logits, rounded
-from kt.zoo.predict import predict
+from kt.zoo.inference import Outputs, classes, logits, predict, rounded
 
 CPU, SPEC = torch.device("cpu"), InputSpec(size=8, mean=(0.5,), std=(0.5,))
 
@@ -79,11 +78,11 @@ def test_a_model_that_is_always_right_by_a_thousandth_at_logits_of_40_is_always_
     path = run(Close(), tmp_path, pictures)
     assert accuracy(path, labels) == 100
     found = predictions.read(path, "test")
-    assert np.array_equal(found.predicted, labels)
-    assert np.array_equal(found.logits.argmax(1), labels)  # also what is rounded says so
-    np.testing.assert_allclose(found.logits, 40, atol=0.04)
+    assert np.array_equal(found.kept, labels)
+    assert np.array_equal(found.answers.argmax(1), labels)  # also what is rounded says so
+    np.testing.assert_allclose(found.answers, 40, atol=0.04)
     source = Files({"m": path}, "test")
-    assert np.array_equal(source.predicted(0, slice(0, 60)), labels)
+    assert np.array_equal(source.kept(0, slice(0, 60)), labels)
     assert np.array_equal(classes(Close(), Inputs(pictures, np.arange(60), SPEC, CPU)), labels)
 
 
@@ -142,10 +141,10 @@ def test_the_largest_logits_begin_with_the_class_and_say_it_when_expanded(tmp_pa
     pictures = images()
     path = run(Three(), tmp_path, pictures, top)
     found = predictions.read(path, "transfer")
-    assert np.array_equal(found.predicted, truth(pictures) + 1)
-    assert np.array_equal(found.logits.argmax(1), found.predicted)
-    kept = compression.largest(predictions.read(path, "test").logits, top)
-    assert np.array_equal(kept.classes[:, 0], found.predicted)
+    assert np.array_equal(found.kept, truth(pictures) + 1)
+    assert np.array_equal(found.answers[:].argmax(1), found.kept)
+    kept = compression.largest(predictions.read(path, "test").answers, top)
+    assert np.array_equal(kept.classes[:, 0], found.kept)
 
 
 def test_flips_are_those_of_what_the_models_said():
@@ -164,6 +163,8 @@ def test_flips_are_those_of_what_the_models_said():
 
 class OfOne:
     """A session on which every name is the same model."""
+
+    task = Classification()
 
     student, split = "s", "test"
 

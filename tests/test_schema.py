@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vectors import Vectors
 
 import kt
 from kt.errors import KtError
 from kt.tables import columns, schema
+from kt.tasks.classification import Classification
 
 SAMPLES = {
     columns.TEXT: st.text(max_size=8),
@@ -150,3 +152,50 @@ def test_markdown_has_a_row_for_every_column():
 
 def test_the_documentation_of_the_tables_is_generated_from_the_schema(root):
     assert schema.markdown() in (root / "docs" / "tables.md").read_text("utf-8")
+
+
+def fit_pairs() -> pa.Table:
+    row = {column.name: None for column in schema.TABLES["complementarity"] if column.nullable}
+    row |= dict.fromkeys((c.name for c in schema.TABLES["complementarity"] if not c.nullable), 0)
+    return schema.build("complementarity", [row | {"teacher": "a", "student": "b", "split": "test"}])
+
+
+def test_a_file_names_columns_by_the_metric_of_its_task_and_memory_does_not(tmp_path):
+    task, data = {schema.TASK: Vectors().words.to_json()}, fit_pairs()
+    schema.write(tmp_path / "c.parquet", "complementarity", data, task)
+    names = pq.read_schema(tmp_path / "c.parquet").names
+    assert {"fit_teacher", "fit_student", "fit_difference"} < set(names)
+    assert not [name for name in names if "acc" in name.split("_")]
+    assert schema.read(tmp_path / "c.parquet", "complementarity") == data
+    assert schema.read(tmp_path / "c.parquet", "complementarity", ["teacher", "acc_difference"]).num_columns == 2
+    assert schema.words(tmp_path / "c.parquet") == Vectors().words
+    schema.write_pieces(tmp_path / "p.parquet", "complementarity", [data, data], task)
+    assert pq.read_schema(tmp_path / "p.parquet").names == names
+    assert schema.read(tmp_path / "p.parquet", "complementarity") == pa.concat_tables([data, data])
+    schema.write_csv(tmp_path / "c.csv", data, "complementarity", task)
+    assert (tmp_path / "c.csv").read_text().splitlines()[0].split(",") == names
+    lost = pq.read_table(tmp_path / "c.parquet").drop_columns(["fit_teacher"])
+    pq.write_table(lost, tmp_path / "lost.parquet")
+    with pytest.raises(KtError, match="column 'fit_teacher' is missing"):
+        schema.read(tmp_path / "lost.parquet", "complementarity")
+
+
+def test_values_that_are_names_of_columns_follow_the_metric(tmp_path):
+    reasons = ["top 3 by acc_teacher: rank 1", "all", "by accuracy"]
+    data = schema.build("pairs", [pair(reason=reason) for reason in reasons])
+    schema.write(tmp_path / "p.parquet", "pairs", data, {schema.TASK: Vectors().words.to_json()})
+    assert pq.read_table(tmp_path / "p.parquet")["reason"].to_pylist() == ["top 3 by fit_teacher: rank 1", *reasons[1:]]
+    assert schema.read(tmp_path / "p.parquet", "pairs") == data
+
+
+def test_the_tables_of_classification_have_the_columns_of_the_documentation(tmp_path):
+    task = {schema.TASK: Classification().words.to_json()}
+    schema.write(tmp_path / "c.parquet", "complementarity", fit_pairs(), task)
+    assert pq.read_schema(tmp_path / "c.parquet").names == schema.arrow_schema("complementarity").names
+    pq.write_table(pa.table({"teacher": ["a"]}), tmp_path / "plain.parquet")
+    assert schema.words(tmp_path / "plain.parquet") == schema.words(tmp_path / "c.parquet") == Classification().words
+
+
+def test_a_metric_whose_key_is_taken_is_refused():
+    with pytest.raises(KtError, match="table by_model: the metric's key 'delta' makes two columns 'delta'; choose"):
+        schema.file_names("by_model", "delta")

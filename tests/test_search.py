@@ -27,7 +27,9 @@ from kt.transfer import search
 from kt.transfer.ledger import Ledger, unpack
 from kt.transfer.methods.kl import KL
 from kt.transfer.methods.xekl import XEKL
-from kt.transfer.search import SearchSpec, candidates, pairs_of, trials
+from kt.transfer.search import SearchSpec, candidates, pairs_of, units_of
+from kt.transfer.training import Training
+from kt.transfer.unit import Plans
 
 STUDY: dict[str, Any] = {
     "device": "cpu",
@@ -80,7 +82,8 @@ def test_a_draw_keeps_the_grids_order_and_grows_only_by_what_it_draws(alphas, n)
 
 def test_trials_are_measured_on_validation_and_a_control_has_no_teacher():
     found = {"kl": {"a": KL(), "b": KL(temperature=2.0)}}
-    assert [(u.method.temperature, u.teachers, u.seed, u.split) for u in trials(found, ["x"], [5])] == [
+    units = units_of(found, "s", ["x"], [5], Plans("d", Training(epochs=1, lr=0.1)))
+    assert [(u.method.temperature, u.teachers, u.seed, u.split) for u in units] == [
         (1.0, ("x",), 5, "validation"),
         (2.0, ("x",), 5, "validation"),
     ]

@@ -12,7 +12,8 @@ import torch
 
 from kt.data.spec import InputSpec
 from kt.errors import KtError
-from kt.zoo import check, knowledge, overrides, preview, registry, selection
+from kt.zoo import knowledge, members, preview, registry
+from kt.zoo.knowledge import read_overrides, read_published
 from kt.zoo.registry import Pretrained, Registry, Size
 from kt.zoo.spec import FineTune, Member, Recipe, Select, ZooSpec
 
@@ -30,7 +31,7 @@ def sizes(tags):
 
 
 def expand(known: Registry, **zoo: object) -> ZooSpec:
-    return selection.expand(ZooSpec.model_validate(zoo), known, sizes)
+    return members.expand(ZooSpec.model_validate(zoo), known, sizes)
 
 
 # the registry
@@ -65,7 +66,7 @@ def test_the_second_reading_asks_timm_nothing(known, monkeypatch):
 
 def test_reading_the_registry_imports_neither_torch_nor_timm(python):
     ended = python(
-        "import sys; from kt.zoo import registry, selection, preview; registry.load();"
+        "import sys; from kt.zoo import members, preview, registry; registry.load();"
         "print([name for name in ('torch', 'timm') if name in sys.modules])"
     )
     assert ended.stdout == "[]\n", ended.stderr
@@ -88,17 +89,17 @@ def test_sizes_are_those_of_the_models(known):
 
 
 def test_a_table_of_sizes_is_read_for_the_timm_that_made_it_alone(tmp_path, monkeypatch):
-    from kt.zoo import listing
+    from kt.zoo import models
 
     tag = "test_vit.r160_in1k"
     made = {tag: {"params": 1, "macs": None, "feature_width": 3}, "unknown.x": None}
     monkeypatch.setattr(registry, "TABLE", tmp_path / "sizes.csv")
     registry._table.cache_clear()
     assert registry._table() == {}
-    (tmp_path / "sizes.csv").write_text(listing.table(made), "utf-8")
+    (tmp_path / "sizes.csv").write_text(models.table(made), "utf-8")
     registry._table.cache_clear()
     assert sizes([tag]) == {tag: Size(1, None, 3)}
-    (tmp_path / "sizes.csv").write_text(listing.table(made).replace(timm.__version__, "0.1"), "utf-8")
+    (tmp_path / "sizes.csv").write_text(models.table(made).replace(timm.__version__, "0.1"), "utf-8")
     registry._table.cache_clear()
     assert registry._table() == {}
     registry._table.cache_clear()
@@ -238,7 +239,7 @@ def test_selected_models_are_named_by_their_tag_and_bring_their_own_input(known)
 
 def test_every_filter_keeps_what_it_says(known):
     def passing(**filters: object) -> list[str]:
-        return selection.select_tags(Select.model_validate(filters), known, sizes, "zoo.select.0")
+        return members.select_tags(Select.model_validate(filters), known, sizes, "zoo.select.0")
 
     every = passing(match="*")
     assert len(every) > 1500
@@ -263,7 +264,7 @@ def test_filters_by_size_keep_models_between_their_bounds(known):
         return {tag: Size(len(tag), 10 * len(tag), 1) if "_in1k" in tag else None for tag in tags}
 
     select = Select(match=("test_*",), min_params=20, max_params=22, max_macs=215)
-    found = selection.select_tags(select, known, size, "zoo.select.0")
+    found = members.select_tags(select, known, size, "zoo.select.0")
     assert found == sorted(tag for tag in known.tags if tag.startswith("test_") and 20 <= len(tag) <= 21)
 
 
@@ -313,7 +314,7 @@ def test_members_by_name_and_by_filter_live_side_by_side(known):
     ],
 )
 def test_a_zoo_that_cannot_be_is_refused_with_one_line(known, zoo, line):
-    from kt.study.strict_yaml import plain
+    from kt.data.strict_yaml import plain
 
     with pytest.raises(KtError, match=line) as caught:
         expand(known, **plain(zoo))
@@ -325,7 +326,7 @@ def test_a_zoo_that_cannot_be_is_refused_with_one_line(known, zoo, line):
 
 def checked(known: Registry, **member: object) -> None:
     zoo = ZooSpec(input=INPUT, models={"a": Member.model_validate({"arch": "test_resnet", **member})})
-    check.check(zoo, known)
+    members.check(zoo, known)
 
 
 @pytest.mark.parametrize(
@@ -346,13 +347,13 @@ def test_a_member_that_cannot_be_is_refused_with_one_line(known, member, line):
 
 def test_heads_of_another_class_count_are_named_with_what_helps(known):
     zoo = expand(known, select=({"match": ("test_vit.*", "test_resnet.*")},))
-    check.check_heads(zoo, known, 1000)
+    members.check_heads(zoo, known, 1000)
     with pytest.raises(
         KtError, match=r"test_resnet.r160_in1k: its head has 1000 classes, the data 10 .and 1 models more"
     ):
-        check.check_heads(zoo, known, 10)
+        members.check_heads(zoo, known, 10)
     tuned = {"match": ("test_vit.*", "test_resnet.*"), "finetune": FineTune(mode="linear", epochs=1)}
-    check.check_heads(expand(known, select=(tuned,)), known, 10)
+    members.check_heads(expand(known, select=(tuned,)), known, 10)
 
 
 # overrides
@@ -361,7 +362,7 @@ def test_heads_of_another_class_count_are_named_with_what_helps(known):
 def test_overrides_correct_and_add_columns(tmp_path):
     path = tmp_path / "own.csv"
     path.write_text("name,year,recipe,robust,price,gpu,note\na,2020,x y,true,1.5,3,good\nb,,,false,,4,\n", "utf-8")
-    rows, extra = overrides.read(str(path), ["a", "b", "c"])
+    rows, extra = read_overrides(str(path), ["a", "b", "c"])
     assert rows == {
         "a": {"year": 2020, "recipe": ["x", "y"], "robust": True, "price": 1.5, "gpu": 3, "note": "good"},
         "b": {"robust": False, "gpu": 4},
@@ -386,16 +387,16 @@ def test_overrides_that_cannot_be_are_refused_with_one_line(tmp_path, text, line
     path = tmp_path / "own.csv"
     path.write_text(text, "utf-8")
     with pytest.raises(KtError, match=f"^zoo.overrides: {path}: .*{line}") as caught:
-        overrides.read(str(path), ["a", "b"])
+        read_overrides(str(path), ["a", "b"])
     assert "\n" not in str(caught.value)
     with pytest.raises(KtError, match="cannot be read"):
-        overrides.read(str(tmp_path / "none.csv"), ["a"])
+        read_overrides(str(tmp_path / "none.csv"), ["a"])
 
 
 def test_published_accuracies_are_read_as_timm_writes_them(tmp_path):
     path = tmp_path / "results.csv"
     path.write_text("model,top1,top5\nresnet50.a1_in1k,80.22,94.6\nresnet18.a1_in1k,71.5,90.1\n", "utf-8")
-    assert overrides.published(str(path)) == {"resnet50.a1_in1k": 80.22, "resnet18.a1_in1k": 71.5}
+    assert read_published(str(path)) == {"resnet50.a1_in1k": 80.22, "resnet18.a1_in1k": 71.5}
     plain, tuned = Member(arch="a.x", pretrained=True), FineTune(mode="linear", epochs=1)
     assert plain.published({"a.x": 80.0}) == 80.0
     assert plain.model_copy(update={"published_acc": 70.0}).published({"a.x": 80.0}) == 70.0
@@ -403,7 +404,7 @@ def test_published_accuracies_are_read_as_timm_writes_them(tmp_path):
     for text, line in [("name,acc\na,1\n", "needs the columns"), ("model,top1\na,high\n", "top1 of 'a' needs percent")]:
         path.write_text(text, "utf-8")
         with pytest.raises(KtError, match=f"^zoo.published: {path}: {line}"):
-            overrides.published(str(path))
+            read_published(str(path))
 
 
 # the preview
@@ -422,7 +423,7 @@ def test_the_preview_counts_passes_bytes_and_seconds_by_hand(tmp_path, monkeypat
         "full": Member(arch="net.x", pretrained=True, input=small, finetune=FineTune(mode="full", epochs=2)),
         "own": Member(arch="net", args={"depth": 3}, input=small, train=TRAIN),
     }
-    zoo = selection.expand(ZooSpec(models=models), known, sizes)
+    zoo = members.expand(ZooSpec(models=models), known, sizes)
     found = preview.lines(zoo, known, lambda tags: {tag: Size(100, 4000, 8) for tag in tags}, 50, 20, 1000.0)
     assert [(line.kind, line.download, line.macs, line.seconds) for line in found] == [
         ("cnn", 400, 4000, 200.0),  # 50 images
@@ -436,7 +437,7 @@ def test_the_preview_counts_passes_bytes_and_seconds_by_hand(tmp_path, monkeypat
 
 
 def test_the_table_of_sizes_is_that_of_the_pinned_timm() -> None:
-    from kt.zoo import listing
+    from kt.zoo import models
 
     first, _, *rows = registry.TABLE.read_text("utf-8").splitlines()
     pinned = (Path(__file__).resolve().parent.parent / "envs/requirements.lock").read_text("utf-8")
@@ -444,5 +445,5 @@ def test_the_table_of_sizes_is_that_of_the_pinned_timm() -> None:
     assert len(rows) == len(timm.list_pretrained())
     some = ["resnet18.a1_in1k", "mixer_b16_224.goog_in21k_ft_in1k", "vit_tiny_patch16_224.augreg_in21k_ft_in1k"]
     known = {row.split(",")[0]: row.split(",")[1:] for row in rows}
-    for name, size in listing.sizes(some).items():
+    for name, size in models.sizes_of_tags(some).items():
         assert known[name] == [str(size[key]) for key in ("params", "macs", "feature_width")]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from kt.tasks.classification import Classification
 from kt.transfer.learners import Together
 from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
@@ -18,6 +19,7 @@ from kt.transfer.methods.kl_dp_unsup import KLDPUnsupervised
 from kt.transfer.methods.parallel import Parallel, ParallelUnsupervised
 from kt.transfer.samples import Samples
 
+TASK = Classification()
 SEEDS = st.integers(0, 2**32)
 
 
@@ -42,7 +44,9 @@ def test_parallel_with_one_teacher_is_kl_dp_exactly(seed):
     teacher, frozen, _, labels = draw(seed)
     for several, one in ((Parallel(), KLDP()), (ParallelUnsupervised(), KLDPUnsupervised())):
         for found, expected in zip(
-            several.targets(teacher[None], frozen, labels), one.targets(teacher, frozen, labels), strict=True
+            several.targets(TASK, teacher[None], frozen, labels),
+            one.targets(TASK, teacher, frozen, labels),
+            strict=True,
         ):
             assert torch.equal(found, expected)
 
@@ -56,7 +60,7 @@ def test_parallel_agrees_with_a_loop_over_samples(seed, k):
         (Parallel(), lambda p, y: p[y]),
         (ParallelUnsupervised(), lambda p, y: max(p)),
     ):
-        targets, taught = method.targets(teachers, frozen, labels)
+        targets, taught = method.targets(TASK, teachers, frozen, labels)
         for i, y in enumerate(labels.tolist()):
             rows = [frozen[i], *teachers[:, i]]
             scores = [how(softmax(row.double().tolist()), y) for row in rows]
@@ -68,7 +72,7 @@ def test_parallel_agrees_with_a_loop_over_samples(seed, k):
 def test_ties_in_parallel_go_to_the_frozen_student_then_to_the_first_teacher():
     frozen, labels = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 0])
     first, second = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [3.0, 1.0]])
-    targets, taught = Parallel().targets(torch.stack([first, second]), frozen, labels)
+    targets, taught = Parallel().targets(TASK, torch.stack([first, second]), frozen, labels)
     assert taught.tolist() == [False, True]
     assert targets.tolist() == [[1, 0], [2, 0]]
 
@@ -94,11 +98,11 @@ def test_bikd_by_hand():
     # p_1 = (3/4, 1/4), p_2 = (1/2, 1/2): on label 0 the first teaches, on label 1 the second
     logits = torch.tensor([[[math.log(3.0), 0.0]] * 2, [[0.0, 0.0]] * 2])
     labels = torch.tensor([0, 1])
-    assert BiKD.masks(logits, labels).tolist() == [[True, False], [False, True]]
+    assert BiKD.masks(TASK, logits, labels).tolist() == [[True, False], [False, True]]
     samples = Samples(logits[0], labels, labels.bool(), labels)
     first = -math.log(0.75) - math.log(0.5) + divergence([0.75, 0.25], [0.5, 0.5])
     second = -math.log(0.25) - math.log(0.5) + divergence([0.5, 0.5], [0.75, 0.25])
-    assert BiKD().loss(logits, samples).tolist() == pytest.approx([first, second], abs=1e-6)
+    assert BiKD().loss(TASK, logits, samples).tolist() == pytest.approx([first, second], abs=1e-6)
 
 
 @given(SEEDS, st.integers(2, 4), st.sampled_from([0.0, 1.0, 2.5]), st.booleans())
@@ -106,9 +110,9 @@ def test_bikd_agrees_with_a_loop_over_samples(seed, models, weight, stop):
     generator = torch.Generator().manual_seed(seed)
     logits, labels = 2 * torch.randn(models, 8, 4, generator=generator), torch.randint(0, 4, (8,), generator=generator)
     method = BiKD(weight=weight, stop_gradient=stop)
-    found = method.loss(logits, Samples(logits[0], labels, labels.bool(), labels))
+    found = method.loss(TASK, logits, Samples(logits[0], labels, labels.bool(), labels))
     assert found.tolist() == pytest.approx(bikd_slowly(method, logits, labels), rel=1e-4, abs=1e-5)
-    turned = method.loss(logits.flip(0), Samples(logits[0], labels, labels.bool(), labels))
+    turned = method.loss(TASK, logits.flip(0), Samples(logits[0], labels, labels.bool(), labels))
     torch.testing.assert_close(turned, found)
 
 
@@ -117,7 +121,7 @@ def test_at_most_one_model_teaches_and_always_one_of_two(seed, models):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randint(-1, 2, (models, 20, 3), generator=generator).float()  # with ties
     labels = torch.randint(0, 3, (20,), generator=generator)
-    masks = BiKD.masks(logits, labels)
+    masks = BiKD.masks(TASK, logits, labels)
     teaching = masks.sum(0)
     assert (teaching <= 1).all()
     if models == 2:
@@ -127,9 +131,9 @@ def test_at_most_one_model_teaches_and_always_one_of_two(seed, models):
         if teaching[i]:
             assert p[masks[:, i], i] >= p[:, i].max() - 1e-6
     same = logits[:1].expand(models, -1, -1)
-    assert BiKD.masks(same, labels).sum(0).tolist() == [int(models == 2)] * 20
+    assert BiKD.masks(TASK, same, labels).sum(0).tolist() == [int(models == 2)] * 20
     if models == 2:
-        assert BiKD.masks(same, labels)[1].all()  # as published: m_1 = [p_1 > p_2], m_2 = 1 − m_1
+        assert BiKD.masks(TASK, same, labels)[1].all()  # as published: m_1 = [p_1 > p_2], m_2 = 1 − m_1
 
 
 def test_the_gradient_reaches_the_teaching_model_only_as_published():
@@ -138,7 +142,7 @@ def test_the_gradient_reaches_the_teaching_model_only_as_published():
 
     def gradient(stop: bool, weight: float) -> Tensor:
         z = logits.clone().requires_grad_(True)
-        BiKD(stop_gradient=stop, weight=weight).loss(z, samples).sum().backward()
+        BiKD(stop_gradient=stop, weight=weight).loss(TASK, z, samples).sum().backward()
         assert z.grad is not None
         return z.grad
 
@@ -167,9 +171,9 @@ def test_ensembles_by_hand():
         torch.tensor([[0.0, 4.0, 0.0], [0.0, 1.0, 0.0]]),
         torch.tensor([[3.0, 0.0, 0.0], [2.0, 0.0, 0.0]]),
     )
-    assert torch.equal(EnsembleMax().combine(teacher, student), torch.stack([teacher[0], student[1]]))
+    assert torch.equal(EnsembleMax().combine(TASK, teacher, student), torch.stack([teacher[0], student[1]]))
     mean = (teacher.softmax(1) + student.softmax(1)) / 2
-    torch.testing.assert_close(EnsembleMean().combine(teacher, student).exp(), mean)
+    torch.testing.assert_close(EnsembleMean().combine(TASK, teacher, student).exp(), mean)
 
 
 @given(SEEDS)
@@ -178,8 +182,10 @@ def test_ensembles_agree_with_a_loop_and_of_two_equal_models_are_that_model(seed
     for i in range(len(teacher)):
         p, q = softmax(teacher[i].double().tolist()), softmax(student[i].double().tolist())
         chosen = teacher[i] if max(p) > max(q) else student[i]
-        assert torch.equal(EnsembleMax().combine(teacher, student)[i], chosen)
+        assert torch.equal(EnsembleMax().combine(TASK, teacher, student)[i], chosen)
         mean = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
-        assert EnsembleMean().combine(teacher, student)[i].exp().tolist() == pytest.approx(mean, rel=1e-4, abs=1e-6)
+        assert EnsembleMean().combine(TASK, teacher, student)[i].exp().tolist() == pytest.approx(
+            mean, rel=1e-4, abs=1e-6
+        )
     for method in (EnsembleMax(), EnsembleMean()):
-        assert torch.equal(method.combine(student, student).argmax(1), student.argmax(1))
+        assert torch.equal(method.combine(TASK, student, student).argmax(1), student.argmax(1))

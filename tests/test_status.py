@@ -27,7 +27,7 @@ from kt.study import load
 from kt.study.study import Study
 from kt.transfer import groups
 from kt.transfer.ledger import Ledger
-from kt.transfer.units import Unit, describe, enumerate_units, group_units, tasks_of
+from kt.transfer.unit import Plans, Unit, by_key, of_groups, of_pairs
 
 MODELS = ("a", "b", "c")
 STUDY: dict[str, Any] = {
@@ -70,10 +70,10 @@ def train(study: Study, layout: Layout, student: str, teacher: str | None, outco
     prints, keys = {name: name * 8 for name in MODELS}, []
     method = study.transfer.methods.chosen()["kl" if teacher else "self"]
     for seed in study.transfer.seeds:
-        unit = Unit(method, (teacher,) if teacher else (), seed)
-        described = describe(unit, student, prints, "data", study.transfer.training)
-        Ledger(layout.ledger).add(described, outcome)
-        keys.append(store.digest(described))
+        plan = Plans("data", study.transfer.training).of(method, seed)
+        unit = Unit(method, plan, student, (teacher,) if teacher else (), seed)
+        Ledger(layout.ledger).add(unit.describe(prints), outcome)
+        keys.append(unit.key(prints))
     return keys
 
 
@@ -135,20 +135,20 @@ GROUPS = {"choose": {"select": "random", "k": 2, "n": 1}, "methods": {"soup": {}
 RULES = [{"select": "all"}, {"select": "random", "n": 3}, {"select": "top", "k": 1}]
 
 
-def all_tasks(study: Study) -> list[str]:
-    """Keys of all units, one for each student that a unit serves, asked for one job after another."""
+def all_units(study: Study) -> list[str]:
+    """Keys of all units, one for each student that a unit serves, enumerated one job after another."""
     prints, keys = {name: name * 8 for name in MODELS}, []
-    training, seeds, methods = study.transfer.training, study.transfer.seeds, study.transfer.methods.chosen().values()
+    plans, seeds = Plans("data", study.transfer.training), study.transfer.seeds
+    methods = study.transfer.methods.chosen().values()
     by_student: dict[str, list[str]] = {}
     for teacher, student in pairs.candidates(study.names, study.pairs):
         by_student.setdefault(student, []).append(teacher)
     for student, teachers in by_student.items():
-        units = enumerate_units(methods, teachers[: pairs.most(study.pairs)], seeds, True)
-        keys += tasks_of(units, student, prints, "data", training)
+        units = of_pairs(methods, student, teachers[: pairs.most(study.pairs)], seeds, plans, controls=True)
+        keys += by_key(units, prints)
     for student in MODELS if study.groups else ():
         sets = groups.choose(student, study.names, study.groups.choose)
-        units = group_units(study.groups.methods.chosen().values(), sets, seeds)
-        keys += tasks_of(units, student, prints, "data", training)
+        keys += by_key(of_groups(study.groups.methods.chosen().values(), student, sets, seeds, plans), prints)
     return keys
 
 
@@ -163,30 +163,31 @@ def test_the_survey_agrees_with_asking_the_ledger_for_every_unit(rule, grouped, 
         for key in data.draw(st.sets(st.sampled_from(sorted(described)), max_size=30)):
             failed = {"status": "failed", "cause": "error", "reason": "error: x"}
             ledger.add(described[key], OK if data.draw(st.booleans()) else failed)
-        outcomes = [ledger.get(key) for key in all_tasks(study)]
+        outcomes = [ledger.get(key) for key in all_units(study)]
         done = sum(outcome is not None and outcome["status"] == "ok" for outcome in outcomes)
         failures = sum(outcome is not None and outcome["status"] == "failed" for outcome in outcomes)
         for _ in range(2):  # from the records, and from the index
             state = status.survey(study, layout)
             assert (state.units, state.done, state.failed.total()) == (len(outcomes), done, failures)
-            assert state.waiting.total() == state.left
+            assert sum(state.waiting.values()) == state.left
 
 
 def descriptions(study: Study) -> dict[str, dict[str, Any]]:
     """What determines each unit of a study, by its key."""
     prints, found = {name: name * 8 for name in MODELS}, {}
+    plans, seeds = Plans("data", study.transfer.training), study.transfer.seeds
     for student in MODELS:
         others = [name for name in MODELS if name != student]
-        units = enumerate_units(study.transfer.methods.chosen().values(), others, study.transfer.seeds, True)
-        units += group_units(study.groups.methods.chosen().values(), [others], study.transfer.seeds)
-        tasks = tasks_of(units, student, prints, "data", study.transfer.training)
-        found |= {key: task.description for key, task in tasks.items()}
+        units = of_pairs(study.transfer.methods.chosen().values(), student, others, seeds, plans, controls=True)
+        units += of_groups(study.groups.methods.chosen().values(), student, [others], seeds, plans)
+        found |= {key: unit.describe(prints) for key, unit in by_key(units, prints).items()}
     return found
 
 
 def test_the_index_sees_new_changed_damaged_and_removed_records(made):
     study, layout = made
     first = train(study, layout, "a", "b", OK)
+    index.update(layout.ledger)
     assert {e.key: e.status for e in index.read(layout.ledger)} == dict.fromkeys(first, "ok")
     second = train(study, layout, "b", "a", {"status": "failed", "cause": "error", "reason": "error: x"})
     path = Ledger(layout.ledger).path(first[0])
@@ -202,6 +203,8 @@ def test_the_index_is_used(made, monkeypatch):
     study, layout = made
     train(study, layout, "a", "b", OK)
     before = index.read(layout.ledger)
+    assert not (layout.ledger / "index.parquet").exists(), "reading writes nothing"
+    index.update(layout.ledger)
     monkeypatch.setattr(Ledger, "read", lambda *_: pytest.fail("read again"))
     assert sorted(index.read(layout.ledger)) == sorted(before)
 
@@ -419,8 +422,9 @@ def test_what_is_left_counts_ensembles_as_nothing_and_every_training_of_a_unit(m
     assert status.survey(both, layout).work["b"] == 2 * (1 * epoch + 3 * epoch) + 3 * epoch
     outcome = {**OK, "steps": 6, "models": {"a" * 8: {}, "b" * 8: {}}, "seconds": 24.0}
     prints = {name: name * 8 for name in MODELS}
-    unit = Unit(both.transfer.methods.chosen()["bikd"], ("a",), 0)
-    Ledger(layout.ledger).add(describe(unit, "b", prints, "data", both.transfer.training), outcome)
+    method = both.transfer.methods.chosen()["bikd"]
+    unit = Unit(method, Plans("data", both.transfer.training).of(method, 0), "b", ("a",), 0)
+    Ledger(layout.ledger).add(unit.describe(prints), outcome)
     state = status.survey(both, layout)
     assert state.work["b"] == 2 * 1 * epoch + 3 * epoch + 3 * epoch
     assert state.done == 2

@@ -14,8 +14,8 @@ from studies import small_zoo
 
 from kt import stages
 from kt.data import arrays, sources
+from kt.data.classes import relabel
 from kt.data.datasets import Dataset
-from kt.data.labels import relabel
 from kt.data.spec import DataSpec
 from kt.data.splits import assign
 from kt.errors import KtError

@@ -8,7 +8,7 @@ import torch
 from images import images_of, input_of
 from PIL import Image
 
-from kt.data import views
+from kt.data import inputs
 from kt.data.spec import InputSpec
 
 CPU = torch.device("cpu")
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def test_to_unit_scales_to_zero_and_one_without_resizing():
     images = images_of()
-    found = views.to_unit(images, input_of(6), CPU)
+    found = inputs.to_unit(images, input_of(6), CPU)
     np.testing.assert_allclose(found.numpy(), images.transpose(0, 3, 1, 2) / 255, rtol=1e-6)
     assert found.dtype == torch.float32
 
@@ -39,7 +39,7 @@ def plain_bilinear(image: np.ndarray, size: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [8, 13, 16])
 def test_enlarging_is_bilinear(size):
     images = images_of(2, 8, 1)
-    found = views.to_unit(images, input_of(size), CPU)
+    found = inputs.to_unit(images, input_of(size), CPU)
     for image, result in zip(images[..., 0] / 255, found[:, 0].numpy(), strict=True):
         np.testing.assert_allclose(result, plain_bilinear(image, size), atol=1e-6)
 
@@ -47,16 +47,16 @@ def test_enlarging_is_bilinear(size):
 def test_shrinking_looks_at_every_pixel():
     image = np.zeros((1, 16, 16, 1), np.uint8)
     image[0, 0, 0] = 255  # between the points that plain bilinear shrinking by 4 would read
-    found = views.to_unit(image, input_of(4), CPU)
+    found = inputs.to_unit(image, input_of(4), CPU)
     assert found[0, 0, 0, 0] > 0
-    grey = views.to_unit(np.full((1, 16, 16, 1), 51, np.uint8), input_of(4), CPU)
+    grey = inputs.to_unit(np.full((1, 16, 16, 1), 51, np.uint8), input_of(4), CPU)
     torch.testing.assert_close(grey, torch.full((1, 1, 4, 4), 0.2))
 
 
 def test_normalise_subtracts_the_mean_and_divides_by_the_deviation_of_each_channel():
     images, spec = images_of(), InputSpec(size=6, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
-    x = views.to_unit(images, spec, CPU)
-    found = views.normalise(x, spec)
+    x = inputs.to_unit(images, spec, CPU)
+    found = inputs.normalise(x, spec)
     expected = (images / 255 - np.array([0.1, 0.2, 0.3])) / np.array([0.5, 1.0, 2.0])
     np.testing.assert_allclose(found.permute(0, 2, 3, 1).numpy(), expected, rtol=1e-5, atol=1e-6)
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -75,7 +75,10 @@ def pictures(height: int, width: int, n: int = 2) -> np.ndarray:
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize(
     ("height", "width", "size", "crop_pct"),
-    [(256, 256, 224, 0.875), (256, 256, 224, 1.0), (97, 160, 64, 0.9), (40, 64, 96, 0.95), (80, 60, 48, 1.15)],
+    [
+        *((256, 256, 224, 0.875), (256, 256, 224, 1.0), (97, 160, 64, 0.9), (40, 64, 96, 0.95), (80, 60, 48, 1.15)),
+        *((97, 160, (48, 64), 0.9), (97, 160, (64, 32), 1.0), (60, 40, (64, 96), 0.875), (50, 80, (30, 20), 1.15)),
+    ],
 )
 def test_a_models_view_is_timms_up_to_pils_rounding_to_bytes(height, width, size, crop_pct, crop_mode, interpolation):
     from timm.data.transforms_factory import create_transform
@@ -83,9 +86,9 @@ def test_a_models_view_is_timms_up_to_pils_rounding_to_bytes(height, width, size
     images = pictures(height, width)
     spec = input_of(size, crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation)
     geometry = {"crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation}
-    transform = create_transform((3, size, size), mean=spec.mean, std=spec.std, **geometry)
+    transform = create_transform((3, *spec.sides), mean=spec.mean, std=spec.std, **geometry)
     theirs = torch.stack([transform(Image.fromarray(image)) for image in images])
-    ours = views.normalise(views.to_unit(images, spec, CPU), spec)
+    ours = inputs.normalise(inputs.to_unit(images, spec, CPU), spec)
     levels = 255 * (ours - theirs).abs() * torch.tensor(spec.std).view(3, 1, 1)
     assert levels.mean() < 0.4
     # Pillow may take the columns first where the sides shrink unequally, and cuts overshoots off in between
@@ -101,29 +104,29 @@ def test_the_border_of_a_small_image_is_the_mean_and_otherwise_black():
         ("center", -torch.tensor([0.1, 0.2, 0.3]) / torch.tensor([0.5, 1, 2])),
     ]:
         spec = input_of(8, crop_mode=crop_mode, crop_pct=1.0 if crop_mode == "border" else 2.0)
-        seen = views.normalise(views.to_unit(image, spec, CPU), spec)[0]
+        seen = inputs.normalise(inputs.to_unit(image, spec, CPU), spec)[0]
         torch.testing.assert_close(seen[:, 4, 0], value)
         torch.testing.assert_close(seen[:, 4, 4], (1 - torch.tensor(spec.mean)) / torch.tensor(spec.std))
 
 
 @pytest.mark.parametrize(("in_memory", "keep"), [(1 << 29, True), (0, True), (1 << 29, False)])
 def test_inputs_are_the_prepared_images_at_the_given_rows(monkeypatch, in_memory, keep):
-    monkeypatch.setattr(views, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(inputs, "IN_MEMORY", in_memory)
     images, rows = images_of(9), np.array([7, 2, 2, 0, 5])
     spec = InputSpec(size=9, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
-    inputs = views.Inputs(images, rows, spec, CPU, keep)
-    expected = views.normalise(views.to_unit(images[rows], spec, CPU), spec)
-    assert len(inputs) == 5
-    assert torch.equal(inputs[np.array([4, 0, 1])], expected[[4, 0, 1]])
-    assert torch.equal(inputs[slice(1, 9)], expected[1:])
+    seen = inputs.Inputs(images, rows, spec, CPU, keep)
+    expected = inputs.normalise(inputs.to_unit(images[rows], spec, CPU), spec)
+    assert len(seen) == 5
+    assert torch.equal(seen[np.array([4, 0, 1])], expected[[4, 0, 1]])
+    assert torch.equal(seen[slice(1, 9)], expected[1:])
 
 
-@pytest.mark.parametrize("name", views.AUGMENTATIONS)
+@pytest.mark.parametrize("name", inputs.AUGMENTATIONS)
 @pytest.mark.parametrize("shape", [(4, 3, 16, 16), (1, 1, 5, 5), (3, 1, 8, 12), (2, 1, 1, 1)])
 def test_augmentations_keep_shape_and_range_and_depend_on_the_generator_alone(name, shape):
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     before, outside = x.clone(), torch.get_rng_state()
-    augment = views.AUGMENTATIONS[name]
+    augment = inputs.AUGMENTATIONS[name]
     found = [augment(x, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert found[0].shape == x.shape
     assert (found[0].min() >= 0, found[0].max() <= 1) == (True, True)
@@ -137,7 +140,7 @@ def test_augmentations_keep_shape_and_range_and_depend_on_the_generator_alone(na
 def test_shift_moves_every_image_whole_by_up_to_a_sixteenth_and_fills_with_black():
     side, reach = 32, 2
     x = torch.rand(60, 2, side, side, generator=torch.Generator().manual_seed(0)) + 0.01
-    moved = views.AUGMENTATIONS["shift"](x, torch.Generator().manual_seed(1))
+    moved = inputs.AUGMENTATIONS["shift"](x, torch.Generator().manual_seed(1))
     offsets = set()
     for image, result in zip(x, moved, strict=True):
         filled = (result[0] > 0).nonzero()
@@ -157,7 +160,7 @@ def test_shift_moves_every_image_whole_by_up_to_a_sixteenth_and_fills_with_black
 
 def test_erase_blackens_one_square_of_all_channels_and_nothing_else():
     x = torch.rand(30, 3, 16, 16, generator=torch.Generator().manual_seed(0)) + 0.01
-    erased = views.AUGMENTATIONS["erase"](x, torch.Generator().manual_seed(1))
+    erased = inputs.AUGMENTATIONS["erase"](x, torch.Generator().manual_seed(1))
     black = erased == 0
     assert torch.equal(erased[~black], x[~black])
     corners = set()
@@ -173,11 +176,11 @@ def test_erase_blackens_one_square_of_all_channels_and_nothing_else():
 
 def test_noise_has_the_deviation_it_promises():
     x = torch.full((8, 1, 64, 64), 0.5)
-    noisy = views.AUGMENTATIONS["noise"](x, torch.Generator().manual_seed(0))
+    noisy = inputs.AUGMENTATIONS["noise"](x, torch.Generator().manual_seed(0))
     assert float(noisy.std()) == pytest.approx(0.1, rel=0.02)
     assert float(noisy.mean()) == pytest.approx(0.5, abs=0.002)
 
 
 def test_no_augmentation_gives_the_images_themselves():
     x = torch.rand(2, 1, 4, 4)
-    assert views.AUGMENTATIONS["none"](x, torch.Generator()) is x
+    assert inputs.AUGMENTATIONS["none"](x, torch.Generator()) is x

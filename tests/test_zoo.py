@@ -12,12 +12,12 @@ from torch import nn
 
 from kt import store
 from kt.checkpoint import Checkpoint
+from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
-from kt.data.views import Inputs
 from kt.errors import KtError
-from kt.zoo import finetune, inference, models, weights
+from kt.zoo import inference, models, weights
 from kt.zoo.spec import FineTune, Recipe, Thin
-from kt.zoo.train import batches, choose, train
+from kt.zoo.train import batches, choose, linear, train
 
 CPU = torch.device("cpu")
 SPEC = InputSpec(size=8, mean=(0.3,), std=(0.33,))
@@ -316,7 +316,7 @@ def probe(augment: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     plan = FineTune(mode="linear", epochs=30, batch_size=10, lr=0.05, augment=augment)
     spec = InputSpec(size=32, mean=(0.3,), std=(0.33,))
     seen = batches(images, np.arange(30), augment, spec, CPU)
-    finetune.linear(model, seen, labels, plan, CPU, lambda *_: None)
+    linear(model, seen, labels, plan, CPU, lambda *_: None)
     return model, before
 
 
@@ -333,7 +333,7 @@ def test_linear_probing_learns_and_changes_nothing_but_the_classifier(augment):
 
 def test_probing_on_kept_features_is_probing_the_whole_model(monkeypatch):
     kept, _ = probe("none")
-    monkeypatch.setattr(finetune, "_is_last", lambda *_: False)
+    monkeypatch.setattr("kt.zoo.train._is_last", lambda *_: False)
     whole, _ = probe("none")
     torch.testing.assert_close(kept.fc.weight, whole.fc.weight, rtol=1e-3, atol=1e-4)
 
@@ -342,7 +342,7 @@ def test_a_model_without_a_named_classifier_cannot_be_probed():
     images, labels = data()
     seen = batches(images, np.arange(30), "none", SPEC, CPU)
     with pytest.raises(KtError, match=r"Tiny has no get_classifier\(\) with weights"):
-        finetune.linear(Tiny(), seen, labels, FineTune(mode="linear", epochs=1), CPU, lambda *_: None)
+        linear(Tiny(), seen, labels, FineTune(mode="linear", epochs=1), CPU, lambda *_: None)
     with pytest.raises(KtError, match=r"Tiny has no method reset_classifier"):
         weights.with_new_head(Tiny(), 4)
 

@@ -1,1 +1,1 @@
-"""What benchmarks compare, where it is more than a few lines."""
+"""Implementations that the benchmarks compare."""

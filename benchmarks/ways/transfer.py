@@ -1,8 +1,9 @@
-"""The ways of a transfer that `benchmarks/transfer.py` times: the usual ones, ours, and the limit."""
+"""Variants of a transfer that `benchmarks/transfer.py` times: the usual loops, ours, and the lower bound."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
 from kt.data import datasets
-from kt.data.views import Inputs
+from kt.data.inputs import Inputs
 from kt.study.load import load
 from kt.tasks import losses
+from kt.tasks.task import named
 from kt.transfer import engine
 from kt.transfer.method import Method, registry
 from kt.transfer.optimise import learning_rate, optimiser_of
@@ -22,18 +24,19 @@ from kt.transfer.training import Training
 from kt.zoo import models
 from kt.zoo.inference import autocast, logits
 
+TASK = named("classification")
 METHODS = ("kl", "xekl", "kl_dp", "kl_dp_unsup")
 Targets = Callable[[Method, Tensor, Tensor, Tensor], Tensor]
 
 
 def rounded(z: Tensor) -> Tensor:
-    """Logits as the cache holds them, so that near ties fall alike in all ways."""
+    """Round logits as the cache does, so that all variants resolve near ties alike."""
     return z.half().float()
 
 
 def vectorised(method: Method, teacher: Tensor, frozen: Tensor, labels: Tensor) -> Tensor:
     """Targets of a batch in one expression."""
-    return method.targets(teacher, frozen, labels)[0]
+    return method.targets(TASK, teacher, frozen, labels)[0]
 
 
 def looped(method: Method, teacher: Tensor, frozen: Tensor, labels: Tensor) -> Tensor:
@@ -49,10 +52,14 @@ def looped(method: Method, teacher: Tensor, frozen: Tensor, labels: Tensor) -> T
 
 
 def usual(
-    student: nn.Module, inputs: Inputs, labels: Tensor, method: Method, training: Training,
+    student: nn.Module,
+    inputs: Inputs,
+    labels: Tensor,
+    method: Method,
+    training: Training,
     targets_of: Callable[[Tensor, Tensor, Tensor], Tensor],
-) -> None:  # fmt: skip
-    """A training loop as anybody writes it; the targets come from images, labels and positions."""
+) -> None:
+    """Train with a plain loop; ``targets_of`` computes targets from images, labels and positions."""
     per_epoch = len(inputs) // training.batch_size
     optimiser = optimiser_of(list(student.parameters()), training)
     student.train()
@@ -76,15 +83,15 @@ def usual(
 
 
 class Settings(NamedTuple):
-    """What a run is about.
+    """Settings of a benchmark run.
 
     Attributes:
-        config: the study that gives data, input, architecture and training plan.
-        folder: of the decoded data set.
-        model: a member of the study's zoo; all models here have its architecture.
-        teachers: how many of them.
-        epochs: of a training.
-        device: that all models run on.
+        config: Study with data, input, architecture and training plan.
+        folder: Folder of the decoded data set.
+        model: Member of the study's zoo; all models here have its architecture.
+        teachers: Number of teachers.
+        epochs: Epochs per training.
+        device: Device of all models.
     """
 
     config: Path
@@ -96,11 +103,11 @@ class Settings(NamedTuple):
 
 
 class Bench:
-    """Data, student and teachers, alike in every process.
+    """Data, student and teachers, identical in every process.
 
     Args:
-        settings: what this run is about.
-        threads: of torch in this process.
+        settings: Settings of this run.
+        threads: Threads of torch in this process.
     """
 
     def __init__(self, settings: Settings, threads: int) -> None:
@@ -133,35 +140,46 @@ class Bench:
         return torch.from_numpy(logits(model, self.inputs)).float()
 
     def transfer(self, teacher: Tensor, own: Tensor) -> Tensor:
-        """Our transfers from one teacher by all methods; the student's last weights, flat."""
+        """Run our transfers from one teacher by all methods; returns the student's final weights, flat."""
         teacher, own = teacher.to(self.labels.device), own.to(self.labels.device)
         for method in self.methods:
             self.student.load_state_dict(self.start)
-            targets, taught = method.targets(teacher, own, self.labels)
+            targets, taught = method.targets(TASK, teacher, own, self.labels)
             samples = Samples(targets, self.labels, taught, torch.arange(len(self.labels), device=self.labels.device))
             engine.train(
-                self.student, self.inputs, samples, method.loss, lambda model: 0.0, self.training, 0, self.scratch
+                self.student,
+                self.inputs,
+                samples,
+                partial(method.loss, TASK),
+                lambda model: 0.0,
+                self.training,
+                0,
+                self.scratch,
             )
         return flat(self.student)
 
     def alone(self) -> Tensor:
-        """Our way, in this process."""
+        """Run our variant in this process."""
         own = self.cached(None)
         return [self.transfer(self.cached(i), own) for i in range(len(self.teachers))][-1]
 
     def forwarding(self, choose: Targets) -> Tensor:
-        """A usual way: three forward passes a step."""
+        """Run a usual variant: three forward passes per step."""
         for teacher in self.teachers:
             for method in self.methods:
                 self.student.load_state_dict(self.start)
                 usual(
-                    self.student, self.inputs, self.labels, method, self.training,
+                    self.student,
+                    self.inputs,
+                    self.labels,
+                    method,
+                    self.training,
                     lambda x, y, _, m=method, t=teacher: choose(m, rounded(t(x)), rounded(self.frozen(x)), y),
-                )  # fmt: skip
+                )
         return flat(self.student)
 
     def limit(self) -> Tensor:
-        """The student alone, on targets that are there."""
+        """Train the student alone, on given targets."""
         for _ in self.teachers:
             for method in self.methods:
                 self.student.load_state_dict(self.start)
@@ -170,5 +188,5 @@ class Bench:
 
 
 def flat(model: nn.Module) -> Tensor:
-    """All weights, float32 [P], on the CPU once they are there."""
+    """Return all weights on the CPU, float32 [P]; waits for the device."""
     return torch.cat([tensor.detach().flatten() for tensor in model.parameters()]).cpu()

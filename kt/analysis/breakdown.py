@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kt.analysis import components, dyadic, resample
+from kt.analysis import dyadic, statistics
 from kt.analysis.deltas import TINY, group_of
 from kt.analysis.inputs import Inputs
 from kt.analysis.outcomes import Outcomes
@@ -33,13 +33,20 @@ def groups(outcomes: Outcomes, bootstrap: int, equal_within: float, rng: np.rand
         equal_within: percentage points; a teacher this close to its student counts as equal.
         rng: random numbers.
     """
-    drawn = resample.weights(len(outcomes.known.names), bootstrap, rng)
+    drawn = statistics.weights(len(outcomes.known.names), bootstrap, rng)
     rows = [
-        {"method": outcomes.method, "control": outcomes.control, "grouping": grouping, "level": level, "low_end": low,
-         "high_end": high, **_described(outcomes, member, drawn)}
+        {
+            "method": outcomes.method,
+            "control": outcomes.control,
+            "grouping": grouping,
+            "level": level,
+            "low_end": low,
+            "high_end": high,
+            **_described(outcomes, member, drawn),
+        }
         for grouping, level, member, low, high in _members(outcomes, equal_within)
         if member.any()
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 
@@ -86,7 +93,7 @@ def _described(outcomes: Outcomes, member: NDArray[np.bool_], drawn: Floats) -> 
         fit = dyadic.ols(delta, np.ones((n, 1)), dyadic.Dyads.of(teachers, students))
         low, high, se = float(fit.interval()[0][0]), float(fit.interval()[1][0]), float(fit.se[0])
         two_way = float(fit.se_two_way[0])
-        boot = resample.interval(resample.means(delta, teachers, students, drawn))
+        boot = statistics.interval(statistics.means(delta, teachers, students, drawn))
     quartiles = np.quantile(delta, [0.25, 0.5, 0.75])
     rate = outcomes.rate[member]
     return {
@@ -146,7 +153,7 @@ def spread(models: pd.DataFrame) -> pd.DataFrame:
 
 def variance(outcomes: Outcomes) -> dict[str, Any]:
     """A row of table ``variance``: whose doing the differences between pairs are."""
-    found = components.moments(outcomes.delta, outcomes.teachers, outcomes.students)
+    found = statistics.moments(outcomes.delta, outcomes.teachers, outcomes.students)
     total = found.total
     of_seeds = float((outcomes.noise / outcomes.seeds).mean()) if np.isfinite(outcomes.noise) else float("nan")
     known = found.known and total > 0
@@ -180,10 +187,15 @@ def expertise(inputs: Inputs) -> pd.DataFrame:
         similar = f"expertise_similarity_{area}"
         rows.append(
             {
-                "area": area, "pairs": len(count), "quartile_1": low, "median": middle, "quartile_3": high,
-                "similarity": _mean(inputs.scores, similar), "of_all_classes": _mean(inputs.scores, "class_similarity"),
+                "area": area,
+                "pairs": len(count),
+                "quartile_1": low,
+                "median": middle,
+                "quartile_3": high,
+                "similarity": _mean(inputs.scores, similar),
+                "of_all_classes": _mean(inputs.scores, "class_similarity"),
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows)
 
 
@@ -225,14 +237,17 @@ def several(inputs: Inputs, outcomes: list[Outcomes]) -> pd.DataFrame:
         compared = of_method[of_method["singles"].map(len) > 0]
         made.append(
             {
-                "method": method, "teachers": count, "students": len(students), "delta": float(students.mean()),
+                "method": method,
+                "teachers": count,
+                "students": len(students),
+                "delta": float(students.mean()),
                 "se": dyadic.ordinary(students) if len(students) > 1 else None,
                 "success": 100 * float((students > TINY).mean()),
                 "single": best.method if best and len(compared) else None,
                 "single_mean": float(compared["singles"].map(np.mean).mean()) if len(compared) else None,
                 "single_best": float(compared["singles"].map(max).mean()) if len(compared) else None,
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(made)
 
 

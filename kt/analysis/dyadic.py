@@ -16,8 +16,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from kt.analysis import components
-from kt.analysis.components import Components
+from kt.analysis import statistics
+from kt.analysis.statistics import Components
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -167,7 +167,7 @@ def ols(y: ArrayLike, x: ArrayLike, dyads: Dyads) -> Fit:
     robust = np.diag(dyads.over_sharing(weights * residuals[:, None]))
     left = _left(weights, regressors, inverse, dyads)
     usable = left > NOTHING_LEFT
-    found = components.moments(residuals, dyads.first, dyads.second)
+    found = statistics.moments(residuals, dyads.first, dyads.second)
     carried = _carried(weights, found, dyads)
     variance = np.where(usable, np.maximum(robust / np.where(usable, left, 1), LEAST * carried.sum(0)), se_iid**2)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -15,10 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from kt.analysis import resample
+from kt.analysis import statistics
 from kt.analysis.dyadic import Dyads, Fit, ols
-from kt.analysis.outcomes import Outcomes
-from kt.analysis.properties import informative
+from kt.analysis.outcomes import Outcomes, informative
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +52,7 @@ def effects(outcomes: Outcomes, bootstrap: int, rng: np.random.Generator, draws:
         return pd.DataFrame()
     names, _ = informative(outcomes.x)
     columns = {name: outcomes.x[name].to_numpy(np.float64) for name in names}
-    drawn = resample.weights(len(outcomes.known.names), bootstrap, rng)
+    drawn = statistics.weights(len(outcomes.known.names), bootstrap, rng)
     rows = []
     for given in (ALONE, GIVEN_GAP):
         others = [] if given == ALONE else [GAP]
@@ -80,7 +79,7 @@ def _row(
     if len(y) <= design.shape[1] + 1 or np.linalg.matrix_rank(design, tol=1e-6 * np.sqrt(len(y))) < design.shape[1]:
         return None
     fit = ols(y, design, outcomes.dyads if known.all() else Dyads.of(teachers, students))
-    sample = resample.slopes(y, design, teachers, students, drawn)[:, 1]
+    sample = statistics.slopes(y, design, teachers, students, drawn)[:, 1]
     return _described(outcomes, name, given, fit, 1, scale[0], sample)
 
 
@@ -88,7 +87,7 @@ def _described(
     outcomes: Outcomes, name: str, given: str, fit: Fit, place: int, scale: float, sample: Floats
 ) -> dict[str, Any]:
     low, high = fit.interval()
-    boot_low, boot_high = resample.interval(sample)
+    boot_low, boot_high = statistics.interval(sample)
     return {
         "method": outcomes.method,
         "property": name,
@@ -134,10 +133,14 @@ def _permutation(
     matrix = np.zeros((models * models, len(names)))
     for place, name in enumerate(names):
         matrix[apart, place] = _residual(everywhere[name].to_numpy(np.float64), fixed)
-    return resample.permutation_p(
-        _residual(stats.rankdata(outcomes.delta), observed), outcomes.teachers, outcomes.students,
-        matrix.reshape(models, models, len(names)), draws, rng,
-    )  # fmt: skip
+    return statistics.permutation_p(
+        _residual(stats.rankdata(outcomes.delta), observed),
+        outcomes.teachers,
+        outcomes.students,
+        matrix.reshape(models, models, len(names)),
+        draws,
+        rng,
+    )
 
 
 def _filled(x: Floats) -> Floats:
@@ -187,6 +190,6 @@ def _adjusted(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     if rows.empty:
         return rows
     start = rows[column].astype(float).fillna(rows["p"])
-    for corrected, correct in (("p_holm", resample.holm), ("p_bh", resample.benjamini_hochberg)):
+    for corrected, correct in (("p_holm", statistics.holm), ("p_bh", statistics.benjamini_hochberg)):
         rows[corrected] = start.groupby(rows["given"]).transform(lambda p, how=correct: how(p.to_numpy(np.float64)))
     return rows

@@ -1,7 +1,12 @@
-"""What came of the transfers: one outcome a method and pair, with its models as numbers, and the noise of seeds."""
+"""Outcomes of transfers per method, and everything the tables know about their pairs before the transfer.
+
+Properties are read from values alone: numbers become the teacher's and the student's, names become ``same or not``
+and one flag per name, tags one flag per tag. Unknown values stay unknown.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,14 +14,155 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kt.analysis import properties
-from kt.analysis.deltas import over_seeds
+from kt.analysis.deltas import PAIR, over_seeds
 from kt.analysis.dyadic import Dyads
 from kt.analysis.inputs import Inputs
-from kt.analysis.properties import Properties
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+NO_PROPERTY = ("fingerprint", "arch", "train_seconds", "acc_validation")
+"""Of a model: names rather than properties, what the run took, and accuracy a second time."""
+
+NO_MEASURE = ("split", "n", "acc_teacher", "acc_student", "neg_flips", "pos_flips_untrained")
+"""Of a pair: what the models' own properties say already (flips of an untrained teacher are the student's accuracy
+again), and negative flips: pos_flips − neg_flips is the accuracy difference exactly, so that two of the three say all.
+"""
+
+MOST_NAMES = 12
+"""A column with more distinct names than this is only compared, not made into flags."""
+
+ORDERS = 10.0
+"""Whole numbers whose largest is this many times their smallest are taken as logarithms to base 10."""
+
+
+@dataclass(frozen=True)
+class Properties:
+    """Properties of the models ``names``, and of their pairs.
+
+    Attributes:
+        names: the models.
+        numbers: properties of one model, float [models, k]; the teacher's and the student's become columns of a pair.
+        sizes: those of ``numbers`` that are logarithms: their difference is a property of the pair too.
+        labels: names whose equality is a property of the pair, [models, c]; null where unknown.
+        measures: measures of pairs, indexed by teacher × models + student.
+    """
+
+    names: list[str]
+    numbers: pd.DataFrame
+    sizes: tuple[str, ...]
+    labels: pd.DataFrame
+    measures: pd.DataFrame
+
+    def of(self, teachers: Ints, students: Ints) -> pd.DataFrame:
+        """All properties of n pairs, given by numbers of their models: float [n, columns]."""
+        columns: dict[str, NDArray[np.float64]] = {}
+        for name in self.measures:
+            columns[str(name)] = self.measures[name].reindex(teachers * len(self.names) + students).to_numpy(np.float64)
+        for role, of_role in (("teacher", teachers), ("student", students)):
+            for name in self.numbers:
+                columns[f"{role}_{name}"] = self.numbers[name].to_numpy(np.float64)[of_role]
+        for name in self.sizes:
+            columns[f"{name}_difference"] = columns[f"teacher_{name}"] - columns[f"student_{name}"]
+        for name in self.labels:
+            values = self.labels[name].to_numpy(object)
+            known = self.labels[name].notna().to_numpy()
+            same = (values[teachers] == values[students]).astype(np.float64)
+            columns[f"same_{name}"] = np.where(known[teachers] & known[students], same, np.nan)
+        return pd.DataFrame(columns, index=pd.RangeIndex(len(teachers)))
+
+    def number(self, names: Iterable[str]) -> Ints:
+        """Numbers of models by name."""
+        return pd.Index(self.names).get_indexer(pd.Index(names)).astype(np.int64)
+
+
+def collect(inputs: Inputs, names: list[str]) -> Properties:
+    """The properties of some of the zoo's models, and of their pairs."""
+    zoo = inputs.zoo.loc[names]
+    numbers: dict[str, NDArray[np.float64]] = {}
+    sizes: list[str] = []
+    labels: dict[str, pd.Series[str]] = {}
+    for name in map(str, zoo.columns):
+        if name in NO_PROPERTY or name.endswith("_se"):
+            continue
+        column = zoo[name]
+        if column.map(_is_list).any():
+            numbers |= _tags(name, column)
+        elif pd.api.types.is_numeric_dtype(column):
+            values = column.to_numpy(np.float64, na_value=np.nan)
+            size = pd.api.types.is_integer_dtype(column) and _spans_orders(values)
+            numbers[f"log10_{name}" if size else name] = np.log10(values) if size else values
+            sizes += [f"log10_{name}"] if size else []
+        elif column.notna().any():
+            labels[name] = column.astype(object).where(column.notna(), None)
+            numbers |= _flags(name, column)
+    frame = pd.DataFrame(numbers, index=names)
+    return Properties(names, frame, tuple(sizes), pd.DataFrame(labels, index=names), _measures(inputs, names))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (list, tuple, np.ndarray))
+
+
+def _spans_orders(values: NDArray[np.float64]) -> bool:
+    known = values[np.isfinite(values)]
+    return len(known) > 0 and known.min() > 0 and known.max() >= ORDERS * known.min()
+
+
+def _tags(name: str, column: pd.Series[str]) -> dict[str, NDArray[np.float64]]:
+    """One flag a tag that at least two models have and two have not."""
+    tags = sorted({str(tag) for value in column if _is_list(value) for tag in value})
+    flags = {
+        f"{name}:{tag}": np.array([float(tag in map(str, v)) if _is_list(v) else np.nan for v in column])
+        for tag in tags
+    }
+    return {tag: flag for tag, flag in flags.items() if 2 <= np.nansum(flag) <= np.isfinite(flag).sum() - 2}
+
+
+def _flags(name: str, column: pd.Series[str]) -> dict[str, NDArray[np.float64]]:
+    """One flag a name that at least two models have; of two names, one flag says all."""
+    count = column.value_counts()
+    several = sorted(map(str, count.index[count > 1]))
+    if len(count) > MOST_NAMES:
+        return {}
+    if len(count) == 2:
+        several = several[:1]
+    known = column.notna().to_numpy()
+    return {f"{name}={level}": np.where(known, (column == level).to_numpy(float), np.nan) for level in several}
+
+
+def _measures(inputs: Inputs, names: list[str]) -> pd.DataFrame:
+    scores, index = inputs.scores, pd.Index(names)
+    scores = scores[scores["teacher"].isin(index) & scores["student"].isin(index)]
+    columns = {}
+    for name in map(str, scores.columns):
+        if name in (*PAIR, *NO_MEASURE) or name.endswith("_se"):
+            continue
+        if name.startswith("expertise") and scores[name].map(_is_list).any():
+            columns[name] = scores[name].map(lambda classes: len(classes) if _is_list(classes) else np.nan)
+        elif pd.api.types.is_numeric_dtype(scores[name]):
+            columns[name] = scores[name].astype(float).where(np.isfinite(scores[name].astype(float)))
+    teachers, students = (index.get_indexer(pd.Index(scores[role])) for role in PAIR)
+    number = teachers * len(names) + students
+    return pd.DataFrame(columns, index=scores.index).set_axis(number, axis=0)
+
+
+def informative(frame: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
+    """Which columns can explain anything, and for the others why not."""
+    kept, dropped = [], {}
+    for name in map(str, frame.columns):
+        values = frame[name].to_numpy(np.float64)
+        known = values[np.isfinite(values)]
+        if len(known) == 0:
+            dropped[name] = "unknown for all pairs"
+        elif np.ptp(known) <= 1e-9 * max(1.0, float(np.abs(known).max())):
+            dropped[name] = "the same for all pairs" if len(known) == len(values) else "the same wherever it is known"
+        elif len(known) < 3:
+            dropped[name] = "known for fewer than 3 pairs"
+        else:
+            kept.append(name)
+    return kept, dropped
 
 
 @dataclass(frozen=True)
@@ -83,7 +229,7 @@ def gather(inputs: Inputs, everyone: bool = False) -> list[Outcomes]:
     rows = inputs.transfers
     used = set(rows["teacher"]) | set(rows["student"])
     names = [str(name) for name in inputs.zoo.index if everyone or name in used]
-    known = properties.collect(inputs, names)
+    known = collect(inputs, names)
     finished = rows[rows["delta"].notna()]
     if finished.empty:
         return []

@@ -13,11 +13,26 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import kt
 from kt.cli import analysis, stages
-from kt.cli.arguments import Parser, number
-from kt.errors import Interrupted, KtError
+from kt.cli.stages import number
+from kt.errors import Interrupted, KtError, shortened, unknown
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line each, in the words of ``kt.errors``."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end with status 2."""
+        line = shortened(" ".join(message.split()))
+        self.exit(2, f"{self.prog}: {line}; `{self.prog} --help` says more\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = "command" if isinstance(action, argparse._SubParsersAction) else str(action.metavar or action.dest)
+            raise argparse.ArgumentError(None, unknown(what, str(value), map(str, action.choices)))
 
 
 def _config(args: argparse.Namespace) -> None:
@@ -61,7 +76,7 @@ def _retry(args: argparse.Namespace) -> None:
 
     study = load(args.config)
     keys = status.survey(study, study.layout).retriable
-    made_again = status.forget(study.layout, keys, damaged=False)
+    made_again = status.forget(study.layout, keys)
     print(f"{len(keys)} failed trainings will be tried again by the next run ({len(made_again)} jobs)")
 
 

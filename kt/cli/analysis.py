@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kt.cli.arguments import number, whole
+from kt.cli.stages import number, whole
 
 if TYPE_CHECKING:
     from kt.analysis.inputs import Inputs
@@ -55,7 +55,7 @@ def _add_tables(sub: argparse.ArgumentParser) -> None:
 def _load(args: argparse.Namespace) -> tuple[Inputs, float]:
     """The tables, and within how many points teachers count as equal; the configuration is read only where needed."""
     from kt.analysis import inputs
-    from kt.analysis.run import EQUAL_WITHIN
+    from kt.analysis.analyse import EQUAL_WITHIN
 
     transfers, zoo, scores, equal_within = args.transfers, args.zoo, args.complementarity, EQUAL_WITHIN
     if not (transfers and zoo):
@@ -69,7 +69,7 @@ def _load(args: argparse.Namespace) -> tuple[Inputs, float]:
 
 
 def _analyse(args: argparse.Namespace) -> None:
-    from kt.analysis.run import analyse
+    from kt.analysis.analyse import analyse
 
     out = args.out
     if out is None:
@@ -82,21 +82,21 @@ def _analyse(args: argparse.Namespace) -> None:
 
 
 def _recommend(args: argparse.Namespace) -> None:
-    from kt.analysis import advise
+    from kt.analysis import recommend
 
     data, _ = _load(args)
-    rows = advise.recommend(data, args.student, args.method, args.level)
-    print(advise.as_text(rows, args.student, args.level, args.top))
+    rows = recommend.recommend(data, args.student, args.method, args.level)
+    print(recommend.as_text(rows, args.student, args.level, args.top))
     if args.out:
-        advise.write_csv(args.out, rows)
+        recommend.write_csv(args.out, rows)
 
 
 def _next(args: argparse.Namespace) -> None:
-    from kt.analysis import advise
-    from kt.analysis.design import choose, plan_text
+    from kt.analysis import recommend
+    from kt.analysis.recommend import choose, plan_text
 
     data, _ = _load(args)
     plan = choose(data, args.budget, args.method)
     print(plan_text(plan))
     if args.out:
-        advise.write_csv(args.out, plan.pairs)
+        recommend.write_csv(args.out, plan.pairs)

@@ -1,4 +1,4 @@
-"""The commands of the stages: every stage of the workflow, with the same files.
+"""Commands of the stages, one per step of the workflow and with the same files; and the types of arguments.
 
 The tables that a command reads and writes lie in the results folder unless their paths are given, so that somebody
 else's table can be fed in at any point.
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt.cli.arguments import number, whole
+from kt.errors import quoted
 
 if TYPE_CHECKING:
     from kt.layout import Layout
     from kt.study.study import Study
+
 
 EXPERIMENTS = {
     "amalgamate": "amalgamate teachers of some classes each into one student",
@@ -205,3 +207,23 @@ def _tables(parser: argparse.ArgumentParser) -> None:
 
 def _out(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--out", type=Path, help=f"{what} to write (default: in the results folder)")
+
+
+def whole(least: int, most: int = (1 << 32) - 1) -> Callable[[str], int]:
+    """A type for whole numbers in a range."""
+    return lambda text: int(_number(text, int, least, most, f"a whole number from {least} to {most}"))
+
+
+def number(least: float, most: float, unit: str = "a number") -> Callable[[str], float]:
+    """A type for numbers in a range, both ends included."""
+    return lambda text: _number(text, float, least, most, f"{unit} from {least:g} to {most:g}")
+
+
+def _number(text: str, convert: Callable[[str], float], least: float, most: float, allowed: str) -> float:
+    try:
+        value = convert(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{quoted(text)}: allowed is {allowed}")
+    return value

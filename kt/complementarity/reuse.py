@@ -1,4 +1,4 @@
-"""What of an earlier table still holds: rows and columns whose models, images and measures are the same as then.
+"""Reusable rows and columns of an earlier table: those whose models, images and measures are the same.
 
 A table's metadata names its models in the order of its rows, with a hash of what each predicts, and hashes of what
 its rows and each measure of all pairs rest on. Names alone are never trusted.
@@ -26,13 +26,13 @@ _Number = TypeVar("_Number", np.int64, np.float64)
 
 @dataclass(frozen=True)
 class Facts:
-    """What a table rests on.
+    """Hashes of all that a table depends on.
 
     Attributes:
-        rows: hash of the measures in rows, the labels and all else but predictions.
+        rows: of the measures in rows, the truth and all else but predictions.
         measures: the same for each measure of all pairs at once.
-        predicted: hash of every model's predicted classes, in the order of the rows.
-        content: hash of all that every model predicts.
+        predicted: of what is kept of every model's answers, in the order of the rows.
+        content: of all that every model predicts.
     """
 
     rows: str
@@ -66,11 +66,13 @@ class Earlier:
             file = pq.ParquetFile(path)
             raw = (file.schema_arrow.metadata or {}).get(METADATA.encode())
             then = Facts(**json.loads(raw or b""))
+            self._metric = schema.metric_of(file.schema_arrow)
         except (OSError, ValueError, TypeError, pa.ArrowException) as error:
             raise KtError(f"{path}: not a table that can be added to ({error})") from error
         old = {name: i for i, name in enumerate(then.predicted)}
         if file.metadata.num_rows != len(old) * (len(old) - 1):
             raise KtError(f"{path}: not a table that can be added to (its rows are not those of all pairs)")
+        self._complete = file.schema_arrow.names == list(schema.file_names("complementarity", self._metric).values())
         self._columns = file.schema_arrow.names
         self._path, self._file, self._then, self._now = path, file.metadata, then, facts
         self._old = np.array([old.get(name, -1) for name in facts.predicted])
@@ -84,7 +86,7 @@ class Earlier:
         """The row that still holds for every pair, int64 [M, M]; −1 where there is none."""
         models = len(self._then.predicted)
         rows = np.full((models, models), -1)
-        if self._then.rows == self._now.rows and self._columns == schema.arrow_schema("complementarity").names:
+        if self._then.rows == self._now.rows and self._complete:
             rows[off_diagonal(models)] = np.arange(models * (models - 1))
         return self._seen(rows, self._same(self._then.predicted, self._now.predicted), -1)
 
@@ -108,13 +110,14 @@ class Earlier:
         return now
 
     def rows(self, numbers: NDArray[np.int64]) -> pa.Table:
-        """Rows by their numbers, in the given order; without measures of all pairs that are no longer wanted."""
+        """Rows by their numbers, in the given order; without measures of all pairs that are no longer asked for."""
         groups = np.unique(np.searchsorted(self._starts, numbers, side="right") - 1)
         found = pq.ParquetFile(self._path, metadata=self._file).read_row_groups(groups.tolist())
         sizes = self._starts[groups + 1] - self._starts[groups]
         local = np.cumsum(sizes) - sizes
         which = np.searchsorted(self._starts[groups], numbers, side="right") - 1
         rows = found.take(pa.array(numbers - self._starts[groups][which] + local[which]))
+        rows = schema.from_file("complementarity", rows, self._metric)
         for name in self._then.measures.keys() - self._now.measures.keys():
             place = rows.column_names.index(name)
             rows = rows.set_column(place, rows.schema.field(place), pa.nulls(len(rows), pa.float64()))
@@ -132,5 +135,5 @@ def earlier(path: Path | None, facts: Facts) -> Earlier | None:
 
 
 def nothing(models: int) -> tuple[NDArray[np.float64], list[int]]:
-    """What there is of a measure that no earlier table has: an empty matrix, and every model as changed."""
+    """A measure that no earlier table has: an empty matrix, and every model as changed."""
     return np.full((models, models), np.nan), list(range(models))

@@ -1,4 +1,4 @@
-"""Rows of the table ``complementarity`` from what models get right. Source of the measures: FG section 3."""
+"""Rows of the table ``complementarity`` from the scores of all models. Source of the measures: FG section 3."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kt.complementarity import counts
-from kt.complementarity.areas import Areas, class_entropy
-from kt.complementarity.bits import Counts, Right
-from kt.complementarity.embeddings import ClassVectors
+from kt.complementarity.expertise import Areas, ClassVectors, class_entropy
+from kt.complementarity.flips import Counts, Graded, Right, double_fault, kappa, q_statistic, untrained
+from kt.complementarity.spec import possible
 from kt.tables import schema
 from kt.tables.of_study import SHARES
+from kt.tasks.task import Words
 
 TILE = 64
 """Pairs at a time: what is worked on stays in a core's own cache."""
@@ -30,7 +30,8 @@ class Scoring:
     Attributes:
         names: of the M models.
         split: name of the split.
-        right: what the models get right.
+        task: the words of what is learnt.
+        scored: the images that the models get right, or their scores that are numbers.
         measures: the optional columns asked for.
         matrices: measures of all pairs at once, each float64 [M, M] by teacher and student.
         vectors: class vectors, for the measure ``expertise_similarity``.
@@ -39,7 +40,8 @@ class Scoring:
 
     names: Sequence[str]
     split: str
-    right: Right
+    task: Words
+    scored: Right | Graded
     measures: Collection[str]
     matrices: Mapping[str, NDArray[np.float64]]
     vectors: ClassVectors | None
@@ -47,17 +49,39 @@ class Scoring:
 
     def rows(self, teachers: Indices, students: Indices) -> pa.Table:
         """Rows of P pairs, in the given order, from the indices of their models, int64 [P]."""
+        if isinstance(self.scored, Graded):
+            columns = self._graded(self.scored, teachers, students)
+        else:
+            columns = self._right(self.scored, teachers, students)
+        return self._table(teachers, students, columns | self._measured(teachers, students))
+
+    def _graded(self, scored: Graded, teachers: Indices, students: Indices) -> Columns:
+        """The columns that come from scores that are numbers."""
+        scale, mean = self.task.metric.scale, scored.mean
+        positive, error, negative = scored.flips(teachers, students)
+        return {
+            "n": np.full(len(students), scored.images),
+            "acc_teacher": scale * mean[teachers],
+            "acc_student": scale * mean[students],
+            "acc_difference": scale * (mean[teachers] - mean[students]),
+            "pos_flips": scale * positive,
+            "pos_flips_se": scale * error,
+            "neg_flips": scale * negative,
+        }
+
+    def _right(self, scored: Right, teachers: Indices, students: Indices) -> Columns:
+        """The columns that come from which images are right."""
         tiles = [slice(i, i + TILE) for i in range(0, len(students), TILE)]
-        parts = [self._spread(*self.right.flips(teachers[tile], students[tile])) for tile in tiles]
+        parts = [self._spread(*scored.flips(teachers[tile], students[tile])) for tile in tiles]
         spread = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        columns = self._counted(teachers, students, spread.pop("positive")) | self._measured(teachers, students)
+        columns = self._counted(scored, teachers, students, spread.pop("positive"))
         if self.vectors:
             columns["class_similarity"] = np.full(len(students), self.vectors.mean())
         if self.listed:
             columns["expertise"] = _lists(spread.pop("expertise"), spread["expertise_50"])
-            classes = np.full(len(students), self.right.by_class.shape[1])
+            classes = np.full(len(students), scored.by_class.shape[1])
             columns["flips_by_class"] = _lists(spread.pop("flips_by_class"), classes)
-        return self._table(teachers, students, {**columns, **spread})
+        return {name: values for name, values in (columns | spread).items() if possible(name, self.task)}
 
     def renewed(self, rows: pa.Table, teachers: Indices, students: Indices) -> pa.Table:
         """Rows of an earlier table with the measures of all pairs as they are now."""
@@ -71,7 +95,7 @@ class Scoring:
         return {name: matrix[teachers, students] for name, matrix in self.matrices.items()}
 
     def _spread(self, flips: Counts, negative: Counts) -> dict[str, NDArray[np.generic]]:
-        """What is made of positive and negative flips by class, [P, C], one pair a row."""
+        """The columns made of positive and negative flips by class, [P, C], one pair a row."""
         areas = Areas.of(flips)
         found: dict[str, NDArray[np.generic]] = {
             "positive": flips.sum(1, dtype=np.int64),
@@ -86,25 +110,25 @@ class Scoring:
             found |= {"expertise": areas.classes(), "flips_by_class": flips.astype(np.int32).ravel()}
         return found
 
-    def _counted(self, teachers: Indices, students: Indices, positive: NDArray[np.int64]) -> Columns:
-        """What follows from the numbers of images that both, one or neither gets right."""
-        n, total = self.right.images, self.right.total
+    def _counted(self, scored: Right, teachers: Indices, students: Indices, positive: NDArray[np.int64]) -> Columns:
+        """The columns that follow from the numbers of images that both, one or neither gets right."""
+        n, total, scale = scored.images, scored.total, self.task.metric.scale
         t, s = total[teachers], total[students]
         rate = positive / n
         columns: Columns = {
             "n": np.full(len(students), n),
-            "acc_teacher": 100 * t / n,
-            "acc_student": 100 * s / n,
-            "acc_difference": 100 * (t - s) / n,
-            "pos_flips": 100 * positive / n,
-            "pos_flips_se": 100 * np.sqrt(rate * (1 - rate) / n),
-            "neg_flips": 100 * (positive - (t - s)) / n,
-            "pos_flips_untrained": counts.untrained(n, s, self.right.by_class.shape[1]),
+            "acc_teacher": scale * t / n,
+            "acc_student": scale * s / n,
+            "acc_difference": scale * (t - s) / n,
+            "pos_flips": scale * positive / n,
+            "pos_flips_se": scale * np.sqrt(rate * (1 - rate) / n),
+            "neg_flips": scale * (positive - (t - s)) / n,
+            "pos_flips_untrained": untrained(n, s, scored.by_class.shape[1]),
         }
         optional = {
-            "kappa": counts.kappa(n, t, s, positive),
-            "double_fault": counts.double_fault(n, s, positive),
-            "q_statistic": counts.q_statistic(n, t, s, positive),
+            "kappa": kappa(n, t, s, positive),
+            "double_fault": double_fault(n, s, positive),
+            "q_statistic": q_statistic(n, t, s, positive),
         }
         return columns | {name: values for name, values in optional.items() if name in self.measures}
 

@@ -1,19 +1,17 @@
-"""Where predictions of all models on one split come from, a slice of one model's at a time."""
+"""Predictions of all models on one split, read a slice of one model's at a time; and the pairs still to measure."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
-from kt import predictions, store
 from kt.errors import KtError
+from kt.predictions import File
 
 
 class Source(Protocol):
@@ -27,8 +25,8 @@ class Source(Protocol):
     def images(self) -> int:
         """Number of images N."""
 
-    def predicted(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
-        """Predicted classes of one model, [n], in the smallest integers that hold all classes."""
+    def kept(self, model: int, rows: slice) -> NDArray[Any]:
+        """What the task keeps of one model's answers, [n, …]; of classification the predicted classes."""
 
     def top(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
         """The likeliest classes of one model, likeliest first, [n, k]."""
@@ -44,7 +42,7 @@ class Source(Protocol):
 
 
 class Files:
-    """Predictions in the files that ``kt.predictions`` writes; only the bytes asked for are read.
+    """Predictions in files; only the bytes asked for are read.
 
     Args:
         paths: file of every model.
@@ -60,51 +58,28 @@ class Files:
         self._contents: list[str] = []
         first: tuple[str, NDArray[np.int64]] | None = None
         for name, path in paths.items():
-            with self._open(path) as file:
-                header, ids = file.metadata() or {}, file.get_tensor(f"{split}.ids")
-                predictions.check_version(path, header)
-                self._contents.append(header["content"])
-            first = first or (header["data"], ids)
-            if header["data"] != first[0] or not np.array_equal(ids, first[1]):
+            file = File.open(path, split)
+            data, ids = file.fact("data"), np.array(file.map(f"{split}.ids"))
+            self._contents.append(file.fact("content"))
+            first = first or (data, ids)
+            if data != first[0] or not np.array_equal(ids, first[1]):
                 raise KtError(f"predictions of {name!r} and {self.names[0]!r} on {split!r} are about different images")
             self.images = len(ids)
 
-    @contextmanager
-    def _open(self, path: Path) -> Any:
-        try:
-            with safe_open(path, framework="numpy") as file:
-                have = sorted({name.rsplit(".", 1)[0] for name in file.keys()})  # noqa: SIM118 (not a mapping)
-                if self._split not in have:
-                    text = f"{path}: no predictions for the split {self._split!r}; it has: {', '.join(have)}"
-                    raise KtError(text)
-                yield file
-        except (SafetensorError, OSError, KeyError) as error:
-            raise KtError(f"{path}: predictions cannot be read ({error})") from error
+    def _rows(self, model: int, name: str, rows: slice) -> NDArray[Any]:
+        return np.array(File.open(self._paths[model], self._split).map(f"{self._split}.{name}")[rows])
 
-    def _slice(self, model: int, kind: str, rows: slice) -> NDArray[Any] | None:
-        """Rows of a tensor; None where the file has no such tensor."""
-        with self._open(self._paths[model]) as file:
-            name = f"{self._split}.{kind}"
-            found: NDArray[Any] | None = file.get_slice(name)[rows] if name in file.keys() else None  # noqa: SIM118
-            return found
-
-    def predicted(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
-        """Predicted classes of one model, [n]."""
-        return self._needed(model, "predicted", rows)
+    def kept(self, model: int, rows: slice) -> NDArray[Any]:
+        """What the task keeps of one model's answers, [n, …]."""
+        return self._rows(model, "predicted", rows)
 
     def top(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
         """The likeliest classes of one model, likeliest first, [n, k]."""
-        return self._needed(model, "top", rows)
+        return self._rows(model, "top", rows)
 
     def logits(self, model: int, rows: slice) -> NDArray[np.floating]:
         """Logits of one model, [n, C]."""
-        return self._needed(model, "logits", rows)
-
-    def _needed(self, model: int, kind: str, rows: slice) -> NDArray[Any]:
-        found = self._slice(model, kind, rows)
-        if found is None:
-            raise KtError(f"{self._paths[model]}: no {kind} for the split {self._split!r}; delete it and run again")
-        return found
+        return self._rows(model, "logits", rows)
 
     def features(self, model: int, rows: slice) -> NDArray[np.floating]:
         """Penultimate features of one model, [n, D].
@@ -112,24 +87,27 @@ class Files:
         Raises:
             KtError: the file has none.
         """
-        found = self._slice(model, "features", rows)
-        if found is None:
+        if not File.open(self._paths[model]).has(f"{self._split}.features"):
             raise KtError(
                 f"{self._paths[model]}: no features for the split {self._split!r}, which the measure 'cka' needs; "
                 "delete the file and run again"
             )
-        return found
+        return self._rows(model, "features", rows)
 
     def content(self, model: int) -> str:
         """Hash of all that one model predicts."""
         return self._contents[model]
 
 
-def key_of(predicted: NDArray[np.unsignedinteger]) -> str:
-    """Hash of predicted classes, whatever their integer type."""
-    return hashlib.sha256(predicted.astype(np.uint32).tobytes()).hexdigest()
+def key_of(kept: NDArray[Any]) -> str:
+    """Hash of what is kept of one model's answers; of predicted classes whatever their integer type."""
+    classes = kept.dtype.kind == "u"
+    return hashlib.sha256((kept.astype(np.uint32) if classes else kept).tobytes()).hexdigest()
 
 
-def labels_key(labels: NDArray[np.int64], classes: int, split: str) -> str:
-    """Hash of what predictions are compared with."""
-    return store.digest([hashlib.sha256(labels.astype(np.int64).tobytes()).hexdigest(), classes, split])
+def new_pairs(models: int, changed: Sequence[int]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Every unordered pair of distinct models with a changed one, once: a changed model and its partners."""
+    left = np.ones(models, bool)
+    for model in changed:
+        left[model] = False
+        yield model, np.flatnonzero(left)

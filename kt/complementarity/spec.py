@@ -1,4 +1,4 @@
-"""The ``complementarity`` section of the configuration: which measures the table of all pairs has."""
+"""Section ``complementarity`` of the configuration: the measures that the table of all pairs has."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from kt.spec import File, Spec
+from kt.tasks.task import Words
 
 Measure = Literal[
     "agreement",
@@ -22,9 +23,25 @@ Measure = Literal[
 ]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
+OF_CLASSES = (
+    *("agreement", "expertise", "pos_flips_top5", "capa", "js_divergence", "leep"),
+    *("pos_flips_untrained", "class_entropy", "neg_class_entropy", "class_similarity", "flips_by_class"),
+)
+"""Beginnings of columns that need classes and their probabilities."""
+
+OF_BITS = ("kappa", "double_fault", "q_statistic")
+"""Columns that need to know which images are right or wrong."""
+
+
+def possible(column: str, task: Words) -> bool:
+    """Whether a measure, or a column of the table, makes sense for a task; those that do not are null."""
+    if not task.has_classes and column.startswith(OF_CLASSES):
+        return False
+    return task.metric.binary or column not in OF_BITS
+
 
 class ComplementaritySpec(Spec):
-    """What is measured of all ordered pairs beside flips, class entropy and areas of expertise."""
+    """Measures of all ordered pairs beside flips, class entropy and areas of expertise."""
 
     measures: tuple[Measure, ...] = Field(
         ("agreement", "kappa", "double_fault", "q_statistic", "expertise_similarity"),
@@ -40,3 +57,7 @@ class ComplementaritySpec(Spec):
         description="whether the table lists the classes of every pair (`flips_by_class`, `expertise`); by default "
         "where pairs × classes are at most 20 million",
     )
+
+    def taken(self, task: Words) -> tuple[Measure, ...]:
+        """The measures that make sense for a task."""
+        return tuple(measure for measure in self.measures if possible(measure, task))

@@ -1,31 +1,34 @@
-"""The table ``complementarity``, made in pieces: what an earlier table has is taken from it, the rest is measured."""
+"""The table ``complementarity``, made in pieces: rows that still hold are taken from an earlier table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from kt import store
-from kt.complementarity import embeddings, reuse
-from kt.complementarity.agreement import agreement
-from kt.complementarity.bits import Places, Right
-from kt.complementarity.capa import capa
-from kt.complementarity.cka import cka
-from kt.complementarity.divergence import js_divergence
-from kt.complementarity.leep import leep
-from kt.complementarity.parallel import in_order
+from kt.complementarity import expertise, reuse
+from kt.complementarity.agreement import agreement, capa, top_flips
+from kt.complementarity.flips import Graded, Places, Right
 from kt.complementarity.reuse import Earlier, Facts
 from kt.complementarity.scores import Scoring
-from kt.complementarity.sources import Source, key_of, labels_key
+from kt.complementarity.similarity import cka, js_divergence, leep
+from kt.complementarity.sources import Source, key_of
 from kt.complementarity.spec import ComplementaritySpec
-from kt.complementarity.top import top_flips
+from kt.errors import KtError
+from kt.tasks.classification import Classification
+from kt.tasks.task import Task
+
+CLASSIFICATION = Classification()
 
 VERSION = 1
 """Raise it when a measure changes: rows of earlier tables are then not taken over."""
@@ -37,13 +40,17 @@ LISTED = 20_000_000
 """Pairs × classes up to which the table lists classes by default."""
 
 
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A measure of all pairs at once.
 
     Attributes:
         fill: makes it, from a source, the matrix to fill, the models that changed and threads.
-        whole_content: whether it needs more than predicted classes.
+        whole_content: whether it needs more than what is kept of the answers.
         labelled: whether it needs the labels too, int64 [N], as ``labels``.
     """
 
@@ -79,46 +86,49 @@ class Table:
 
 def make(
     source: Source,
-    labels: NDArray[np.int64],
+    truth: NDArray[Any],
     classes: int,
     split: str,
     spec: ComplementaritySpec,
     earlier: Path | None,
     pool: Executor,
+    task: Task = CLASSIFICATION,
 ) -> Table:
     """The table of all ordered pairs of distinct models.
 
     Args:
         source: predictions of M models.
-        labels: int64 [N].
-        classes: number of classes C.
+        truth: of the images, [N, …]; of classification labels int64 [N].
+        classes: number of classes C; any number where the task has none.
         split: name of the split, for the table.
-        spec: what to measure.
+        spec: what to measure; measures that make no sense for the task are left out.
         earlier: a table to take rows from that still hold, if there is one.
         pool: threads.
+        task: what is learnt.
 
-    Memory: a bit an image and model, an [M, M] matrix for each measure of all pairs at once, and chunks.
+    Memory: one bit per image and model, or eight bytes where scores are numbers; an [M, M] matrix for each measure of
+    all pairs at once; and chunks.
 
     Raises:
-        KtError: predictions or class vectors cannot be read.
+        KtError: predictions or class vectors cannot be read, or scores are not finite.
     """
-    names, models = source.names, len(source.names)
-    right, predicted = _right(source, labels, classes)
+    names, models, measures = source.names, len(source.names), spec.taken(task.words)
+    scored, kept = _scored(source, truth, classes, task)
     vectors = None
-    if "expertise_similarity" in spec.measures:
-        best = int(np.argmax(right.total))
+    if "expertise_similarity" in measures and isinstance(scored, Right):
         vectors = (
-            embeddings.load(spec.class_embeddings, classes)
+            expertise.load(spec.class_embeddings, classes)
             if spec.class_embeddings
-            else embeddings.mean_logits(source, best, labels, classes)
+            else expertise.mean_logits(source, int(np.argmax(scored.total)), truth, classes)
         )
     listed = models * (models - 1) * classes <= LISTED if spec.class_lists is None else spec.class_lists
-    truth = labels_key(labels, classes, split)
-    in_rows = [name for name in sorted(spec.measures) if name not in MATRICES]
+    listed = listed and task.has_classes
+    compared = _key(truth, classes, split, task)
+    in_rows = [name for name in sorted(measures) if name not in MATRICES]
     facts = Facts(
-        rows=store.digest([VERSION, truth, in_rows, listed, vectors.digest if vectors else None]),
-        measures={name: store.digest([VERSION, truth, name]) for name in spec.measures if name in MATRICES},
-        predicted=dict(zip(names, predicted, strict=True)),
+        rows=store.digest([VERSION, compared, in_rows, listed, vectors.digest if vectors else None]),
+        measures={name: store.digest([VERSION, compared, name]) for name in measures if name in MATRICES},
+        predicted=dict(zip(names, kept, strict=True)),
         content={name: source.content(model) for model, name in enumerate(names)},
     )
     before = reuse.earlier(earlier, facts)
@@ -126,24 +136,39 @@ def make(
     for name in facts.measures:
         measure = MATRICES[name]
         into, changed = before.measure(name, measure.whole_content) if before else reuse.nothing(models)
-        fill = partial(measure.fill, labels=labels) if measure.labelled else measure.fill
+        fill = partial(measure.fill, labels=truth) if measure.labelled else measure.fill
         fill(source, into, changed, pool)
         matrices[name] = into
     numbers = before.numbers() if before else np.full((models, models), -1)
-    scoring = Scoring(names, split, right, spec.measures, matrices, vectors, listed)
+    scoring = Scoring(names, split, task.words, scored, measures, matrices, vectors, listed)
     measured = int((numbers[reuse.off_diagonal(models)] < 0).sum())
     return Table(facts, measured, _pieces(scoring, before, numbers, pool))
 
 
-def _right(source: Source, labels: NDArray[np.int64], classes: int) -> tuple[Right, list[str]]:
-    """What every model gets right, and a hash of its predicted classes; one model's are held at a time."""
-    places = Places.of(labels, classes)
-    words, keys = [], []
-    for model in range(len(source.names)):
-        predicted = source.predicted(model, slice(0, source.images))
-        words.append(places.pack(predicted == labels))
-        keys.append(key_of(predicted))
-    return Right.of(places, np.stack(words)), keys
+def _scored(source: Source, truth: NDArray[Any], classes: int, task: Task) -> tuple[Right | Graded, list[str]]:
+    """Scores of every model, and a hash of what is kept of its answers; one model's answers are held at a time."""
+    places = Places.of(*(truth, classes) if task.has_classes else (np.zeros(len(truth), np.int64), 1))
+    found, keys = [], []
+    for model, name in enumerate(source.names):
+        kept = source.kept(model, slice(0, source.images))
+        scores = task.scores(kept, truth)
+        keys.append(key_of(kept))
+        if task.metric.binary:
+            found.append(places.pack(scores))
+        else:
+            if not np.isfinite(scores).all():
+                bad = int((~np.isfinite(scores)).sum())
+                raise KtError(f"complementarity: {bad} of {len(scores)} scores of {name!r} are not finite")
+            found.append(scores.astype(np.float64))
+    return Right.of(places, np.stack(found)) if task.metric.binary else Graded(np.stack(found)), keys
+
+
+def _key(truth: NDArray[Any], classes: int, split: str, task: Task) -> str:
+    """Hash of what predictions are compared with."""
+    content = hashlib.sha256(np.ascontiguousarray(truth).data).hexdigest()
+    if task.has_classes:
+        return store.digest([content, classes, split])
+    return store.digest([content, str(truth.dtype), list(truth.shape), split, task.name])
 
 
 def _pieces(scoring: Scoring, before: Earlier | None, numbers: NDArray[np.int64], pool: Executor) -> Iterator[pa.Table]:
@@ -168,4 +193,17 @@ def _pieces(scoring: Scoring, before: Earlier | None, numbers: NDArray[np.int64]
         place[np.concatenate([np.flatnonzero(~new), np.flatnonzero(new)])] = np.arange(len(old))
         return both.take(pa.array(place))
 
-    return in_order(pool, piece, starts, 2)
+    return _in_order(pool, piece, starts, 2)
+
+
+def _in_order(
+    pool: Executor, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
+) -> Iterator[_Result]:
+    """Results in the order of the items; at most ``ahead`` wait, so that memory stays bounded."""
+    waiting: deque[Future[_Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

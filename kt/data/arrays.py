@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,21 +61,21 @@ def _npz_error(path: Path, error: Exception) -> KtError:
     return KtError(f"data.source: {path}: not a readable .npz file ({error})")
 
 
-def _npz_parts(archive: zipfile.ZipFile, path: Path) -> dict[str, tuple[str, str]]:
-    """Names of the arrays of images and labels, by official part; the part is "" where there are none."""
+def _npz_parts(archive: zipfile.ZipFile, path: Path, truth: str) -> dict[str, tuple[str, str]]:
+    """Names of the arrays of images and truths, by official part; the part is "" where there are none."""
     names = [member.removesuffix(".npy") for member in archive.namelist()]
     parts = {name[2:]: (name, f"y_{name[2:]}") for name in names if name.startswith("x_")}
-    if "images" in names or "labels" in names or not parts:
-        parts = {"": ("images", "labels")}
+    if "images" in names or truth in names or not parts:
+        parts = {"": ("images", truth)}
     for name in itertools.chain.from_iterable(parts.values()):
         if name not in names:
             raise KtError(f"data.source: {path}: no array {name!r}; it holds: {', '.join(names)}")
     return parts
 
 
-def _npz_labels(archive: zipfile.ZipFile, path: Path, name: str) -> NDArray[np.int64]:
+def _npz_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     file, shape, dtype = _open_member(archive, name)
-    return checked_labels(np.frombuffer(file.read(), dtype).reshape(shape), f"data.source: {path}: {name}")
+    return np.frombuffer(file.read(), dtype).reshape(shape)
 
 
 def _npz_shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, ...]:
@@ -90,24 +90,31 @@ def _npz_shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, ..
     return (*shape, 1)[:4]
 
 
-def npz(path: Path) -> Listing:
+def npz(path: Path, has_classes: bool = True) -> Listing:
     """An .npz file with ``images`` uint8 [N, H, W] or [N, H, W, C] and ``labels``; images are read one by one.
 
-    Official parts lie in pairs of arrays instead, ``x_<part>`` and ``y_<part>``.
+    For a task without classes ``truth`` [N, …] stands in place of the labels. Official parts lie in pairs of arrays
+    instead, ``x_<part>`` and ``y_<part>``.
 
     Raises:
         KtError: the file cannot be read, or its arrays have wrong types or shapes.
     """
+    kind = "labels" if has_classes else "truth"
     try:
         with zipfile.ZipFile(path) as archive:
-            parts = _npz_parts(archive, path)
-            labels = [_npz_labels(archive, path, name) for _, name in parts.values()]
+            parts = _npz_parts(archive, path, kind)
+            truths = {name: _npz_array(archive, name) for _, name in parts.values()}
             shapes = {name: _npz_shape(archive, path, name) for name, _ in parts.values()}
     except _UNREADABLE as error:
         raise _npz_error(path, error) from error
-    for (name, shape), of_part in zip(shapes.items(), labels, strict=True):
-        if len(of_part) != shape[0]:
-            raise KtError(f"data.source: {path}: {len(of_part)} labels for {shape[0]} {name}; need one an image")
+    if has_classes:
+        truths = {name: checked_labels(labels, f"data.source: {path}: {name}") for name, labels in truths.items()}
+    for (name, shape), of_part in zip(shapes.items(), truths.values(), strict=True):
+        if of_part.ndim == 0 or len(of_part) != shape[0]:
+            number = len(of_part) if of_part.ndim else "no row of"
+            raise KtError(f"data.source: {path}: {number} {kind} for {shape[0]} {name}; one per image is needed")
+    if len({(truth.dtype, truth.shape[1:]) for truth in truths.values()}) > 1:
+        raise KtError(f"data.source: {path}: {', '.join(truths)} have different types or shapes")
     if len({shape[1:] for shape in shapes.values()}) > 1:
         raise KtError(f"data.source: {path}: {', '.join(shapes)} have images of different shapes")
     picture = next(iter(shapes.values()))[1:]
@@ -126,6 +133,8 @@ def npz(path: Path) -> Listing:
         except _UNREADABLE as error:
             raise _npz_error(path, error) from error
 
-    every = np.concatenate(labels)
-    part_of = None if "" in parts else np.repeat(np.array(list(parts)), [len(of_part) for of_part in labels])
+    every = np.concatenate(list(truths.values()))
+    part_of = None if "" in parts else np.repeat(np.array(list(parts)), [len(truth) for truth in truths.values()])
+    if not has_classes:
+        return Listing(np.zeros(len(every), np.int64), [], part_of, None, stream, picture, truth=every)
     return Listing(every, numbered(every), part_of, None, stream, picture)

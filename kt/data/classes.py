@@ -1,22 +1,27 @@
-"""The classes that are taken from a source, as the configuration or a file lists them."""
+"""Classes taken from a source, and their labels: as the configuration or a file lists them, or all."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from kt import store
-from kt.data.listing import composed
+from kt.data.arrays import BUILTIN
+from kt.data.listing import Listing, composed
+from kt.data.parts import class_folders
 from kt.data.spec import MOST_CLASSES, DataSpec, class_names
+from kt.data.strict_yaml import load_names
 from kt.errors import KtError, nearest
 from kt.spec import as_written
-from kt.study.strict_yaml import load_names
+from kt.tasks.task import named
 
 
 def class_map(spec: DataSpec) -> dict[str, int] | None:
@@ -68,3 +73,84 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice:
         raise ValueError(f"a class is listed twice: {twice[0]!r}")
     return dict(pairs)
+
+
+def known_classes(spec: DataSpec) -> int | None:
+    """Number of classes where it is known before the source is read; None for arrays and timm's data sets.
+
+    Raises:
+        KtError: as ``known_names`` does.
+    """
+    return spec.num_classes or len(known_names(spec) or ()) or None
+
+
+def relabel(listing: Listing, spec: DataSpec) -> tuple[NDArray[np.int64], list[str]]:
+    """The label of every image, −1 where it has none or its class is not taken, and the name of every label's class.
+
+    Raises:
+        KtError: a class is not in the source, or a label is not below ``data.num_classes``.
+    """
+    chosen = class_map(spec)
+    if chosen is None:
+        names = [(name, label) for label, name in enumerate(listing.classes)]
+        return np.maximum(listing.labels, -1), _by_label(names, spec)
+    check_chosen(chosen, listing.classes, spec)
+    known = {composed(name): label for label, name in enumerate(listing.classes)}
+    new = np.full(len(listing.classes), -1, np.int64)
+    for name, label in chosen.items():
+        new[known[name]] = label
+    return np.where(listing.labels < 0, -1, new[listing.labels]), _by_label(chosen.items(), spec)
+
+
+class Truth(NamedTuple):
+    """Truth of all images of a source, as it is stored.
+
+    Attributes:
+        values: [N, …]; labels int64 [N] where the task has classes.
+        groups: int64 [N]: labels, or 0 where the task has no classes; −1 for images without a truth, or of a class that
+            is not taken.
+        classes: names of the classes, by label.
+    """
+
+    values: NDArray[Any]
+    groups: NDArray[np.int64]
+    classes: list[str]
+
+
+def truth_of(listing: Listing, spec: DataSpec) -> Truth:
+    """Truth of all images of a source.
+
+    Raises:
+        KtError: as ``relabel``, or the task's ``check_truth``, does.
+    """
+    task, at = named(spec.task), f"data.source: {as_written(spec.source)}"
+    if task.has_classes:
+        labels, classes = relabel(listing, spec)
+        return Truth(task.check_truth(at, labels), labels, classes)
+    assert listing.truth is not None  # checked with the source
+    values = task.check_truth(at, listing.truth)
+    return Truth(values, np.where(task.labelled(values), 0, -1), [])
+
+
+def known_names(spec: DataSpec) -> list[str] | None:
+    """Names of the classes by label where they are known before the source is read; None as ``known_classes``.
+
+    Raises:
+        KtError: as ``class_map`` does, a folder of classes is not one, or a label is not below ``data.num_classes``.
+    """
+    chosen = class_map(spec)
+    if chosen is None and spec.source in BUILTIN:
+        chosen = {str(label): label for label in range(BUILTIN[spec.source].classes)}
+    if chosen is None and spec.is_folder:
+        chosen = {name: label for label, name in enumerate(class_folders(spec).classes)}
+    return None if chosen is None else _by_label(chosen.items(), spec)
+
+
+def _by_label(chosen: Collection[tuple[str, int]], spec: DataSpec) -> list[str]:
+    largest = max((label for _, label in chosen), default=-1)
+    if spec.num_classes is not None and largest >= spec.num_classes:
+        raise KtError(f"data.num_classes: {spec.num_classes}, but a label is {largest}; labels count from 0")
+    names = list(map(str, range(spec.num_classes or largest + 1)))
+    for name, label in chosen:
+        names[label] = name
+    return names

@@ -1,8 +1,8 @@
 """Data sets: decoded once into a memory-mapped uint8 store that every later stage shares.
 
-The store is a folder: ``images.npy`` uint8 [N, H, W, C], ``labels.npy`` int64 [N], ``splits.parquet`` (table
-``splits``) and, written last, ``meta.json`` with the classes' names and a hash of all three. It holds the images of
-the splits alone, in the order of the source.
+The store is a folder: ``images.npy`` uint8 [N, H, W, C], ``labels.npy`` int64 [N] (for a task without classes
+``truth.npy`` [N, …]), ``splits.parquet`` (table ``splits``) and, written last, ``meta.json`` with the classes' names
+and a hash of all three. It holds the images of the splits alone, in the order of the source.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kt import store
-from kt.data import repeated, sources
+from kt.data import sources
+from kt.data.classes import truth_of
 from kt.data.decode import decode, name_of
-from kt.data.labels import relabel
 from kt.data.listing import Listing
 from kt.data.spec import SPLITS, DataSpec
-from kt.data.splits import assign
+from kt.data.splits import assign, warn_repeated
 from kt.errors import KtError, listed
 from kt.spec import as_written
 from kt.tables import schema
+from kt.tasks.task import named
 
 log = logging.getLogger(__name__)
 
@@ -55,18 +56,22 @@ def write(
     listing = sources.read(spec)
     for line in listing.warnings:
         log.warning("data: %s", line)
-    labels, classes = relabel(listing, spec)
-    splits = assign(labels, spec.splits, spec.seed, listing.parts, listing.names, listing.default)
+    truth, groups, classes = truth_of(listing, spec)
+    has_classes = named(spec.task).has_classes
+    splits = assign(groups, spec.splits, spec.seed, listing.parts, listing.names, listing.default)
     check(_counts(splits))
-    _check_classes(spec, classes, splits["label"].to_numpy())
+    if has_classes:
+        _check_classes(spec, classes, splits["label"].to_numpy())
+    else:
+        splits = splits.assign(label=-1)
     rows = np.sort(splits["row"].to_numpy())
     decoded = decode(listing, rows, spec, folder / "images.npy", threads)
     lost = rows[np.array(list(decoded.damaged), np.int64)]
     splits = splits[~splits["row"].isin(lost)]
     check(_counts(splits))
     splits = splits.assign(row=np.searchsorted(rows, splits["row"].to_numpy()))
-    with store.atomic(folder / "labels.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, labels[rows])
+    with store.atomic(folder / _truth_file(has_classes)) as temporary, temporary.open("wb") as file:
+        np.save(file, truth[rows])
     schema.write(folder / "splits.parquet", "splits", schema.build("splits", splits.to_dict("series")))
     reasons = decoded.damaged.values()
     why = {name_of(listing, row): reason for row, reason in zip(lost.tolist(), reasons, strict=True)}
@@ -74,13 +79,15 @@ def write(
         log.warning("data: %d damaged images are left out: %s", len(why), listed(f"{n} ({r})" for n, r in why.items()))
     facts = {
         "classes": classes,
-        "hash": _hash(decoded.content, labels[rows], splits),
+        "hash": _hash(decoded.content, truth[rows], splits),
         "source": as_written(spec.source),
         "images": _counts(splits),
         "damaged": why,
-        "repeated": repeated.warn(splits, decoded.digests),
-        "left_out": _left_out(listing, labels, len(rows), len(why)),
+        "repeated": warn_repeated(splits, decoded.digests),
+        "left_out": _left_out(listing, groups, len(rows), len(why)),
     }
+    if not has_classes:
+        facts["task"] = spec.task
     store.write_json(folder / "meta.json", facts)
     return facts
 
@@ -96,13 +103,14 @@ def _check_classes(spec: DataSpec, classes: Sequence[str], labels: NDArray[np.in
         log.warning("data: no image of %d of %d classes is in a split: %s", len(missing), len(classes), names)
 
 
-def _left_out(listing: Listing, labels: NDArray[np.int64], taken: int, damaged: int) -> dict[str, int]:
+def _left_out(listing: Listing, groups: NDArray[np.int64], taken: int, damaged: int) -> dict[str, int]:
     """Files, folders and images that are in no split, counted by why they are not."""
     found = dict(listing.left_out)
     unlabelled = int((listing.labels < 0).sum())
-    foreign = int((labels < 0).sum()) - unlabelled
-    spare = len(labels) - foreign - taken
-    more = {"damaged images": damaged, "images of classes that are not taken": foreign, "images of no split": spare}
+    foreign = int((groups < 0).sum()) - unlabelled
+    spare = len(groups) - foreign - taken
+    other = "images of classes that are not taken" if listing.truth is None else "images without a truth"
+    more = {"damaged images": damaged, other: foreign, "images of no split": spare}
     return found | {what: count for what, count in more.items() if count}
 
 
@@ -110,9 +118,10 @@ def summary(facts: Mapping[str, Any]) -> str:
     """One line on a data set: its classes, the images of each split, and what is left out."""
     classes, images = facts["classes"], facts["images"]
     names = ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")
+    what = f"{len(classes)} classes ({names})" if classes else f"task {facts['task']}"
     left_out = sorted(facts["left_out"].items(), key=lambda item: (-item[1], item[0]))
     rest = f"; left out: {listed(f'{what} ({count:,})' for what, count in left_out)}" if left_out else ""
-    return f"{len(classes)} classes ({names}), {', '.join(f'{n} {split}' for split, n in images.items())} images{rest}"
+    return f"{what}, {', '.join(f'{n} {split}' for split, n in images.items())} images{rest}"
 
 
 def split_sizes(folder: Path, spec: DataSpec) -> dict[str, int]:
@@ -137,9 +146,15 @@ def _counts(splits: pd.DataFrame) -> dict[str, int]:
     return counts
 
 
-def _hash(images: str, labels: NDArray[np.int64], splits: pd.DataFrame) -> str:
+def _truth_file(has_classes: bool) -> str:
+    return "labels.npy" if has_classes else "truth.npy"
+
+
+def _hash(images: str, truth: NDArray[Any], splits: pd.DataFrame) -> str:
     content = hashlib.sha256(images.encode())
-    content.update(labels.tobytes())
+    if truth.ndim > 1 or truth.dtype != np.int64:  # labels are hashed as they always were
+        content.update(store.canonical([str(truth.dtype), list(truth.shape)]))
+    content.update(truth.tobytes())
     for column in ("image_id", "row", "label"):
         content.update(splits[column].to_numpy(np.int64).tobytes())
     content.update(store.canonical(_counts(splits)))
@@ -152,14 +167,14 @@ class Dataset:
 
     Attributes:
         images: uint8 [N, H, W, C], memory-mapped.
-        labels: int64 [N].
+        truth: [N, …]; labels int64 [N], −1 where there is none, of a task with classes.
         splits: the table ``splits`` as a data frame.
-        class_names: the classes' names in the source, by label.
-        hash: hash of images, labels and splits.
+        class_names: the classes' names in the source, by label; none where the task has no classes.
+        hash: hash of images, truth and splits.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    truth: NDArray[Any]
     splits: pd.DataFrame
     class_names: tuple[str, ...]
     hash: str
@@ -173,16 +188,23 @@ class Dataset:
         """
         meta = store.read_json(folder / "meta.json")
         try:
-            images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+            images = np.load(folder / "images.npy", mmap_mode="r")
+            labelled = "task" not in meta
+            truth = np.load(folder / _truth_file(labelled), mmap_mode=None if labelled else "r")
         except (OSError, ValueError, EOFError) as error:
             raise KtError(f"{folder}: the stored data set is incomplete ({error}); delete it and run again") from error
         return cls(
             images,
-            labels,
+            truth,
             schema.read_frame(folder / "splits.parquet", "splits"),
             tuple(meta["classes"]),
             str(meta["hash"]),
         )
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels int64 [N] of a task with classes; −1 where there is none."""
+        return self.truth
 
     @property
     def classes(self) -> int:
@@ -195,7 +217,7 @@ class Dataset:
         return int(self.images.shape[-1])
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Rows of a split in ``images`` and ``labels``, int64 [n], in the split's fixed order."""
+        """Rows of a split in ``images`` and ``truth``, int64 [n], in the split's fixed order."""
         return self.splits.loc[self.splits["split"] == split, "row"].to_numpy()
 
     def ids(self, split: str) -> NDArray[np.int64]:

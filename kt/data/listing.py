@@ -1,4 +1,4 @@
-"""What a source of images lists before anything is decoded: labels, names, official parts, and a stream of images."""
+"""Listing of a source of images before anything is decoded: labels, names, official parts, and a stream of images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Listing:
     """What a source holds; position i is the i-th image.
 
     Attributes:
-        labels: class of each image, int64 [N]; −1 where it has none.
+        labels: class of each image, int64 [N]; −1 where it has none, 0 for all where the task has no classes.
         classes: the classes' names, by label.
         parts: official part of each image, [N]; None where the source has no parts.
         names: the image's path or number in the source, [N]; None where it is the position.
@@ -41,6 +41,7 @@ class Listing:
         left_out: files and folders that are not read, counted by what they are.
         warnings: lines about the source that its user should see.
         folders: paths without links of the folders that are read.
+        truth: of each image where the task has no classes, [N, …].
     """
 
     labels: NDArray[np.int64]
@@ -53,6 +54,7 @@ class Listing:
     left_out: Mapping[str, int] = field(default_factory=Counter)
     warnings: Sequence[str] = ()
     folders: Collection[str] = ()
+    truth: NDArray[Any] | None = None
 
 
 def composed(name: str) -> str:
@@ -100,11 +102,11 @@ def checked_labels(labels: NDArray[np.generic], at: str) -> NDArray[np.int64]:
         KtError: they are not one integer from 0 to ``MOST_CLASSES`` per image.
     """
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise KtError(f"{at} are {labels.dtype} {list(labels.shape)}; need integers ≥ 0, one an image")
+        raise KtError(f"{at} are {labels.dtype} {list(labels.shape)}; need integers ≥ 0, one per image")
     low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
     if low < 0 or high >= MOST_CLASSES:
         of = "an image without a label? " if low < 0 else ""
-        raise KtError(f"{at} are from {low} to {high}; {of}need integers ≥ 0 below {MOST_CLASSES}, one an image")
+        raise KtError(f"{at} are from {low} to {high}; {of}need integers ≥ 0 below {MOST_CLASSES}, one per image")
     return labels.astype(np.int64)
 
 

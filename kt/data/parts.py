@@ -1,4 +1,4 @@
-"""Where a folder of images keeps its official parts and its classes; no image is looked for."""
+"""Official parts and class folders of a folder of images; no image is looked for."""
 
 from __future__ import annotations
 

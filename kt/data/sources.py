@@ -1,4 +1,4 @@
-"""Any source of images: whether it can be there, how many images it has, and what it lists.
+"""Any source of images: check that it is there, count its images, list it.
 
 Sources that timm reads lie in ``kt.data.timm_source``, so that nothing here imports torch.
 """
@@ -14,18 +14,28 @@ import numpy as np
 
 from kt import store
 from kt.data.arrays import BUILTIN, npz
-from kt.data.classes import class_map
+from kt.data.classes import class_map, truth_of
 from kt.data.folders import check_folder, folder, unlabelled_images, with_unlabelled
-from kt.data.labels import relabel
 from kt.data.listing import DEFAULT_PART, Listing
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
 from kt.errors import KtError, nearest, quoted, short, unknown
 from kt.spec import RULE, Place, as_written, beside, check_all
+from kt.tasks.task import named
 
 TORCHVISION = (
-    "cifar10", "cifar100", "fashion_mnist", "folder", "image_folder", "imagenet", "inat", "inaturalist", "kmnist",
-    "mnist", "places365", "qmnist",
-)  # fmt: skip
+    "cifar10",
+    "cifar100",
+    "fashion_mnist",
+    "folder",
+    "image_folder",
+    "imagenet",
+    "inat",
+    "inaturalist",
+    "kmnist",
+    "mnist",
+    "places365",
+    "qmnist",
+)
 """Data sets of torchvision that timm reads, as ``torch/…``."""
 
 WITHOUT_PARTS = ("folder", "image_folder")
@@ -61,6 +71,7 @@ def check_source(spec: DataSpec) -> None:
     if spec.class_order != "natural" and (not spec.is_folder or spec.classes or spec.class_file):
         what = "data.classes has the labels" if spec.classes or spec.class_file else f"{source} has labels of its own"
         raise KtError(f"data.class_order: {spec.class_order!r} orders class folders, but {what}; leave it out")
+    _check_task(spec)
     prefix, _, name = source.lower().partition("/")
     for key in ("image_key", "label_key"):
         if getattr(spec, key) is not None and prefix not in WITH_COLUMNS:
@@ -80,6 +91,23 @@ def check_source(spec: DataSpec) -> None:
             raise KtError(f"data.splits.{split}.part: {quoted(take.part)}: {quoted(written)} has no official parts")
 
 
+def _check_task(spec: DataSpec) -> None:
+    """Fail where a task without classes is given classes, or a source that has nothing else."""
+    if named(spec.task).has_classes:
+        return
+    lacks = f"the task {spec.task!r} has no classes"
+    for key in ("classes", "class_file", "num_classes"):
+        if getattr(spec, key) is not None:
+            raise KtError(f"data.{key}: {lacks}; leave it out")
+    if not spec.source.endswith(".npz"):
+        raise KtError(
+            f"data.source: {quoted(as_written(spec.source))} has classes, but {lacks}; allowed: an .npz file with "
+            "`images` and `truth`"
+        )
+    if spec.splits.transfer.folder:
+        raise KtError(f"data.splits.transfer.folder: {lacks}, so that its images all need a truth; leave it out")
+
+
 def _is_there(source: Place) -> bool:
     return os.path.isfile(source) if source.endswith((".npz", ".tar")) else os.path.isdir(source)
 
@@ -92,7 +120,7 @@ def known_count(spec: DataSpec) -> int | None:
         return BUILTIN[spec.source].count
     if not spec.source.endswith(".npz"):
         return None
-    listing = npz(Path(spec.source))
+    listing = _npz(spec)
     return len(listing.labels) if listing.parts is None else None
 
 
@@ -100,7 +128,7 @@ def known_channels(spec: DataSpec) -> int:
     """Colour channels of the stored images; of arrays they are the arrays' own."""
     if spec.source in BUILTIN:
         return BUILTIN[spec.source].channels
-    shape = npz(Path(spec.source)).shape if spec.source.endswith(".npz") else None
+    shape = _npz(spec).shape if spec.source.endswith(".npz") else None
     return shape[-1] if shape else spec.channels
 
 
@@ -139,8 +167,8 @@ def part_sizes(spec: DataSpec) -> PartSizes | None:
         default = None if None in images else found.places.default
         labelled = found.folders
     else:
-        listing = npz(Path(spec.source))
-        taken = relabel(listing, spec)[0] >= 0
+        listing = _npz(spec)
+        taken = truth_of(listing, spec).groups >= 0
         parts = listing.parts
         images = (
             {None: int(taken.sum())}
@@ -163,11 +191,15 @@ def read(spec: DataSpec) -> Listing:
     return with_unlabelled(listing, unlabelled) if unlabelled else listing
 
 
+def _npz(spec: DataSpec) -> Listing:
+    return npz(Path(spec.source), named(spec.task).has_classes)
+
+
 def _read(spec: DataSpec) -> Listing:
     if spec.source in BUILTIN:
         return BUILTIN[spec.source].read()
     if spec.source.endswith(".npz"):
-        return npz(Path(spec.source))
+        return _npz(spec)
     if spec.by_timm:
         from kt.data.timm_source import read_timm
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeInt,
     PlainSerializer,
@@ -62,6 +64,30 @@ def _place_or_name(source: str, info: ValidationInfo) -> str:
     """The path of a file or folder, or the name of a data set as it is."""
     named = source in BUILTIN or source.partition("/")[0].lower() in TIMM_PREFIXES
     return source if named and not source.endswith((".npz", ".tar")) else Place.read(source, info)
+
+
+def _sides(value: Any) -> Any:
+    """A number of pixels as it is, two different ones as (height, width), two equal ones as one."""
+    sides = tuple(value) if isinstance(value, tuple | list) and len(value) == 2 else (value, value)
+    if not all(type(side) is int and side > 0 for side in sides):
+        text = f"needs a whole number of pixels greater than 0, or [height, width], not {quoted(value)}"
+        raise PydanticCustomError("value_error", "{text}", {"text": text})
+    return sides[0] if sides[0] == sides[1] else sides
+
+
+Sides = PositiveInt | tuple[PositiveInt, PositiveInt]
+Size = Annotated[int | tuple[int, int], BeforeValidator(_sides, json_schema_input_type=Sides)]
+"""Size of an image, pixels: the side of a square one, else height and width."""
+
+
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Both sides of an image of some size."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def in_pixels(sides: Sequence[int]) -> str:
+    """Height and width as text: `224`, or `256×192`."""
+    return "×".join(map(str, dict.fromkeys(sides)))
 
 
 Source = Annotated[str, AfterValidator(_place_or_name), PlainSerializer(as_written, return_type=str)]
@@ -154,6 +180,9 @@ def class_names(given: Iterable[Any]) -> list[str]:
     return names
 
 
+DEFAULT_TASK = "classification"
+
+
 class DataSpec(Spec):
     """Where the images come from, how they are split, and how they are kept."""
 
@@ -163,12 +192,15 @@ class DataSpec(Spec):
         "`timm.data.create_dataset` reads: `torch/cifar10`, `hfds/…`, `hfids/…`, `tfds/…`, `wds/…`, a .tar file; "
         "as all paths relative to this file's folder"
     )
+    task: str = Field(
+        DEFAULT_TASK, description="what is learnt: `classification`, or a task that one of `zoo.modules` defines"
+    )
     root: Folder | None = Field(None, description="folder where timm finds the data set, or keeps it")
     download: bool = Field(False, description="let timm download the data set into `root`")
-    size: PositiveInt | None = Field(
+    size: Size | None = Field(
         None,
-        description="side of the stored square images, pixels: the shorter side is resized to it (bicubic) and the "
-        "centre kept; needed where images have different sizes; default: as they are",
+        description="side of the stored square images, pixels, or [height, width]: images are resized (bicubic) until "
+        "they just cover it, and the centre is kept; needed where images have different sizes; default: as they are",
     )
     image_key: str | None = Field(
         None, description="column of the images of `hfds/…`, `hfids/…`, `tfds/…` and `wds/…`; default: `image` (timm's)"
@@ -214,6 +246,11 @@ class DataSpec(Spec):
         except ValueError as error:
             raise PydanticCustomError("value_error", "{text}", {"text": str(error)}) from error
         return dict(zip(names, value.values() if isinstance(value, dict) else range(len(names)), strict=True))
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the default task, so that hashes of before that key stay."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("task", DEFAULT_TASK)}
 
     @property
     def files(self) -> list[str]:
@@ -283,7 +320,7 @@ class ViewsSpec(Spec):
 class InputSpec(Spec):
     """What a model expects of its input image."""
 
-    size: PositiveInt = Field(description="side of the square input, pixels")
+    size: Size = Field(description="side of the square input, pixels, or [height, width]")
     mean: tuple[float, ...] = Field(min_length=1, description="mean of every channel, images in [0, 1]")
     std: tuple[PositiveFloat, ...] = Field(
         min_length=1, description="standard deviation of every channel, images in [0, 1]"
@@ -295,3 +332,17 @@ class InputSpec(Spec):
         "center", description="`center` resizes the shorter side, `border` the longer one, `squash` both"
     )
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="how images are resized")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return height_and_width(self.size)
+
+    def shape(self, channels: int) -> tuple[int, int, int]:
+        """Channels, height and width of an input, of images with so many channels."""
+        return max(len(self.mean), channels), *self.sides
+
+    @property
+    def side(self) -> int:
+        """Side in pixels; of an oblong input that of the square of the same area, rounded."""
+        return round(math.sqrt(math.prod(self.sides)))

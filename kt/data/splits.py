@@ -1,7 +1,8 @@
-"""Splits by image id: zoo, transfer, validation and test never share an image."""
+"""Splits by image id, none shared by zoo, transfer, validation and test; and copies of one picture in two splits."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,56 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kt.data.listing import DEFAULT_PART, composed
-from kt.data.shares import check_parts, counts, pools
 from kt.data.spec import SPLITS, SplitSizes, Take
 from kt.errors import KtError, listed, nearest
 
+log = logging.getLogger(__name__)
+
 Rows = NDArray[np.int64]
+
+
+def check_parts(sizes: SplitSizes, have: Sequence[str]) -> None:
+    """Fail where a split draws from a part that is not among those that the data set has."""
+    for split, take in sizes.takes().items():
+        if take.part is not None and take.part not in have:
+            what = f"unknown part {take.part!r}; allowed: {listed(have)}{nearest(take.part, have)}"
+            raise KtError(f"data.splits.{split}.part: {what if have else 'the data set has no official parts'}")
+
+
+def pools(sizes: SplitSizes, default: str | None) -> dict[str | None, dict[str, Take]]:
+    """The splits that draw from each part, or from all images where ``default`` is None; not those listed in files."""
+    found: dict[str | None, dict[str, Take]] = {}
+    for split, take in sizes.takes().items():
+        if not take.file:
+            part = take.folder or (None if default is None else take.part or default)
+            found.setdefault(part, {})[split] = take
+    return found
+
+
+def split_counts(takes: Mapping[str, Take], images: int, part: str | None) -> dict[str, int]:
+    """Images of each split that draws from a part.
+
+    Args:
+        takes: what each of them takes.
+        images: number of images of the part.
+        part: its name.
+
+    Raises:
+        KtError: the splits ask for more images than there are.
+    """
+    of_part = f" of the part {part!r}" if part else ""
+    wanted = {split: round(take.share * images) if take.share else take.images for split, take in takes.items()}
+    greedy = [split for split, asked in wanted.items() if asked is None]
+    if len(greedy) > 1:
+        raise KtError(f"data.splits: {' and '.join(greedy)} both take the rest{of_part}; give one a number or a share")
+    total = sum(asked or 0 for asked in wanted.values())
+    if total > images or (greedy and total == images):
+        asked = " + ".join(f"{split} {'the rest' if n is None else n}" for split, n in wanted.items())
+        raise KtError(f"data.splits: {total} images asked for ({asked}), but the data set has {images}{of_part}")
+    return {split: images - total if asked is None else asked for split, asked in wanted.items()}
+
+
+log = logging.getLogger(__name__)
 
 
 def assign(
@@ -86,7 +132,7 @@ def _cut(
 ) -> dict[str, Rows]:
     """The rows of one part, cut into the splits that draw from it."""
     order = rows[spread(labels[rows], np.random.default_rng(seed))]
-    sizes = counts(takes, len(rows), part)
+    sizes = split_counts(takes, len(rows), part)
     return dict(zip(sizes, np.split(order, np.cumsum(list(sizes.values())))[:-1], strict=True))
 
 
@@ -118,3 +164,33 @@ def _as_known(line: str, known: Mapping[str, int], by_letters: Mapping[str, str]
     """A line as the data set writes this name, which may have spaces around it and accents of two characters."""
     name = line if line in known else line.strip()
     return name if name in known else by_letters.get(composed(name), name)
+
+
+def warn_repeated(splits: pd.DataFrame, digests: NDArray[np.uint64]) -> dict[str, int]:
+    """Warn of pictures that are in two splits, or under two classes.
+
+    Two images are the same where their stored pixels are: what no model can tell apart, whatever file, name, format
+    or metadata it comes from. Copies that were compressed anew are not found.
+
+    Args:
+        splits: the table ``splits``, ``row`` counting in ``digests``.
+        digests: a hash of each image's stored pixels, uint64 [n].
+
+    Returns:
+        Numbers of images: in another split, too (``splits``), and under another class, too (``classes``).
+    """
+    frame = splits.assign(digest=digests[splits["row"].to_numpy()])
+    frame = frame[frame.duplicated("digest", keep=False)]
+    by_content = frame.groupby("digest")
+    labelled = frame[frame["label"] >= 0].groupby("digest")["label"].nunique()
+    found = {
+        "splits": frame[frame["digest"].map(by_content["split"].nunique()) > 1],
+        "classes": frame[frame["digest"].map(labelled).fillna(0) > 1],
+    }
+    for what, same in found.items():
+        if len(same):
+            groups = same.sort_values(["digest", "row"]).groupby("digest", sort=False)["name"].head(4)
+            names = groups.groupby(same["digest"]).agg(lambda alike: " = ".join(alike[:3]) + " = …" * (len(alike) > 3))
+            between = "in two splits" if what == "splits" else "under two classes"
+            log.warning("data: %d images are %s, pixel by pixel the same: %s", len(same), between, listed(names))
+    return {what: len(same) for what, same in found.items()}

@@ -1,203 +1,122 @@
-"""What a model sees of an image: resize and normalise to its own input, and augmentation, all on the device."""
+"""Fixed random views of the transfer images: crops, mirroring and changes of colour, the same for every model.
+
+Sources: crops as in Szegedy et al. 2015, section 6, with torchvision's scale and ratio; a crop that would reach beyond
+the image is cut to it, where torchvision draws again. Colours as in Chen, Kornblith, Norouzi, Hinton, A Simple
+Framework for Contrastive Learning of Visual Representations, 2020, appendix A, with torchvision's operations in random
+order.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms import functional
 
-from kt.data import colours, crops
-from kt.data.crops import Boxes, Drawn
-from kt.data.datasets import Dataset
-from kt.data.spec import InputSpec, ViewsSpec
-from kt.errors import KtError
+from kt.data.spec import ColourSpec, ViewsSpec
 
-IN_MEMORY = 1 << 29
-"""Bytes of prepared images kept for the whole of a job; larger splits are prepared batch by batch."""
+Boxes = NDArray[np.int32]
+"""Top, left, height and width of the crop in pixels, and 1 where it is mirrored, [V · n, 5], view after view."""
 
 
-def to_unit(images: NDArray[np.uint8], spec: InputSpec, device: torch.device) -> Tensor:
-    """Images uint8 [B, H, W, C] resized and cropped to a model's input, float32 [B, C, size, size] in [0, 1].
+CHANGES: tuple[Callable[[Tensor, float], Tensor], ...] = (
+    functional.adjust_brightness,
+    functional.adjust_contrast,
+    functional.adjust_saturation,
+    functional.adjust_hue,
+)
 
-    The geometry is that of timm's ``transforms_imagenet_eval``, rounding included; it is computed on the device, in
-    floating point instead of PIL's bytes, always antialiased when it shrinks.
+
+class Colours(NamedTuple):
+    """Changes of colour of V · n views, view after view.
+
+    Attributes:
+        amounts: factors of brightness, contrast and saturation, and turns of the hue, float64 [V · n, 4].
+        order: in which they come, int64 [V · n, 4].
+        grey: where the view is grey in the end, bool [V · n].
     """
-    x = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True)
-    x = x.permute(0, 3, 1, 2).to(torch.float32).div_(255)
-    x = resize(x, resized(x.shape[-2], x.shape[-1], spec), spec.interpolation)
-    return crop(x, spec.size, spec.mean if spec.crop_mode == "border" else (0.0,))
+
+    amounts: NDArray[np.float64]
+    order: NDArray[np.int64]
+    grey: NDArray[np.bool_]
+
+    def at(self, positions: NDArray[np.int64] | slice) -> Colours:
+        """The changes of some views."""
+        return Colours(self.amounts[positions], self.order[positions], self.grey[positions])
 
 
-def resized(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
-    """Height and width of an image before its centre is cropped."""
-    scale = math.floor(spec.size / spec.crop_pct)
-    if spec.crop_mode == "squash":
-        return scale, scale
-    if spec.crop_mode == "border":
-        ratio = max(height, width) / scale
-        return round(height / ratio), round(width / ratio)
-    short = min(height, width)
-    height, width = (scale if side == short else int(scale * side / short) for side in (height, width))
-    return height, width
+class Drawn(NamedTuple):
+    """What V · n views of n images show, view after view.
+
+    Attributes:
+        boxes: the crops; where ``centre`` is true, only whether they are mirrored counts.
+        centre: the part that evaluation shows instead of the crops.
+        colours: changes of colour, if any.
+    """
+
+    boxes: Boxes
+    centre: bool = False
+    colours: Colours | None = None
+
+    def at(self, positions: NDArray[np.int64] | slice) -> Drawn:
+        """Some of the views."""
+        return Drawn(self.boxes[positions], self.centre, self.colours and self.colours.at(positions))
 
 
-def resize(x: Tensor, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> Tensor:
-    """Float images [B, C, H, W] in [0, 1] at another size; bicubic's overshoots are cut off after rows and columns."""
-    if x.shape[-2:] == size:
-        return x
-    if interpolation == "bilinear":
-        shrinks = max(x.shape[-2:]) > max(size)
-        return F.interpolate(x, size, mode="bilinear", antialias=shrinks)
-    for step in ((x.shape[-2], size[1]), size):  # antialiased, torch's kernel is PIL's, also where it enlarges
-        x = F.interpolate(x, step, mode="bicubic", antialias=True).clamp_(0, 1)
-    return x
-
-
-def crop(x: Tensor, size: int, fill: tuple[float, ...]) -> Tensor:
-    """The centre [B, C, size, size] of images [B, C, H, W]; beyond their edges is ``fill``, a value a channel."""
-    height, width = x.shape[-2:]
-    if min(height, width) < size:
-        canvas = torch.tensor(fill, device=x.device).view(1, -1, 1, 1)
-        canvas = canvas.expand(len(x), x.shape[1], max(height, size), max(width, size)).clone()
-        top, left = max(size - height, 0) // 2, max(size - width, 0) // 2
-        canvas[..., top : top + height, left : left + width] = x
-        x = canvas
-    top, left = round((x.shape[-2] - size) / 2), round((x.shape[-1] - size) / 2)
-    return x[..., top : top + size, left : left + size]
-
-
-def cut(images: NDArray[np.uint8], boxes: Boxes, spec: InputSpec, device: torch.device) -> Tensor:
-    """Crops of images uint8 [B, H, W, C], mirrored or not, at a model's size, float32 [B, C, size, size] in [0, 1].
+def draw_views(views: ViewsSpec, rows: NDArray[np.int64], height: int, width: int) -> Drawn:
+    """All views of some images; what a view shows depends on its image's row and its number alone.
 
     Args:
-        images: the images.
-        boxes: one crop an image, [B, 5].
-        spec: the model's input; its own crop plays no part.
-        device: where the crops are computed.
+        views: how many, how large, and how their colours change.
+        rows: of the images in the data set, int64 [n].
+        height: of the stored images, pixels.
+        width: of the stored images, pixels.
     """
-    x = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    boxes = np.concatenate([_boxes(views, rows, height, width, view) for view in range(views.n)])
+    return Drawn(boxes, views.crop == "center", draw_colours(views, rows))
+
+
+def _boxes(views: ViewsSpec, rows: NDArray[np.int64], height: int, width: int, view: int) -> Boxes:
+    u = np.random.default_rng(view).random((int(rows.max()) + 1, 5))[rows]
+    area = height * width * (views.scale[0] + (views.scale[1] - views.scale[0]) * u[:, 0])
+    low, high = np.log(views.ratio)
+    ratio = np.exp(low + (high - low) * u[:, 1])
+    tall = np.clip(np.rint(np.sqrt(area / ratio)), 1, height)
+    wide = np.clip(np.rint(np.sqrt(area * ratio)), 1, width)
+    top, left = np.floor(u[:, 2] * (height - tall + 1)), np.floor(u[:, 3] * (width - wide + 1))
+    return np.column_stack([top, left, tall, wide, (u[:, 4] < 0.5) & views.flip]).astype(np.int32)
+
+
+def draw_colours(views: ViewsSpec, rows: NDArray[np.int64]) -> Colours | None:
+    """The changes of some images, in all views, or None; an image's depend on its row and the view alone.
+
+    Args:
+        views: how many, and how strong.
+        rows: of the images in the data set, int64 [n].
+    """
+    if not views.colour and not views.grey:
+        return None
+    u = np.concatenate(
+        [np.random.default_rng([view, 1]).random((int(rows.max()) + 1, 10))[rows] for view in range(views.n)]
+    )
+    spec = views.colour or ColourSpec(p=0)
+    reach = np.array([spec.brightness, spec.contrast, spec.saturation, spec.hue])
+    still = np.array([1.0, 1.0, 1.0, 0.0])
+    low, high = np.maximum(still - reach, [0, 0, 0, -0.5]), still + reach
+    amounts = np.where(u[:, :1] < spec.p, low + (high - low) * u[:, 1:5], still)
+    return Colours(amounts, u[:, 5:9].argsort(1), u[:, 9] < views.grey)
+
+
+def change_colours(x: Tensor, colours: Colours) -> Tensor:
+    """Images float32 [B, C, H, W] in [0, 1], grey or RGB, with their colours changed; the same shape."""
     made = []
-    for image, (top, left, height, width, mirrored) in zip(x, boxes.tolist(), strict=True):
-        part = image[None, :, top : top + height, left : left + width].to(torch.float32).div_(255)
-        part = resize(part, (spec.size, spec.size), spec.interpolation)
-        made.append(part.flip(-1) if mirrored else part)
-    return torch.cat(made)
-
-
-def show(images: NDArray[np.uint8], drawn: Drawn, spec: InputSpec, device: torch.device) -> Tensor:
-    """Views of images uint8 [B, H, W, C], one an image, as ``cut`` gives them, with their colours changed."""
-    if drawn.centre:
-        mirrored = torch.from_numpy(drawn.boxes[:, 4] > 0).to(device)
-        x = to_unit(images, spec, device)
-        x = x.flip(-1).where(mirrored[:, None, None, None], x)
-    else:
-        x = cut(images, drawn.boxes, spec, device)
-    return colours.change(x, drawn.colours) if drawn.colours else x
-
-
-def normalise(x: Tensor, spec: InputSpec) -> Tensor:
-    """Float images [B, C, H, W] in [0, 1] with the model's own mean and standard deviation, channels last in memory."""
-    mean, std = (torch.tensor(values, device=x.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
-    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-class Inputs:
-    """Images as a model sees them, by position: prepared once where they fit in ``IN_MEMORY`` bytes, else on demand.
-
-    Args:
-        images: uint8 [N, H, W, C], memory-mapped or in memory.
-        rows: which of them, int64 [n]; position i is the image at ``rows[i]``.
-        spec: the model's input.
-        device: where the prepared images are wanted.
-        keep: false for a single pass over the images, which are then never all in memory.
-        drawn: fixed views of the images, V · n of them; position i is then the view i, of the image at ``rows[i % n]``.
-
-    Raises:
-        KtError: colours are to change, but the images are neither grey nor RGB.
-    """
-
-    def __init__(
-        self,
-        images: NDArray[np.uint8],
-        rows: NDArray[np.int64],
-        spec: InputSpec,
-        device: torch.device,
-        keep: bool = True,
-        drawn: Drawn | None = None,
-    ) -> None:
-        if drawn and drawn.colours and images.shape[-1] not in (1, 3):
-            text = f"needs grey or RGB images; these have {images.shape[-1]} channels"
-            raise KtError(f"transfer.views.colour: {text}")
-        self.spec, self.device = spec, device
-        self._images, self._drawn = images, drawn
-        self._rows = rows if drawn is None else np.tile(rows, len(drawn.boxes) // len(rows))
-        size = 4 * len(self._rows) * images.shape[-1] * spec.size**2
-        self._prepared = self._prepare(slice(None)) if keep and size <= IN_MEMORY else None
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, positions: NDArray[np.int64] | slice) -> Tensor:
-        """Float32 [b, C, size, size] on the device, channels last in memory."""
-        if self._prepared is not None:
-            return self._prepared[positions]
-        return self._prepare(positions)
-
-    def _prepare(self, positions: NDArray[np.int64] | slice) -> Tensor:
-        images = self._images[self._rows[positions]]
-        if self._drawn is None:
-            return normalise(to_unit(images, self.spec, self.device), self.spec)
-        return normalise(show(images, self._drawn.at(positions), self.spec, self.device), self.spec)
-
-
-def inputs(
-    data: Dataset, split: str, spec: InputSpec, device: torch.device, views: ViewsSpec | None, keep: bool = True
-) -> Inputs:
-    """A split's images as a model sees them; those of `transfer` in fixed views, where there are any."""
-    rows = data.rows(split)
-    drawn = crops.draw(views, rows, *data.images.shape[1:3]) if views and split == "transfer" else None
-    return Inputs(data.images, rows, spec, device, keep, drawn)
-
-
-def _shift(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Move every image by up to a sixteenth of its side in both directions; what comes in is black."""
-    n, _, height, width = x.shape
-    reach = max(1, height // 16)
-    padded = F.pad(x, (reach, reach, reach, reach))
-    dy, dx = torch.randint(0, 2 * reach + 1, (2, n), generator=generator, device=x.device)
-    rows = dy[:, None] + torch.arange(height, device=x.device)
-    columns = dx[:, None] + torch.arange(width, device=x.device)
-    image = torch.arange(n, device=x.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Add Gaussian noise of standard deviation 0.1 and stay in [0, 1]."""
-    return (x + 0.1 * torch.randn(x.shape, generator=generator, device=x.device)).clamp_(0, 1)
-
-
-def _erase(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Blacken one square of three eighths of the side in every image."""
-    n, _, height, width = x.shape
-    side = max(1, 3 * height // 8)
-    top, left = torch.randint(0, height - side + 1, (2, n), generator=generator, device=x.device)
-    rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-    in_rows = (rows >= top[:, None]) & (rows < top[:, None] + side)
-    in_columns = (columns >= left[:, None]) & (columns < left[:, None] + side)
-    return x.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
-
-
-def _none(x: Tensor, generator: torch.Generator) -> Tensor:
-    return x
-
-
-AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "none": _none, "shift": _shift, "noise": _noise, "erase": _erase,
-}  # fmt: skip
-"""Augmentations by name: float images [B, C, S, S] in [0, 1] and a generator on their device to the same shape."""
+    for image, amounts, order, grey in zip(x, *(rows.tolist() for rows in colours), strict=True):
+        for which in order:
+            if amounts[which] != (which < 3):  # 1 changes nothing as a factor, 0 as a turn
+                image = CHANGES[which](image, amounts[which])
+        made.append(functional.rgb_to_grayscale(image, len(image)) if grey else image)
+    return torch.stack(made)

@@ -17,14 +17,42 @@ from kt.data.listing import ordered, shown
 from kt.errors import KtError
 
 FORMATS = (
-    "AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP",
-)  # fmt: skip
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "HEIF",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PCX",
+    "PNG",
+    "PPM",
+    "QOI",
+    "SGI",
+    "TIFF",
+    "WEBP",
+)
 """Pillow's formats that hold pictures and that it tells by their first bytes; HEIF needs a plugin of Pillow."""
 
-SYSTEM = frozenset([
-    "__macosx", "__pycache__", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",
-    "$recycle.bin", "system volume information", "lost+found", "lost.dir", "network trash folder", "temporary items",
-])  # fmt: skip
+SYSTEM = frozenset(
+    [
+        "__macosx",
+        "__pycache__",
+        "@eadir",
+        "@tmp",
+        "@recycle",
+        "@recently-snapshot",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "lost.dir",
+        "network trash folder",
+        "temporary items",
+    ]
+)
 """Folders that operating systems and network drives put beside files, in lower case."""
 
 

@@ -8,19 +8,19 @@ from pathlib import Path
 from matplotlib import rc_context
 
 from kt.errors import KtError, unknown
-from kt.figures import amalgamation, complementarity, concentration, flow, gap, models, prediction, several, transfer
+from kt.figures import complementarity, experiments, models, prediction, transfer
 from kt.figures.captions import CAPTIONS
 from kt.figures.style import RC, Drawing, save
 from kt.figures.tables import Tables
-from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import EXPERIMENTS
 
 Draw = Callable[[Tables], Drawing]
 
 
 def _named(name: str) -> Draw:
     """The function of a figure: it has its name."""
-    rooms = (transfer, gap, models, prediction, several, amalgamation, flow, complementarity, concentration)
-    found: Draw = next(getattr(room, name) for room in rooms if hasattr(room, name))
+    modules = (complementarity, transfer, models, prediction, experiments)
+    found: Draw = next(getattr(module, name) for module in modules if hasattr(module, name))
     return found
 
 

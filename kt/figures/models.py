@@ -36,9 +36,11 @@ def transfer_rate_vs_size(tables: Tables) -> Drawing:
     pairs = pairs[pairs["transfer_rate"].notna() & pairs["trains"]]
     params = tables.zoo.set_index("name")["params"]
     data = pairs.groupby(["method", "control", "student"], as_index=False, sort=False).agg(
-        teachers=("teacher", "nunique"), transfer_rate=("transfer_rate", "mean"), se=("transfer_rate", "sem"),
+        teachers=("teacher", "nunique"),
+        transfer_rate=("transfer_rate", "mean"),
+        se=("transfer_rate", "sem"),
         as_published=("transfer_rate_published", "mean"),
-    )  # fmt: skip
+    )
     data["params"] = pd.to_numeric(data["student"].map(params)).astype(float)
     if data["params"].notna().sum() == 0:
         return style.nothing("no transfer rate of a student whose size is known", data)
@@ -53,13 +55,24 @@ def transfer_rate_vs_size(tables: Tables) -> Drawing:
         rows = data[data["method"] == name]
         control = bool(rows["control"].iloc[0])
         axes.errorbar(
-            rows["params"], rows["transfer_rate"], rows["se"].fillna(0), fmt="D" if control else "o",
-            color=GREY if control else BLUE, markersize=3.5, elinewidth=0.8, ecolor="#BBBBBB",
-        )  # fmt: skip
+            rows["params"],
+            rows["transfer_rate"],
+            rows["se"].fillna(0),
+            fmt="D" if control else "o",
+            color=GREY if control else BLUE,
+            markersize=3.5,
+            elinewidth=0.8,
+            ecolor="#BBBBBB",
+        )
         axes.plot(
-            rows["params"], rows["as_published"], "o", color=PURPLE, markersize=3, markerfacecolor="none",
+            rows["params"],
+            rows["as_published"],
+            "o",
+            color=PURPLE,
+            markersize=3,
+            markerfacecolor="none",
             markeredgewidth=0.7,
-        )  # fmt: skip
+        )
         axes.set_title(f"{style.label(name, control)}{_trend(rows)}")
         if not control:
             axes.plot(*zip(*published.RATE_BY_SIZE, strict=True), "*--", color=PURPLE, markerfacecolor="white")

@@ -52,9 +52,17 @@ def predictor_ladder(tables: Tables) -> Drawing:
             rows = data[(data["method"] == name) & (data["scheme"] == scheme) & data[score].notna()]
             y = [rungs.index(rung) + (place - (len(names) - 1) / 2) * step for rung in rows["rung"]]
             axes.scatter(
-                rows[score].clip(LEAST, 1), y, marker=marker, s=16, zorder=3, edgecolors=colour, linewidths=1,
-                facecolors=["white" if value < LEAST else colour for value in rows[score]], clip_on=False, label=name,
-            )  # fmt: skip
+                rows[score].clip(LEAST, 1),
+                y,
+                marker=marker,
+                s=16,
+                zorder=3,
+                edgecolors=colour,
+                linewidths=1,
+                facecolors=["white" if value < LEAST else colour for value in rows[score]],
+                clip_on=False,
+                label=name,
+            )
             ceiling = rows["r2_ceiling"].max()
             if score == "r2" and pd.notna(ceiling):
                 axes.axvline(ceiling, color=colour, linewidth=1, linestyle=(0, (2, 2)), zorder=2)
@@ -104,9 +112,14 @@ def property_effects(tables: Tables) -> Drawing:
                 if pd.notna(row["low"]):
                     axes.hlines(y, max(row["low"], -reach), min(row["high"], reach), color=colour, linewidth=1)
                 axes.plot(
-                    row["effect"], y, marker, color=colour, markersize=4, zorder=3,
+                    row["effect"],
+                    y,
+                    marker,
+                    color=colour,
+                    markersize=4,
+                    zorder=3,
                     markerfacecolor=colour if clear else "white",
-                )  # fmt: skip
+                )
         axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
         of_method = data[data["method"] == name]
         axes.set_title(f"{name}, {counted(int(of_method['pairs'].max()), 'pair')}")

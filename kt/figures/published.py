@@ -25,14 +25,23 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "kl": _KL,
     "xekl": {**_KL, **_LABELS, "alpha": 0.5},
     "xekl_mcl": {
-        **_KL, **_LABELS, "alpha": 0.68, "tau": 0.9999, "every": 2, "flips": "running", "mean": "taught", "top": 100,
-        "updates": "each_epoch", "start": "shared", "evaluation": "overwrites",
+        **_KL,
+        **_LABELS,
+        "alpha": 0.68,
+        "tau": 0.9999,
+        "every": 2,
+        "flips": "running",
+        "mean": "taught",
+        "top": 100,
+        "updates": "each_epoch",
+        "start": "shared",
+        "evaluation": "overwrites",
     },
     "kl_dp": _KL,
     "kl_dp_unsup": _KL,
     "cd": {**_LABELS, "weight": 10.0, "label_weight": 0.1},
     "crd": {**_LABELS, "weight": 0.8, "nce_t": 0.07, "dim": 128, "negatives": 4096},
-}  # fmt: skip
+}
 
 
 def comparable(values: Mapping[str, Value], methods: pd.DataFrame) -> dict[str, Value]:

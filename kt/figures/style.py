@@ -33,8 +33,14 @@ PURPLE = "#7B3294"
 """Published numbers, always hollow: another design than ours."""
 
 SERIES = (
-    (BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), ("#CC79A7", "D"), ("#56B4E9", "v"), ("#B8860B", "P"), (INK, "X"),
-)  # fmt: skip
+    (BLUE, "o"),
+    (ORANGE, "^"),
+    (GREEN, "s"),
+    ("#CC79A7", "D"),
+    ("#56B4E9", "v"),
+    ("#B8860B", "P"),
+    (INK, "X"),
+)
 """Colour and marker of the first, second, … series of a figure."""
 
 RC: Any = {

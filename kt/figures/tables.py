@@ -12,7 +12,7 @@ from kt.analysis.deltas import of_pairs, on_test, records
 from kt.errors import KtError
 from kt.tables import schema
 from kt.tables.of_analysis import ANALYSIS
-from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import EXPERIMENTS
 
 STUDY = ("zoo", "complementarity", "pairs", "transfers", "methods")
 HEADLINE = ("kl", "kl_dp", "kl_dp_unsup")

@@ -1,4 +1,4 @@
-"""Figures of what each method does to students. Source of the measures: FG section 4."""
+"""Figures of methods and their transfer deltas, and of the accuracy difference behind them. Source: FG section 4."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kt.analysis.deltas import group_of, pair_deltas, records
+from kt.analysis.deltas import PAIR, group_of, pair_deltas, records
 from kt.analysis.wording import counted, in_points, number, with_error
 from kt.figures import published, style
-from kt.figures.style import BLUE, GREY, INK, ORANGE, PAGE, PURPLE, Drawing
+from kt.figures.style import BLUE, COLUMN, GREY, INK, MANY, ORANGE, PAGE, PURPLE, Drawing
 from kt.figures.tables import Tables
 
 NOTHING = "no transfer finished"
@@ -46,9 +46,15 @@ def delta_by_method(tables: Tables) -> Drawing:
     if landmarks := published.comparable(published.DELTA, summary):
         places = [names.index(name) for name in landmarks]
         panels[0, 0].plot(
-            list(landmarks.values()), places, "*", markersize=8, markerfacecolor="white", color=PURPLE, zorder=5,
+            list(landmarks.values()),
+            places,
+            "*",
+            markersize=8,
+            markerfacecolor="white",
+            color=PURPLE,
+            zorder=5,
             label=PUBLISHED,
-        )  # fmt: skip
+        )
     panels[-1, 0].set_xlabel("transfer delta (percentage points)")
     style.legend_above(figure, panels[:, 0].tolist(), (*TEACHERS, PUBLISHED))
     style.footer(
@@ -68,9 +74,18 @@ def _block(axes: Axes, data: pd.DataFrame, rows: list[dict[str, Any]], names: Se
         place = names.index(row["method"])
         of_method = data[data["method"] == row["method"]]
         axes.boxplot(
-            [of_method["delta"]], positions=[place], widths=0.62, orientation="horizontal", whis=(5, 95),
-            showfliers=False, manage_ticks=False, boxprops=thin, whiskerprops=thin, capprops=thin, medianprops=thin,
-        )  # fmt: skip
+            [of_method["delta"]],
+            positions=[place],
+            widths=0.62,
+            orientation="horizontal",
+            whis=(5, 95),
+            showfliers=False,
+            manage_ticks=False,
+            boxprops=thin,
+            whiskerprops=thin,
+            capprops=thin,
+            medianprops=thin,
+        )
         for kind, points in _by_teacher(of_method, row["control"]):
             marker, colour = TEACHERS[kind]
             height = place + rng.uniform(-0.22, 0.22, len(points))
@@ -78,9 +93,17 @@ def _block(axes: Axes, data: pd.DataFrame, rows: list[dict[str, Any]], names: Se
             axes.scatter(points["delta"], height, marker=marker, color=colour, zorder=2, label=kind, **looks)
         error = row["delta_se"] if math.isfinite(row["delta_se"]) else 0.0
         axes.errorbar(
-            row["delta"], place, xerr=error, fmt="s", color=INK, markersize=4, markerfacecolor="white", elinewidth=1.6,
-            capsize=2.5, zorder=4,
-        )  # fmt: skip
+            row["delta"],
+            place,
+            xerr=error,
+            fmt="s",
+            color=INK,
+            markersize=4,
+            markerfacecolor="white",
+            elinewidth=1.6,
+            capsize=2.5,
+            zorder=4,
+        )
     control = {row["method"]: row["control"] for row in rows}
     axes.set_yticks(range(len(names)), [style.label(name, control.get(name, False)) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first method on top
@@ -158,4 +181,112 @@ def success_by_method(tables: Tables) -> Drawing:
         if landmarks
         else "",
     )
+    return Drawing(figure, data)
+
+
+ACROSS = 3
+"""Panels in a row of small multiples."""
+
+SHADE = "#F3F3F3"
+"""Behind pairs whose teacher is the weaker model."""
+
+MOST_SHARES = 6
+"""Methods whose teacher's share is drawn."""
+
+
+def delta_vs_accuracy(tables: Tables) -> Drawing:
+    """Transfer delta of every pair against the accuracy difference, one panel a method, with the best quarter."""
+    data = pair_deltas(tables.transfers, tables.complementarity)
+    if data.empty:
+        return style.nothing(NOTHING, data)
+    methods = records(tables.methods[tables.methods["group"] == "all"])
+    down = math.ceil(len(methods) / ACROSS)
+    across = min(ACROSS, len(methods))
+    figure = Figure(figsize=(PAGE * max(across, 2) / ACROSS, max(3.0, 1.2 + 1.9 * down)), layout="constrained")
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    reach = max(float(data["acc_difference"].abs().max()), 1.0) * 1.06
+    few = data.groupby("method").size().max() <= MANY
+    bins = tables.analysis["groups"]
+    bins = bins[bins["grouping"] == "accuracy difference"]
+    for axes, row in zip(panels.flat, methods, strict=False):
+        points = data[data["method"] == row["method"]]
+        x, y = points["acc_difference"], points["delta"]
+        marker, colour = ("D", GREY) if row["control"] else ("o", BLUE)
+        if few:
+            axes.errorbar(x, y, points["delta_se"], fmt="none", ecolor="#BBBBBB", elinewidth=0.7, zorder=1)
+        axes.scatter(x, y, marker=marker, color=colour, zorder=2, **style.marks(len(points)))
+        axes.axvspan(-reach, -tables.equal_within, color=SHADE, linewidth=0, zorder=0)
+        axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
+        axes.axline((0, 0), slope=1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        _best_quarter(axes, bins[bins["method"] == row["method"]])
+        axes.set_title(f"{style.label(row['method'], row['control'])}, {counted(row['pairs'], 'pair')}")
+    low, high = float((data["delta"] - data["delta_se"]).min()), float((data["delta"] + data["delta_se"]).max())
+    margin = 0.05 * max(high - low, 1.0)
+    panels[0, 0].set(xlim=(-reach, reach), ylim=(low - margin, high + margin))
+    style.outer_labels(panels, len(methods), "teacher − student (points)", "transfer delta (points)")
+    bars = "Bars: ± 1 standard error over test images, mean over seeds." if few else _median_error(data)
+    within = f" by over {in_points(tables.equal_within)}" if tables.equal_within else ""
+    quarter = " Orange: mean of the best quarter of each bin's pairs." if len(bins) else ""
+    style.footer(
+        figure,
+        f"Both axes in percentage points. Dashed: the student becomes as good as its teacher was. Shaded: the teacher "
+        f"is weaker{within}.{quarter}",
+        f"{style.transferred(tables)}. {bars}",
+    )
+    return Drawing(figure, data)
+
+
+def _best_quarter(axes: Axes, bins: pd.DataFrame) -> None:
+    """Mean delta of the best quarter of the pairs in every bin of the accuracy difference, as steps."""
+    for row in records(bins):
+        ends = (row["low_end"], row["high_end"])
+        for width, colour in ((2.6, "white"), (1.6, ORANGE)):
+            axes.plot(ends, [row["top_quartile"]] * 2, color=colour, linewidth=width, zorder=3, solid_capstyle="butt")
+
+
+def _median_error(data: pd.DataFrame) -> str:
+    return f"Median standard error {number(data['delta_se'].median(), 2)} points, over test images."
+
+
+def teacher_share(tables: Tables) -> Drawing:
+    """Share of the transfer images that the teacher teaches, against the accuracy difference, for every method."""
+    finished = tables.transfers[(tables.transfers["status"] == "ok") & tables.transfers["teacher_share"].notna()]
+    shares = finished.groupby(["method", *PAIR], as_index=False, sort=False)["teacher_share"].mean()
+    gap = tables.complementarity[[*PAIR, "acc_difference"]]
+    data = shares.merge(gap, on=PAIR)
+    varied = {name for name, rows in data.groupby("method") if np.ptp(rows["teacher_share"]) > 0}
+    chosen = [name for name in tables.chosen(len(tables.methods)) if name in varied][:MOST_SHARES]
+    if not chosen:
+        return style.nothing("no method shares the images out between teacher and student", data)
+    data = data[data["method"].isin(chosen)].reset_index(drop=True)
+    figure = Figure(figsize=(COLUMN, 3.4), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    reach = max(float(data["acc_difference"].abs().max()), 1.0) * 1.06
+    axes.axvspan(-reach, -tables.equal_within, color=SHADE, linewidth=0, zorder=0)
+    axes.axhline(50, color=GREY, linewidth=0.8, zorder=1)
+    looks = style.looks(chosen)
+    for name in chosen:
+        colour, marker = looks[name]
+        rows = data[data["method"] == name]
+        axes.scatter(
+            rows["acc_difference"],
+            rows["teacher_share"],
+            marker=marker,
+            color=colour,
+            zorder=2,
+            label=name,
+            **style.marks(len(rows)),
+        )
+    axes.set(
+        xlim=(-reach, reach),
+        ylim=(-3, 103),
+        xlabel="accuracy of teacher − student (percentage points)",
+        ylabel="images that the teacher teaches (%)",
+    )
+    style.legend_above(figure, [axes], ncols=3)
+    always = sorted(set(shares["method"]) - set(data["method"]))
+    never = f" Share constant: {', '.join(always)}." if always else ""
+    spread = float(finished.groupby(["method", *PAIR])["teacher_share"].sem().max())
+    error = f"largest standard error over seeds {number(spread)} points" if math.isfinite(spread) else "one seed"
+    style.footer(figure, f"{style.transferred(tables)}. Points: pairs, mean over seeds; {error}.{never}")
     return Drawing(figure, data)

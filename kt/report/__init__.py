@@ -14,10 +14,10 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 import kt
-from kt.analysis.describe import answer
+from kt.analysis.answer import answer
 from kt.figures.captions import CAPTIONS
 from kt.figures.tables import Tables
-from kt.report import experiments
+from kt.report import content
 from kt.report.sections import SECTIONS, SPEAKS_FOR_ITSELF, Facts
 from kt.report.verdict import focus, held, verdict
 from kt.transfer.method import registry
@@ -54,7 +54,7 @@ def render(
     return template.render(
         title=title,
         verdict=verdict(data, equal_within),
-        experiments=experiments.answer(data),
+        experiments=content.answer(data),
         answer=answer(data.methods, data.transfers, data.complementarity, equal_within),
         sections=list(_sections(data, figures, equal_within)),
         methods=_definitions(data),
@@ -82,9 +82,12 @@ def _sections(data: Tables, folder: Path, equal_within: float) -> Iterator[dict[
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("kt.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("kt.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.filters["code"] = code
     return environment
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from kt.analysis.analyse import CLEAR
 from kt.analysis.deltas import records
-from kt.analysis.said import CLEAR
 from kt.analysis.wording import number, with_error
 from kt.figures.tables import Tables
 from kt.report.grids import Cell, Grid, count, error, grid, name, plain, signed_number
@@ -96,9 +96,10 @@ def effects(tables: Tables) -> Grid:
     place = frame.groupby(["method", "given"], sort=False).cumcount()
     frame = frame[(frame["p_bh"] < CLEAR) | (place < LEAST_EFFECTS)].sort_values(["method", "given", "p_bh"])
     frame = frame.assign(
-        shown=[words(p) for p in frame["property"]], held=[GIVEN.get(g, g) for g in frame["given"]],
+        shown=[words(p) for p in frame["property"]],
+        held=[GIVEN.get(g, g) for g in frame["given"]],
         effect_se=frame["se"],
-    )  # fmt: skip
+    )
     return grid(
         "Properties and gains: points of delta for one standard deviation more. Clear effects (corrected p below"
         f" {CLEAR}) and each method's {LEAST_EFFECTS} likeliest others.",
@@ -149,11 +150,15 @@ def recommended(tables: Tables, method: str) -> Grid:
         best = of_student.sort_values("delta", ascending=False, kind="stable").iloc[0]
         rows.append(
             {
-                "student": student, "teacher": chosen["teacher"], "predicted": chosen["predicted"],
-                "delta": chosen["delta"], "best": best["teacher"], "best_delta": best["delta"],
+                "student": student,
+                "teacher": chosen["teacher"],
+                "predicted": chosen["predicted"],
+                "delta": chosen["delta"],
+                "best": best["teacher"],
+                "best_delta": best["delta"],
                 "teachers": len(of_student),
             }
-        )  # fmt: skip
+        )
     more = f" The first {MOST_STUDENTS} students." if len(rows) > MOST_STUDENTS else ""
     return grid(
         f"Teachers recommended for `{method}` had the student's own transfers not been run, and what came of it.{more}",

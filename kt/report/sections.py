@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kt.analysis.said import IDENTITY
+from kt.analysis.analyse import IDENTITY
 from kt.analysis.wording import counted
 from kt.figures.tables import Tables
-from kt.report import content, evidence, experiments
+from kt.report import content, evidence
 from kt.report.grids import Grid
 from kt.report.verdict import Held
 
@@ -125,7 +125,7 @@ def _several(facts: Facts) -> Part:
 
 
 def _amalgamation(facts: Facts) -> Part:
-    grid = experiments.amalgamation(facts.tables)
+    grid = content.amalgamation(facts.tables)
     return Part(
         ["Teachers that know some classes each, and one new student for all of these classes, taught without labels."],
         [grid] if grid else [],
@@ -137,7 +137,7 @@ def _amalgamation(facts: Facts) -> Part:
 
 
 def _flow(facts: Facts) -> Part:
-    grid = experiments.flow(facts.tables)
+    grid = content.flow(facts.tables)
     return Part(
         [
             "A student that learns its own task from labels, while features of teachers of other tasks flow into it,"

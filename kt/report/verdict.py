@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from kt.analysis.analyse import CLEAR
 from kt.analysis.answer import FEW_MODELS
 from kt.analysis.deltas import Comparison, clear_sign, compare, records
-from kt.analysis.heldout import best_rung
-from kt.analysis.predictors import CONSTANT
-from kt.analysis.said import CLEAR
+from kt.analysis.prediction import CONSTANT, best_rung
 from kt.analysis.wording import counted, in_points, listing, number, with_error
 from kt.figures.tables import Tables
 
@@ -41,13 +40,16 @@ def held(tables: Tables, equal_within: float) -> list[Held]:
     controls = set(rows.loc[rows["control"], "method"])
     return [
         Held(
-            row["method"], control, row["group"],
+            row["method"],
+            control,
+            row["group"],
             compare(tables.transfers, tables.complementarity, equal_within, row["method"], control, row["group"]),
-            row["delta"], row["delta_se"],
+            row["delta"],
+            row["delta_se"],
         )
         for row in records(rows[~rows["control"] & rows["trains"] & rows["group"].isin(["all", "weaker"])])
         if (control := CONTROL[bool(row["uses_labels"])]) in controls
-    ]  # fmt: skip
+    ]
 
 
 def verdict(tables: Tables, equal_within: float) -> str:

@@ -10,7 +10,7 @@ from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.errors import KtError, unknown
 from kt.study.study import Study
-from kt.tables import gather
+from kt.tables import gather, schema
 from kt.zoo.classes import labels_of
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 
 def metadata(study: Study) -> dict[str, str]:
-    """The configuration's hash and the libraries' versions, for a table's file."""
-    return {"config_hash": study.hash, **{f"version_{name}": v for name, v in gather.versions().items()}}
+    """The configuration's hash, the task and the libraries' versions, for a table's file."""
+    versions = {f"version_{name}": v for name, v in gather.versions().items()}
+    return {"config_hash": study.hash, schema.TASK: study.task.words.to_json(), **versions}
 
 
 def known_model(study: Study, name: str) -> str:

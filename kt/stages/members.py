@@ -13,6 +13,7 @@ from kt import predictions, store
 from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.data.listing import ORDERS
+from kt.data.spec import in_pixels
 from kt.errors import listed
 from kt.layout import Layout
 from kt.spec import as_written
@@ -21,10 +22,11 @@ from kt.stages.common import build, known_model, metadata, pick_device
 from kt.study.check import check_checkpoints, check_classes, check_splits
 from kt.study.study import Study
 from kt.tables import gather, schema
-from kt.zoo import order, overrides, registry
 from kt.zoo import preview as previewing
-from kt.zoo.check import check_heads
-from kt.zoo.classes import labels_of, positions
+from kt.zoo import registry
+from kt.zoo.classes import better_order, labels_of, positions
+from kt.zoo.knowledge import read_overrides, read_published
+from kt.zoo.members import check_heads
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +38,25 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     check_classes(study, dataset.class_names)
     check_heads(study.zoo, registry.load(study.zoo.modules), dataset.classes)
     check_checkpoints(study, lambda _: dataset.channels, dataset.classes)
-    wanted = {name: math.floor((spec := study.zoo.input_of(name)).size / spec.crop_pct) for name in study.members}
-    if small := [f"{name} ({side})" for name, side in wanted.items() if study.data.size and side > study.data.size]:
-        log.warning("data: images of %d pixels are enlarged for %s", study.data.size, listed(small))
+    _warn_of_size(study, dataset.images.shape[1:3])
     units.inspect(study, layout, threads)
     log.info("data: %s: %s", as_written(study.data.source), datasets.summary(facts))
 
 
+def _warn_of_size(study: Study, stored: tuple[int, ...]) -> None:
+    """Name the members for which images are enlarged that were stored at a configured size."""
+    inputs = {name: study.zoo.input_of(name) for name in study.members}
+    wanted = {name: tuple(math.floor(side / spec.crop_pct) for side in spec.sides) for name, spec in inputs.items()}
+    small = [f"{name} ({in_pixels(size)})" for name, size in wanted.items() if any(np.greater(size, stored))]
+    if study.data.size and small:
+        log.warning("data: images of %s pixels are enlarged for %s", in_pixels(stored), listed(small))
+
+
 def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
     """Run a model once over every split that later stages read; a run that was killed goes on where it was."""
-    from kt.data.views import inputs
+    from kt.data.inputs import inputs
     from kt.zoo import weights
-    from kt.zoo.predict import predict as run
+    from kt.zoo.inference import predict as run
 
     spec, views = study.zoo.input_of(known_model(study, name)), study.transfer.views
     compared = name in study.names
@@ -73,11 +82,11 @@ def _warn_of_order(study: Study, name: str, dataset: Dataset, path: Path) -> Non
     """Say where a model's outputs fit the classes far better in another order, by the validation images."""
     classes = labels_of(name, study.zoo.models[name], dataset.class_names)
     labels = positions(dataset.labels[dataset.rows("validation")], classes)
-    predicted = predictions.read(path, "validation").predicted
+    predicted = predictions.read(path, "validation").kept
     if not (labels >= 0).any():
         return
     names = [dataset.class_names[label] for label in classes]
-    if found := order.better(predicted[labels >= 0], labels[labels >= 0], names):
+    if found := better_order(predicted[labels >= 0], labels[labels >= 0], names):
         by_folder = study.data.is_folder and not (study.data.classes or study.data.class_file)
         key = "the order of data.classes"
         if study.zoo.models[name].classes:
@@ -94,8 +103,8 @@ def _warn_of_order(study: Study, name: str, dataset: Dataset, path: Path) -> Non
 def zoo(study: Study, layout: Layout, out: Path) -> None:
     """Make the table ``zoo``."""
     dataset = Dataset.open(layout.data)
-    corrected, extra = overrides.read(study.zoo.overrides, study.members) if study.zoo.overrides else ({}, {})
-    published = overrides.published(study.zoo.published) if study.zoo.published else {}
+    corrected, extra = read_overrides(study.zoo.overrides, study.members) if study.zoo.overrides else ({}, {})
+    published = read_published(study.zoo.published) if study.zoo.published else {}
     table = gather.zoo(
         [
             store.read_json(layout.member(name)) | {"published_acc": member.published(published)}
@@ -106,13 +115,18 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
         {split: dataset.labels[dataset.rows(split)] for split in ("validation", "test")},
         corrected,
         extra,
+        study.task,
     )
     schema.write(out, "zoo", table, {**metadata(study), "extra_columns": " ".join(extra)})
+    metric = study.task.metric
+    unit = f" {metric.unit}" if metric.unit else ""
     for row in table.select(["name", "acc", "acc_published", "acc_agrees"]).to_pylist():
         if row["acc_agrees"] is False:
-            log.warning("zoo: %(name)s: accuracy %(acc).2f %%, but %(acc_published).2f %% is published", row)
-    accuracy = table["acc"].to_pylist()
-    log.info("zoo: %d models, test accuracy %.1f to %.1f %%", len(accuracy), min(accuracy), max(accuracy))
+            measured, given = (f"{metric.shown(row[column], 4)}{unit}" for column in ("acc", "acc_published"))
+            log.warning("zoo: %s: %s %s, but %s is published", row["name"], metric.name, measured, given)
+    values = table["acc"].to_pylist()
+    span = f"{metric.shown(min(values))} to {metric.shown(max(values))}{unit}"
+    log.info("zoo: %d models, test %s %s", len(values), metric.name, span)
 
 
 def preview(study: Study, layout: Layout, tera_macs: float) -> str:

@@ -17,7 +17,7 @@ from kt.stages.common import metadata
 from kt.study.study import Study
 from kt.tables import gather as final
 from kt.tables import schema
-from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import EXPERIMENTS
 from kt.transfer import groups as grouping
 from kt.transfer import search
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def gather(study: Study, layout: Layout, out: Path) -> None:
     """Make the final tables: transfers and methods, and every table as CSV too."""
-    from kt.analysis import describe
+    from kt.analysis import deltas
     from kt.analysis.deltas import of_pairs
 
     jobs = pairing.jobs(study.names, study.pairs, study.transfer.pairs_per_job)
@@ -36,7 +36,7 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     files += [layout.experiment(rule, name) for rule, name, _ in study.each_experiment()]
     transfers = final.transfers(files)
     scores = schema.read(layout.complementarity("test"), "complementarity")
-    summary = describe.summarise(of_pairs(final.frame(transfers)), final.frame(scores), study.analysis.equal_within)
+    summary = deltas.summarise(of_pairs(final.frame(transfers)), final.frame(scores), study.analysis.equal_within)
     plan = study.transfer
     ran = search.resolve(plan.methods.chosen(), plan.candidates(), layout.table("search"))
     texts = {name: json.dumps(method.parameters(), sort_keys=True) for name, method in ran.items()}
@@ -49,15 +49,16 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     for rule, experiments in study.experiments.items():
         for name in {experiment.table for experiment in experiments.values()}:
             made[name] = pa.concat_tables([schema.read(layout.details(rule, n), name) for n in experiments])
+    facts = metadata(study)
     for name, table in made.items():
-        schema.write(out / f"{name}.parquet", name, table, metadata(study))
-    for name in set(EXPERIMENTS) - set(made):  # of experiments that the configuration has no more
+        schema.write(out / f"{name}.parquet", name, table, facts)
+    for name in set(EXPERIMENTS) - set(made):  # of experiments that are no longer in the configuration
         for kind in ("parquet", "csv"):
             (out / f"{name}.{kind}").unlink(missing_ok=True)
     for name in ("zoo", "pairs"):
         made[name] = schema.read(out / f"{name}.parquet", name, extra=True)
     for name, table in made.items():
-        schema.write_csv(out / f"{name}.csv", table)
+        schema.write_csv(out / f"{name}.csv", table, name, facts)
     log.info("tables: %d rows of transfers in %s", transfers.num_rows, out)
 
 
@@ -73,9 +74,9 @@ def choose(study: Study, layout: Layout, out: Path) -> None:
         raise KtError("choose: the configuration has no transfer.search")
     trials = pd.concat([schema.read_frame(path, "trials") for path in files], ignore_index=True)
     rows = search.summarise(trials, {name: list(found) for name, found in plan.candidates().items()})
-    table = schema.build("search", rows.to_dict("list"))
-    schema.write(out, "search", table, metadata(study))
-    schema.write_csv(out.with_suffix(".csv"), table)
+    table, facts = schema.build("search", rows.to_dict("list")), metadata(study)
+    schema.write(out, "search", table, facts)
+    schema.write_csv(out.with_suffix(".csv"), table, "search", facts)
     for row in rows[rows["chosen"]].to_dict("records"):
         log.info("search: %s with %s", row["method"], row["parameters"])
 
@@ -86,8 +87,12 @@ def report(study: Study, config: Path, source: Path, analysis: Path | None, draw
     from kt.report import render
 
     page = render(
-        Tables.read(source, analysis), drawn, config.read_text("utf-8"), final.versions(), study.title,
+        Tables.read(source, analysis),
+        drawn,
+        config.read_text("utf-8"),
+        final.versions(),
+        study.title,
         study.analysis.equal_within,
-    )  # fmt: skip
+    )
     store.write_text(out, page)
     log.info("report: %s", out)

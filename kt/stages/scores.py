@@ -1,4 +1,4 @@
-"""Stages on cached predictions alone: complementary knowledge of all pairs, and the choice of pairs."""
+"""Stages that need cached predictions alone: complementary knowledge of all pairs, and the choice of pairs."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ def complementarity(study: Study, layout: Layout, split: str, out: Path, threads
         raise KtError(f"transfer.{'views' if study.transfer.views else 'top_k'}: {text}")
     dataset = Dataset.open(layout.data)
     source = Files({name: layout.predictions(name) for name in study.names}, split)
-    labels = dataset.labels[dataset.rows(split)]
-    if labels.min(initial=0) < 0:
-        raise KtError(f"complementarity: the images of the split {split!r} have no labels; allowed: validation, test")
+    truth, task = dataset.labels[dataset.rows(split)], study.task
+    if not task.labelled(truth).all():
+        text = f"the {task.example}s of the split {split!r} have no labels; allowed: validation, test"
+        raise KtError(f"complementarity: {text}")
     with ThreadPoolExecutor(threads) as pool:
-        made = table.make(source, labels, dataset.classes, split, study.complementarity, out, pool)
+        made = table.make(source, truth, dataset.classes, split, study.complementarity, out, pool, task)
         rows = schema.write_pieces(out, "complementarity", made.pieces, metadata(study) | made.facts.metadata())
-    log.info("complementarity: %d of %d ordered pairs scored on %d %s images", made.measured, rows, len(labels), split)
+    compared = f"{len(truth)} {split} {task.example}s"
+    log.info("complementarity: %d of %d ordered pairs scored on %s", made.measured, rows, compared)
 
 
 def pairs(study: Study, layout: Layout, scores: Path | None, models: Path | None, out: Path) -> None:

@@ -75,7 +75,7 @@ def groups(study: Study, layout: Layout, student: str, out: Path, threads: int) 
     if isinstance(rule, grouping.Ranked):
         task, truth = study.task, dataset.labels[dataset.rows("validation")]
         found = predictions.read_all({name: layout.predictions(name) for name in study.names}, "validation")
-        value = {name: task.value(task.scores(p.predicted, truth)) for name, p in found.items()}
+        value = {name: task.value(task.scores(p.kept, truth)) for name, p in found.items()}
     sets = grouping.choose(student, study.names, rule, value)
     units = requested.of_sets(study, requested.plans(study, dataset.hash), student, sets)
     job = Pairs(study, layout, student, sorted({name for teachers in sets for name in teachers}))
@@ -233,7 +233,7 @@ class Pairs(Job):
         super().__init__(study, layout, student, [student, *teachers])
         self.truth = self.dataset.labels[self.dataset.rows(split)]
         found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, split)
-        self.answers: dict[str, Array] = {name: p.predicted for name, p in found.items()}
+        self.answers: dict[str, Array] = {name: p.kept for name, p in found.items()}
         self.before = self.answers.pop(student)
 
     @property
@@ -378,11 +378,11 @@ class ZooFiles:
 
     def logits(self, name: str, split: str) -> predictions.Logits:
         """Cached answers, float16 [N, …]."""
-        return predictions.read(self.layout.predictions(name), split).logits
+        return np.asarray(predictions.read(self.layout.predictions(name), split).answers)
 
     def predicted(self, name: str, split: str) -> NDArray[np.int64]:
         """Predicted classes, int64 [N]."""
-        return predictions.read(self.layout.predictions(name), split).predicted
+        return predictions.read(self.layout.predictions(name), split).kept
 
     def features(self, name: str, split: str) -> NDArray[np.float16]:
         """Cached penultimate features, float16 [N, D]; raises ``KtError`` where there are none."""

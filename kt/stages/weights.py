@@ -18,8 +18,8 @@ from kt.study.study import Study
 from kt.zoo import header, knowledge, registry
 from kt.zoo.classes import labels_of, positions
 from kt.zoo.fit import check_head
+from kt.zoo.header import differing
 from kt.zoo.spec import FineTune, Member
-from kt.zoo.trained import differing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +42,7 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
     try:
         model = _start(study, name, dataset)
         shape, classes = (
-            (channels(study, name, dataset), spec.size, spec.size),
+            (channels(study, name, dataset), *spec.sides),
             len(labels_of(name, member, dataset.class_names)),
         )
         macs, outputs = models.run_once(model, shape)
@@ -58,7 +58,7 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
         **models.sizes(model),
         "macs": macs,
         **_known(study, member),
-        "input_size": spec.size,
+        "input_size": spec.side,
         "train_images": images,
         "train_seconds": time.perf_counter() - start if recipe else None,
         "fingerprint": models.fingerprint(
@@ -104,7 +104,7 @@ def _start(study: Study, name: str, dataset: Dataset) -> nn.Module:
 def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Module, threads: int) -> int:
     """Train or fine-tune the model in place, from where an interrupted run stopped; returns the number of images."""
     from kt.checkpoint import Checkpoint
-    from kt.zoo import finetune, train
+    from kt.zoo import train
 
     member, spec, device = study.zoo.models[name], study.zoo.input_of(name), pick_device(study.device, threads)
     recipe = member.train or member.finetune
@@ -130,7 +130,7 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
     batch = train.batches(dataset.images, rows, recipe.augment, spec, device)
     labels = positions(dataset.labels[rows], classes) if member.classes else dataset.labels[rows]
     if isinstance(recipe, FineTune) and recipe.mode == "linear":
-        finetune.linear(model, batch, labels, recipe, device, report, checkpoint)
+        train.linear(model, batch, labels, recipe, device, report, checkpoint)
     else:
         train.train(model, batch, labels, recipe, device, report, checkpoint)
     checkpoint.remove()

@@ -1,7 +1,8 @@
-"""What the ledger holds, in one small file beside it, so that nobody reads a hundred thousand records twice.
+"""Index of the ledger: its records in short, in one file, so that a hundred thousand of them are not read twice.
 
 ``<ledger>/index.parquet`` is a cache: each of its rows is good as long as the record has the size and the time of
 change that it had when its hash was checked. Without the file, or with a damaged one, all records are read again.
+``read`` changes nothing on disk, so that a plan may call it; ``update`` also writes the file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kt import store
 from kt.errors import KtError
 from kt.transfer.ledger import Ledger
 
-VERSION = "4"
+CACHE, VERSION = "index.parquet", "4"
 
 
 class Entry(NamedTuple):
@@ -56,17 +57,27 @@ _SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Entry
 
 def read(folder: Path) -> list[Entry]:
     """All records of a ledger; only what is new or changed is read from its own file."""
-    cache = folder / "index.parquet"
-    known = _load(cache)
+    return _compare(folder)[0]
+
+
+def update(folder: Path) -> list[Entry]:
+    """The same, and the index is written anew where it says otherwise, if this user may write it."""
+    entries, changed = _compare(folder)
+    if changed:
+        _save(folder / CACHE, entries)
+    return entries
+
+
+def _compare(folder: Path) -> tuple[list[Entry], bool]:
+    """All records, and whether the index says otherwise."""
+    known = _load(folder / CACHE)
     entries, fresh = [], False
     for key, size, changed in _listing(folder):
         entry = known.get(key)
         if entry is None or (entry.size, entry.changed) != (size, changed):
             entry, fresh = _read(Ledger(folder), key, size, changed), True
         entries.append(entry)
-    if fresh or len(entries) < len(known):
-        _save(cache, entries)
-    return entries
+    return entries, fresh or len(entries) < len(known)
 
 
 def _listing(folder: Path) -> Iterator[tuple[str, int, int]]:

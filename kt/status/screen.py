@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kt import pairs, predictions
 from kt.layout import Layout
+from kt.status import index
 from kt.status import jobs as cluster
 from kt.status.jobs import Job, Record
 from kt.status.survey import Survey, duration, survey
@@ -82,7 +83,7 @@ def _state(job: Job | None, there: bool) -> str:
 
 def lines(study: Study, layout: Layout, logs: Path, config: Path, now: datetime) -> list[str]:
     """The whole report."""
-    state, record = survey(study, layout), cluster.read(logs, config, now)
+    state, record = survey(study, layout, index.update), cluster.read(logs, config, now)
     wanted = expected(study, layout)
     there = {name for names in wanted.values() for name, exists in names.items() if exists}
     table = _table(counts(wanted, record.jobs), wanted)

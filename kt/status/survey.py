@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kt import store
 from kt.costs import BASES, Finished, Missing, Pace, read_needs
@@ -114,12 +115,12 @@ def fingerprints(layout: Layout, names: list[str]) -> dict[str, str]:
     return {name: str(facts["fingerprint"]) for name, facts in known.items() if layout.weights(name).exists()}
 
 
-def survey(study: Study, layout: Layout) -> Survey:
-    """Compare the units that a study requests with its ledger."""
+def survey(study: Study, layout: Layout, read_ledger: Callable[[Path], list[Entry]] = index.read) -> Survey:
+    """Compare the units that a study requests with its ledger; nothing on disk changes, unless ``read_ledger`` does."""
     images, teachers = split_sizes(layout.data, study.data), units.teachers_of(study, layout)
     state = Survey(images, members(layout, study.members), pairs=sum(map(len, teachers.values())))
     prints = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
-    entries = index.read(layout.ledger)
+    entries = read_ledger(layout.ledger)
     state.damaged = [entry.key for entry in entries if entry.status == "damaged"]
     state.retriable = [e.key for e in entries if e.status == "failed" and e.cause not in FINAL_CAUSES]
     state.pace = _pace(study, state.models, entries, prints)
@@ -263,25 +264,31 @@ def _estimate(state: Survey) -> None:
     state.seconds_left = seconds if state.basis else None
 
 
-def forget(layout: Layout, keys: list[str], damaged: bool) -> list[str]:
-    """Take records out of the ledger and delete the job tables that hold their rows, so that they are made again.
+def tables_with(layout: Layout, keys: Iterable[str]) -> list[Path]:
+    """The tables of jobs that hold rows of some records; one that cannot be read may hold any."""
+    sought = set(keys)
+    folders = ((layout.root / "transfer", "*/*.parquet"), (layout.root / "experiments", "*/*/rows.parquet"))
+    paths = sorted(path for folder, pattern in folders for path in folder.glob(pattern)) if sought else []
+    return [path for path in paths if not sought.isdisjoint(_keys(path, otherwise=sought))]
 
-    Args:
-        layout: of the results folder.
-        keys: the records.
-        damaged: true to set them aside, false to delete them.
+
+def _keys(path: Path, otherwise: set[str]) -> set[str]:
+    try:
+        return set(schema.read(path, "trials" if path.stem == "search" else "transfers", ["key"])["key"].to_pylist())
+    except KtError:
+        return otherwise
+
+
+def forget(layout: Layout, keys: Iterable[str]) -> list[Path]:
+    """Delete records and the tables of jobs that hold rows of them, so that they are made again.
 
     Returns:
-        The deleted tables' paths.
+        The deleted tables.
     """
-    ledger, wanted = Ledger(layout.ledger), set(keys)
-    tables = []
-    folders = ((layout.root / "transfer", "*/*.parquet"), (layout.root / "experiments", "*/*/rows.parquet"))
-    for path in sorted(path for folder, pattern in folders for path in folder.glob(pattern)):
-        table = "trials" if path.stem == "search" else "transfers"
-        if wanted & set(schema.read(path, table)["key"].to_pylist()):
-            path.unlink()
-            tables.append(str(path))
-    for k in keys:
-        ledger.set_aside(k) if damaged else ledger.remove(k)
+    keys = list(keys)
+    tables = tables_with(layout, keys)
+    for path in tables:
+        path.unlink()
+    for key in keys:
+        Ledger(layout.ledger).remove(key)
     return tables

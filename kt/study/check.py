@@ -1,24 +1,26 @@
-"""What can be known to be wrong with a study before anything runs, and without torch or timm."""
+"""Checks of a study before anything runs, without torch or timm."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
 from kt import pairs, spec, store
-from kt.complementarity.spec import MEASURES
-from kt.data import shares
-from kt.data.classes import class_map
+from kt.complementarity.spec import MEASURES, possible
+from kt.data.classes import class_map, known_classes, known_names
 from kt.data.folders import check_folder
-from kt.data.labels import known_classes, known_names
 from kt.data.sources import check_source, known_channels, known_count, made_or_named, part_sizes
 from kt.data.spec import SPLITS, DataSpec
-from kt.errors import KtError, listed, quoted
+from kt.data.splits import check_parts, pools, split_counts
+from kt.errors import KtError, listed, quoted, unknown
 from kt.spec import Options
 from kt.study.study import Study
+from kt.tables import schema
+from kt.tables.columns import with_metric
+from kt.tasks import task as tasks
 from kt.transfer import groups
 from kt.transfer.training import Training
-from kt.zoo import check as zoo_check
-from kt.zoo import registry, selection
+from kt.zoo import members as zoo_members
+from kt.zoo import registry
 from kt.zoo.classes import labels_of
 
 
@@ -26,8 +28,8 @@ def check(study: Study) -> Study:
     """Everything that can be known to be wrong before anything runs.
 
     Returns:
-        The study with its zoo complete: a member for every selected model, each with its input; and with the students
-        of its experiments complete.
+        The study with its zoo complete: a member for every selected model, each with its input; with the students of
+        its experiments complete; and with defaults in units of its metric.
 
     Raises:
         KtError: an unknown architecture, a missing checkpoint, splits larger than the data set, a pair rule that
@@ -36,20 +38,22 @@ def check(study: Study) -> Study:
     store.check_writable(study.layout.root)
     spec.check_all(study, {"results", *made_or_named(study.data)})
     known = registry.load(study.zoo.modules)
-    zoo = selection.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
-    zoo_check.check(zoo, known)
+    check_task(study)
+    zoo = zoo_members.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
+    zoo_members.check(zoo, known)
     experiments = {
         rule: {name: experiment.check(f"{rule}.{name}", zoo, known) for name, experiment in named.items()}
         for rule, named in study.experiments.items()
     }
-    study = study.model_copy(update={"zoo": zoo, **experiments})
+    study = _in_units(study.model_copy(update={"zoo": zoo, **experiments}))
+    check_keys_of_task(study)
     check_data(study.data)
     if study.data.is_folder and not (study.layout.data / "meta.json").exists():  # else `data` has looked closer
         check_folder(study.data)
     if names := known_names(study.data):
         check_classes(study, names)
     if classes := known_classes(study.data):
-        zoo_check.check_heads(zoo, known, classes)
+        zoo_members.check_heads(zoo, known, classes)
     check_checkpoints(study, known_channels, classes)
     sizes = study.data.splits
     check_splits(study, {split: images for split in SPLITS if (images := sizes.known(split)) is not None})
@@ -63,8 +67,22 @@ def check(study: Study) -> Study:
     return study
 
 
+def check_task(study: Study) -> None:
+    """Fail where nothing defines the task, or its metric does not fit the tables.
+
+    The user's modules are imported only where the project itself has no such task.
+    """
+    if study.data.task not in tasks.registry():
+        from kt.zoo.models import import_modules
+
+        import_modules(study.zoo.modules)
+    key = tasks.named(study.data.task).metric.key
+    for table in schema.TABLES:
+        schema.file_names(table, key)
+
+
 def check_checkpoints(study: Study, channels: Callable[[DataSpec], int], classes: int | None) -> None:
-    """Fail where the checkpoint of a member or a student does not fit; ``kt.zoo.check.check_checkpoints`` says how.
+    """Fail where the checkpoint of a member or a student does not fit; ``kt.zoo.members.check_checkpoints`` says how.
 
     Args:
         study: with every member and student complete.
@@ -78,7 +96,7 @@ def check_checkpoints(study: Study, channels: Callable[[DataSpec], int], classes
     if given := {at: (member, spec) for at, (member, spec) in given.items() if member.checkpoint}:
         colours = channels(study.data)
         members = {at: (member, max(colours, len(spec.mean))) for at, (member, spec) in given.items()}
-        zoo_check.check_checkpoints(members, study.zoo.modules, registry.load(study.zoo.modules), classes)
+        zoo_members.check_checkpoints(members, study.zoo.modules, registry.load(study.zoo.modules), classes)
 
 
 def check_data(data: DataSpec) -> None:
@@ -110,10 +128,10 @@ def check_images(study: Study) -> None:
     splits, sizes = study.data.splits, part_sizes(study.data)
     if sizes is None:
         return
-    shares.check_parts(splits, [part for part in sizes.images if part])
+    check_parts(splits, [part for part in sizes.images if part])
     counts = dict[str, int]()
-    for part, takes in shares.pools(splits, sizes.default).items():
-        counts |= shares.counts(takes, sizes.images.get(part, 0), part)
+    for part, takes in pools(splits, sizes.default).items():
+        counts |= split_counts(takes, sizes.images.get(part, 0), part)
     check_splits(study, counts)
     for name, member in study.zoo.models.items():
         recipe, key = member.train or member.finetune, "train" if member.train else "finetune"
@@ -123,7 +141,7 @@ def check_images(study: Study) -> None:
 
 def check_classes(study: Study, known: Sequence[str]) -> None:
     """Fail where specialists and experiments do not fit the data set's classes, given by label."""
-    zoo_check.check_classes(study.zoo, known)
+    zoo_members.check_classes(study.zoo, known)
     for rule, name, experiment in study.each_experiment():
         own = {teacher: labels_of(teacher, study.zoo.models[teacher], known) for teacher in experiment.teachers}
         experiment.classes(f"{rule}.{name}", own, known)
@@ -199,11 +217,47 @@ def _check_without_labels(study: Study) -> None:
 
 
 def _check_complementarity(study: Study) -> None:
-    """Fail where class embeddings are missing, or pairs go by a measure that is not taken."""
+    """Fail where class embeddings are missing, or pairs are chosen by a measure that is not taken."""
     vectors = study.complementarity.class_embeddings
     if vectors and not vectors.endswith((".npz", ".parquet")):
         raise KtError(f"complementarity.class_embeddings: {quoted(vectors.written)}: allowed: a .npz or .parquet file")
-    by, measured = pairs.score_of(study.pairs), study.complementarity.measures
+    words, by = study.task.words, pairs.score_of(study.pairs)
+    if isinstance(study.pairs, pairs.Top):
+        allowed = [with_metric(score, words.metric.key) for score in pairs.SCORES if possible(score, words)]
+        if study.pairs.by not in allowed:
+            raise KtError(f"pairs.by: {unknown('value', study.pairs.by, allowed)}")
     for measure in MEASURES:
-        if by.startswith(measure) and measure not in measured:
+        if by.startswith(measure) and measure not in study.complementarity.measures:
             raise KtError(f"pairs.by: {by!r} is not measured; add {measure!r} to complementarity.measures")
+
+
+def check_keys_of_task(study: Study) -> None:
+    """Fail where a key is given that makes no sense for the task."""
+    words, asked = study.task.words, study.complementarity
+    for measure in asked.measures if "measures" in asked.model_fields_set else ():
+        if not possible(measure, words):
+            allowed = listed(known for known in MEASURES if possible(known, words)) or "none"
+            text = f"{measure!r} makes no sense for the task {words.name!r}; allowed: {allowed}"
+            raise KtError(f"complementarity.measures: {text}")
+    if words.has_classes:
+        return
+    given = {
+        "complementarity.class_embeddings": asked.class_embeddings,
+        "complementarity.class_lists": asked.class_lists,
+        "transfer.top_k": study.transfer.top_k,
+        **{f"zoo.models.{name}.classes": member.classes for name, member in study.zoo.models.items()},
+        **{f"{rule}.{name}": experiment for rule, name, experiment in study.each_experiment()},
+    }
+    for key, value in given.items():
+        if value is not None:
+            raise KtError(f"{key}: is about classes, which the task {words.name!r} does not have; leave it out")
+
+
+def _in_units(study: Study) -> Study:
+    """The study with defaults that are percentage points in proportion to the scale of its metric."""
+    scale, rule, analysis = study.task.metric.scale / 100, study.pairs, study.analysis
+    if scale != 1 and isinstance(rule, pairs.Stratified) and "gaps" not in rule.model_fields_set:
+        rule = rule.model_copy(update={"gaps": tuple(scale * gap for gap in rule.gaps)})
+    if scale != 1 and "equal_within" not in analysis.model_fields_set:
+        analysis = analysis.model_copy(update={"equal_within": scale * analysis.equal_within})
+    return study.model_copy(update={"pairs": rule, "analysis": analysis})

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from kt.data import strict_yaml
 from kt.errors import KtError, short
-from kt.study import explain, strict_yaml
+from kt.study import explain
 from kt.study.check import check
 from kt.study.study import Study
 

@@ -12,11 +12,12 @@ from pydantic import Field, PositiveFloat
 
 from kt import store
 from kt.complementarity.spec import ComplementaritySpec
-from kt.data.spec import DataSpec, InputSpec
+from kt.data.spec import DEFAULT_TASK, DataSpec, InputSpec
 from kt.layout import Layout
 from kt.pairs import All, PairRule
 from kt.spec import DEVICE, Folder, Spec, shown
-from kt.tasks.task import Task, named
+from kt.tasks import task as tasks
+from kt.tasks.task import Task
 from kt.transfer.experiments import Experiment
 from kt.transfer.groups import GroupSpec
 from kt.transfer.method import Method
@@ -27,11 +28,12 @@ from kt.zoo.spec import Name, ZooSpec
 
 
 class AnalysisSpec(Spec):
-    """How results are summarised."""
+    """Settings of the summary of results."""
 
     equal_within: PositiveFloat = Field(
         2.0,
-        description="percentage points of accuracy difference within which a teacher counts as equal to its student",
+        description="units of the metric (percentage points of accuracy) within which a teacher counts as equal to its "
+        "student; default of other metrics: 2 % of their scale",
     )
 
 
@@ -86,11 +88,6 @@ class Study(Spec):
         return list(self.zoo.models)
 
     @property
-    def task(self) -> Task:
-        """What its models learn."""
-        return named("classification")
-
-    @property
     def features(self) -> bool:
         """Whether anything in the study needs the models' penultimate features."""
         return "cka" in self.complementarity.measures or any(method.uses_features for method in self._methods)
@@ -109,10 +106,16 @@ class Study(Spec):
         """How often every image of a split is seen by a model, in as many crops."""
         return self.transfer.views.n if self.transfer.views and split == "transfer" else 1
 
+    @property
+    def task(self) -> Task:
+        """What is learnt."""
+        return tasks.named(self.data.task)
+
     def shown(self, data: str) -> str:
-        """Hash of the data set, from its own hash, and of how its transfer images are shown."""
-        views, top = self.transfer.views, self.transfer.top_k
-        return store.digest([data, views and views.plain(), top]) if views or top else data
+        """Hash of the data set, from its own hash, of the task, and of how the transfer images are shown."""
+        views, top, task = self.transfer.views, self.transfer.top_k, self.data.task
+        facts = [data, views and views.plain(), top, *([task] if task != DEFAULT_TASK else [])]
+        return store.digest(facts) if views or top or task != DEFAULT_TASK else data
 
     @property
     def experiments(self) -> dict[str, Mapping[str, Experiment]]:

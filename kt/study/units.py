@@ -15,7 +15,7 @@ from kt.tables import schema
 from kt.transfer import groups, search
 from kt.transfer.experiments import Experiment, Problem
 from kt.transfer.method import Method
-from kt.transfer.unit import Plans, Unit, of_groups, of_pairs
+from kt.transfer.unit import Plan, Plans, Unit, of_groups, of_pairs
 from kt.zoo.classes import labels_of, positions
 
 
@@ -181,7 +181,9 @@ def _experiments(study: Study, layout: Layout) -> Iterator[Job]:
             yield Job(at, of_experiment(study, at, chosen, problem, dataset.hash), chosen)
         else:
             made = Plans("", chosen.plan)
-            units = [Unit(m, made.of(m, seed), at, names, seed) for m, names, seed in chosen.work()]
+            units = [
+                Unit(m, Plan(made.facts(m, seed), listed=True), at, names, seed) for m, names, seed in chosen.work()
+            ]
             yield Job(at, units, chosen, known=False)
 
 

@@ -1,7 +1,8 @@
-"""What a column of a table is, and the types that columns have."""
+"""Columns of tables: their types, and names that follow the metric of a study's task."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -9,13 +10,33 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its Arrow type, its unit and its meaning; ``nullable`` where a value may be unknown."""
+    """One column.
+
+    Attributes:
+        name: with ``METRIC`` where the metric of the task belongs.
+        dtype: Arrow type.
+        unit: of the values.
+        meaning: in words.
+        nullable: whether a value may be unknown.
+        holds_names: whether values are, or contain, names of columns.
+    """
 
     name: str
     dtype: pa.DataType
     unit: str
     meaning: str
     nullable: bool = False
+    holds_names: bool = False
+
+
+METRIC = "acc"
+"""Stands for the metric in names of columns: a table in memory has ``acc_before`` whatever the task, and its file the
+key of the task's metric in its place, which for classification is the same."""
+
+
+def with_metric(text: str, key: str, instead_of: str = METRIC) -> str:
+    """A name or text in which one metric's key stands in place of another's."""
+    return re.sub(rf"(?<![A-Za-z0-9]){re.escape(instead_of)}(?![A-Za-z0-9])", key, text) if key != instead_of else text
 
 
 TEXT, COUNT, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()

@@ -1,4 +1,4 @@
-"""From what the stages left behind to the final tables; knows no torch."""
+"""Final tables from the files of the stages, without torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,13 @@ from numpy.typing import NDArray
 
 from kt import predictions
 from kt.errors import KtError
+from kt.predictions import Answers, Prediction
 from kt.tables import schema
+from kt.tasks.classification import Classification
+from kt.tasks.task import Task
 from kt.zoo.classes import positions
+
+CLASSIFICATION = Classification()
 
 LIBRARIES = ("torch", "timm", "numpy", "pandas", "pyarrow", "snakemake")
 
@@ -30,20 +35,22 @@ def zoo(
     members: Sequence[Mapping[str, Any]],
     files: Mapping[str, Path],
     specialists: Mapping[str, NDArray[np.int64]],
-    labels: Mapping[str, NDArray[np.int64]],
+    truth: Mapping[str, NDArray[Any]],
     overrides: Mapping[str, Mapping[str, Any]],
     extra: Mapping[str, pa.DataType],
+    task: Task = CLASSIFICATION,
 ) -> pa.Table:
     """The table ``zoo``.
 
     Args:
-        members: what is known of each member, as its JSON file holds it.
+        members: the facts of each member, as its JSON file holds them.
         files: each member's predictions.
-        specialists: the labels behind the outputs of the members that have classes of their own, int64 [K]; accuracy
-            and calibration are those on the images of these classes.
-        labels: classes of the splits ``validation`` and ``test``, int64 [n].
+        specialists: the labels behind the outputs of the members that have classes of their own, int64 [K]; they are
+            measured on the images of these classes.
+        truth: of the splits ``validation`` and ``test``, [n, …].
         overrides: the user's own values, by model and column.
         extra: types of the columns that only ``overrides`` has.
+        task: what is learnt.
 
     Raises:
         KtError: predictions are missing, or are those of other weights.
@@ -56,21 +63,21 @@ def zoo(
             raise KtError(
                 f"{files[name]}: predictions of other weights than {name!r} has now; delete the file and run again"
             )
-        known = {split: _Known(p.logits, p.predicted == labels[split]) for split, p in found.items()}
-        if (own := specialists.get(name)) is not None:
-            known = {split: _of_classes(name, split, p, labels[split], own) for split, p in found.items()}
-        accuracy = {split: float(of_split.right.mean()) for split, of_split in known.items()}
-        test, n, published = accuracy["test"], len(known["test"].right), member.get("published_acc")
+        own, published = specialists.get(name), member.get("published_acc")
+        if own is None:
+            known = {split: (p.answers, task.scores(p.kept, truth[split])) for split, p in found.items()}
+        else:
+            known = {split: _of_classes(name, split, p, truth[split], own, task) for split, p in found.items()}
+        answers, scores = known["test"]
         rows.append(
             {
                 **{key: value for key, value in member.items() if key != "published_acc"},
-                "acc": 100 * test,
-                "acc_se": 100 * float(np.sqrt(test * (1 - test) / n)),
+                "acc": task.value(scores),
+                "acc_se": task.error(scores),
                 "acc_published": published,
-                "acc_agrees": None if published is None else predictions.agrees(100 * test, published, n),
-                "acc_validation": 100 * accuracy["validation"],
-                "ece": predictions.calibration_error(*known["test"]),
-                **predictions.sharpness(known["test"].logits),
+                "acc_agrees": None if published is None else task.agrees(scores, published),
+                "acc_validation": task.value(known["validation"][1]),
+                **task.describe(answers[:], scores),
                 "classes": None if own is None else own.tolist(),
                 **overrides.get(name, {}),
             }
@@ -78,21 +85,14 @@ def zoo(
     return schema.build("zoo", rows, extra)
 
 
-class _Known(NamedTuple):
-    """Logits [n, K] on the images that a member is measured on, and which of these it gets right, bool [n]."""
-
-    logits: predictions.Logits
-    right: NDArray[np.bool_]
-
-
 def _of_classes(
-    name: str, split: str, found: predictions.Prediction, labels: NDArray[np.int64], own: NDArray[np.int64]
-) -> _Known:
-    """The same on the images of a specialist's classes; ``own`` are the labels behind its outputs, int64 [K]."""
+    name: str, split: str, found: Prediction, labels: NDArray[np.int64], own: NDArray[np.int64], task: Task
+) -> tuple[Answers, NDArray[Any]]:
+    """Answers and scores on the images of a specialist's classes; ``own`` are the labels behind its outputs."""
     where = positions(labels, own)
     if not (where >= 0).any():
         raise KtError(f"zoo.models.{name}.classes: the split {split!r} has no image of them")
-    return _Known(found.logits[where >= 0], (found.predicted == where)[where >= 0])
+    return found.answers[where >= 0], task.scores(found.kept, where)[where >= 0]
 
 
 def transfers(files: Sequence[Path]) -> pa.Table:

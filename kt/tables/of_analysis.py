@@ -85,8 +85,10 @@ ANALYSIS: dict[str, tuple[Column, ...]] = {
     ),
     "effects": (
         METHOD,
-        Column("property", TEXT, "name", "property of the pair, or of its `teacher_` or `student_`"),
-        Column("given", TEXT, "name", "what is held fixed: `nothing`, `acc_difference`, or `all others`"),
+        Column("property", TEXT, "name", "property of the pair, or of its `teacher_` or `student_`", holds_names=True),
+        Column(
+            "given", TEXT, "name", "what is held fixed: `nothing`, `acc_difference`, or `all others`", holds_names=True
+        ),
         Column("pairs", COUNT, "pairs", "finished pairs with that property known"),
         Column("models", COUNT, "models", "distinct models among them"),
         Column("effect", REAL, POINTS, "change of delta with one standard deviation more of the property"),
@@ -121,7 +123,7 @@ ANALYSIS: dict[str, tuple[Column, ...]] = {
     ),
     "importances": (
         METHOD,
-        Column("properties", TEXT, "names", "properties that go together, shuffled together"),
+        Column("properties", TEXT, "names", "correlated properties, which are shuffled together", holds_names=True),
         Column("importance", REAL, "R²", "held-out R² that shuffling them costs the boosted trees (held-out students)"),
         _real("importance_se", "R²", "its standard error over folds"),
         Column("r2", REAL, "R²", "held-out R² of the trees"),

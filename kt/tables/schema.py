@@ -1,7 +1,9 @@
-"""All tables, and the only way to write or read one.
+"""Schema of all tables, and the one way to write and read them.
 
 Tables are Parquet files. Their metadata holds the schema version, the code version and what the writer adds
-(configuration hash, library versions). ``docs/tables.md`` is made from here; a test holds the two together.
+(configuration hash, the words of the task, library versions). In a file, the metric's key stands in names of columns;
+in memory these names are the same for all tasks (``kt.tables.columns.METRIC``). ``docs/tables.md`` is made from here; a
+test compares the two.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ import pyarrow.parquet as pq
 import kt
 from kt.errors import KtError, nearest
 from kt.store import atomic
-from kt.tables.columns import Column
+from kt.tables.columns import METRIC, Column, with_metric
 from kt.tables.of_analysis import ANALYSIS
-from kt.tables.of_experiments import EXPERIMENTS
-from kt.tables.of_study import STUDY
+from kt.tables.of_study import EXPERIMENTS, STUDY
+from kt.tasks.classification import Classification
+from kt.tasks.task import Words
 
 VERSION = "2"
 
@@ -71,11 +74,75 @@ def _without_forbidden_nulls(table: str, data: pa.Table) -> pa.Table:
     return data
 
 
+TASK = "task"
+"""Key of a file's metadata that holds the words of the study's task."""
+
+
+def words(path: str | os.PathLike[str]) -> Words:
+    """The words of the task that a table is about; of a file that does not say, of classification.
+
+    Raises:
+        KtError: the file is missing or damaged.
+    """
+    return _words(_open(path).schema_arrow.metadata)
+
+
+def metric_of(file: pa.Schema) -> str:
+    """The metric's key in a file's names of columns."""
+    return _words(file.metadata).metric.key
+
+
+def _words(metadata: Mapping[bytes, bytes] | None) -> Words:
+    text = (metadata or {}).get(TASK.encode())
+    return Words.from_json(text) if text else Classification().words
+
+
+def file_names(table: str, key: str) -> dict[str, str]:
+    """Names of a table's columns in a file, by their names in memory, for a metric's key.
+
+    Raises:
+        KtError: two columns would have the same name.
+    """
+    names = {column.name: with_metric(column.name, key) for column in TABLES[table]}
+    twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
+    if twice:
+        raise KtError(f"table {table}: the metric's key {key!r} makes two columns {twice[0]!r}; choose another key")
+    return names
+
+
+def _translated(table: str, data: pa.Table, names: Mapping[str, str], key: str, instead_of: str) -> pa.Table:
+    """A table under other names of columns, also where its values are such names."""
+    if key == instead_of:
+        return data
+    for column in TABLES[table]:
+        at = data.column_names.index(column.name) if column.name in data.column_names else -1
+        if column.holds_names and at >= 0:
+            texts = [text and with_metric(text, key, instead_of) for text in data[at].to_pylist()]
+            data = data.set_column(at, data.schema.field(at), pa.array(texts, column.dtype))
+    return data.rename_columns([names.get(name, name) for name in data.column_names])
+
+
+def to_file(table: str, data: pa.Table, key: str) -> pa.Table:
+    """A table with the names that its columns have in a file, for a metric's key."""
+    return _translated(table, data, file_names(table, key), key, METRIC)
+
+
+def from_file(table: str, data: pa.Table, key: str) -> pa.Table:
+    """A file's table with the names that its columns have in memory."""
+    return _translated(table, data, {v: k for k, v in file_names(table, key).items()}, METRIC, key)
+
+
+def _facts(table: str, metadata: Mapping[str, str] | None) -> tuple[dict[str, str], str]:
+    """A file's metadata, and the key of the metric that its columns are named by."""
+    facts = {"table": table, "schema_version": VERSION, "code_version": kt.__version__, **(metadata or {})}
+    return facts, _words({name.encode(): text.encode() for name, text in facts.items()}).metric.key
+
+
 def write(path: str | os.PathLike[str], table: str, data: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
     """Write a table atomically with its schema's version, the code version and ``metadata`` in the file."""
-    facts = {"table": table, "schema_version": VERSION, "code_version": kt.__version__, **(metadata or {})}
+    facts, key = _facts(table, metadata)
     with atomic(path) as temporary:
-        pq.write_table(data.replace_schema_metadata(facts), temporary)
+        pq.write_table(to_file(table, data, key).replace_schema_metadata(facts), temporary)
 
 
 def write_pieces(
@@ -86,13 +153,24 @@ def write_pieces(
     Raises:
         KtError: a piece does not fit the schema.
     """
-    facts = {"table": table, "schema_version": VERSION, "code_version": kt.__version__, **(metadata or {})}
+    facts, key = _facts(table, metadata)
+    schema = to_file(table, arrow_schema(table).empty_table(), key).schema.with_metadata(facts)
     rows = 0
-    with atomic(path) as temporary, pq.ParquetWriter(temporary, arrow_schema(table).with_metadata(facts)) as file:
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
         for piece in pieces:
-            file.write_table(_without_forbidden_nulls(table, piece).replace_schema_metadata(facts))
+            whole = to_file(table, _without_forbidden_nulls(table, piece), key)
+            file.write_table(whole.replace_schema_metadata(facts))
             rows += len(piece)
     return rows
+
+
+def _open(path: str | os.PathLike[str]) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(Path(path))
+    except FileNotFoundError as error:
+        raise KtError(f"{path}: no such file") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise KtError(f"{path}: not a readable Parquet file ({error})") from error
 
 
 def read(
@@ -100,22 +178,21 @@ def read(
 ) -> pa.Table:
     """Read a table, or some of its columns; columns beyond the schema are dropped, so that any table can be fed in.
 
-    ``extra`` keeps them.
+    ``extra`` keeps them. Columns have the names of the schema, whatever the metric's key in the file.
 
     Raises:
         KtError: the file is missing or damaged, a column is missing, or one has the wrong type.
     """
-    schema = arrow_schema(table)
+    file = _open(path)
+    key = metric_of(file.schema_arrow)
+    schema, there = arrow_schema(table), file_names(table, key)
     if columns:
         schema = pa.schema([schema.field(name) for name in columns])
+    for name in schema.names:
+        if there[name] not in file.schema_arrow.names:
+            raise KtError(f"{path}: column {there[name]!r} is missing; docs/tables.md describes the table {table!r}")
     try:
-        file = pq.ParquetFile(Path(path))
-        for name in schema.names:
-            if name not in file.schema_arrow.names:
-                raise KtError(f"{path}: column {name!r} is missing; docs/tables.md describes the table {table!r}")
-        data = file.read(None if extra else schema.names)
-    except FileNotFoundError as error:
-        raise KtError(f"{path}: no such file") from error
+        data = from_file(table, file.read(None if extra else [there[name] for name in schema.names]), key)
     except (pa.ArrowInvalid, OSError) as error:
         raise KtError(f"{path}: not a readable Parquet file ({error})") from error
     try:
@@ -133,8 +210,15 @@ def read_frame(path: str | os.PathLike[str], table: str, columns: Sequence[str] 
     return frame
 
 
-def write_csv(path: str | os.PathLike[str], data: pa.Table) -> None:
-    """Write a table as CSV, atomically; lists become their values with spaces between, nulls empty cells."""
+def write_csv(
+    path: str | os.PathLike[str], data: pa.Table, table: str = "", metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a table as CSV, atomically; lists become their values with spaces between, nulls empty cells.
+
+    With the table's name and the metadata of its file, columns are named as in the file.
+    """
+    if table:
+        data = to_file(table, data, _facts(table, metadata)[1])
     frame = data.to_pandas()
     for field in data.schema:
         if pa.types.is_list(field.type):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kt.errors import KtError
+from kt.predictions import blocks
 from kt.tasks import losses
 from kt.tasks.task import Array, Metric, Task
 
@@ -62,3 +64,49 @@ class Classification(Task):
     def scores(self, kept: Array, truth: Array) -> Array:
         """Whether the predicted class is the label, bool [n]."""
         return np.asarray(kept == truth)
+
+    def describe(self, answers: Array, scores: Array) -> dict[str, float | None]:
+        """Calibration and sharpness of the probabilities."""
+        return {"ece": calibration_error(answers, scores), **sharpness(answers)}
+
+
+def calibration_error(logits: Array, right: NDArray[np.bool_], bins: int = 15) -> float:
+    """Expected calibration error in percent: mean |confidence − accuracy| over equal-width bins, weighted by size.
+
+    Args:
+        logits: [N, C].
+        right: which images the model gets right, bool [N].
+        bins: number of equal-width confidence bins.
+
+    Source: Guo et al. 2017, arXiv 1706.04599, equation 3.
+    """
+    gap, start = np.zeros(bins), 0
+    for block in blocks(logits):
+        z = block.astype(np.float64)
+        p = np.exp(z - z.max(1, keepdims=True))
+        confidence = p.max(1) / p.sum(1)
+        which = np.minimum((confidence * bins).astype(int), bins - 1)
+        gap += np.bincount(which, confidence - right[start : start + len(block)], minlength=bins)
+        start += len(block)
+    return float(100 * np.abs(gap).sum() / len(right))
+
+
+def sharpness(logits: Array) -> dict[str, float | None]:
+    """Sharpness of a model's probabilities, from logits [N, C].
+
+    Returns:
+        ``log_ratio``: mean over the images of ln(p₁/p₂), of the first and the second probability, nats; None for one
+        class. ``entropy``: mean entropy of the probabilities, nats.
+
+    Source: Gosal et al. 2026, arXiv 2605.15689, whose Ratio 1-2 is the mean of p₁/p₂ itself. That mean is made by the
+    few images of which a model is surest, as p₁/p₂ grows exponentially with the logits; its logarithm is not.
+    """
+    ratio = entropy = 0.0
+    for block in blocks(logits):
+        z = block.astype(np.float64)
+        z -= z.max(1, keepdims=True)
+        p = np.exp(z)
+        total = p.sum(1)
+        entropy += float((np.log(total) - (p * z).sum(1) / total).sum())
+        ratio -= float(np.partition(z, -2, 1)[:, -2].sum()) if z.shape[1] > 1 else 0
+    return {"log_ratio": ratio / len(logits) if logits.shape[1] > 1 else None, "entropy": entropy / len(logits)}

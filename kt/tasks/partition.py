@@ -1,6 +1,7 @@
-"""Which model teaches a sample: boolean masks over samples from cached logits.
+"""Assignment of each example to the model that teaches it, from cached answers.
 
-Like the losses, they use tensor methods only and import torch for its types alone.
+Answers are of any shape [N, …]; a mask or a choice [N] holds for the whole answer to an example. Like tasks, these
+functions use tensor methods only, and import torch for its types alone.
 """
 
 from __future__ import annotations
@@ -11,44 +12,44 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kt.tasks.task import Task
 
-def by_label(teacher: Tensor, frozen: Tensor, labels: Tensor) -> Tensor:
-    """True where the teacher gives the true class a higher probability than the frozen student; ties are False.
+
+def by_fit(task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> Tensor:
+    """True where the teacher's answer fits the truth better than the frozen student's; ties are False.
 
     Args:
-        teacher: teacher logits, [N, C].
-        frozen: logits of the student before transfer, [N, C].
-        labels: int64 [N].
+        task: what is learnt.
+        teacher: the teacher's answers, [N, …].
+        frozen: answers of the student before transfer, [N, …].
+        truth: [N, …].
 
     Returns:
         bool [N].
 
     Source: FG section 4.3, supervised data partitioning.
     """
-    at_label = labels[:, None]
-    log_p_teacher = teacher.float().log_softmax(-1).gather(-1, at_label)
-    log_p_frozen = frozen.float().log_softmax(-1).gather(-1, at_label)
-    return (log_p_teacher > log_p_frozen)[:, 0]
+    return task.fit(teacher, truth) > task.fit(frozen, truth)
 
 
-def by_confidence(teacher: Tensor, frozen: Tensor) -> Tensor:
-    """True where the teacher's largest probability exceeds the frozen student's; ties are False; bool [N].
+def by_confidence(task: Task, teacher: Tensor, frozen: Tensor) -> Tensor:
+    """True where the teacher is more confident than the frozen student; ties are False; bool [N].
 
     Args:
-        teacher: teacher logits, [N, C].
-        frozen: logits of the student before transfer, [N, C].
+        task: what is learnt.
+        teacher: the teacher's answers, [N, …].
+        frozen: answers of the student before transfer, [N, …].
 
     Source: FG section 4.3, unsupervised data partitioning.
     """
-    confidence = teacher.float().log_softmax(-1).amax(-1)
-    return confidence > frozen.float().log_softmax(-1).amax(-1)
+    return task.confidence(teacher) > task.confidence(frozen)
 
 
 def flips(teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the teacher alone is right, and where the frozen student alone is; two times bool [N].
+    """Where only the teacher is correct, and where only the frozen student is; two masks bool [N].
 
     Args:
-        teacher: teacher logits, [N, C].
+        teacher: the teacher's logits, [N, C].
         frozen: logits of the student before transfer, [N, C].
         labels: int64 [N].
 
@@ -58,34 +59,45 @@ def flips(teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     return teacher_right & ~frozen_right, ~teacher_right & frozen_right
 
 
-def best_by_label(models: Tensor, labels: Tensor) -> Tensor:
-    """Which model gives the true class the highest probability, int64 [N]; the first of equals.
+def fits(task: Task, models: Tensor, truth: Tensor) -> Tensor:
+    """How well the answers [M, N, …] of several models fit the truth [N, …]; float32 [M, N]."""
+    repeated = truth.expand(len(models), *truth.shape)
+    return task.fit(models.flatten(0, 1), repeated.flatten(0, 1)).reshape(models.shape[:2])
+
+
+def best_by_fit(task: Task, models: Tensor, truth: Tensor) -> Tensor:
+    """The model whose answer fits the truth best, the first of equals; int64 [N].
 
     Args:
-        models: logits of several models, [M, N, C].
-        labels: int64 [N].
+        task: what is learnt.
+        models: answers of several models, [M, N, …].
+        truth: [N, …].
 
     Source: FG section 4.4, parallel transfer.
     """
-    log_p = models.float().log_softmax(-1)
-    return log_p.gather(-1, labels[None, :, None].expand(len(models), -1, 1))[..., 0].argmax(0)
+    return fits(task, models, truth).argmax(0)
 
 
-def best_by_confidence(models: Tensor) -> Tensor:
-    """Which model has the largest probability of any class, int64 [N]; the first of equals; from [M, N, C]."""
-    return models.float().log_softmax(-1).amax(-1).argmax(0)
+def best_by_confidence(task: Task, models: Tensor) -> Tensor:
+    """The most confident model, the first of equals; int64 [N] from answers [M, N, …]."""
+    return task.confidence(models.flatten(0, 1)).reshape(models.shape[:2]).argmax(0)
 
 
 def pick(models: Tensor, which: Tensor) -> Tensor:
-    """Row i of the model ``which[i]``: [N, C] from [M, N, C] and int64 [N]."""
-    return models.gather(0, which[None, :, None].expand(1, -1, models.shape[-1]))[0]
+    """For each example i the answer of the model ``which[i]``: [N, …] from [M, N, …] and int64 [N]."""
+    return models.gather(0, _spread(which, models[0]).expand(1, *models.shape[1:]))[0]
+
+
+def merge(taught: Tensor, teacher: Tensor, frozen: Tensor) -> Tensor:
+    """The teacher's answers where ``taught`` (bool [N]) is true, the frozen student's elsewhere; [N, …]."""
+    return teacher.where(_spread(taught, teacher), frozen)
+
+
+def _spread(values: Tensor, answers: Tensor) -> Tensor:
+    """Values [N], shaped so that they broadcast over answers [N, …]."""
+    return values.reshape(-1, *[1] * (answers.ndim - 1))
 
 
 def mean_probability(first: Tensor, second: Tensor) -> Tensor:
     """Logarithm of the mean of two models' probabilities, float32 [N, C], from logits [N, C]."""
     return first.float().log_softmax(-1).logaddexp(second.float().log_softmax(-1)) - math.log(2)
-
-
-def merge(taught: Tensor, teacher: Tensor, frozen: Tensor) -> Tensor:
-    """The teacher's logits where ``taught`` (bool [N]) is true, the frozen student's elsewhere; [N, C]."""
-    return teacher.where(taught[:, None], frozen)

@@ -7,8 +7,10 @@ registers it. Functions on tensors use tensor methods only, so that importing a 
 
 from __future__ import annotations
 
+import json
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -44,6 +46,34 @@ class Metric:
     scale: float = 1.0
     binary: bool = False
 
+    def shown(self, value: float, places: int = 3) -> str:
+        """A value as text, with so many decimal places of a mean score."""
+        return f"{value:.{max(0, places - round(math.log10(self.scale)))}f}"
+
+
+@dataclass(frozen=True)
+class Words:
+    """A task as tables carry it in their metadata: figures and reports tell of it without its code.
+
+    Attributes:
+        name, metric, example, has_classes: as of ``Task``.
+    """
+
+    name: str
+    metric: Metric
+    example: str
+    has_classes: bool
+
+    def to_json(self) -> str:
+        """As text for a file's metadata."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Words:
+        """From such a text."""
+        facts = json.loads(text)
+        return cls(**{**facts, "metric": Metric(**facts["metric"])})
+
 
 class Task(ABC):
     """A task. Higher scores are better.
@@ -60,6 +90,11 @@ class Task(ABC):
     metric: ClassVar[Metric]
     example: ClassVar[str] = "image"
     has_classes: ClassVar[bool] = False
+
+    @property
+    def words(self) -> Words:
+        """What tables carry of it."""
+        return Words(self.name, self.metric, self.example, self.has_classes)
 
     # the data
 
@@ -122,6 +157,25 @@ class Task(ABC):
     def value(self, scores: Array) -> float:
         """The reported number of some examples, from their scores [n]."""
         return self.metric.scale * float(scores.mean())
+
+    def error(self, scores: Array) -> float:
+        """Standard error of that number over examples; of scores of 0 and 1 the binomial one."""
+        mean, n = float(scores.mean()), len(scores)
+        if self.metric.binary:
+            return self.metric.scale * math.sqrt(mean * (1 - mean) / n)
+        return self.metric.scale * float(scores.std()) / math.sqrt(n)
+
+    def agrees(self, scores: Array, published: float) -> bool:
+        """Whether the reported number is within three standard errors of a published one; if binary, of the latter."""
+        error = self.error(scores)
+        if self.metric.binary:
+            share = published / self.metric.scale
+            error = self.metric.scale * math.sqrt(share * (1 - share) / len(scores))
+        return abs(self.value(scores) - published) <= 3 * error
+
+    def describe(self, answers: Array, scores: Array) -> dict[str, float | None]:
+        """Further columns of the table ``zoo``, from a model's answers to the test examples and their scores."""
+        return {}
 
 
 def registry() -> dict[str, type[Task]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt.costs import Needs
-from kt.data.views import IN_MEMORY, Inputs
+from kt.data.inputs import IN_MEMORY, Inputs
 from kt.errors import KtError
 from kt.tasks import losses
 from kt.transfer import memory
@@ -60,7 +60,7 @@ def alone(session: Session, method: Taught, teachers: Sequence[str], seed: int) 
 
     def loss(output: Tensor, batch: Samples) -> Tensor:
         if method.uses_labels:
-            return losses.cross_entropy(output, batch.labels)
+            return losses.cross_entropy(output, batch.truth)
         return soft_cross_entropy(batch.targets, output)
 
     known = samples(bench, teachers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kt.costs import EVALUATED
-from kt.data import crops
 from kt.data.datasets import Dataset
+from kt.data.inputs import IN_MEMORY, Inputs
 from kt.data.spec import InputSpec, ViewsSpec
-from kt.data.views import IN_MEMORY, Inputs
+from kt.data.views import draw_views
 from kt.errors import KtError
 from kt.predictions import Logits
 from kt.tasks.task import Array, Task
@@ -176,7 +177,7 @@ class Bench:
         """Images of a split, by their positions there, as a model with some input sees them."""
         rows, drawn = self.data.rows(split), None
         if self.settings.crops and split == "transfer":
-            drawn = crops.draw(self.settings.crops, rows, *self.data.images.shape[1:3]).at(some)
+            drawn = draw_views(self.settings.crops, rows, *self.data.images.shape[1:3]).at(some)
         return Inputs(self.data.images, rows[some % len(rows)], spec, self.device, drawn=drawn)
 
     def view(self, split: str, spec: InputSpec | None = None) -> Inputs:
@@ -189,16 +190,15 @@ class Bench:
     def shape(self, teacher: str | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the input of the student, or of a teacher."""
         if teacher is None:
-            return self.begun.channels, self.spec.size, self.spec.size
-        spec = self.zoo.input_of(teacher)
-        return max(len(spec.mean), self.data.channels), spec.size, spec.size
+            return self.begun.channels, *self.spec.sides
+        return self.zoo.input_of(teacher).shape(self.data.channels)
 
     def prepared(self, teachers: Sequence[str] = ()) -> int:
         """Bytes of the images as the student sees them, and of those of transfer and validation as teachers do."""
         seen = {(split, self.spec) for split in self.chosen}
         seen |= {(split, self.zoo.input_of(name)) for name in teachers for split in ("transfer", "validation")}
         return sum(
-            min(IN_MEMORY, 4 * len(self.chosen[split]) * max(len(spec.mean), self.data.channels) * spec.size**2)
+            min(IN_MEMORY, 4 * len(self.chosen[split]) * math.prod(spec.shape(self.data.channels)))
             for split, spec in seen
         )
 

@@ -23,8 +23,7 @@ from kt.transfer.ledger import Record
 from kt.transfer.method import Method
 from kt.transfer.training import Changes, Seeds, Training
 from kt.transfer.unit import Plan, Plans, Unit, seeds_of
-from kt.zoo import check as zoo_check
-from kt.zoo import selection
+from kt.zoo import members as zoo_members
 from kt.zoo.registry import Registry
 from kt.zoo.spec import FineTune, Member, Recipe, ZooSpec
 
@@ -101,8 +100,8 @@ class Student(Spec):
         if self.pretrained and self.checkpoint:
             raise KtError(f"{at}: give one of `checkpoint` and `pretrained`, not both")
         try:
-            member = selection.complete(f"zoo.models.{at}", self.as_member(zoo), zoo, known)
-            zoo_check.check(ZooSpec(models={at: member}), known)
+            member = zoo_members.complete(f"zoo.models.{at}", self.as_member(zoo), zoo, known)
+            zoo_members.check(ZooSpec(models={at: member}), known)
         except KtError as error:
             raise KtError(str(error).removeprefix("zoo.models.")) from error
         if not self.given and (self.input or zoo.input):

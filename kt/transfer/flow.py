@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt.costs import Needs
-from kt.data.views import Inputs
+from kt.data.inputs import Inputs
 from kt.tasks import losses
 from kt.transfer import memory
 from kt.transfer.bench import Bench
@@ -88,7 +88,7 @@ def attached(session: Session, method: KnowledgeFlow, teachers: Sequence[str], s
     views = [drawn.view(), *(drawn.view(name) for name in teachers)]
 
     def loss(logits: Tensor, batch: Samples) -> Tensor:
-        return network.loss(logits, batch.labels, batch.positions, method.dependency, method.stability)
+        return network.loss(logits, batch.truth, batch.positions, method.dependency, method.stability)
 
     def validate() -> float:
         alone = bench.value(network.student, "validation")
@@ -160,7 +160,7 @@ def _alone(session: Session, model: nn.Module, loss: Loss, drawn: Drawn) -> Reco
 
 
 def _labels(logits: Tensor, batch: Samples) -> Tensor:
-    return losses.cross_entropy(logits, batch.labels)
+    return losses.cross_entropy(logits, batch.truth)
 
 
 def scratch(session: Session, method: Scratch, seed: int) -> Record:
@@ -203,7 +203,7 @@ def distil(session: Session, method: Distilled, teachers: Sequence[str], seed: i
 
     def loss(logits: Tensor, batch: Samples) -> Tensor:
         terms = [
-            restricted(logits, batch.labels, teacher[batch.positions], known, method.temperature)
+            restricted(logits, batch.truth, teacher[batch.positions], known, method.temperature)
             for teacher, known in zip(cached, columns, strict=True)
         ]
         return _labels(logits, batch) + method.weight * torch.stack(terms).sum(0)

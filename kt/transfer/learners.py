@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kt.data.views import Inputs
+from kt.data.inputs import Inputs
 from kt.errors import KtError
 from kt.transfer.samples import Samples
 from kt.zoo.features import Featured
@@ -141,7 +141,7 @@ class MemoryBank(InBatch):
     def forward(self, features: Tensor, batch: Samples) -> Tensor:
         """Loss of each sample, float32 [B]; the memory then follows the embeddings."""
         student, teacher = self.embed(features, batch)
-        which = torch.cat([batch.positions[:, None], self.draw(batch.labels)], 1)
+        which = torch.cat([batch.positions[:, None], self.draw(batch.truth)], 1)
         loss = self._estimate(student, "teacher_memory", which) + self._estimate(teacher, "student_memory", which)
         self._remember("student_memory", batch.positions, student)
         self._remember("teacher_memory", batch.positions, teacher)

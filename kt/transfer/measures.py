@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kt.complementarity.areas import Areas, class_entropy
+from kt.complementarity.expertise import Areas, class_entropy
 from kt.tables.of_study import SHARES
 from kt.tasks.task import Array, Task
 

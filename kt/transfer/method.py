@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from kt.errors import KtError, listed
 from kt.spec import Spec
+from kt.tasks.task import Task
 from kt.transfer import methods
 from kt.transfer.training import Changes, Training
 
@@ -48,6 +50,8 @@ class Method(Spec):
         joint: true where all models train; the unit of a set of models is then shared by all its students.
         trains: false where no student is trained.
         whole_batch: true where a loss compares the samples of its batch; where parameters decide: ``together``.
+        of_classes: true where answers must be logits of classes; such a method is refused for other tasks.
+        by_confidence: true where targets depend on how confident models are, which answers of some tasks do not tell.
     """
 
     name: ClassVar[str]
@@ -59,6 +63,8 @@ class Method(Spec):
     joint: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     whole_batch: ClassVar[bool] = False
+    of_classes: ClassVar[bool] = False
+    by_confidence: ClassVar[bool] = False
 
     training: Changes | None = Field(None, description="what this method trains with instead of the common `training`")
 
@@ -89,22 +95,47 @@ class Method(Spec):
         """Whether the loss needs the frozen student's logits beside the targets with these parameters."""
         return False
 
-    def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Target logits [N, C], and bool [N] where they come from a teacher; as it stands, the frozen student's.
+    @classmethod
+    def lacks(cls, task: Task) -> str | None:
+        """What this method needs and the answers of a task do not have; None where it suits the task."""
+        if cls.of_classes and not task.has_classes:
+            return "classes"
+        return "confidence" if cls.by_confidence and type(task).confidence is Task.confidence else None
+
+    def check(self, task: Task, at: str) -> None:
+        """Fail where this method, with its parameters, does not suit a task.
 
         Args:
-            teacher: teacher logits on all transfer images, float32 [N, C]; [K, N, C] where ``takes`` is not "pair".
-            frozen: logits of the student before transfer, float32 [N, C].
-            labels: int64 [N].
+            task: what is learnt.
+            at: the method's key in the configuration, for the error.
+
+        Raises:
+            KtError: answers of the task have no classes, or no confidence, and the method needs them.
         """
-        return frozen, labels.new_zeros(len(labels)).bool()
+        if lacking := self.lacks(task):
+            kinds = {self.takes, "both"}
+            able = [name for name, method in registry().items() if method.takes in kinds and not method.lacks(task)]
+            why = f"{self.name!r} needs {lacking}, which the task {task.name!r} does not have"
+            raise KtError(f"{at}: {why}; allowed: {listed(able)}")
 
-    def loss(self, output: Any, batch: Samples) -> Tensor:
-        """Loss of each sample, float32 [B].
+    def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Answers to imitate, [N, …], and a mask bool [N] of those that come from a teacher; here the frozen student's.
 
         Args:
-            output: of the learner: logits of the student in training, [B, C]; more where ``learner`` says so.
-            batch: what is known of the batch's images.
+            task: what is learnt.
+            teacher: the teacher's answers, float32 [N, …]; [K, N, …] where ``takes`` is not "pair".
+            frozen: answers of the student before transfer, float32 [N, …].
+            truth: [N, …].
+        """
+        return frozen, truth.new_zeros(len(truth)).bool()
+
+    def loss(self, task: Task, output: Any, batch: Samples) -> Tensor:
+        """Loss per image, float32 [B].
+
+        Args:
+            task: what is learnt.
+            output: of the learner: answers of the student in training, [B, …]; more where ``learner`` adds it.
+            batch: the images of the batch.
         """
         raise NotImplementedError(f"{self.name} has no loss of its own")
 

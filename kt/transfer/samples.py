@@ -12,16 +12,16 @@ class Samples(NamedTuple):
     """What is known of the transfer images before training: all N of them, or the B of a batch; one row an image.
 
     Attributes:
-        targets: logits to imitate, float32 [N, C].
-        labels: int64 [N].
+        targets: answers to imitate, float32 [N, …].
+        truth: [N, …].
         taught: where the targets come from a teacher, bool [N].
         positions: of the images in the transfer split, int64 [N].
         features: the teacher's penultimate features, float32 [N, D]; for methods that ask for them.
-        frozen: logits of the student before transfer, float32 [N, C]; for methods that ask for them.
+        frozen: answers of the student before transfer, float32 [N, …]; for methods that ask for them.
     """
 
     targets: Tensor
-    labels: Tensor
+    truth: Tensor
     taught: Tensor
     positions: Tensor
     features: Tensor | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -141,7 +142,7 @@ class Session:
 
     def __init__(self, bench: Bench, unit: Unit, key: str, pieces: int = 1) -> None:
         self.bench, self.unit, self.key, self.pieces, self.split = bench, unit, key, pieces, unit.split
-        self.student = bench.at
+        self.student, self.task = bench.at, bench.task
         self.left: Left | None = None
         self._learner: nn.Module
         self._members: list[tuple[str, nn.Module]] = []
@@ -160,7 +161,7 @@ class Session:
             return list(teachers)
         if order == "random":
             return [teachers[i] for i in np.random.default_rng(seed).permutation(len(teachers))]
-        task, zoo, truth = self.bench.task, self.bench.zoo, self.bench.truth("validation")
+        task, zoo, truth = self.task, self.bench.zoo, self.bench.truth("validation")
         value = {name: task.value(task.scores(zoo.predicted(name, "validation"), truth)) for name in teachers}
         return sorted(teachers, key=lambda name: value[name] if order == "ascending" else -value[name])
 
@@ -195,7 +196,7 @@ class Session:
             learner,
             Views(views) if method.joint else views[0],
             samples,
-            method.loss,
+            partial(method.loss, self.task),
             self._value,
             method.trained(bench.settings.training),
             seed,
@@ -308,7 +309,7 @@ class Session:
         for name in names:
             others = [logits for other, logits in sources.items() if other != name]
             source = torch.stack(others) if method.takes != "pair" else (others or [frozen])[0]
-            parts[name] = method.targets(source, sources[name], labels)
+            parts[name] = method.targets(self.task, source, sources[name], labels)
         targets, taught = parts[self.student]
         positions = torch.arange(len(labels), device=bench.device)
         kept = frozen if method.uses_frozen else None

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are which of an architecture: by name and shape, without torch.
+"""Fit of a checkpoint to an architecture: which tensors are which, by name and shape, without torch.
 
 Training scripts wrap weights in dictionaries and modules, save averages beside them, and leave out what is counted or
 computed again. Here every dictionary of a file and every prefix of its names is tried; the weights are those that fit
@@ -25,9 +25,17 @@ AVERAGED = frozenset(["ema", "average", "averaged", "swa", "shadow"])
 """Words in the name of weights that are averaged over steps."""
 
 USUAL = (
-    "state_dict", "model_state_dict", "model", "model_state", "net", "network", "weights", "params", "backbone",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "model_state",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "backbone",
     "encoder",
-)  # fmt: skip
+)
 """Names under which training scripts keep a model's own weights, the first before the others."""
 
 COUNTED = frozenset(["num_batches_tracked", "n_averaged", "total_ops", "total_params"])

@@ -1,14 +1,18 @@
-"""What a checkpoint file holds, by name: read without torch, without its tensors, and without running any of it."""
+"""Contents of a checkpoint file by name: read without torch, without its tensors, and without running any of it.
+
+What a file says of its own training is compared with the member's settings (``differing``).
+"""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kt import store
+from kt.data.spec import InputSpec
 from kt.errors import KtError, listed
 from kt.zoo import pickled
 from kt.zoo.pickled import Entry, Inert
@@ -29,10 +33,21 @@ OTHERS = (
 """Kinds of files that are given in place of weights: where their signature lies, and what is said."""
 
 NUMBERS = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "U16": "uint16", "U32": "uint32", "U64": "uint64",
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
     "C64": "complex64",
-}  # fmt: skip
+}
 """torch's names of the dtypes of a .safetensors file."""
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -223,3 +238,57 @@ def clip(name: str) -> str:
     """A name of a file as it may stand in a line: printable, and not too long."""
     shown = "".join(c if c.isprintable() else "?" for c in name)
     return shown if len(shown) <= 80 else f"{shown[:77]}…"
+
+
+ARGUMENTS = {"bn_eps": "bn_eps", "gp": "global_pool", "act_layer": "act_layer"}
+"""Options of timm's training script that change a model's outputs, and the arguments that they stand for."""
+
+
+def differing(file: Header, args: Mapping[str, Any], spec: InputSpec) -> list[str]:
+    """Settings of the training that are not the member's, each with both values; neither names nor shapes show them.
+
+    Args:
+        file: of the checkpoint.
+        args: of the architecture, as configured.
+        spec: the member's input.
+    """
+    settings = file.settings()
+
+    def said(key: str) -> Any:
+        return next((value for each in settings if (value := each.get(key)) not in (None, "")), None)
+
+    wanted: dict[str, Any] = {key: getattr(spec, key) for key in ("mean", "std", "crop_pct", "interpolation")}
+    found = {key: said(key) for key in wanted}
+    shape = said("input_size")
+    wanted["size"] = spec.size
+    found["size"] = _size(shape) if isinstance(shape, list | tuple) and shape else said("img_size")
+    kwargs = said("model_kwargs")
+    given = {argument: said(option) for option, argument in ARGUMENTS.items()}
+    given |= {str(key): value for key, value in kwargs.items()} if isinstance(kwargs, Mapping) else {}
+    wanted |= {f"args.{key}": args.get(key) for key in given}
+    found |= {f"args.{key}": value for key, value in given.items()}
+    return [
+        f"{clip(key)} {clip(str(value))}, here {wanted[key]}"
+        for key, value in found.items()
+        if _plain(value) and not _alike(value, wanted[key])
+    ]
+
+
+def _size(shape: Sequence[Any]) -> Any:
+    """Side of a square input, else its height and width, from channels, height and width."""
+    return shape[-1] if len(set(map(str, shape[-2:]))) == 1 else tuple(shape[-2:])
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, int | float) for item in value)
+    return isinstance(value, int | float | str)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, list | tuple):
+        same_length = isinstance(other, list | tuple) and len(one) == len(other)
+        return same_length and all(map(_alike, one, other))
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return abs(one - other) <= 1e-3 * abs(other)
+    return bool(one == other)

@@ -1,12 +1,14 @@
-"""What a zoo will cost before anything is downloaded or run: sizes of its models, bytes, and hours of a GPU."""
+"""Cost of a zoo before anything is downloaded or run: sizes of its models, bytes, and hours of a GPU."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kt.data.spec import in_pixels
 from kt.zoo import knowledge
 from kt.zoo.registry import Registry, Size
 from kt.zoo.spec import FineTune, Member, Recipe, ZooSpec
@@ -27,7 +29,7 @@ class Line:
         kind: of the architecture.
         params: number of parameters.
         macs: multiply-accumulate operations of one image.
-        side: of the input image, pixels.
+        sides: height and width of the input, pixels.
         download: bytes that are still to be downloaded.
         seconds: of a GPU, for training or fine-tuning and for predictions.
     """
@@ -36,7 +38,7 @@ class Line:
     kind: str | None
     params: int | None
     macs: int | None
-    side: int
+    sides: tuple[int, int]
     download: int | None
     seconds: float | None
 
@@ -63,10 +65,10 @@ def lines(
     known = sizes(sorted(set(tags.values())))
     found = []
     for name, member in zoo.models.items():
-        arch, side, size = member.arch.partition(".")[0], zoo.input_of(name).size, known.get(tags.get(name, ""))
+        arch, sides, size = member.arch.partition(".")[0], zoo.input_of(name).sides, known.get(tags.get(name, ""))
         macs = None
         if size and size.macs:  # most operations grow with the area of the image
-            macs = round(size.macs * (side / registry.tags[tags[name]].input_size[1]) ** 2)
+            macs = round(size.macs * math.prod(sides) / math.prod(registry.tags[tags[name]].input_size[1:]))
         images = predicted + _passes(member, trained)
         found.append(
             Line(
@@ -74,7 +76,7 @@ def lines(
                 member.kind or knowledge.kind_of(arch, registry.models[arch]),
                 size.params if size else None,
                 macs,
-                side,
+                sides,
                 _download(member, size, registry),
                 macs * images / rate if macs else None,
             )
@@ -112,7 +114,7 @@ def render(found: list[Line], rate: float) -> str:
     head = f"{'model':{width}}  {'kind':11}  {'params':>8}  {'GMACs':>7}  {'input':>5}  {'download':>8}  {'GPU':>8}"
     rows = [
         f"{line.name:{width}}  {line.kind or '?':11}  {_number(line.params, 1e6, 'M'):>8}  "
-        f"{_number(line.macs, 1e9, ''):>7}  {line.side:>5}  {_number(line.download, 1e6, ' MB'):>8}  "
+        f"{_number(line.macs, 1e9, ''):>7}  {in_pixels(line.sides):>5}  {_number(line.download, 1e6, ' MB'):>8}  "
         f"{_number(line.seconds, 1, ' s'):>8}"
         for line in found
     ]

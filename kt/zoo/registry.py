@@ -1,6 +1,6 @@
-"""Which architectures and pretrained tags exist, and what timm says of them, without importing torch or timm.
+"""Architectures and pretrained tags that exist, and their facts, without importing torch or timm.
 
-timm is asked once, in a process of its own (``kt.zoo.listing``), and its answer is kept in the user's cache folder
+timm is asked once, in a process of its own (``kt.zoo.models``), and its answer is kept in the user's cache folder
 (``$XDG_CACHE_HOME/kt``, else ``~/.cache/kt``) under a hash of timm's version, its sources and those of the user's
 modules: later runs read it in milliseconds. Reading timm's sources instead would be as quick the first time, but its
 configurations are made by code, not by literals.
@@ -28,7 +28,7 @@ from kt.errors import KtError, short
 from kt.zoo.fit import Slot
 
 TABLE = Path(__file__).with_name("sizes.csv")
-"""Sizes of all tags of one timm version, where ``python -m kt.zoo.listing table`` has made them."""
+"""Sizes of all tags of one timm version, where ``python -m kt.zoo.models table`` has made them."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _key(modules: Sequence[str]) -> str:
     """A hash of timm's version and of the sources that determine its answer."""
     content = hashlib.sha256(version("timm").encode())
     here = Path(__file__).parent
-    own = [here / name for name in ("fit.py", "listing.py", "models.py")]
+    own = [here / name for name in ("fit.py", "models.py")]
     for path in (*sorted((source("timm").parent / "models").glob("*.py")), *own):
         content.update(path.read_bytes())
     for module in modules:
@@ -212,7 +212,7 @@ def _ask(what: str, modules: Sequence[str], names: str) -> Any:
     """Run the listing in a process of its own, which sees the same modules as this one."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "listing.json"
-        command = [sys.executable, "-m", "kt.zoo.listing", what, str(out), *modules]
+        command = [sys.executable, "-m", "kt.zoo.models", what, str(out), *modules]
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
         done = subprocess.run(command, input=names, capture_output=True, text=True, env=environment, check=False)

@@ -1,10 +1,10 @@
 import gc
 import os
-import re
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import apply_wildcards
 
 from kt import pairs as kt_pairs
 from kt import predictions as kt_predictions
@@ -12,10 +12,11 @@ from kt import progress, status, store
 from kt.figures.captions import CAPTIONS
 from kt.errors import KtError
 from kt.layout import Layout
+from kt.status import index as kt_index
 from kt.study import load as kt_config
 from kt.study import units as kt_units
 from kt.tables.of_analysis import ANALYSIS
-from kt.tables.of_experiments import EXPERIMENTS
+from kt.tables.of_study import EXPERIMENTS
 from kt.transfer import groups as kt_groups
 
 # The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.
@@ -128,6 +129,14 @@ def trial_models(wildcards):
     return [wildcards.student, *TRIALS[wildcards.student]]
 
 
+def files_of(models):
+    """Weights and predictions of the models that a job reads."""
+    return {
+        "weights": lambda wildcards: list(map(LAYOUT.weights, models(wildcards))),
+        "logits": lambda wildcards: list(map(LAYOUT.predictions, models(wildcards))),
+    }
+
+
 # With so many pairs an edge for each makes the plan slow: transfers wait for the table of all models instead.
 GATED = sum(map(len, TEACHERS.values())) > 20_000
 
@@ -194,20 +203,30 @@ def experiment_plan(rule):
 
 
 # Jobs only: they have their resources from the process that started them.
-SURVEY = status.Survey()
+SURVEY, DAMAGED = status.Survey(), set()
 
 if workflow.is_main_process:
     # The graph of a large study only grows; by default the collector looks through all of it again and again.
     gc.set_threshold(100_000, 50, 100)
     SURVEY = status.survey(STUDY, LAYOUT)
+    DAMAGED = {str(path) for path in status.tables_with(LAYOUT, SURVEY.damaged)}
     print(f"kt: {len(STUDY.names)} models, {SURVEY.line()}", file=sys.stderr)
-    # Snakemake does not yet know here whether this is a dry run, and a dry run changes nothing.
-    dry = any(
-        re.fullmatch("--dry-?run|-[a-zA-Z]*n[a-zA-Z]*", argument)
-        for argument in sys.argv[1:]
-    )
-    if SURVEY.damaged and not dry:
-        status.forget(LAYOUT, SURVEY.damaged, damaged=True)
+
+
+def again_if_damaged(output):
+    """Input function that adds no input: plans a job again whose output holds rows of damaged records.
+
+    The job then sets these records aside and recomputes them. Reading the Snakefile, for whatever purpose, changes
+    nothing; and as neither inputs nor parameters differ, the job has no reason to run once more afterwards.
+    """
+
+    def no_files(wildcards):
+        path = apply_wildcards(str(output), dict(wildcards.items()))
+        if path in DAMAGED:
+            workflow.dag.forcefiles.add(path)
+        return []
+
+    return no_files
 
 
 onstart:
@@ -217,11 +236,16 @@ onstart:
     except KtError as error:
         sys.exit(str(error))
     progress.end_stages_too()
+    kt_index.update(LAYOUT.ledger)
     if logs := getattr(workflow.executor_settings, "logdir", None):
         # `kt status` may be asked from another folder, and knows nothing of the profile
         store.write_text(
             LAYOUT.cluster_logs, f"{Path(logs).expanduser().absolute()}\n"
         )
+
+
+onsuccess:
+    kt_index.update(LAYOUT.ledger)
 
 
 onerror:

@@ -65,6 +65,23 @@ def minutes(model, images, attempt):
     )
 
 
+def resources_of_student(name, images):
+    """Resources of a rule whose jobs train one student; `images` says how many images they see."""
+    return {
+        "cpus_per_task": lambda wildcards, threads: threads,
+        "mem_mb": lambda wildcards, attempt: memory(
+            name,
+            wildcards.student,
+            READ,
+            STUDY.transfer.training.batch_size,
+            attempt,
+        ),
+        "runtime": lambda wildcards, attempt: minutes(
+            wildcards.student, images(wildcards), attempt
+        ),
+    }
+
+
 def experiment_memory(rule):
     """Memory of the job of an experiment, from what its trainings take, where that was found out."""
 

@@ -1,11 +1,7 @@
 rule search:
     input:
-        weights=lambda wildcards: [
-            LAYOUT.weights(name) for name in trial_models(wildcards)
-        ],
-        logits=lambda wildcards: [
-            LAYOUT.predictions(name) for name in trial_models(wildcards)
-        ],
+        again_if_damaged(LAYOUT.transfer("{student}", "search")),
+        **files_of(trial_models),
     output:
         LAYOUT.transfer("{student}", "search"),
     log:
@@ -14,17 +10,7 @@ rule search:
         "../../envs/kt.yaml"
     threads: 1
     resources:
-        cpus_per_task=lambda wildcards, threads: threads,
-        mem_mb=lambda wildcards, attempt: memory(
-            "search",
-            wildcards.student,
-            READ,
-            STUDY.transfer.training.batch_size,
-            attempt,
-        ),
-        runtime=lambda wildcards, attempt: minutes(
-            wildcards.student, trial_images(wildcards), attempt
-        ),
+        **resources_of_student("search", trial_images),
     params:
         teachers=lambda wildcards: TRIALS[wildcards.student],
         candidates={
@@ -58,6 +44,7 @@ rule choose:
 
 rule transfer:
     input:
+        again_if_damaged(LAYOUT.transfer("{student}", "{chunk}")),
         # Where names alone decide the pairs, the job knows its own; a longer table must not run it again.
         pairs=LAYOUT.table("pairs") if NEEDS_SCORES else [],
         search=LAYOUT.table("search") if TRIALS else [],
@@ -71,17 +58,7 @@ rule transfer:
         "../../envs/kt.yaml"
     threads: 1
     resources:
-        cpus_per_task=lambda wildcards, threads: threads,
-        mem_mb=lambda wildcards, attempt: memory(
-            "transfer",
-            wildcards.student,
-            READ,
-            STUDY.transfer.training.batch_size,
-            attempt,
-        ),
-        runtime=lambda wildcards, attempt: minutes(
-            wildcards.student, training_images(wildcards), attempt
-        ),
+        **resources_of_student("transfer", training_images),
     params:
         methods={
             name: method.settings()
@@ -107,12 +84,8 @@ rule transfer:
 
 rule groups:
     input:
-        weights=lambda wildcards: [
-            LAYOUT.weights(name) for name in group_models(wildcards)
-        ],
-        logits=lambda wildcards: [
-            LAYOUT.predictions(name) for name in group_models(wildcards)
-        ],
+        again_if_damaged(LAYOUT.transfer("{student}", "groups")),
+        **files_of(group_models),
     output:
         LAYOUT.transfer("{student}", "groups"),
     log:
@@ -121,17 +94,7 @@ rule groups:
         "../../envs/kt.yaml"
     threads: 1
     resources:
-        cpus_per_task=lambda wildcards, threads: threads,
-        mem_mb=lambda wildcards, attempt: memory(
-            "groups",
-            wildcards.student,
-            READ,
-            STUDY.transfer.training.batch_size,
-            attempt,
-        ),
-        runtime=lambda wildcards, attempt: minutes(
-            wildcards.student, group_images(wildcards), attempt
-        ),
+        **resources_of_student("groups", group_images),
     params:
         groups=STUDY.groups.plain() if STUDY.groups else {},
         methods={

@@ -1,1 +1,1 @@
-"""One file a transfer method; ``kt.transfer.method.registry`` finds them."""
+"""Transfer methods, one file each; ``kt.transfer.method.registry`` finds them."""

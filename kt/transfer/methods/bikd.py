@@ -1,4 +1,4 @@
-"""``bikd``: models that train together and teach each other, sample by sample."""
+"""``bikd``: models that train together and teach each other, image by image."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from kt.tasks import losses, partition
+from kt.tasks import partition
 from kt.transfer.methods.finetune import Supervised
-from kt.transfer.samples import Samples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from kt.tasks.task import Task
+    from kt.transfer.samples import Samples
+
 
 class BiKD(Supervised):
-    """The running model that gives the label the highest probability teaches the others; each keeps its cross-entropy.
+    """The running model that fits the truth best teaches the others; each keeps its own loss against the truth.
 
-    Per sample, with models j and teacher t: Σ_j CE_j + weight · Σ_j≠t D_T(z_t, z_j). With two models a tie is taught
-    by the second; with more, an image whose best model is not unique has no teacher. The published second model is the
-    student. Here one training serves the pair in both directions, so that the second cannot depend on who the student
-    is: it is the one with the larger fingerprint.
+    Per image, with models j and teacher t: Σ_j CE_j + weight · Σ_j≠t D_T(z_t, z_j). Of two models that fit equally
+    well, the second teaches; of three and more, none does unless the best is unique. The published second model is the
+    student. Here one training serves the pair in both directions, so the order of the models cannot depend on the
+    student: the second has the larger fingerprint.
 
-    All models end trained: a unit belongs to the set of models, and its outcome serves the pair in both directions.
-    The best epoch is that of the highest mean validation accuracy.
+    All models are trained: a unit belongs to the set of models, and its outcome serves the pair in both directions.
+    The best epoch is that with the highest mean validation score.
 
     Source: BiKD section 3, T = 1, weight 1. The published code lets the gradient flow into the teaching model too, so
-    that it moves towards those that it teaches; ``stop_gradient`` keeps it out.
+    that it moves towards the models that it teaches; ``stop_gradient`` prevents that.
     """
 
     name: ClassVar[str] = "bikd"
@@ -37,44 +39,42 @@ class BiKD(Supervised):
     weight: NonNegativeFloat = Field(1.0, description="of the distillation loss; cross-entropy has weight 1")
     stop_gradient: bool = Field(False, description="true: no gradient reaches a model through what it teaches")
 
-    def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The frozen student's logits, which the loss does not use, and who would teach at the start.
+    def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """The frozen student's answers, which the loss does not use, and the images that it would be taught at first.
 
         Args:
-            teacher: logits of the other models, float32 [M − 1, N, C].
-            frozen: of the student, float32 [N, C].
-            labels: int64 [N].
+            task: what is learnt.
+            teacher: answers of the other models, float32 [M − 1, N, …].
+            frozen: the student's, float32 [N, …].
+            truth: [N, …].
         """
-        best = partition.best_by_label(teacher, labels)
-        return frozen, partition.by_label(partition.pick(teacher, best), frozen, labels)
+        best = partition.best_by_fit(task, teacher, truth)
+        return frozen, partition.by_fit(task, partition.pick(teacher, best), frozen, truth)
 
     def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
-        """All models as one; its output is their logits, [M, B, C]."""
+        """All models as one; its output is their answers, [M, B, …]."""
         from kt.transfer.learners import Together
 
         return Together(students)
 
-    def loss(self, output: Tensor, batch: Samples) -> Tensor:
-        """Sum of all models' losses of each sample, float32 [B], from logits [M, B, C]."""
-        logits = output.unbind()
-        total = output.new_zeros(len(batch.labels))
-        for own in logits:
-            total = total + self.cross_entropy(own, batch.labels)
-        for teaching, target in zip(self.masks(output, batch.labels), logits, strict=True):
-            for own in logits:
+    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+        """Sum of all models' losses per image, float32 [B], from answers [M, B, …]."""
+        answers = output.unbind()
+        total = output.new_zeros(len(batch.truth))
+        for own in answers:
+            total = total + self.supervised(task, own, batch.truth)
+        for teaching, target in zip(self.masks(task, output, batch.truth), answers, strict=True):
+            for own in answers:
                 if own is not target:
-                    taught = losses.distillation(
-                        target.detach() if self.stop_gradient else target, own, self.temperature
-                    )
+                    taught = task.imitate(target.detach() if self.stop_gradient else target, own, self.temperature)
                     total = total + self.weight * taught.where(teaching, taught.new_zeros(()))
         return total
 
     @staticmethod
-    def masks(output: Tensor, labels: Tensor) -> Tensor:
-        """Which model teaches each sample, bool [M, B]; none or one of them, and always one of two."""
-        at_label = labels[None, :, None].expand(len(output), -1, 1)
-        log_p = output.detach().float().log_softmax(-1).gather(-1, at_label)[..., 0]
-        best = log_p == log_p.amax(0)
+    def masks(task: Task, output: Tensor, truth: Tensor) -> Tensor:
+        """The model that teaches each image, bool [M, B]: at most one of them, and exactly one of two."""
+        fits = partition.fits(task, output.detach(), truth)
+        best = fits == fits.amax(0)
         if len(output) == 2:
             best[0] = ~best[1]
         return best & (best.sum(0) == 1)

@@ -1,4 +1,4 @@
-"""``cd``: the similarities of a batch's images among each other, taught by the teacher's features."""
+"""``cd``: distillation of the similarities between the images of a batch, as the teacher's features give them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pydantic import Field, NonNegativeFloat
 
 from kt.tasks import losses
 from kt.transfer.methods.finetune import Supervised
-from kt.transfer.samples import Samples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from kt.tasks.task import Task
+    from kt.transfer.samples import Samples
 
 
 class CD(Supervised):
@@ -20,21 +22,22 @@ class CD(Supervised):
 
     S and T are the B × B cosines of the raw penultimate features of the running student and of the teacher, whose
     widths may differ; the loss is the sum over the batch of KL(softmax of T's row ‖ softmax of S's row). There are no
-    heads and no temperature. The sum is not divided by B: a larger batch weighs the similarities more.
+    heads and no temperature. The sum is not divided by B: a larger batch gives the similarities more weight.
 
-    Source: FG's published code, weights 0.1 and 10; the paper gives no more than the name. FG: does not transfer.
+    Source: FG's published code, weights 0.1 and 10; the paper only names the method. FG: does not transfer.
     """
 
     name: ClassVar[str] = "cd"
     version: ClassVar[int] = 2
+    of_classes: ClassVar[bool] = True
     uses_features: ClassVar[bool] = True
     whole_batch: ClassVar[bool] = True
     weight: NonNegativeFloat = Field(10.0, description="of the similarities' loss, a sum over the batch")
     label_weight: NonNegativeFloat = Field(0.1, description="of the cross-entropy, a mean over the batch")
 
-    def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """The frozen student's logits, which the loss does not use; the teacher's features teach every image."""
-        return frozen, labels.new_ones(len(labels)).bool()
+        return frozen, truth.new_ones(len(truth)).bool()
 
     def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
         """The student; its output is logits [B, C] and features [B, D]."""
@@ -42,10 +45,10 @@ class CD(Supervised):
 
         return Featured(students[0])
 
-    def loss(self, output: tuple[Tensor, Tensor], batch: Samples) -> Tensor:
-        """Loss of each sample, float32 [B]; its mean is the method's."""
+    def loss(self, task: Task, output: tuple[Tensor, Tensor], batch: Samples) -> Tensor:
+        """Loss per image, float32 [B]; its mean over the batch is the method's loss."""
         logits, features = output
         assert batch.features is not None
         contrast = losses.distillation(losses.cosines(batch.features), losses.cosines(features), 1.0)
-        entropy = self.cross_entropy(logits, batch.labels)
+        entropy = self.supervised(task, logits, batch.truth)
         return self.label_weight * entropy + self.weight * len(entropy) * contrast

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from kt.transfer.methods.finetune import Supervised
-from kt.transfer.samples import Samples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from kt.tasks.task import Task
+    from kt.transfer.samples import Samples
 
 
 class Contrastive(Supervised):
@@ -21,18 +23,19 @@ class Contrastive(Supervised):
     The embeddings are trained linear maps of the student's running and the teacher's cached features.
     """
 
+    of_classes: ClassVar[bool] = True
     uses_features: ClassVar[bool] = True
     weight: NonNegativeFloat = Field(0.8, description="of the contrastive loss; cross-entropy has weight 1")
     nce_t: PositiveFloat = Field(0.07, description="temperature of the similarities")
     dim: PositiveInt = Field(128, description="width of the embeddings")
 
-    def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """The frozen student's logits, which the loss does not use; the teacher's features teach every image."""
-        return frozen, labels.new_ones(len(labels)).bool()
+        return frozen, truth.new_ones(len(truth)).bool()
 
     @abstractmethod
-    def heads(self, student: int, teacher: int, labels: Tensor) -> nn.Module:
-        """The part that compares features, for widths of the student's and the teacher's, and labels [N]."""
+    def heads(self, student: int, teacher: int, truth: Tensor) -> nn.Module:
+        """The module that compares features, for the widths of the student's and the teacher's, and the labels [N]."""
 
     def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
         """The student with its heads; their output is logits [B, C], features [B, D] and the heads."""
@@ -40,27 +43,27 @@ class Contrastive(Supervised):
         from kt.zoo.features import Featured
 
         assert samples.features is not None
-        heads = self.heads(Featured(students[0]).width, samples.features.shape[1], samples.labels)
-        return Contrast(students[0], heads.to(samples.labels.device))
+        heads = self.heads(Featured(students[0]).width, samples.features.shape[1], samples.truth)
+        return Contrast(students[0], heads.to(samples.truth.device))
 
-    def loss(self, output: Any, batch: Samples) -> Tensor:
-        """Loss of each sample, float32 [B]."""
+    def loss(self, task: Task, output: Any, batch: Samples) -> Tensor:
+        """Loss per image, float32 [B]."""
         logits, features, heads = output
         contrast: Tensor = heads(features, batch)
-        return self.cross_entropy(logits, batch.labels) + self.weight * contrast
+        return self.supervised(task, logits, batch.truth) + self.weight * contrast
 
 
 class InfoNCE(Contrastive):
-    """Contrast with the other images of the batch: the embeddings of an image shall find each other.
+    """Contrast with the other images of the batch: the two embeddings of an image identify each other.
 
-    Ours: the symmetric InfoNCE loss (van den Oord et al. 2018, arXiv 1807.03748) with the settings of ``crd``, whose
-    memory it does without. No paper on this transfer has it.
+    Ours: the symmetric InfoNCE loss (van den Oord et al. 2018, arXiv 1807.03748) with the settings of ``crd``, but
+    without its memory. No paper on this transfer has it.
     """
 
     name: ClassVar[str] = "infonce"
     whole_batch: ClassVar[bool] = True
 
-    def heads(self, student: int, teacher: int, labels: Tensor) -> nn.Module:
+    def heads(self, student: int, teacher: int, truth: Tensor) -> nn.Module:
         """In-batch contrast."""
         from kt.transfer.learners import InBatch
 
@@ -68,19 +71,19 @@ class InfoNCE(Contrastive):
 
 
 class CRD(Contrastive):
-    """Contrast with remembered embeddings of images of other classes.
+    """Contrast with stored embeddings of images of other classes.
 
     Source: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, with FG's 4,096 negatives,
-    nce_t 0.07 and dim 128; FG: does not transfer. The published code gathers the remembered rows of every sample; here
-    the batch is multiplied with the whole memory, and the negatives' products are picked. Negatives are drawn with
-    replacement, there without where there are enough.
+    nce_t 0.07 and dim 128; FG: does not transfer. The published code gathers the stored rows of every image; here the
+    batch is multiplied with the whole memory, and the products of the negatives are picked. Negatives are drawn with
+    replacement; the published code draws without it where there are enough.
     """
 
     name: ClassVar[str] = "crd"
     negatives: PositiveInt = Field(4096, description="per image; at most as many as there are images of other classes")
 
-    def heads(self, student: int, teacher: int, labels: Tensor) -> nn.Module:
+    def heads(self, student: int, teacher: int, truth: Tensor) -> nn.Module:
         """Contrast with a memory."""
         from kt.transfer.learners import MemoryBank
 
-        return MemoryBank(student, teacher, self.dim, self.nce_t, labels, self.negatives)
+        return MemoryBank(student, teacher, self.dim, self.nce_t, truth, self.negatives)

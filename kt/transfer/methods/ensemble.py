@@ -1,4 +1,4 @@
-"""``ensemble_max`` and ``ensemble_mean``: no training; what is lost by keeping one model."""
+"""``ensemble_max`` and ``ensemble_mean``: no training; they show what is lost by keeping one model."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from kt.transfer.method import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kt.tasks.task import Task
     from kt.transfer.ledger import Record
     from kt.transfer.session import Session
 
 
 class Ensemble(Method):
-    """Both models answer the test images. The reference that FG's reviewers asked for.
+    """Both models answer the test images: the reference that FG's reviewers asked for.
 
-    Where both say the same class that is the answer, as it is for any mean or choice of the two; so a model with itself
-    answers as it does alone. Elsewhere the cached logits decide, which are rounded to float16.
+    Where both predict the same class, that is the answer, as for any mean or choice of the two; so an ensemble of a
+    model with itself is that model. Elsewhere the cached logits decide, which are rounded to float16.
     """
 
     trains: ClassVar[bool] = False
+    of_classes: ClassVar[bool] = True
 
     @abstractmethod
-    def combine(self, teacher: Tensor, student: Tensor) -> Tensor:
+    def combine(self, task: Task, teacher: Tensor, student: Tensor) -> Tensor:
         """Scores of the classes, [N, C], from two models' logits [N, C]."""
 
     def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
@@ -34,7 +36,7 @@ class Ensemble(Method):
         names = (session.student, *teachers)
         student, teacher = [session.cached(name, session.split) for name in names]
         one, other = [session.predicted(name, session.split) for name in names]
-        return session.untrained(one.where(one == other, self.combine(teacher, student).argmax(-1)))
+        return session.untrained(one.where(one == other, self.combine(session.task, teacher, student).argmax(-1)))
 
     def budget(self, teachers: int) -> int:
         """No training."""
@@ -50,9 +52,9 @@ class EnsembleMax(Ensemble):
     name: ClassVar[str] = "ensemble_max"
     version: ClassVar[int] = 2
 
-    def combine(self, teacher: Tensor, student: Tensor) -> Tensor:
+    def combine(self, task: Task, teacher: Tensor, student: Tensor) -> Tensor:
         """The more confident model's logits."""
-        return partition.merge(partition.by_confidence(student, teacher), student, teacher)
+        return partition.merge(partition.by_confidence(task, student, teacher), student, teacher)
 
 
 class EnsembleMean(Ensemble):
@@ -60,6 +62,6 @@ class EnsembleMean(Ensemble):
 
     name: ClassVar[str] = "ensemble_mean"
 
-    def combine(self, teacher: Tensor, student: Tensor) -> Tensor:
+    def combine(self, task: Task, teacher: Tensor, student: Tensor) -> Tensor:
         """The logarithm of the mean probability."""
         return partition.mean_probability(teacher, student)

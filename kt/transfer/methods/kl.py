@@ -1,4 +1,4 @@
-"""``kl``: plain distillation from the teacher on every image, without labels."""
+"""``kl``: distillation from the teacher on every image, without labels."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveFloat
 
-from kt.tasks import losses
 from kt.transfer.method import Method
-from kt.transfer.samples import Samples
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kt.tasks.task import Task
+    from kt.transfer.samples import Samples
+
 
 class Distillation(Method):
-    """Methods whose loss is the distillation loss towards their targets."""
+    """Base class of methods whose loss is the distillation loss towards their targets."""
 
     temperature: PositiveFloat = Field(1.0, description="softmax temperature T")
 
-    def loss(self, output: Tensor, batch: Samples) -> Tensor:
-        """Distillation loss of each sample, float32 [B]."""
-        return losses.distillation(batch.targets, output, self.temperature)
+    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+        """Distillation loss per image, float32 [B]."""
+        return task.imitate(batch.targets, output, self.temperature)
 
 
 class KL(Distillation):
@@ -29,6 +30,6 @@ class KL(Distillation):
 
     name: ClassVar[str] = "kl"
 
-    def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's logits, for every image."""
-        return teacher, labels.new_ones(len(labels)).bool()
+    def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's answers, for every image."""
+        return teacher, truth.new_ones(len(truth)).bool()

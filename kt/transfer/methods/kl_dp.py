@@ -10,9 +10,11 @@ from kt.transfer.methods.kl import Distillation
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kt.tasks.task import Task
+
 
 class KLDP(Distillation):
-    """Each image is taught by whoever gives its label the higher probability: the teacher or the frozen student.
+    """Teacher or frozen student teaches an image, whichever fits the truth better: gives the label more probability.
 
     Source: FG section 4.3, T = 1; ties go to the frozen student.
     """
@@ -20,7 +22,7 @@ class KLDP(Distillation):
     name: ClassVar[str] = "kl_dp"
     uses_labels: ClassVar[bool] = True
 
-    def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher logits where the teacher is better on the label, the frozen student's elsewhere."""
-        taught = partition.by_label(teacher, frozen, labels)
+    def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's answers where it fits the truth better, the frozen student's elsewhere."""
+        taught = partition.by_fit(task, teacher, frozen, truth)
         return partition.merge(taught, teacher, frozen), taught

@@ -10,16 +10,19 @@ from kt.transfer.methods.kl import Distillation
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kt.tasks.task import Task
+
 
 class KLDPUnsupervised(Distillation):
-    """Each image is taught by the more confident of the teacher and the frozen student; no labels are used.
+    """Teacher or frozen student teaches an image, whichever is more confident; no labels are used.
 
     Source: FG section 4.3, T = 1; ties go to the frozen student.
     """
 
     name: ClassVar[str] = "kl_dp_unsup"
+    by_confidence: ClassVar[bool] = True
 
-    def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher logits where the teacher is more confident, the frozen student's elsewhere."""
-        taught = partition.by_confidence(teacher, frozen)
+    def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's answers where it is more confident, the frozen student's elsewhere."""
+        taught = partition.by_confidence(task, teacher, frozen)
         return partition.merge(taught, teacher, frozen), taught

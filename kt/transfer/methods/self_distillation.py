@@ -1,4 +1,4 @@
-"""``self``: the control that shows what training on the transfer images does without a teacher."""
+"""``self``: the control that shows the effect of training on the transfer images without a teacher."""
 
 from __future__ import annotations
 

@@ -10,12 +10,13 @@ from pydantic import Field, PositiveFloat
 from kt.transfer.method import Method, registry
 
 if TYPE_CHECKING:
+    from kt.tasks.task import Task
     from kt.transfer.ledger import Record
     from kt.transfer.session import Session
 
 
 class Repeated(Method):
-    """Methods that train by another one, once a teacher."""
+    """Base class of methods that train by another method, once per teacher."""
 
     takes: ClassVar[Literal["group"]] = "group"
     base: Literal["kl", "kl_dp", "kl_dp_unsup"] = Field("kl_dp", description="the method for each teacher")
@@ -30,8 +31,12 @@ class Repeated(Method):
         """The method that trains with one teacher."""
         return registry()[self.base].model_validate({"temperature": self.temperature})
 
+    def check(self, task: Task, at: str) -> None:
+        """Fail where the repeated method cannot be used."""
+        self.single().check(task, f"{at}.base")
+
     def budget(self, teachers: int) -> int:
-        """One training a teacher."""
+        """One training per teacher."""
         return teachers
 
 

@@ -1,4 +1,4 @@
-"""``soup``: several teachers, each for itself, and the mean of the students' weights."""
+"""``soup``: one training per teacher, and the mean of the students' weights."""
 
 from __future__ import annotations
 

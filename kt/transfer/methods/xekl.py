@@ -8,16 +8,18 @@ from pydantic import Field
 
 from kt.transfer.methods.finetune import Supervised
 from kt.transfer.methods.kl import KL
-from kt.transfer.samples import Samples
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kt.tasks.task import Task
+    from kt.transfer.samples import Samples
+
 
 class XEKL(KL, Supervised):
-    """alpha · distillation + (1 − alpha) · cross-entropy.
+    """alpha · distillation + (1 − alpha) · the loss against the truth.
 
-    Source: FG section 4.1, alpha = 0.5. The published code hands softmax outputs to a cross-entropy that takes
+    Source: FG section 4.1, alpha = 0.5. The published code passes softmax outputs to a cross-entropy that takes
     logits; here it gets the logits.
     """
 
@@ -25,7 +27,7 @@ class XEKL(KL, Supervised):
     uses_labels: ClassVar[bool] = True
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the distillation loss")
 
-    def loss(self, output: Tensor, batch: Samples) -> Tensor:
-        """The mixed loss of each sample, float32 [B]."""
-        distillation = super().loss(output, batch)
-        return self.alpha * distillation + (1 - self.alpha) * self.cross_entropy(output, batch.labels)
+    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+        """Mixed loss per image, float32 [B]."""
+        distillation = super().loss(task, output, batch)
+        return self.alpha * distillation + (1 - self.alpha) * self.supervised(task, output, batch.truth)

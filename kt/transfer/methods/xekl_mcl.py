@@ -1,4 +1,4 @@
-"""``xekl_mcl``: distillation that guards what the student knows by momentum: slow weights follow fast ones."""
+"""``xekl_mcl``: distillation with momentum, which preserves the student's knowledge: slow weights follow fast ones."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from kt.tasks import losses, partition
+from kt.tasks import partition
 from kt.transfer.methods.xekl import XEKL
-from kt.transfer.samples import Samples, SlowWeights
+from kt.transfer.samples import SlowWeights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kt.tasks.task import Task
+    from kt.transfer.samples import Samples
+
 
 class XEKLMCL(XEKL):
-    """alpha · distillation, except on negative flips, + (1 − alpha) · cross-entropy; the slow weights are the student.
+    """alpha · distillation, but not on negative flips, + (1 − alpha) · cross-entropy; the slow weights are evaluated.
 
     Every ``every`` steps θ_slow ← tau · θ_slow + (1 − tau) · θ_fast, buffers of BatchNorm included; the fast weights
     train on. Evaluation and the improved student take the slow weights. The closer tau is to 1 and the fewer the
     steps, the less the student can change: the paper's tau of 0.9999 needs its 10,000 steps.
 
     Source: FG section 4.2, alpha = 0.68, tau = 0.9999, every 2 steps, at a learning rate of 0.01. The defaults are the
-    paper's formula. The published code does otherwise in six places; each is a parameter:
+    paper's formula. The published code differs in six places; each is a parameter:
 
     - ``flips: running``: negative flips are those of the student in training, in train mode, judged in each step;
     - ``mean: taught``: the distillation loss is the mean over the taught samples of a batch, not over all of it;
@@ -33,11 +36,12 @@ class XEKLMCL(XEKL):
     - ``evaluation: overwrites``: each evaluation leaves the slow weights in the student, which trains on from them.
 
     Not reproduced: the published cross-entropy gets softmax outputs where it takes logits, a bug; and the count of
-    BatchNorm's batches is averaged there like a weight, copied here, where nothing reads it.
+    BatchNorm's batches is averaged there like a weight and copied here; nothing reads it.
     """
 
     name: ClassVar[str] = "xekl_mcl"
     version: ClassVar[int] = 2
+    of_classes: ClassVar[bool] = True
     alpha: float = Field(0.68, ge=0, le=1, description="weight of the distillation loss")
     tau: float = Field(0.9999, ge=0, le=1, description="share of the slow weights that stays at each update")
     every: PositiveInt = Field(2, description="steps between two updates of the slow weights")
@@ -61,32 +65,32 @@ class XEKLMCL(XEKL):
         """The mean over taught samples needs all of a batch."""
         return self.mean == "taught"
 
-    def targets(self, teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's logits for every image that is no negative flip, the frozen student's elsewhere.
 
-        Where each step judges anew, the teacher's logits for every image, and who is taught at the start.
+        Where each step judges anew, the teacher's logits for every image, and the mask at the start.
         """
-        _, negative = partition.flips(teacher, frozen, labels)
+        _, negative = partition.flips(teacher, frozen, truth)
         return (teacher if self.flips == "running" else partition.merge(~negative, teacher, frozen)), ~negative
 
-    def loss(self, output: Tensor, batch: Samples) -> Tensor:
-        """The mixed loss of each sample, float32 [B]; on negative flips the cross-entropy's part alone."""
+    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+        """Mixed loss per image, float32 [B]; on negative flips the cross-entropy term alone."""
         taught = batch.taught
         if self.flips == "running":
-            taught = ~partition.flips(batch.targets, output, batch.labels)[1]
-        distilled = self._distilled(output, batch.targets)
+            taught = ~partition.flips(batch.targets, output, batch.truth)[1]
+        distilled = self._distilled(task, output, batch.targets)
         distilled = distilled.where(taught, distilled.new_zeros(()))
         if self.mean == "taught":
             distilled = distilled * (len(taught) / taught.sum().clamp(min=1))
-        return self.alpha * distilled + (1 - self.alpha) * self.cross_entropy(output, batch.labels)
+        return self.alpha * distilled + (1 - self.alpha) * self.supervised(task, output, batch.truth)
 
-    def _distilled(self, output: Tensor, teacher: Tensor) -> Tensor:
+    def _distilled(self, task: Task, output: Tensor, teacher: Tensor) -> Tensor:
         if self.top and self.top < teacher.shape[-1]:
             likely = teacher.topk(self.top).indices
             teacher, output = teacher.gather(-1, likely), output.gather(-1, likely)
-        return losses.distillation(teacher, output, self.temperature)
+        return task.imitate(teacher, output, self.temperature)
 
     def slow_weights(self) -> SlowWeights:
-        """How the slow weights follow the student's."""
+        """Settings of the slow weights."""
         each_epoch, shared = self.updates == "each_epoch", self.start == "shared"
         return SlowWeights(self.tau, self.every, each_epoch, shared, self.evaluation == "overwrites")

@@ -21,7 +21,7 @@ FAST = ["--submitit-poll-seconds", "1", "--submitit-poll-max-seconds", "2", "--s
 
 @pytest.fixture(scope="session")
 def clusters() -> Iterator[Callable[[bool], SlurmNode]]:
-    """Real one-node SLURMs, one without and one with accounting, each started when a test first wants it."""
+    """Real one-node SLURMs, one without and one with accounting, each started when a test first needs it."""
     running: dict[bool, SlurmNode] = {}
     with contextlib.ExitStack() as stack:
 
@@ -88,7 +88,7 @@ class Project:
 
     @property
     def output(self) -> str:
-        """What Snakemake has printed so far."""
+        """Output of Snakemake so far."""
         return (self.folder / "out.txt").read_text()
 
     def wait_for(self, pattern: str, seconds: float = 120) -> re.Match[str]:
@@ -108,7 +108,7 @@ class Project:
             time.sleep(0.1)
 
     def queue(self) -> str:
-        """What SLURM says, for the message of a test that fails."""
+        """State of SLURM, for the message of a failed test."""
         if "SLURM_CONF" not in self.env:
             return ""
         shown = (["squeue", "--states=all"], ["sinfo", "--list-reasons"])
@@ -131,7 +131,7 @@ def project(slurm: SlurmNode, tmp_path: Path) -> Iterator[Project]:
 
 @pytest.fixture
 def local_project(tmp_path: Path) -> Iterator[Project]:
-    """A project that knows no SLURM."""
+    """A project without SLURM."""
     made = Project(tmp_path, dict(os.environ))
     yield made
     made.stop()

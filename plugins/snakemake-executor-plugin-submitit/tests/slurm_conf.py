@@ -1,4 +1,4 @@
-"""The configuration files of a SLURM of one node, in a folder of its own."""
+"""Configuration files of a one-node SLURM in a separate folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/run/munge.sock
 CredType=cred/munge
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
-# the control groups of jobs bear their ids, so those of two clusters on one machine must not meet
+# control groups are named after job ids, so two clusters on one machine need different ids
 FirstJobId={ctld_port}000
 SlurmctldPort={ctld_port}
 SlurmdPort={slurmd_port}
@@ -97,7 +97,7 @@ ConstrainDevices=no
 
 
 def write(folder: Path, host: str, *, accounting: bool, limits_memory: bool) -> None:
-    """Write all of them, with free ports, and make the devices that stand for GPUs.
+    """Write all of them, with free ports, and make the devices that simulate GPUs.
 
     Args:
         folder: Where they go, and where the daemons keep their files.
@@ -106,7 +106,7 @@ def write(folder: Path, host: str, *, accounting: bool, limits_memory: bool) -> 
         limits_memory: Whether control groups hold jobs to their memory.
     """
     for index in range(_GPUS):
-        # SLURM takes only device nodes for GPUs; these are /dev/null
+        # SLURM accepts only device nodes as GPUs; these are /dev/null
         os.mknod(folder / f"gpu{index}", 0o20666, os.makedev(1, 3))
     ctld_port, slurmd_port, dbd_port = _free_ports(3)
     (folder / "slurm.conf").write_text(

@@ -1,4 +1,4 @@
-"""A real SLURM of one node, started by hand in a folder: munged, slurmctld, slurmd, made-up GPUs, accounting if wanted.
+"""A real one-node SLURM in a folder: munged, slurmctld, slurmd, simulated GPUs, and optional accounting.
 
     with SlurmNode(folder, accounting=True) as node:
         subprocess.run(["sbatch", "job.sh"], env=node.env)
@@ -29,7 +29,7 @@ ACCOUNTING_DAEMONS = ("mariadbd", "slurmdbd")
 
 
 def missing(*, accounting: bool = False) -> str:
-    """Why no node can be started here; empty if it can."""
+    """Reason why no node can be started here; empty if one can."""
     wanted = dict.fromkeys((*DAEMONS, "sbatch"), "slurmctld slurmd slurm-client munge")
     if accounting:
         wanted |= dict.fromkeys((*ACCOUNTING_DAEMONS, "mariadb-install-db"), "slurmdbd mariadb-server")
@@ -67,7 +67,7 @@ class SlurmNode:
         slurm_conf.write(folder, self.host, accounting=accounting, limits_memory=self.limits_memory)
 
     def __enter__(self) -> SlurmNode:
-        """Start the daemons and wait until the node takes jobs."""
+        """Start the daemons and wait until the node accepts jobs."""
         munge = [f"--{name}-file={self.folder}/{path}" for name, path in _MUNGE_FILES.items()]
         self._start("munged", "--force", f"--socket={self.folder}/run/munge.sock", *munge)
         if self.accounting:
@@ -106,14 +106,14 @@ class SlurmNode:
         _wait(lambda: "test" in self.run("sacctmgr", "-i", "add", "cluster", "test", check=False), "slurmdbd")
 
     def _with_own_folder(self, name: str, command: str) -> list[str]:
-        """A shell command for which a folder of ours is a file system in memory that nobody else sees."""
+        """Wrap a shell command so that one of our folders is a private file system in memory for it."""
         if not self.may_mount:
             return ["sh", "-c", command]
         return ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {self.folder}/{name} && {command}"]
 
     @contextlib.contextmanager
     def configured(self, **values: object) -> Iterator[None]:
-        """Other values in slurm.conf for a while."""
+        """Change values in slurm.conf temporarily."""
         file = self.folder / "slurm.conf"
         text = changed = file.read_text()
         for key, value in values.items():
@@ -136,7 +136,7 @@ class SlurmNode:
         """End all jobs, then stop the daemons."""
         self.clear()
         for name in ("slurmd", "slurmctld", *reversed(ACCOUNTING_DAEMONS), "munged"):
-            self.stop(name, signal.SIGKILL)  # nobody needs what they would write at their end
+            self.stop(name, signal.SIGKILL)  # their final output is not needed
 
     def clear(self) -> None:
         """End all jobs."""
@@ -151,7 +151,7 @@ class SlurmNode:
         self._start(*self._with_own_folder("unseen", command))
 
     def stop(self, name: str, number: int = signal.SIGTERM) -> None:
-        """Stop a daemon by its pid file and wait until it has gone."""
+        """Stop a daemon by its pid file and wait until it has ended."""
         file = self.folder / f"run/{name}.pid"
         if not file.exists():
             return
@@ -159,7 +159,7 @@ class SlurmNode:
             daemon = psutil.Process(int(file.read_text()))
             daemon.send_signal(number)
             with contextlib.suppress(TimeoutError):
-                # it may stay a zombie until somebody collects it
+                # it may stay a zombie until it is reaped
                 _wait(lambda: daemon.status() == psutil.STATUS_ZOMBIE, name, 10)
             daemon.kill()
         file.unlink(missing_ok=True)
@@ -174,11 +174,11 @@ class SlurmNode:
         _wait(lambda: self.state(job) == state, f"{state} of job {job}", seconds)
 
     def state(self, job: str) -> str:
-        """What squeue says of a job; empty if it does not know it."""
+        """State of a job in squeue; empty if squeue does not list it."""
         return self.run("squeue", "-r", "-h", "-t", "all", "-j", job, "--format=%T", check=False)
 
     def release_held(self) -> None:
-        """Start what SLURM holds back for two minutes after a requeue; it refuses that for the first seconds.
+        """Release jobs that SLURM holds for two minutes after a requeue; it refuses this for the first seconds.
 
         A job is left alone while processes of its last start are alive, whose end would be taken for the job's.
         """
@@ -196,7 +196,7 @@ _MUNGE_FILES = {"key": "munge.key", "pid": "run/munged.pid", "log": "log/munged.
 
 
 def _path() -> str:
-    """Debian keeps daemons where a user's PATH does not look."""
+    """Find a daemon; Debian installs them outside a user's PATH."""
     return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 

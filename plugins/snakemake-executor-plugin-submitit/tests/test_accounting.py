@@ -1,4 +1,4 @@
-"""What depends on a site's accounting and on its limits, on a real one-node SLURM that keeps accounts."""
+"""Accounting and limits of a site, on a real one-node SLURM that keeps accounts."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ rule never:
     resources: sbatch="--hold"
     shell: "touch {output}"
 """
-# what ends so, with nothing of ours in it
+# endings of jobs without our task
 PLAIN = {"COMPLETED": "true", "FAILED": "exit 3", "CANCELLED": "sleep 600", "TIMEOUT": "sleep 600"}
 
 
 @contextlib.contextmanager
 def limit(slurm: SlurmNode, **values: int) -> Iterator[None]:
-    """Limits of the user's association for a while."""
+    """Set limits of the user's association temporarily."""
     for setting in ({key: str(value) for key, value in values.items()}, dict.fromkeys(values, "-1")):
         command = [f"{key}={value}" for key, value in setting.items()]
         slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", *command)
@@ -83,7 +83,9 @@ def test_jobs_that_squeue_has_forgotten_are_judged_from_the_accounts(
         project.wait_for(r"jobs submitted(.*\n)+.*jobs submitted(.*\n)+.*jobs submitted")
         for name in ("cancelled", "time"):
             project.wait_for_file(f"started.{name}")
-        process.send_signal(signal.SIGSTOP)  # looks away until all is over and forgotten
+        process.send_signal(
+            signal.SIGSTOP
+        )  # Snakemake pauses until all jobs have ended and squeue no longer lists them
         assert calls(project, "sacct") == {"sacct": 0}
         for job in (job_of(project, "time"), plain["TIMEOUT"]):
             slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now")
@@ -114,8 +116,8 @@ def test_jobs_that_squeue_has_forgotten_are_judged_from_the_accounts(
 @pytest.mark.parametrize(
     ("resources", "message"),
     [
-        ('account="nix"', "SLURM does not take --account=nix: Invalid account or account/partition combination"),
-        ('qos="nix"', "SLURM does not take --qos=nix: Invalid qos specification"),
+        ('account="nix"', "SLURM refuses --account=nix: Invalid account or account/partition combination"),
+        ('qos="nix"', "SLURM refuses --qos=nix: Invalid qos specification"),
     ],
 )
 @ACCOUNTING
@@ -141,7 +143,7 @@ def test_a_known_account_is_charged(project: Project, slurm: SlurmNode) -> None:
 def test_a_limit_on_submitted_jobs_is_waited_for(project: Project, slurm: SlurmNode) -> None:
     with limit(slurm, MaxSubmitJobs=3):
         output = project.run(MANY.format(count=7))
-    assert output.count("the cluster takes no more jobs for now") == 1
+    assert output.count("the cluster accepts no more jobs for now") == 1
     assert "AssocMaxSubmitJobLimit" in output
     assert len(list((project.folder / "out").iterdir())) == 7
 
@@ -150,7 +152,7 @@ def test_a_limit_on_all_jobs_of_the_site_is_waited_for(project: Project, slurm: 
     count_calls(project, slurm)
     with slurm.configured(MaxJobCount=6, MinJobAge=2, MessageTimeout=2):
         output = project.run(MANY.format(count=8))
-    assert output.count("the cluster takes no more jobs for now") == 1
+    assert output.count("the cluster accepts no more jobs for now") == 1
     assert len(list((project.folder / "out").iterdir())) == 8
     assert calls(project, "sacct") == {"sacct": 0}
 

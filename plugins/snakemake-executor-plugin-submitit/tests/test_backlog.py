@@ -1,4 +1,4 @@
-"""What waits to be submitted, with a cluster and a clock that are made up."""
+"""The backlog, with a simulated cluster and clock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL, LARGE = Request(mem_mb=100), Request(mem_mb=900)
 
 
 class Site:
-    """Takes arrays of at most ``limit`` jobs, has room for ``room`` more, and never takes large ones if ``strict``."""
+    """Accepts arrays of at most ``limit`` jobs, room for ``room`` more; if ``strict``, refuses ``LARGE`` for good."""
 
     def __init__(self, *, limit: int, room: int, strict: bool = False) -> None:
         self.limit, self.space, self.strict = limit, room, strict
@@ -41,7 +41,7 @@ class Site:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Lets seconds pass."""
+    """Advances by some seconds."""
     now = [100.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
@@ -72,7 +72,7 @@ def test_what_is_refused_for_now_is_tried_again_smaller_and_later(clock: Callabl
     site.backlog.submit()
     assert site.tried == [10, 5, 2, 4]
     assert site.sent == [0, 1]
-    assert set(site.told) == {"the cluster takes no more jobs for now, the others wait here: too many"}
+    assert set(site.told) == {"the cluster accepts no more jobs for now; the others wait: too many"}
     clock(2.1)  # after a success as at first
     site.backlog.submit()
     assert site.tried == [10, 5, 2, 4, 2, 4]
@@ -121,6 +121,6 @@ def test_after_an_interrupt_nothing_is_sent_any_more() -> None:
     site.backlog.add(entries(SMALL, "ab"))
     with pytest.raises(KeyboardInterrupt):
         site.backlog.submit()
-    site.backlog._send = site.send  # as the thread that polls would
+    site.backlog._send = site.send  # as the polling thread would
     site.backlog.submit()
     assert site.sent == []

@@ -84,7 +84,7 @@ def test_a_job_is_not_lost_while_the_accounts_do_not_answer(project: Project, sl
     project.wait_for_file("started")
     (project.folder / "forgotten").touch()
     slurm.run("scancel", job_of(project, "one"))
-    project.wait_for("sacct does not answer; waiting for what became of 1 jobs")
+    project.wait_for("sacct does not answer; waiting for the endings of 1 jobs")
     time.sleep(8)
     assert process.poll() is None, project.output
     (project.folder / "open").touch()
@@ -97,7 +97,7 @@ def test_a_job_is_not_lost_while_the_accounts_do_not_answer(project: Project, sl
     ("resources", "environment", "message"),
     [
         ('sbatch="--ntasks=2"', {}, "sbatch flag '--ntasks=2': the executor sets --ntasks itself"),
-        ('gpu_type="fake"', {}, "resource gpu_type='fake' asks for a type of GPU, but gpus is 0"),
+        ('gpu_type="fake"', {}, "resource gpu_type='fake' requests a GPU type, but gpus is 0"),
         ("mem_mb=100", {"SBATCH_CLUSTERS": "other"}, "SBATCH_CLUSTERS=other is set, but jobs go to one cluster"),
         ("mem_mb=100", {"SBATCH_PARTITION": "mian"}, "this cluster has no partition 'mian' (did you mean main?)"),
     ],
@@ -150,9 +150,7 @@ rule writes:
         status=1,
     )
     assert re.search(r"submitit: reads: unseen files \(\S+ does not see \S+/files/in\); retry 1 of 1", output)
-    assert re.search(
-        r"submitit: writes: unseen files \(made \S+/files/two on its node, which is not to be seen", output
-    )
+    assert re.search(r"submitit: writes: unseen files \(made \S+/files/two on its node, but it is not visible", output)
     assert output.count("given up") == 2
     assert (project.folder / "times").read_text() == "x\nx\n"  # once more, and with no more memory
     assert not in_queue(slurm)
@@ -178,7 +176,7 @@ def test_a_job_waits_for_one_that_the_scheduler_has_given_up(project: Project, s
     first.kill()
     first.wait()
     for folder in (project.folder / ".snakemake/submitit").glob("2*"):
-        (folder / "ended").touch()  # as if nothing of it were left
+        (folder / "ended").touch()  # as if none of its jobs were left
     project.run(WRITER.format(seconds=0), "--nolock", "--rerun-incomplete")
     assert (project.folder / "times").read_text() == "begin\nend\nbegin\nend\n"
     assert re.search(r"process \d+ on \S+ still works on this job; waiting for its end", project.logs())
@@ -206,8 +204,8 @@ def test_a_lease_is_taken_over_from_a_process_that_shows_no_sign_of_life(
             time.sleep(0.05)
         started, told = time.monotonic(), list[str]()
         assert not Lease(tmp_path / "lease").take(told.append, waits=lambda: time.monotonic() < started + 5)
-        assert len(told) == 1  # it lives, so it keeps the lease beyond the time after which it would be taken for dead
-        os.kill(holder.pid, signal.SIGSTOP)  # a node that hangs: the process is there, and shows nothing
+        assert len(told) == 1  # it lives, so it keeps the lease beyond the time after which it would count as dead
+        os.kill(holder.pid, signal.SIGSTOP)  # a hanging node: the process exists, but sends no heartbeat
         assert Lease(tmp_path / "lease").take(told.append)
     finally:
         holder.kill()
@@ -223,6 +221,6 @@ def test_a_lease_of_a_process_that_is_gone_is_free_at_once(tmp_path: Path) -> No
     assert held.take(lambda text: pytest.fail(text))
     other = Lease(tmp_path / "lease")
     other.release()
-    assert (tmp_path / "lease").exists()  # somebody else's
+    assert (tmp_path / "lease").exists()  # that of another process
     held.release()
     assert not (tmp_path / "lease").exists()

@@ -62,7 +62,7 @@ def test_missing_gpus_are_named_with_what_to_do(local_project: Project) -> None:
     local_project.env["CUDA_VISIBLE_DEVICES"] = ""
     snakefile = "rule one:\n    output: 'one'\n    resources: gpus=1\n    shell: 'touch {output}'\n"
     output = local_project.run(snakefile, "--submitit-cluster", "local", status=1)
-    assert "rule one asks for 1 GPU(s), this machine has 0: --set-resources one:gpus=0" in output
+    assert "rule one requests 1 GPU(s), but this machine has 0: --set-resources one:gpus=0" in output
 
 
 def test_old_logs_are_cleaned_on_request_but_never_those_of_a_run_that_goes_on(local_project: Project) -> None:

@@ -29,7 +29,7 @@ rule nap:
     output: "out/{i}"
     shell: "touch started.{wildcards.i}; sleep 600; touch {output}"
 """
-# Counts to 60 in tenths of seconds; told to stop it keeps its place in a file that Snakemake knows nothing of.
+# Counts to 60 in tenths of seconds; when stopped, it saves its position in a file that Snakemake does not know.
 COUNTER = """
 import pathlib, signal, sys, time
 place = pathlib.Path(sys.argv[1] + ".place")
@@ -48,7 +48,7 @@ pathlib.Path(sys.argv[1]).touch()
 
 
 def calls(project: Project, *commands: str) -> dict[str, int]:
-    """How often Snakemake called SLURM's commands, counted by scripts in front of the real ones."""
+    """Count of Snakemake's calls of SLURM's commands, by wrapper scripts."""
     log = project.folder / "calls.txt"
     return {command: log.read_text().split().count(command) if log.exists() else 0 for command in commands}
 
@@ -68,7 +68,7 @@ def count_calls(project: Project, slurm: SlurmNode, **extra: str) -> None:
 
 
 def in_queue(slurm: SlurmNode) -> list[str]:
-    """Ids of all jobs that are not over."""
+    """Ids of all jobs that have not ended."""
     return slurm.run("squeue", "--noheader", "--array", "--format=%i").split()
 
 
@@ -80,7 +80,7 @@ def job_of(project: Project, label: str) -> str:
 
 
 def release_until_end(slurm: SlurmNode, process: subprocess.Popen[str], seconds: float) -> None:
-    """Wait for Snakemake, and start what SLURM would hold back for two minutes after it was requeued."""
+    """Wait for Snakemake, and release requeued jobs, which SLURM would hold for two minutes."""
     end = time.monotonic() + seconds
     while process.poll() is None:
         assert time.monotonic() < end, slurm.run("squeue", "--array") + slurm.run("sinfo", "--list-reasons")
@@ -120,7 +120,7 @@ rule time:
     resources: runtime=1
     shell: "sleep 600"
 
-# does not listen, and is killed at its limit before it could be put back into the queue
+# ignores the signal, and is killed at its limit before it could be requeued
 rule late:
     output: "late"
     resources: runtime=1, requeues=1
@@ -196,7 +196,9 @@ def test_nothing_goes_on_without_snakemake(project: Project, slurm: SlurmNode, n
         project.wait_for_file(f"started.{index}")
     process.send_signal(number)
     process.wait(timeout=300)
-    if number == signal.SIGKILL:  # nobody could clean up, so the next run does, before it starts the same jobs
+    if (
+        number == signal.SIGKILL
+    ):  # the killed run could not clean up, so the next run does, before it starts the same jobs
         assert len(in_queue(slurm)) == 3
         again = SLEEP.replace("sleep 600", "sleep 0")
         assert "cancelling 3 jobs" in project.run(again, "--nolock", "--rerun-incomplete")
@@ -207,7 +209,7 @@ def test_nothing_goes_on_without_snakemake(project: Project, slurm: SlurmNode, n
 
 
 def test_a_submission_that_fails_half_way_leaves_no_orphan(project: Project, slurm: SlurmNode) -> None:
-    # the job is made, but the answer gets lost: the worst that sbatch can do
+    # the job is made, but the answer is lost: the worst failure of sbatch
     lost = 'test -e failed && exec "$REAL" "$@"; touch failed; "$REAL" "$@" >/dev/null\n'
     lost += 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
     count_calls(project, slurm, sbatch=lost)
@@ -230,8 +232,8 @@ def test_a_submission_that_fails_half_way_leaves_no_orphan(project: Project, slu
         ('partition="high", runtime=120', [], "rule one: runtime=120 min is above the limit of 60 min"),
         ('mem_mb=100, gpus="a lot"', [], "resource gpus='a lot' must be a whole number"),
         ("mem_mb=100", ["--submitit-array-size", "5000"], "is above this site's MaxArraySize=1001"),
-        ('constraint="tape"', [], "rule one: SLURM does not take --constraint=tape: Invalid feature specification"),
-        ('sbatch="--nodelits=a"', [], "rule one: SLURM does not take --nodelits=a: unrecognized option '--nodelits=a'"),
+        ('constraint="tape"', [], "rule one: SLURM refuses --constraint=tape: Invalid feature specification"),
+        ('sbatch="--nodelits=a"', [], "rule one: SLURM refuses --nodelits=a: unrecognized option '--nodelits=a'"),
         ("mem_mb=100", ["--submitit-logdir", "/proc/x"], "cannot make a log folder in '/proc/x'"),
         ("mem_mb=100", ["--submitit-on-end", "preemted=fail"], "unknown ending 'preemted' (did you mean preempted?)"),
     ],

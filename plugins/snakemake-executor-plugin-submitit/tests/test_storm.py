@@ -1,4 +1,4 @@
-"""Everything that can happen to jobs, at once: what follows from each must not touch the others."""
+"""All faults of jobs at once: none must affect other jobs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ rule node:
     output: "node"
     shell: "test -e gone || {{ touch gone; sleep 600; }}; touch {output}"
 
-# SLURM may not put it back into the queue
+# SLURM must not requeue it
 rule preempted:
     output: "preempted"
     resources: partition="cancel", gpus=4, sbatch="--no-requeue"
@@ -129,7 +129,7 @@ def test_a_job_that_the_controller_has_forgotten_is_sent_again_though_its_id_is_
     )
     project.wait_for_file("again")
     slurm.stop("slurmctld", signal.SIGKILL)
-    slurm.run("slurmctld", "-c", "-f", slurm.env["SLURM_CONF"])  # without what it knew
+    slurm.run("slurmctld", "-c", "-f", slurm.env["SLURM_CONF"])  # without its saved state
     assert process.wait(timeout=300) == 0, project.output
     assert re.search(r"submitit: one: lost; retry 1 of 1 ", project.output)
     assert project.logs("one").count("completed") == 1

@@ -1,4 +1,4 @@
-"""What can be said without a cluster: verdicts, rules, requests, names."""
+"""Unit tests without a cluster: verdicts, rules, requests, names."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ GRACE = 30.0
 
 
 @pytest.mark.parametrize(
-    ("state", "reason", "result", "said", "seconds", "verdict"),
+    ("state", "reason", "result", "hint", "seconds", "verdict"),
     [
-        # the job says that it succeeded: nothing else counts
+        # the job reports success: nothing else counts
         ("RUNNING", "None", V.COMPLETED, None, 0, V.COMPLETED),
         (None, "", V.COMPLETED, None, 0, V.COMPLETED),
         ("COMPLETED", "None", V.COMPLETED, V.OUT_OF_MEMORY, 0, V.COMPLETED),
-        # the job says that it failed: the scheduler may know why, a little later
+        # the job reports a failure: the scheduler may know the cause a little later
         ("RUNNING", "None", V.CODE_ERROR, None, 0, None),
         ("COMPLETING", "None", V.CODE_ERROR, None, 0, None),
         ("COMPLETED", "None", V.CODE_ERROR, None, 0, V.CODE_ERROR),
@@ -46,7 +46,7 @@ GRACE = 30.0
         ("RUNNING", "None", V.OUT_OF_MEMORY, None, 0, V.OUT_OF_MEMORY),
         ("COMPLETED", "None", V.TIMED_OUT, None, 0, V.TIMED_OUT),
         ("RUNNING", "None", V.PREEMPTED, None, 0, V.PREEMPTED),
-        # only the scheduler knows: final once it has been so for a while, as a requeue passes through these
+        # only the scheduler knows: final after the grace time, because a requeue passes through these states
         ("PENDING", "Resources", None, None, 1e6, None),
         ("PENDING", "BeginTime", None, None, 1e6, None),
         ("SIGNALING", "None", None, None, 1e6, None),
@@ -66,7 +66,7 @@ GRACE = 30.0
         ("FAILED", "NonZeroExitCode", None, V.OUT_OF_MEMORY, GRACE, V.OUT_OF_MEMORY),
         ("FAILED", "NonZeroExitCode", None, V.TIMED_OUT, GRACE, V.TIMED_OUT),
         ("FAILED", "BadConstraints", None, None, 0, V.NOT_SUBMITTED),
-        # success that nobody saw is no success
+        # success without a result does not count
         ("COMPLETED", "None", None, None, 0, None),
         ("COMPLETED", "None", None, None, GRACE, V.LOST),
         (None, "", None, None, 0, None),
@@ -74,9 +74,9 @@ GRACE = 30.0
     ],
 )
 def test_verdict(
-    state: str | None, reason: str, result: V | None, said: V | None, seconds: float, verdict: V | None
+    state: str | None, reason: str, result: V | None, hint: V | None, seconds: float, verdict: V | None
 ) -> None:
-    assert judge(Evidence(state, reason, result, said, seconds), GRACE) is verdict
+    assert judge(Evidence(state, reason, result, hint, seconds), GRACE) is verdict
 
 
 def test_hints_in_the_output_of_slurm() -> None:
@@ -132,7 +132,7 @@ def test_flags_of_a_rule_override_those_of_all() -> None:
     [
         ("--ntasks-per-node=2", "ntasks-per-node"),
         ("--nodes=2", "nodes"),
-        ("--node=2", "nodes"),  # sbatch takes abbreviations
+        ("--node=2", "nodes"),  # sbatch accepts abbreviations
         ("--arr=0-3", "array"),
         ("--clusters=other", "clusters"),
         ("--mem=1G", "mem"),
@@ -175,7 +175,7 @@ def test_the_larger_memory_counts(resources: dict[str, int], asked: tuple[str, s
 
 
 def test_a_gpu_type_without_gpus_is_an_error() -> None:
-    with pytest.raises(ValueError, match="gpu_type='a100' asks for a type of GPU, but gpus is 0"):
+    with pytest.raises(ValueError, match="gpu_type='a100' requests a GPU type, but gpus is 0"):
         request.read({"gpu_type": "a100"}, 1)
 
 
@@ -200,7 +200,7 @@ def test_variables_that_would_override_a_request_are_taken_out() -> None:
     assert environ == {"SLURM_CONF": "/c", "HOME": "/h"}
     assert defaults == {"partition": "a"}
     assert told == [
-        "SBATCH_TIMELIMIT, SLURM_NTASKS would change what jobs ask for, and are not passed on: use resources, or "
+        "SBATCH_TIMELIMIT, SLURM_NTASKS would change the resources of jobs, and are not passed on: use resources, or "
         "--submitit-sbatch"
     ]
     assert request.read({}, 1, defaults=defaults).partition == "a"
@@ -306,10 +306,10 @@ def test_a_refusal_for_now_is_not_one_for_good(refusal: str, passes: bool) -> No
 
 
 def test_messages_become_one_line() -> None:
-    both = commands.said("sbatch: note\nsbatch: error: One\nsbatch: error: Two: three\n")
+    both = commands.message("sbatch: note\nsbatch: error: One\nsbatch: error: Two: three\n")
     assert both == "One; Two: three"
-    assert commands.said("sbatch: unrecognized option '--x'\nTry help\n") == "unrecognized option '--x'"
-    assert commands.said("") == "no message"
+    assert commands.message("sbatch: unrecognized option '--x'\nTry help\n") == "unrecognized option '--x'"
+    assert commands.message("") == "no message"
 
 
 def _job(rule: str, **wildcards: str) -> SimpleNamespace:

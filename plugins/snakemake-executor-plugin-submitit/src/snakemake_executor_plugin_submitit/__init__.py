@@ -1,7 +1,7 @@
 """Snakemake executor plugin that runs jobs on SLURM (or on this machine) through submitit.
 
-Snakemake imports this package to find ``Executor``, ``ExecutorSettings`` and ``common_settings``; the compute nodes
-import only :mod:`~snakemake_executor_plugin_submitit.task`, and should not pay for the rest.
+Snakemake imports this package to find ``Executor``, ``ExecutorSettings`` and ``common_settings``. Compute nodes import
+only :mod:`~snakemake_executor_plugin_submitit.task`, so the rest is imported lazily.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what Snakemake asks for when it asks."""
+    """Import the names that Snakemake needs on first access."""
     if name in ("Executor", "common_settings"):
         from . import executor
 

@@ -1,4 +1,4 @@
-"""Jobs that are ready and wait here, until the cluster takes them."""
+"""Queue of ready jobs that the cluster has not yet accepted."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from .clusters import Cluster, SubmissionError
 from .request import Request
 from .watch import Entry
 
-# Between two attempts to submit what was refused for now: at first, and at most.
+# Seconds between two attempts after a temporary refusal: first, and at most.
 _RESUBMIT_SECONDS = (2.0, 120.0)
 
 
 class Backlog:
-    """Jobs in the order in which they became ready; for one thread at a time."""
+    """Jobs in the order in which they became ready; not thread-safe."""
 
     def __init__(
         self, cluster: Cluster, *, send: Callable[[Request, Sequence[Entry]], None], tell: Callable[[str], None]
     ) -> None:
-        """Begin with none.
+        """Start with an empty queue.
 
         Args:
-            cluster: Says how many jobs it has room for.
-            send: Submits jobs of equal requests at once; raises ``SubmissionError`` where none of them was taken.
-            tell: Says something to the user once.
+            cluster: Cluster, which reports how many jobs it has room for.
+            send: Submits jobs of equal requests at once; raises ``SubmissionError`` if none of them was accepted.
+            tell: Shows a message to the user once.
         """
         self._cluster, self._send, self._tell = cluster, send, tell
         self._entries: list[Entry] = []
@@ -32,19 +32,19 @@ class Backlog:
         self._batch = 0  # most jobs in the next submission; 0 leaves it to the cluster
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Take in jobs that became ready."""
+        """Add jobs that became ready."""
         self._entries += entries
 
     def clear(self) -> None:
-        """Forget all jobs."""
+        """Drop all jobs."""
         self._entries.clear()
 
     def hurry(self) -> None:
-        """Don't wait any longer with what was refused for now."""
+        """Retry temporarily refused jobs at the next :meth:`submit`, without waiting."""
         self._retry_at = 0.0
 
     def submit(self) -> None:
-        """Send out what waits here, equal requests together, as far as the cluster takes it."""
+        """Submit the waiting jobs, equal requests together, as far as the cluster accepts them."""
         if time.monotonic() < self._retry_at:
             return
         while self._entries:
@@ -61,13 +61,13 @@ class Backlog:
                     for entry in batch:
                         entry.refused = str(error)
                 else:
-                    # a limit on submitted jobs may let a smaller array through
+                    # a limit on submitted jobs may still accept a smaller array
                     self._batch = max(1, len(batch) // 2)
                     self._retry_at = time.monotonic() + self._retry_after
                     self._retry_after = min(_RESUBMIT_SECONDS[1], self._retry_after * 2)
-                    self._tell(f"the cluster takes no more jobs for now, the others wait here: {error}")
+                    self._tell(f"the cluster accepts no more jobs for now; the others wait: {error}")
                     return
-            except BaseException:  # Ctrl-C: the thread that polls must not send them again
+            except BaseException:  # Ctrl-C: the polling thread must not submit them again
                 self._entries.clear()
                 raise
             else:

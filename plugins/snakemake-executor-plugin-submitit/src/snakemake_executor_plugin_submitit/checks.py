@@ -1,4 +1,4 @@
-"""What SLURM would never run, found before anything is submitted."""
+"""Checks before submission: requests that SLURM would never run."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .commands import run, said
+from .commands import message, run
 from .request import Request
 
-# a refusal for good; all else may pass
+# permanent refusals; all others may pass
 _WRONG = re.compile(r"invalid|unrecognized|ambiguous|requires an argument", re.IGNORECASE)
 
 
 @dataclass
 class Partition:
-    """What jobs can have in a partition.
+    """Limits of a partition.
 
     Attributes:
-        gpus: Names of the types of GPU; an empty one stands for GPUs without a type.
+        gpus: GPU types; the empty name stands for GPUs without a type.
         minutes: Longest time limit.
     """
 
@@ -29,14 +29,14 @@ class Partition:
 
 
 def partitions() -> dict[str, Partition]:
-    """The site's partitions by name.
+    """Query the site's partitions, by name.
 
     Raises:
-        ValueError: SLURM does not tell.
+        ValueError: ``sinfo`` fails.
     """
     shown = run("sinfo", "--noheader", "--all", "--format=%R|%G|%l")
     if shown.returncode:
-        raise ValueError(f"sinfo fails: {said(shown.stderr)}")
+        raise ValueError(f"sinfo fails: {message(shown.stderr)}")
     found: dict[str, Partition] = {}
     for line in shown.stdout.splitlines():
         name, *rest = line.split("|")
@@ -49,21 +49,21 @@ def partitions() -> dict[str, Partition]:
 
 
 def gpu_types(gres: str) -> list[str]:
-    """Types of the GPUs in a list such as ``gpu:a100:4(S:0-1),gpu:2080ti:8,shard:2``; an empty one for GPUs without."""
+    """GPU types in a list such as ``gpu:a100:4(S:0-1),gpu:2080ti:8,shard:2``; empty for GPUs without a type."""
     kinds = []
     for entry in re.sub(r"\([^)]*\)", "", gres).split(","):
         name, _, rest = entry.partition(":")
         kind, _, count = rest.rpartition(":")
-        if name == "gpu":  # `gpu`, `gpu:4`, `gpu:a100` and `gpu:a100:4` are all to be seen
+        if name == "gpu":  # sites have `gpu`, `gpu:4`, `gpu:a100` and `gpu:a100:4`
             kinds.append(kind if count.isdigit() else rest)
     return kinds
 
 
 def compare(rule: str, request: Request, site: dict[str, Partition]) -> None:
-    """Compare partition, time limit and type of GPU with what the site has.
+    """Compare partition, time limit and GPU type with those of the site.
 
     Raises:
-        ValueError: What is wrong and what the site has instead, in one line.
+        ValueError: The error and the site's valid values, in one line.
     """
     named = request.partition.split(",") if request.partition else list(site)
     for name in named:
@@ -88,20 +88,20 @@ def compare(rule: str, request: Request, site: dict[str, Partition]) -> None:
 
 
 def ask(rule: str, flags: tuple[str, ...], user: str, *, accounting: bool) -> None:
-    """Let SLURM say whether an account, a quality of service, a constraint and further flags are allowed.
+    """Ask SLURM whether an account, a quality of service, a constraint and further flags are allowed.
 
     Raises:
-        ValueError: SLURM's own words and, where the site keeps accounts, what the user may ask for, in one line.
+        ValueError: SLURM's own message and, if the site keeps accounts, the user's valid values, in one line.
     """
     tried = run("sbatch", "--test-only", *flags, "--wrap=true")
     if tried.returncode and _WRONG.search(tried.stderr):
-        text = said(tried.stderr).removeprefix("allocation failure: ")
+        text = message(tried.stderr).removeprefix("allocation failure: ")
         known = _associations(user) if accounting and shutil.which("sacctmgr") else ""
-        raise ValueError(f"rule {rule}: SLURM does not take {' '.join(flags)}: {text}{known}")
+        raise ValueError(f"rule {rule}: SLURM refuses {' '.join(flags)}: {text}{known}")
 
 
 def flags(request: Request) -> tuple[str, ...]:
-    """Flags of ``sbatch`` for what :func:`ask` should ask; empty if that is nothing."""
+    """``sbatch`` flags of a request for :func:`ask` to check; empty if there are none."""
     values = {name: getattr(request, name) for name in ("account", "qos", "constraint")}
     named = [f"--{name}={value}" for name, value in values.items() if value]
     named += [f"--{name}" if value is True else f"--{name}={value}" for name, value in request.extra]
@@ -117,7 +117,7 @@ def _associations(user: str) -> str:
 
 
 def minutes(text: str) -> float:
-    """SLURM's ``days-hours:minutes:seconds`` in minutes."""
+    """Convert SLURM's ``days-hours:minutes:seconds`` to minutes."""
     days, _, clock = text.rpartition("-")
     try:
         parts = [int(part) for part in clock.split(":")]

@@ -1,4 +1,4 @@
-"""What the executor needs of a place where jobs run."""
+"""Interface of a cluster, and functions that all clusters share."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .request import Request
 from .task import JobFailed, Task
 from .verdict import queued
 
-# state and reason, in the scheduler's words
+# the scheduler's own state and reason, by job id
 States = dict[str, tuple[str, str]]
 
 
 class SubmissionError(Exception):
-    """Jobs were refused; nothing of them is in the queue.
+    """The cluster refused jobs; none of them is in the queue.
 
     Attributes:
-        temporary: The same submission, or a smaller one, may be taken later.
+        temporary: The same submission, or a smaller one, may be accepted later.
     """
 
     def __init__(self, text: str, *, temporary: bool) -> None:
@@ -33,45 +33,45 @@ class SubmissionError(Exception):
 class Cluster(Protocol):
     """SLURM, this machine, or this process."""
 
-    poll_limit: float  # seconds between two looks at most
-    defaults: Mapping[str, str]  # resources that count where a rule names none
-    told: Sequence[str]  # what a user should know before anything runs
+    poll_limit: float  # longest interval between two polls, seconds
+    defaults: Mapping[str, str]  # resources of rules that set none
+    told: Sequence[str]  # messages for the user before anything runs
 
     def check(self, requests: Iterable[tuple[str, Request]]) -> None:
-        """Find what can never run, before anything does; requests come with the name of their rule.
+        """Check that all requests, given with the names of their rules, can run.
 
         Raises:
-            ValueError: What is wrong and what to change, in one line.
+            ValueError: The error and the remedy, in one line.
         """
 
     def room(self, request: Request) -> int:
-        """How many jobs of this kind can be submitted now."""
+        """Return how many jobs of this request can be submitted now."""
 
     def submit(self, name: str, request: Request, tasks: Sequence[Task]) -> list[str]:
         """Submit tasks of equal requests at once and return their ids.
 
         Raises:
-            SubmissionError: None of them was taken.
+            SubmissionError: None of them was accepted.
         """
 
     def states(self, ids: Iterable[str]) -> States | None:
-        """One query for the states of all jobs; ids that are not known are left out; None if there is no answer."""
+        """Query the states of all jobs at once, without unknown ids; None if there is no answer."""
 
     def cancel(self, ids: Iterable[str]) -> None:
-        """End jobs, in the queue or running; ids that are not known are no error."""
+        """End queued or running jobs; unknown ids are no error."""
 
 
 def end(cluster: Cluster, ids: Iterable[str], seconds: float, pause: float = 1.0) -> set[str]:
-    """Cancel jobs, again and again until none of them is in the queue any more; a cancellation can get lost.
+    """Cancel jobs repeatedly until none of them is in the queue, because a cancellation can get lost.
 
     Args:
-        cluster: Where they are.
-        ids: The jobs.
-        seconds: How long this may take.
-        pause: Seconds between two looks.
+        cluster: Cluster of the jobs.
+        ids: Ids of the jobs.
+        seconds: Time limit.
+        pause: Seconds between two attempts.
 
     Returns:
-        The jobs that are still there, or may be: the scheduler did not answer.
+        The jobs that are still in the queue, or may be if the scheduler did not answer.
     """
     left, until = set(ids), time.monotonic() + seconds
     cluster.cancel(left)
@@ -82,26 +82,26 @@ def end(cluster: Cluster, ids: Iterable[str], seconds: float, pause: float = 1.0
         if not left or time.monotonic() >= until:
             break
         time.sleep(pause)
-        # one that is COMPLETING has heard of it
+        # a COMPLETING job has been cancelled already
         cluster.cancel(key for key in left if states is None or states[key][0] != "COMPLETING")
     return left
 
 
 def results(folder: Path, ids: set[str]) -> set[str]:
-    """Which jobs have written their result, from one look into the folder."""
+    """Ids of the jobs that have written their result, from one listing of the folder."""
     with contextlib.suppress(OSError):
-        # makes NFS clients look again; the same trick as in submitit
+        # makes NFS clients refresh their cache, as in submitit
         folder.chmod(folder.stat().st_mode)
     ending = "_0_result.pkl"
     return {file.name.removesuffix(ending) for file in folder.glob("*" + ending)} & ids
 
 
 def read_result(folder: Path, external: str) -> dict[str, Any]:
-    """What a task returned, once; ``ending`` is None where submitit itself failed, ``error`` says how."""
+    """Read and delete a task's result; if submitit itself failed, ``ending`` is None and ``error`` gives the reason."""
     path = folder / f"{external}_0_result.pkl"
     with path.open("rb") as file:
         outcome, value = pickle.load(file)  # noqa: S301  # our own task wrote it
-    # ids of local jobs are process ids: a later job with the same one must not find this result
+    # ids of local jobs are process ids: a later job with the same id must not find this result
     path.unlink()
     if outcome == "success":
         return dict(value)

@@ -1,4 +1,4 @@
-"""SLURM's commands, as this plugin calls them."""
+"""Calls of SLURM's commands."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _OWN_FILTERS = ("SACCT_", "SCANCEL_", "SINFO_", "SQUEUE_")
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """Run a SLURM command, without the user's own filters and formats (``SQUEUE_PARTITION`` and the like)."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(_OWN_FILTERS)}
-    env["SLURM_BITSTR_LEN"] = "0"  # or SLURM cuts the list of an array's tasks short
+    env["SLURM_BITSTR_LEN"] = "0"  # otherwise SLURM truncates the list of an array's tasks
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"{command[0]} timed out")
 
 
-def said(text: str) -> str:
-    """What a command's messages say, in one line: its errors, else the first line."""
+def message(text: str) -> str:
+    """Reduce a command's output to one line: its errors, else the first line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
     errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
     return "; ".join(dict.fromkeys(errors)) or lines[0].removeprefix("sbatch: ")
@@ -32,9 +32,9 @@ def said(text: str) -> str:
 
 @contextlib.contextmanager
 def patience(command: str, seconds: float) -> Iterator[threading.Event]:
-    """End a command started inside this block that takes too long; the event says whether that happened.
+    """End a command started inside this block if it takes too long; the event is set if that happened.
 
-    Where a site is full ``sbatch`` sleeps and tries again for two minutes, without a word to anybody.
+    When a site is full, ``sbatch`` silently sleeps and retries for two minutes.
     """
     ended = threading.Event()
 

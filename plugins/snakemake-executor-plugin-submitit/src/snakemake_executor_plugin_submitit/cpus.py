@@ -1,4 +1,4 @@
-"""How many CPUs this machine has for us."""
+"""CPUs of this machine that the process may use."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use at once: those it may run on, and what its control groups grant (containers)."""
+    """Count the CPUs that this process may use: the minimum of its affinity and the quotas of its control groups."""
     return max(1, min([len(os.sched_getaffinity(0)), *(int(quota) for quota in quotas())]))
 
 
 def quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[float]:
-    """CPUs that the control groups of this process may use, in versions 1 and 2; a container sees only its root."""
+    """CPU quotas of this process's control groups (versions 1 and 2); a container sees only its root."""
     found = []
     with contextlib.suppress(OSError):
         for line in own.read_text("utf-8").splitlines():
@@ -28,7 +28,7 @@ def quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
 
 
 def _quota(folder: Path) -> list[float]:
-    """The quota of one control group; none where there is no limit."""
+    """Quota of one control group; empty without a limit."""
     with contextlib.suppress(OSError, ValueError):  # "max" is no number
         if (folder / "cpu.max").exists():
             quota, period = map(int, (folder / "cpu.max").read_text("utf-8").split())

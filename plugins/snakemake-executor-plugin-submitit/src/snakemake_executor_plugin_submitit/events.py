@@ -1,16 +1,15 @@
-"""What became of a run's jobs, in a file that other programs may read while the run goes on and after it.
+"""Event log of a run's jobs, which other programs may read during and after the run.
 
-``events.tsv`` in the run's folder only grows. A line is: time (ISO 8601 with the zone), the cluster's id of the job
-(empty where there is none), its name (that of its log without ``.log``), event, and detail, with tabs between:
+``events.tsv`` in the run's folder is append-only. A line has, separated by tabs: time (ISO 8601 with the zone), the
+cluster's id of the job (empty if there is none), its name (that of its log without ``.log``), event, and detail:
 
 - ``submitted``: the resources, as ``cpus=4 gpus=1 minutes=60``;
 - ``running``;
-- ``requeued``: it is in the cluster's queue again and will go on; why, or ``unknown cause``;
-- ``retried``: it ended, and is submitted anew, under a new id; how it ended;
-- ``ended``: how it ended, one of the values of :class:`Verdict`.
+- ``requeued``: the job is in the cluster's queue again and will continue; the cause, or ``unknown cause``;
+- ``retried``: the job ended, and is submitted again under a new id; its ending;
+- ``ended``: the ending, one of the values of :class:`Verdict`.
 
-The latest line of a name counts. A Snakemake that was killed writes nothing more: what its jobs do then, only the
-cluster knows.
+The latest line of a name counts. A killed Snakemake writes nothing more; then only the cluster knows its jobs.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from .task import History
 from .verdict import FINAL_STATES, Verdict
 from .watch import Entry
 
-# The scheduler's words for a job that waits; it was put back where it has run before.
+# The scheduler's states of a waiting job; a job that ran before was requeued.
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 
 
@@ -34,23 +33,23 @@ class Events:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._running: set[str] = set()
-        self._told: dict[str, int] = {}  # events of a job's own history that are written down, by id
+        self._told: dict[str, int] = {}  # number of events of a job's own history that are recorded, by id
 
     def submitted(self, entries: Iterable[Entry], request: Request) -> None:
-        """Jobs were submitted; their ids are known."""
+        """Record submitted jobs, whose ids are known."""
         facts = {"cpus": request.cpus, "gpus": request.gpus, "gpu_type": request.gpu_type, "minutes": request.minutes}
         detail = " ".join(f"{name}={value}" for name, value in facts.items() if value)
         self._write([(entry, "submitted", detail) for entry in entries])
 
     def seen(self, entries: Iterable[Entry]) -> None:
-        """The jobs were looked at: write down which of them started, or went back to the queue."""
+        """Record the jobs that started or were requeued since the last poll."""
         news = []
         for entry in entries:
             state, was = entry.seen.state, entry.external in self._running
             if state is None or state in FINAL_STATES or was != (state in _WAITING):
                 continue
             if was:
-                # a job writes down why it goes back itself; one whose node died could not
+                # a job records the cause of a requeue itself, unless its node died
                 own = History(Path(entry.task.history)).events()[self._told.get(entry.external, 0) :]
                 news.append((entry, "requeued", own[-1]["ending"] if own else "unknown cause"))
                 self._told[entry.external] = self._told.get(entry.external, 0) + len(own)
@@ -61,14 +60,14 @@ class Events:
         self._write(news)
 
     def ended(self, entry: Entry, verdict: Verdict, *, again: bool = False) -> None:
-        """A job ended, or will be submitted anew."""
+        """Record that a job ended, or will be submitted again."""
         self._running.discard(entry.external)
         self._write([(entry, "retried" if again else "ended", verdict.value)])
 
     def _write(self, news: Sequence[tuple[Entry, str, str]]) -> None:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         if news:
-            # one write for all, so that a reader sees whole lines
+            # one write for all, so that readers see complete lines
             lines = [f"{now}\t{entry.external}\t{entry.name}\t{event}\t{detail}\n" for entry, event, detail in news]
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(lines))

@@ -1,4 +1,4 @@
-"""The executor: takes ready jobs from Snakemake, sends them out together, and says how each ended."""
+"""Snakemake executor: submits ready jobs together and reports how each ended."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ common_settings = CommonSettings(
     pass_envvar_declarations_to_cmd=True,
     auto_deploy_default_storage_provider=False,
 )
-# SLURM gives up a silent node within this time.
+# SLURM gives up a silent node within this time, seconds.
 _NODE_SECONDS = 600.0
-# Jobs get this long to leave the queue at the end of a run, and to be told from those that the next run starts.
+# Time for cancelled jobs to leave the queue, at the end of a run and before the next one starts its own, seconds.
 _CANCEL_SECONDS = 20.0
 
 
@@ -49,7 +49,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
     _ready = False
 
     def __post_init__(self) -> None:
-        """Find out what cannot work before anything is submitted."""
+        """Check the set-up before anything is submitted."""
         settings = self.workflow.executor_settings
         if self.workflow.remote_execution_settings.immediate_submit:
             raise WorkflowError("submitit: --immediate-submit is not supported: endings could not be told apart")
@@ -71,7 +71,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         self.entries: dict[int, Entry] = {}
         self._lock = threading.RLock()
         self._completed: dict[str, float] = {}
-        self._left: set[str] = set()  # jobs that were cancelled, and are there nevertheless
+        self._left: set[str] = set()  # cancelled jobs that are still in the queue
         self._told: set[str] = set()
         try:
             self.cluster = self._make_cluster()
@@ -90,7 +90,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         self._ready = True
 
     def _make_cluster(self) -> Cluster:
-        # imported here: each brings in a part of submitit that the others don't need
+        # imported here, because each needs another part of submitit
         from .local import Debug, Local
         from .slurm import Slurm
 
@@ -103,7 +103,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         return Local(folder, cores=self.workflow.resource_settings.cores or sys.maxsize, **common)
 
     def _declared(self) -> list[tuple[str, Request]]:
-        """One request a rule of this run, as far as it can be known before inputs exist."""
+        """Return one request per rule of this run, as far as it is known before inputs exist."""
         jobs = {job.rule.name: job for job in self.workflow.dag.needrun_jobs() if not job.is_local}
         return [(name, self._request(job)) for name, job in jobs.items()]
 
@@ -119,7 +119,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
     # --- from Snakemake's scheduler -------------------------------------------------------------------------------
 
     def run_jobs(self, jobs: list[Any]) -> None:
-        """Send out everything that is ready, equal requests together."""
+        """Submit all ready jobs, equal requests together."""
         entries = []
         for job in jobs:
             self.run_job_pre(job)
@@ -148,19 +148,19 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             self.report_job_submission(entry.info)
 
     def run_job(self, job: Any) -> None:
-        """Send out one job."""
+        """Submit one job."""
         self.run_jobs([job])
 
     def get_job_args(self, job: Any) -> str:
-        """As in Snakemake, with the cores that were asked for instead of all that the node has."""
+        """Extend Snakemake's arguments by the requested cores; the default is all cores of the node."""
         return f"{super().get_job_args(job)} --cores {self._request(job).cpus}"
 
     def additional_general_args(self) -> str:
-        """The Snakemake on the node must not submit again, whatever profile it finds."""
+        """Prevent the Snakemake on the node from submitting, whatever profile it finds."""
         return "--executor local --workflow-profile none --quiet host progress"
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
-        """End everything of this run; ``active_jobs`` is empty while a poll is under way, so our own list counts."""
+        """Cancel all jobs of this run; uses our own list, because ``active_jobs`` is empty during a poll."""
         del active_jobs
         with self._lock:
             ids = [entry.external for entry in self.entries.values() if entry.external]
@@ -171,11 +171,11 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             self._left |= end(self.cluster, ids, _CANCEL_SECONDS)
 
     def shutdown(self) -> None:
-        """End; after an error in Snakemake itself jobs may still be there, and nobody would wait for them."""
+        """Shut down; cancels jobs that are left after an error in Snakemake itself."""
         if self._ready:
             self.cancel_jobs([])
             self._end_requeued()
-            if self._left:  # the next run looks after them, as after those of a Snakemake that was killed
+            if self._left:  # the next run cancels them, like those of a killed Snakemake
                 self.logger.warning(f"submitit: {len(self._left)} cancelled jobs are still in the queue")
             else:
                 self.run_folder.close()
@@ -195,9 +195,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         self.logger.info(f"submitit: {len(ids)} jobs submitted as {first}" + (f" … {last}" if last != first else ""))
 
     def _end_left_behind(self) -> None:
-        """Jobs of a Snakemake that was killed would write the same files as ours: nothing starts before they are gone.
+        """Cancel jobs of killed runs, and wait until they are gone, because they would write the same files as ours.
 
-        Where SLURM does not answer, it may still run them.
+        While SLURM does not answer, it may still run them.
         """
         for folder, ids in self.run_folder.left_behind():
             left = set(ids) if self.settings.cluster == "slurm" else set()
@@ -214,7 +214,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             (folder / "ended").touch()
 
     def _end_requeued(self) -> None:
-        """A job whose node was given up just after it had written its result went back to the queue."""
+        """Cancel completed jobs that SLURM requeued because it gave up their node just after they had finished."""
         latest = [key for key, when in self._completed.items() if time.monotonic() - when < _NODE_SECONDS]
         states = self.cluster.states(latest) or {}
         waiting = [key for key, (state, _) in states.items() if state == "PENDING"]
@@ -230,7 +230,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             await asyncio.sleep(min(0.5, left))
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncIterator[SubmittedJobInfo]:
-        """Judge all jobs, and hand back those that go on."""
+        """Determine which jobs have ended, and yield those that continue."""
         if not self._ready:
             return
         with self._lock:
@@ -249,15 +249,15 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
     def _judged(self, entry: Entry) -> Verdict | None:
         verdict = judge(entry.seen, self.settings.grace_seconds)
         if verdict is Verdict.COMPLETED and (missing := entry.missing()):
-            # files take time to cross a shared file system; other than results, they may be on none
+            # files need time to appear on a shared file system; unlike results, outputs may be on a local one
             if time.monotonic() - entry.since < self.settings.grace_seconds:
                 return None
-            entry.details["error"] = f"made {missing} on its node, which is not to be seen here"
+            entry.details["error"] = f"made {missing} on its node, but it is not visible here"
             return Verdict.UNSEEN
         return verdict
 
     def _ended(self, entry: Entry, verdict: Verdict) -> bool:
-        """Act on an ending; False where the job was sent again."""
+        """Act on an ending; returns False if the job is submitted again."""
         if verdict is Verdict.COMPLETED:
             self.events.ended(entry, verdict)
             self._completed[entry.external] = time.monotonic()
@@ -270,13 +270,13 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         self.events.ended(entry, verdict, again=again)
         state = entry.seen.state
         if entry.external and state not in FINAL_STATES and (state == "PENDING" or not entry.seen.result):
-            # a job that was given up must not start after all; one that has written its result ends by itself
+            # a job that was given up must not start later; one that has written its result ends by itself
             self.cluster.cancel([entry.external])
         if again:
             if verdict is Verdict.TIMED_OUT and not entry.seen.result:
-                History(Path(entry.task.history)).add(verdict)  # it was killed before it could do that
+                History(Path(entry.task.history)).add(verdict)  # it was killed before it could record this itself
             if verdict is Verdict.UNSEEN:
-                Path(entry.task.history).unlink(missing_ok=True)  # it completed, on its node alone
+                Path(entry.task.history).unlink(missing_ok=True)  # it completed, but its outputs exist only on its node
             entry.retries[verdict] += 1
             with self._lock:
                 entry.reset()
@@ -285,13 +285,13 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         self._forget(entry)
         job = entry.info.job
         if rule.kind != "workflow":
-            job.attempt = job.restart_times + 1  # Snakemake then does not try again either
+            job.attempt = job.restart_times + 1  # prevents Snakemake's own retries
         entry.info.external_jobid = entry.external or None
         self.report_job_error(entry.info, msg=f"{verdict.value}. ", aux_logs=[entry.task.log])
         return True
 
     def _rule(self, entry: Entry, verdict: Verdict) -> Rule:
-        """The rule for an ending; who could not go back to the queue in time at the time limit is sent back."""
+        """Rule for an ending; a job that could not requeue itself at its time limit is submitted again."""
         if verdict is Verdict.TIMED_OUT:
             entry.retries[verdict] = History(Path(entry.task.history)).count(verdict)
             if entry.retries[verdict] < entry.request.requeues:
@@ -301,10 +301,10 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
     def _forget(self, entry: Entry) -> None:
         with self._lock:
             self.entries.pop(id(entry.info), None)
-            self.backlog.hurry()  # there may be room now
+            self.backlog.hurry()  # the cluster may have room now
 
     def _tell(self, text: str) -> None:
-        """Say something once."""
+        """Show a message once."""
         if text not in self._told:
             self._told.add(text)
             self.logger.warning(f"submitit: {text}")

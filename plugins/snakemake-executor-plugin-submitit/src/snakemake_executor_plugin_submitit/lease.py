@@ -1,4 +1,4 @@
-"""One process for one job at a time, also where the scheduler has given up one that goes on."""
+"""Lease: at most one process works on a job, even if the scheduler has given up a node that still runs it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 
 import psutil
 
-# Between two signs of life, and without one for how long a holder is taken for dead. NFS may show a file a minute late.
+# Seconds between two heartbeats, and without one until a holder counts as dead. NFS may show a file a minute late.
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 90.0
 
 
 class Lease:
-    """A file that names who works on a job and changes as long as they do.
+    """File that names the process working on a job, and changes while the process is alive.
 
-    A node that is cut off from the scheduler goes on with its job, while the scheduler starts the job elsewhere: the
-    second waits here until the first has ended or shows no sign of life. Clocks of nodes differ, so only changes
-    count, by the clock of who waits.
+    A node that is cut off from the scheduler continues its job, while the scheduler starts the job elsewhere. The
+    second start waits until the first has ended or sends no heartbeat. Clocks of nodes differ, so only changes count,
+    timed by the clock of the waiting process.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,14 +30,14 @@ class Lease:
         self._beats, self._last = 0, 0.0
 
     def take(self, tell: Callable[[str], None], waits: Callable[[], bool] = lambda: True) -> bool:
-        """Wait until nobody else holds the lease, then hold it.
+        """Wait until no other process holds the lease, then take it.
 
         Args:
-            tell: Called once with who is waited for.
-            waits: Asked again and again while this waits; False gives up.
+            tell: Called once with a message that names the holder.
+            waits: Called repeatedly while waiting; False gives up.
 
         Returns:
-            Whether it is held now.
+            Whether the lease was taken.
         """
         seen, since = self._read(), time.monotonic()
         told = False
@@ -55,12 +55,12 @@ class Lease:
         return True
 
     def beat(self) -> None:
-        """Show a sign of life, every ``BEAT_SECONDS`` and not more often."""
+        """Send a heartbeat, at most every ``BEAT_SECONDS``."""
         if time.monotonic() - self._last >= BEAT_SECONDS:
             self._write()
 
     def release(self) -> None:
-        """Let the next one work."""
+        """Release the lease."""
         if self._read().startswith(self._name):
             self.path.unlink(missing_ok=True)
 

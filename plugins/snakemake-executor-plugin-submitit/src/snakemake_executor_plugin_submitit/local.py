@@ -1,4 +1,4 @@
-"""The same jobs without SLURM: as processes of this machine, or one after the other in this process."""
+"""Clusters without SLURM: processes of this machine, or one job after the other in this process."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .task import Task
 
 _YEAR_MIN = 365 * 24 * 60
 # Only `cancel` ends a job: Ctrl-C in a terminal also reaches submitit's processes, which kill the job a second later.
-# And the shell stays, as some would not with a single command left: its number is the job's.
+# The EXIT trap keeps shells from replacing themselves by their last command: the shell's process id is the job's.
 _SHELL = ("trap '' INT", "trap : EXIT")
 
 
 class Local:
-    """This machine; never more jobs at once than its CPUs and GPUs allow, which submitit alone does not see to."""
+    """This machine; runs no more jobs at once than its CPUs and GPUs allow, which submitit does not check."""
 
     poll_limit = 1.0
     defaults: Mapping[str, str] = MappingProxyType({})
@@ -37,10 +37,10 @@ class Local:
         """Count CPUs and GPUs.
 
         Args:
-            folder: Where submitit's files go.
-            cores: Most cores that jobs take together, where this machine has as many for us.
-            parallel: Most jobs at once; 0 leaves it to CPUs and GPUs.
-            signal_delay: Seconds before the time limit at which the signal comes.
+            folder: Folder of submitit's files.
+            cores: Most cores of all jobs together; this machine may have fewer.
+            parallel: Most jobs at once; 0 for as many as CPUs and GPUs allow.
+            signal_delay: Seconds between signal and time limit.
             setup: Shell lines before each job.
         """
         self.folder, self.signal_delay, self.setup = folder, signal_delay, [*_SHELL, *setup]
@@ -52,16 +52,16 @@ class Local:
         self._cancelled: set[str] = set()
 
     def check(self, requests: Iterable[tuple[str, Request]]) -> None:
-        """Every rule must fit on this machine."""
+        """Check that every rule fits on this machine."""
         for rule, request in requests:
             if request.gpus > len(self.gpus):
                 raise ValueError(
-                    f"rule {rule} asks for {request.gpus} GPU(s), this machine has {len(self.gpus)}: "
+                    f"rule {rule} requests {request.gpus} GPU(s), but this machine has {len(self.gpus)}: "
                     f"--set-resources {rule}:gpus={len(self.gpus)}"
                 )
 
     def room(self, request: Request) -> int:
-        """What still fits; a job that wants more CPUs than there are runs alone."""
+        """Return 1 if the job fits now, else 0; a job with more CPUs than there are runs alone."""
         self._reap()
         if not self._running:
             return 1
@@ -91,7 +91,7 @@ class Local:
         return ids
 
     def states(self, ids: Iterable[str]) -> States | None:
-        """From the processes."""
+        """Return the states of the processes."""
         self._reap()
         return {
             external: (
@@ -102,7 +102,7 @@ class Local:
         }
 
     def cancel(self, ids: Iterable[str]) -> None:
-        """Tell the jobs to write their checkpoints, and wait; a job kills what does not listen."""
+        """Tell the jobs to write their checkpoints, and wait; a job kills processes that ignore the signal."""
         ending = {external for external in ids if external in self._running}
         self._cancelled |= ending
         while ending & self._running.keys():
@@ -120,14 +120,14 @@ class Local:
 
 
 def _terminate_children(pid: int) -> None:
-    """End what the shell of a job runs: the lines of `setup`, or the process of submitit's that passes signals on."""
+    """Terminate the child of a job's shell: a line of `setup`, or submitit's process, which passes signals on."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(pid).children():
             child.terminate()
 
 
 class Debug:
-    """This process: a job has ended when it is submitted."""
+    """This process: a submitted job has already ended."""
 
     poll_limit = 1.0
     defaults: Mapping[str, str] = MappingProxyType({})
@@ -135,19 +135,19 @@ class Debug:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # submitit makes ids from memory addresses, which are unique only among the living
+        # submitit's ids are memory addresses, which are unique only among living objects
         self._jobs: list[submitit.Job[Any]] = []
 
     def check(self, requests: Iterable[tuple[str, Request]]) -> None:
-        """Nothing is refused."""
+        """Accept all requests."""
 
     def room(self, request: Request) -> int:
-        """One after the other."""
+        """Return 1: jobs run one after the other."""
         del request
         return 1
 
     def submit(self, name: str, request: Request, tasks: Sequence[Task]) -> list[str]:
-        """Run the tasks, and write their results where the others' are."""
+        """Run the tasks, and write their results like the other clusters."""
         del name, request
         ids = []
         for task in tasks:
@@ -159,8 +159,8 @@ class Debug:
         return ids
 
     def states(self, ids: Iterable[str]) -> States | None:
-        """All have ended."""
+        """Return COMPLETED for all jobs."""
         return dict.fromkeys(ids, ("COMPLETED", ""))
 
     def cancel(self, ids: Iterable[str]) -> None:
-        """Nothing is running."""
+        """Do nothing: no job is running."""

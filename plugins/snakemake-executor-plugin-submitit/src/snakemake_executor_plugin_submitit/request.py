@@ -1,4 +1,4 @@
-"""What a job asks of the cluster, read from its Snakemake resources."""
+"""Requested resources of a job, read from its Snakemake resources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-# Names that rules use for the same thing; those with `slurm_` are the ones of snakemake-executor-plugin-slurm.
+# Alternative names of resources; those with `slurm_` are from snakemake-executor-plugin-slurm.
 _ALIASES = {
     "partition": ("partition", "slurm_partition"),
     "account": ("account", "slurm_account"),
@@ -20,10 +20,10 @@ _ALIASES = {
 }
 
 
-# Flags of `sbatch` that the executor sets itself, and what to use in their place.
+# Flags of `sbatch` that the executor sets itself, and their replacements.
 _OWNED = {
     "account": "the resource account",
-    "array": "nothing: equal jobs leave as arrays",
+    "array": "nothing: equal jobs are submitted as arrays",
     "clusters": "nothing: jobs go to the cluster of this machine's own commands",
     "constraint": "the resource constraint",
     "cpus-per-task": "threads or the resource cpus_per_task",
@@ -52,18 +52,18 @@ _OWNED = {
     "wait": "nothing: the executor waits for its jobs",
     "wrap": "the rule's own command",
 }
-# Their only value that asks for nothing new.
+# Flags that are accepted with the value that the executor sets anyway.
 _ONE = ("nodes", "ntasks", "ntasks-per-node")
 
 
 @dataclass(frozen=True)
 class Request:
-    """Resources of one job; jobs whose requests are equal can leave in one array.
+    """Resources of one job; jobs with equal requests can be submitted as one array.
 
     Attributes:
         cpus: CPU cores.
         gpus: GPUs.
-        gpu_type: The site's name for a kind of GPU; empty means any.
+        gpu_type: The site's name of a GPU type; empty means any.
         mem_mb: Memory in MiB; 0 means the partition's default.
         mem_mb_per_cpu: Memory per core in MiB, instead of ``mem_mb``.
         minutes: Time limit; 0 means the partition's default.
@@ -71,7 +71,7 @@ class Request:
         account: Account to charge.
         qos: Quality of service.
         constraint: Node features.
-        requeues: Time-outs after which the job still goes back to the queue.
+        requeues: Time-outs after which the job still returns to the queue.
         extra: Further ``sbatch`` flags as (name, value) pairs, True for a flag without a value.
     """
 
@@ -89,10 +89,10 @@ class Request:
     extra: tuple[tuple[str, str | bool], ...] = ()
 
     def parameters(self) -> dict[str, Any]:
-        """The request in the words of submitit's ``SlurmExecutor.update_parameters``."""
+        """Convert the request to parameters of submitit's ``SlurmExecutor.update_parameters``."""
         values = asdict(self)
         found: dict[str, Any] = {
-            # submitit's default of five minutes would surprise; None leaves the flag out
+            # None omits the flag; submitit's default is five minutes
             "time": self.minutes or None,
             "cpus_per_task": self.cpus,
             # since 22.05 a step no longer inherits the CPUs of its job
@@ -104,7 +104,7 @@ class Request:
         if self.gpus:
             found["gpus_per_node"] = f"{self.gpu_type}:{self.gpus}" if self.gpu_type else self.gpus
         flags = dict(self.extra)
-        if "cpus-per-gpu" in flags:  # SLURM takes one of the two
+        if "cpus-per-gpu" in flags:  # SLURM accepts only one of the two
             found |= {"cpus_per_task": None, "srun_args": []}
         if "mem-per-gpu" in flags:
             pass
@@ -118,7 +118,7 @@ class Request:
 
 
 def parse_flags(text: str) -> tuple[tuple[str, str | bool], ...]:
-    """``--name=value`` and ``--name`` flags of ``sbatch`` as pairs, the last one of a name last.
+    """Parse ``--name=value`` and ``--name`` flags of ``sbatch`` to sorted pairs; of equal names the last one counts.
 
     Raises:
         ValueError: A flag in another form, or one that the executor sets itself.
@@ -140,7 +140,7 @@ def parse_flags(text: str) -> tuple[tuple[str, str | bool], ...]:
 
 
 def _owned(name: str) -> str:
-    """The flag of the executor's own that a name means to ``sbatch``, which takes abbreviations; empty for none."""
+    """Return the executor's own flag that ``sbatch``, which accepts abbreviations, reads from a name; empty if none."""
     return name if name in _OWNED else next((flag for flag in _OWNED if flag.startswith(name)), "")
 
 
@@ -151,19 +151,19 @@ def read(
     flags: str = "",
     defaults: Mapping[str, str] = MappingProxyType({}),
 ) -> Request:
-    """The request of a job.
+    """Read the request of a job.
 
-    Memory is the larger of ``mem_mb`` and ``mem_mb_per_cpu`` times the cores: whichever a retry raises counts.
+    Memory is the larger of ``mem_mb`` and ``mem_mb_per_cpu`` times the cores, so that a retry may raise either.
 
     Args:
         resources: The job's Snakemake resources.
         threads: The job's threads.
-        requeues: Default of the resource of that name.
-        flags: ``sbatch`` flags of every job, which the job's own ones override.
-        defaults: Partition, account, and so on, where the resources name none.
+        requeues: Default of the resource `requeues`.
+        flags: ``sbatch`` flags of every job; the job's own flags override them.
+        defaults: Partition, account, and so on, for resources that are not set.
 
     Raises:
-        ValueError: A resource that cannot be understood, in one line.
+        ValueError: A resource has an invalid value, in one line.
     """
 
     def text(name: str) -> str:
@@ -184,7 +184,7 @@ def read(
         gpu_type, _, gpus = gpus.rpartition(":")
     count, cpus = number("gpus", value=gpus or 0), max(1, threads, number("cpus_per_task"))
     if gpu_type and not count:
-        raise ValueError(f"resource gpu_type={gpu_type!r} asks for a type of GPU, but gpus is {gpus or 0}")
+        raise ValueError(f"resource gpu_type={gpu_type!r} requests a GPU type, but gpus is {gpus or 0}")
     memory, per_cpu = number("mem_mb"), number("mem_mb_per_cpu")
     extra = parse_flags(f"{flags} {text('extra')}")
     return Request(

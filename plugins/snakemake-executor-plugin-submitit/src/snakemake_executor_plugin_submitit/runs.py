@@ -1,4 +1,4 @@
-"""The folder of a run: logs that people read, and beside them submitit's files and the ids of what was submitted."""
+"""Folder of a run: logs, ids of the submitted jobs, and submitit's files."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _NAME_BYTES = 180
 
 
 class RunFolder:
-    """``<logdir>/<time>-<pid>``: a log a job, and what others may want to know of the run.
+    """``<logdir>/<time>-<pid>``: one log per job, and the record of the run.
 
-    ``jobs.tsv`` says which job is which: the cluster's id, the log, and the members of a group, as
-    ``rule.wildcard=value`` with spaces between. ``events.tsv`` says what became of them. ``owner.json`` holds host,
-    process and cluster, the working directory, and the configuration files given; ``ended`` is there once nothing of
-    the run is in the queue. ``submitit/`` is for the machinery.
+    ``jobs.tsv`` lists the jobs: the cluster's id, the log, and the members of a group, as ``rule.wildcard=value``
+    separated by spaces. ``events.tsv`` has their events. ``owner.json`` holds host, process and cluster, the working
+    directory, and the configuration files given. ``ended`` exists once no job of the run is in the queue. ``submitit/``
+    is internal.
     """
 
     def __init__(self, logdir: Path, cluster: str = "slurm", configs: Sequence[str] = ()) -> None:
         """Make the folder.
 
         Args:
-            logdir: Where the folders of all runs are.
-            cluster: What the ids of jobs belong to.
+            logdir: Parent folder of all runs.
+            cluster: Name of the cluster.
             configs: The workflow's configuration files.
 
         Raises:
-            OSError: It cannot be made or written.
+            OSError: The folder cannot be made or written.
         """
         self.logdir = logdir.expanduser().absolute()
         now = datetime.datetime.now().astimezone()
@@ -56,19 +56,19 @@ class RunFolder:
         self._names: dict[str, str] = {}
 
     def log(self, job: Any) -> Path:
-        """The log of a job: rule and wildcards; a retried job goes on in the same file."""
+        """Path of a job's log, named after rule and wildcards; a retried job appends to the same file."""
         name = label(job)
         if self._names.setdefault(name, str(job.jobid)) != str(job.jobid):
             name = f"{name}.{job.jobid}"
         return self.path / f"{name}.log"
 
     def lease(self, job: Any) -> Path:
-        """The file that says who works on a job's outputs, the same in all runs."""
+        """Path of the lease on a job's outputs, the same in all runs."""
         key = json.dumps([str(Path.cwd()), sorted(paths(job, "output")) or label(job)])
         return self.logdir / ".leases" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def record(self, ids: Sequence[str], jobs: Sequence[Any], logs: Sequence[str]) -> None:
-        """Write down what was submitted, before anything else can go wrong."""
+        """Record submitted jobs at once, before anything else can fail."""
         with (self.path / "jobs.tsv").open("a", encoding="utf-8") as file:
             for external, job, log in zip(ids, jobs, logs, strict=True):
                 members = job.jobs if job.is_group() else [job]
@@ -76,11 +76,11 @@ class RunFolder:
                 file.write(f"{external}\t{Path(log).name}\t{' '.join(names)}\n")
 
     def close(self) -> None:
-        """Say that nothing of this run is left in the queue."""
+        """Mark that no job of this run is left in the queue."""
         (self.path / "ended").touch()
 
     def left_behind(self) -> list[tuple[Path, list[str]]]:
-        """Earlier runs of this machine that died without ending their jobs, with the ids of these."""
+        """Find earlier runs of this machine that died before their jobs ended, with the ids of the jobs."""
         found = []
         for folder in self._others():
             jobs, owner = folder / "jobs.tsv", folder / "owner.json"
@@ -101,10 +101,10 @@ class RunFolder:
 
 
 def paths(job: Any, kind: str, without: Sequence[str] = ("pipe", "service")) -> list[str]:
-    """Absolute paths of a job's files on the shared file system.
+    """List absolute paths of a job's files on the shared file system.
 
     Args:
-        job: Or a group of jobs.
+        job: A job, or a group of jobs.
         kind: ``input`` or ``output``.
         without: Flags of files to leave out.
     """
@@ -117,7 +117,7 @@ def paths(job: Any, kind: str, without: Sequence[str] = ("pipe", "service")) -> 
 
 
 def _owner_lives(path: Path) -> bool:
-    """Whether the process that made a run's folder may still be there; nobody can tell from another machine."""
+    """Return whether the process that made a run's folder may still live; True for one on another machine."""
     owner = json.loads(path.read_text("utf-8"))
     if owner["host"] != socket.gethostname():
         return True
@@ -125,7 +125,7 @@ def _owner_lives(path: Path) -> bool:
         started: float = psutil.Process(owner["pid"]).create_time()
     except psutil.NoSuchProcess:
         return False
-    return abs(started - float(owner["started"])) < 1  # else the number belongs to another process by now
+    return abs(started - float(owner["started"])) < 1  # otherwise another process has this id now
 
 
 def _single(job: Any) -> str:
@@ -134,7 +134,7 @@ def _single(job: Any) -> str:
 
 
 def label(job: Any) -> str:
-    """A name for a job that is a good file name: ``rule.wildcard=value…``, a group after its first job."""
+    """Name of a job that is a valid file name: ``rule.wildcard=value…``; a group is named after its first job."""
     if job.is_group():
         names = sorted(_single(member) for member in job.jobs)
         more = f".and-{len(names) - 1}-more" if len(names) > 1 else ""

@@ -1,4 +1,4 @@
-"""What a user can set, on the command line (``--submitit-…``) or in a profile (``submitit-…:``)."""
+"""Settings, given on the command line (``--submitit-…``) or in a profile (``submitit-…:``)."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,20 +25,22 @@ class ExecutorSettings(ExecutorSettingsBase):
     )
     logdir: str = _option(
         ".snakemake/submitit",
-        "Folder for logs, a subfolder a run, a file a job. The compute nodes must see it under the same path.",
+        "Folder of the logs, a subfolder per run, a file per job. The compute nodes must see it under the same path.",
     )
-    keep_runs: int = _option(0, "Delete the logs of all but this many latest runs when a run starts; 0 keeps all.")
-    array_size: int = _option(0, "Most jobs in one array; 0 takes the site's MaxArraySize.")
-    parallel: int = _option(0, "Most jobs of one array (local: of all) that run at once; 0 sets no limit.")
-    poll_seconds: int = _option(5, "Seconds between two looks at the jobs while things change.")
-    poll_max_seconds: int = _option(60, "Seconds between two looks at the jobs when nothing has changed for long.")
+    keep_runs: int = _option(
+        0, "When a run starts, delete all logs except those of this many latest runs; 0 keeps all."
+    )
+    array_size: int = _option(0, "Most jobs in one array; 0 for the site's MaxArraySize.")
+    parallel: int = _option(0, "Most jobs of one array (local: of all) that run at once; 0 for no limit.")
+    poll_seconds: int = _option(5, "Seconds between two polls while jobs change.")
+    poll_max_seconds: int = _option(60, "Seconds between two polls when nothing has changed for long.")
     grace_seconds: int = _option(
-        60, "Seconds that files may need to be seen here or on a node (slow shared file systems)."
+        60, "Seconds that files may need to appear here or on a node (slow shared file systems)."
     )
     requeues: int = _option(
         0,
-        "How often a job that reaches its time limit goes back to the queue to continue from its own checkpoint; "
-        "the resource `requeues` of a rule overrides it. Preempted jobs always go back.",
+        "How often a job that reaches its time limit returns to the queue to continue from its own checkpoint; "
+        "the resource `requeues` of a rule overrides it. Preempted jobs always return.",
     )
     signal_delay: int = _option(
         90, "Seconds before the time limit at which a job is told to write its checkpoint (SLURM may be 60 s early)."
@@ -54,9 +56,9 @@ class ExecutorSettings(ExecutorSettingsBase):
     on_end: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "What follows an ending, as ENDING=RULE. Endings: code-error, timed-out, out-of-memory, preempted, "
+            "help": "Rules for endings, as ENDING=RULE. Endings: code-error, timed-out, out-of-memory, preempted, "
             "node-failure, cancelled, unseen-files, lost, submission-failed. Rules: retry:N (up to N times, whatever "
-            "the workflow says), workflow (as the workflow's retries say), fail. Default: preempted=retry:20 "
+            "the workflow says), workflow (the workflow's retries), fail. Default: preempted=retry:20 "
             "node-failure=retry:3 unseen-files=retry:1 lost=retry:1 cancelled=fail submission-failed=fail, and "
             "workflow for the others.",
             "nargs": "+",

@@ -17,44 +17,44 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from . import checks, surroundings
 from .clusters import States, SubmissionError
-from .commands import patience, run, said
+from .commands import message, patience, run
 from .request import Request
 from .task import Task
 from .verdict import FINAL_STATES, UNANSWERED
 
 _COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
-# sbatch may succeed later, or with fewer jobs at once: whatever else it says, but for what is wrong with the job itself
+# Permanent refusals: the job itself is wrong. After any other message sbatch may succeed later, or with fewer jobs.
 _FOR_GOOD = re.compile(
     r"invalid|not available$|can ?not be satisfied|denied|not permitted|not allowed|unsupported|not supported"
     r"|unrecognized|ambiguous|requires an argument|requires? an? |more processors|too long|batch script|no partition"
     r"|missing|exceeds|dependency problem|duplicate job|unknown|disabled",
     re.IGNORECASE | re.MULTILINE,
 )
-# a clock or a daemon is at fault, whatever the message calls invalid; a policy may be a limit on the jobs of a user
+# Temporary refusals: a clock or a daemon is at fault, even if the message says invalid, or a user has too many jobs.
 _FOR_NOW = re.compile(r"munge|authentication|credential|timed out|job submit limit", re.IGNORECASE)
-# newer versions name the limit; those on the number of jobs pass, those on the size of a job don't
+# Newer versions name the limit: limits on the number of jobs are temporary, those on the size of a job are not.
 _LIMIT = re.compile(r"error: ((?:Assoc|QOS)\w+)")
-# more ids than this on a command line, and the whole queue of the user is asked for instead
+# Most ids on a command line; with more, the whole queue of the user is queried.
 _MANY = 1000
 
 
 class Slurm:
-    """The cluster that ``sbatch`` of this machine talks to."""
+    """The cluster of this machine's ``sbatch``."""
 
     def __init__(
         self, folder: Path, *, array_size: int, parallel: int, signal_delay: int, setup: Sequence[str]
     ) -> None:
-        """Look at the site.
+        """Read the site's configuration.
 
         Args:
-            folder: Where submitit's files go.
-            array_size: Most jobs in an array; 0 takes the site's limit.
-            parallel: Most jobs of an array that run at once; 0 sets no limit.
-            signal_delay: Seconds before the time limit at which the signal comes.
+            folder: Folder of submitit's files.
+            array_size: Most jobs in an array; 0 for the site's limit.
+            parallel: Most jobs of an array that run at once; 0 for no limit.
+            signal_delay: Seconds between signal and time limit.
             setup: Shell lines before each job.
 
         Raises:
-            ValueError: No SLURM here, in one line.
+            ValueError: There is no SLURM here, in one line.
         """
         missing = [name for name in _COMMANDS if shutil.which(name) is None]
         if missing:
@@ -68,20 +68,20 @@ class Slurm:
         self.folder, self.parallel, self.signal_delay, self.setup = folder, parallel, signal_delay, list(setup)
         config = run("scontrol", "show", "config")
         if config.returncode:
-            raise ValueError(f"the SLURM controller does not answer: {said(config.stderr)}")
+            raise ValueError(f"the SLURM controller does not answer: {message(config.stderr)}")
         values = dict(re.findall(r"^(\w+)\s*=\s*(\S*)", config.stdout, re.MULTILINE))
         limit = int(values.get("MaxArraySize", 1001))
         if array_size > limit:
             raise ValueError(f"--submitit-array-size {array_size} is above this site's MaxArraySize={limit}")
         self.array_size = max(1, min(array_size or limit, int(values.get("MaxJobCount", 10000)) - 1))
-        # a job that ended is known for this long, with 0 for ever; a slower poll would miss how it ended
+        # SLURM knows an ended job for MinJobAge seconds (0: for ever); a slower poll would miss its ending
         self.poll_limit = max(1.0, int(values.get("MinJobAge", 300)) / 3 or math.inf)
         self.patience = 3.0 * int(values.get("MessageTimeout", 10))
         self.accounting = values.get("AccountingStorageType", "none").rpartition("/")[2] not in ("none", "")
         self.user = getpass.getuser()
 
     def check(self, requests: Iterable[tuple[str, Request]]) -> None:
-        """Compare with what the site has, and let SLURM say about the rest."""
+        """Compare the requests with the site, and ask SLURM about the rest."""
         site = checks.partitions()
         asked: set[tuple[str, ...]] = {()}
         for rule, request in requests:
@@ -92,13 +92,13 @@ class Slurm:
                 checks.ask(rule, flags, self.user, accounting=self.accounting)
 
     def room(self, request: Request) -> int:
-        """As many as one array can hold."""
+        """Return the size of an array."""
         del request
         return self.array_size
 
     def submit(self, name: str, request: Request, tasks: Sequence[Task]) -> list[str]:
-        """One ``sbatch``: an array, or a plain job for a single task."""
-        # unique, so that a job which sbatch made but did not report can be found
+        """Submit with one ``sbatch``: an array, or a plain job for a single task."""
+        # unique, to find a job that sbatch made but did not report
         unique = f"{name}.{uuid.uuid4().hex[:8]}"
         executor = submitit.SlurmExecutor(self.folder)
         executor.update_parameters(
@@ -112,20 +112,20 @@ class Slurm:
         try:
             with patience("sbatch", self.patience) as ended:
                 jobs: list[submitit.Job[Any]] = executor.submit_array(list(tasks))
-        except BaseException as error:  # Ctrl-C, too: nobody would know the id of what was just made
+        except BaseException as error:  # also on Ctrl-C: the ids of the new jobs are unknown
             run("scancel", f"--user={self.user}", f"--name={unique}")
             self._sweep()
             if not isinstance(error, FailedJobError | FailedSubmissionError | OSError):
                 raise
-            raise SubmissionError(said(str(error)), temporary=ended.is_set() or _may_pass(str(error))) from error
+            raise SubmissionError(message(str(error)), temporary=ended.is_set() or _may_pass(str(error))) from error
         return [job.job_id for job in jobs]
 
     def states(self, ids: Iterable[str]) -> States | None:
-        """``squeue`` for all; where the site keeps accounts, ``sacct`` for those that it no longer knows."""
-        wanted = set(ids)
-        if not wanted:
+        """Query ``squeue`` for all jobs and, if the site keeps accounts, ``sacct`` for those no longer listed."""
+        asked = set(ids)
+        if not asked:
             return {}
-        bases = sorted({external.split("_")[0] for external in wanted})
+        bases = sorted({external.split("_")[0] for external in asked})
         which = f"--jobs={','.join(bases)}" if len(bases) <= _MANY else f"--user={self.user}"
         shown = run("squeue", which, "--array", "--states=all", "--noheader", "--format=%i|%T|%r")
         if shown.returncode and "Invalid job id" not in shown.stderr:
@@ -133,17 +133,17 @@ class Slurm:
         states = {}
         for line in shown.stdout.splitlines():
             external, _, rest = line.partition("|")
-            if external in wanted:  # not so the line of a banner
+            if external in asked:  # skips lines of a banner
                 states[external] = (rest.partition("|")[0], rest.partition("|")[2])
-        gone = wanted - states.keys()
+        gone = asked - states.keys()
         if gone and self.accounting:
             states |= self._accounts(gone)
         return states
 
     def _accounts(self, ids: set[str]) -> States:
-        """How jobs ended; one that still runs by the books alone is as unknown as before.
+        """Query how jobs ended; jobs that accounting lists as running stay unknown.
 
-        Where the books cannot be read, all jobs go on: no answer is no verdict.
+        If ``sacct`` fails, all jobs count as unanswered and continue.
         """
         bases = sorted({external.split("_")[0] for external in ids})
         states: States = {}
@@ -160,13 +160,13 @@ class Slurm:
         return states
 
     def cancel(self, ids: Iterable[str]) -> None:
-        """``scancel``, as few calls as the length of a command line allows; whether it worked, ``squeue`` says."""
+        """Call ``scancel``, as few times as the length of a command line allows; ``squeue`` shows whether it worked."""
         listed = sorted(set(ids))
         for start in range(0, len(listed), _MANY):
             run("scancel", "--quiet", *listed[start : start + _MANY])
 
     def _sweep(self) -> None:
-        """Remove what submitit prepared for a submission that failed."""
+        """Remove submitit's files of a failed submission."""
         for pattern in ("?" * 32 + ".pkl", ".submission_file_*.sh"):
             for path in self.folder.glob(pattern):
                 if not path.is_symlink():
@@ -181,7 +181,7 @@ def _may_pass(refusal: str) -> bool:
 
 
 def _tasks(job: str) -> list[str]:
-    """Ids of single jobs; ``7_[0,2-6:2%4]`` stands for tasks that never started."""
+    """Expand to ids of single jobs; ``7_[0,2-6:2%4]`` stands for tasks that never started."""
     base, bracket, listed = job.partition("_[")
     if not bracket:
         return [job]
@@ -191,9 +191,9 @@ def _tasks(job: str) -> list[str]:
     return found
 
 
-def _delay(wanted: int, minutes: int) -> int:
-    """Seconds between signal and time limit, shorter where a job would otherwise be told to end when it starts.
+def _delay(delay: int, minutes: int) -> int:
+    """Seconds between signal and time limit, shortened if the signal would otherwise come at the start of the job.
 
-    SLURM may send the signal 60 s early, and a task needs some seconds before it listens.
+    SLURM may send the signal 60 s early, and a task needs some seconds before it handles signals.
     """
-    return max(1, min(wanted, minutes * 60 - 90)) if minutes else wanted
+    return max(1, min(delay, minutes * 60 - 90)) if minutes else delay

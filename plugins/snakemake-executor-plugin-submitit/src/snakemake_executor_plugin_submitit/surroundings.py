@@ -1,29 +1,29 @@
-"""What the environment says of SLURM jobs; none of it may change, unseen, what is asked for here."""
+"""SLURM's environment variables, which must not change requests unnoticed."""
 
 from __future__ import annotations
 
 from collections.abc import MutableMapping
 
-# Resources that a user or a site sets for all jobs; they count where a rule names none.
+# Resources that a user or a site sets for all jobs; defaults of rules that set none.
 _DEFAULTS = {
     "SBATCH_ACCOUNT": "account",
     "SBATCH_CONSTRAINT": "constraint",
     "SBATCH_PARTITION": "partition",
     "SBATCH_QOS": "qos",
 }
-# Which cluster's commands these are, and how to talk to it.
+# The cluster of these commands, and the connection to it.
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_DEBUG_FLAGS")
-# Who asks another cluster with one command may not be answered about its jobs by the next.
+# With another cluster, some commands would not find its jobs.
 _CLUSTERS = ("SBATCH_CLUSTERS", "SLURM_CLUSTERS")
 
 
 def clear(environ: MutableMapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Take the variables out that ``sbatch`` and ``srun`` read beside their flags, and override these with.
+    """Remove the variables that ``sbatch`` and ``srun`` read in addition to their flags, and that may override them.
 
     They come from the user's shell, or from the job in which Snakemake itself runs.
 
     Returns:
-        The resources that they name, and one line for each kind of variable that no longer counts.
+        The resources that they set, and one message for each kind of ignored variables.
 
     Raises:
         ValueError: They name other clusters.
@@ -42,7 +42,7 @@ def clear(environ: MutableMapping[str, str]) -> tuple[dict[str, str], list[str]]
     others = sorted(key for key in found if key not in _DEFAULTS and (key.startswith("SBATCH_") or not inside))
     if others:
         told.append(
-            f"{', '.join(others)} would change what jobs ask for, and {'is' if len(others) == 1 else 'are'} not passed "
-            "on: use resources, or --submitit-sbatch"
+            f"{', '.join(others)} would change the resources of jobs, and {'is' if len(others) == 1 else 'are'} not "
+            "passed on: use resources, or --submitit-sbatch"
         )
     return defaults, told

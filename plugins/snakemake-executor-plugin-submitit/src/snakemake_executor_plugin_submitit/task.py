@@ -1,4 +1,4 @@
-"""What runs on the node: one Snakemake job, its log, and the signals that come before a job is taken away."""
+"""Task on the node: runs one Snakemake job, writes its log, and handles signals before preemption and time limit."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 from .lease import Lease
 from .verdict import Verdict
 
-# SLURM may send the signal before the time limit by this much.
+# SLURM may send the signal this much early, seconds.
 _SIGNAL_SLACK = 60.0
 
 
 class JobFailed(Exception):
-    """Brings home how a job failed, as JSON; an exception, so that SLURM and its mails call the job FAILED too."""
+    """Ending of a failed job, as JSON; an exception, so that SLURM and its mails call the job FAILED too."""
 
 
 @dataclass
 class Task:
     """One Snakemake job as submitit runs it.
 
-    A training loop under this task sees one signal, SIGTERM: it should write its checkpoint and end. The task then puts
-    the job back into the queue, where the same command starts again.
+    A training loop in this task gets one signal, SIGTERM: it should write its checkpoint and end. The task then
+    requeues the job, and the same command starts again.
 
     Attributes:
         command: Shell command of the job.
         folder: Working directory.
-        log: File that takes the output.
+        log: File for the output.
         minutes: Time limit; 0 means unknown.
-        requeues: How often the job goes back to the queue after reaching its time limit.
-        signal_delay: Seconds before the time limit at which the signal comes.
-        history: File that remembers earlier starts of the job.
-        lease: File that says who works on the job's outputs.
-        inputs: Files that are there when the job is submitted.
+        requeues: How often the job returns to the queue after reaching its time limit.
+        signal_delay: Seconds between signal and time limit.
+        history: File that records earlier starts of the job.
+        lease: File of the lease on the job's outputs.
+        inputs: Files that exist when the job is submitted.
         latency: Seconds that a node may need to see them.
     """
 
@@ -65,12 +65,12 @@ class Task:
         """Run the job.
 
         Returns:
-            ``ending`` (value of a :class:`Verdict`), ``status`` (exit status, None where there is none), ``timeouts``
-            and ``preemptions`` (how often the job went back to the queue), ``error`` (what else there is to say).
+            ``ending`` (value of a :class:`Verdict`), ``status`` (exit status, None if there is none), ``timeouts`` and
+            ``preemptions`` (how often the job was requeued), ``error`` (further information).
 
         Raises:
-            JobFailed: The same, of a job that did not complete.
-            SystemExit: The job is in the queue again, or was stopped; then the scheduler knows the ending.
+            JobFailed: The job did not complete; holds the same values.
+            SystemExit: The job was requeued or stopped; then the scheduler knows the ending.
         """
         environment = submitit.JobEnvironment()
         history = History(Path(self.history))
@@ -96,22 +96,22 @@ class Task:
 
 
 class History:
-    """How a job's starts ended that put it back into the queue, and its completion: one JSON line each, in a file."""
+    """File with one JSON line per requeue of a job, and one for its completion."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def count(self, verdict: Verdict) -> int:
-        """How often the job ended so."""
+        """Count the endings of this kind."""
         return sum(event["ending"] == verdict.value for event in self.events())
 
     def events(self) -> list[dict[str, Any]]:
-        """All events, oldest first."""
+        """Return all events, oldest first."""
         lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
         return [json.loads(line) for line in lines]
 
     def add(self, verdict: Verdict) -> None:
-        """Write down how the job ended."""
+        """Record an ending."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"ending": verdict.value, "time": time.time()}) + "\n")
 
@@ -127,12 +127,12 @@ class _Run:
         self.note(f"job {environment.job_id} on {environment.hostname}" + (f", start {start}" if start > 1 else ""))
 
     def note(self, text: str) -> None:
-        """A line of our own in the job's log."""
+        """Write a line of our own to the job's log."""
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         self.log.write(f"=== {now} {text} ===\n".encode())
 
     def foreground(self) -> tuple[Verdict, int | None]:
-        """Run in the Snakemake process, which keeps its signals; the output goes to the terminal and the log."""
+        """Run in the Snakemake process, which keeps its signal handlers; output goes to the terminal and the log."""
         process = subprocess.Popen(
             ["bash", "-c", self.task.command], cwd=self.task.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -142,7 +142,7 @@ class _Run:
                 for line in process.stdout:
                     self.log.write(line)
                     sys.stderr.write(line.decode(errors="replace"))
-            except BaseException:  # a signal that only the Snakemake process may have seen
+            except BaseException:  # a signal that possibly reached only the Snakemake process
                 for each in psutil.Process(process.pid).children(recursive=True):
                     with contextlib.suppress(psutil.NoSuchProcess):
                         each.terminate()
@@ -151,17 +151,17 @@ class _Run:
         return (Verdict.CODE_ERROR if process.returncode else Verdict.COMPLETED), process.returncode
 
     def watched(self) -> tuple[Verdict, int | None]:
-        """Run the command and stop it in good time when a signal comes."""
+        """Run the command and stop it in time when a signal comes."""
         received: list[int] = []
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-            # the handler only takes note: work in a handler meets the wait below in an unknown state
+            # the handler only records the signal, because the wait below may be in any state
             signal.signal(number, lambda number, _: received.append(number))
         lease = Lease(Path(self.task.lease))
         if not lease.take(self.note, waits=lambda: not received):
             return self._stopped(None, received[0])
         try:
             if self.history.count(Verdict.COMPLETED):
-                # its node was given up just after that, and others may be reading the outputs by now
+                # its node was given up just after completion, and other jobs may be reading the outputs now
                 return Verdict.COMPLETED, 0
             if missing := self._unseen(received):
                 self.error = f"{self.environment.hostname} does not see {missing}"
@@ -171,9 +171,9 @@ class _Run:
             lease.release()
 
     def _unseen(self, received: list[int]) -> str:
-        """An input that this node does not see; empty if it sees all.
+        """Return an input that this node does not see; empty if it sees all.
 
-        The Snakemake in the job would say so as well, and end as if all were done.
+        The Snakemake in the job would report it too, but end as if the job were done.
         """
         until = time.monotonic() + self.task.latency
         missing = [path for path in self.task.inputs if not os.path.exists(path)]
@@ -183,7 +183,7 @@ class _Run:
         return "" if received or not missing else missing[0]
 
     def _command(self, received: list[int], lease: Lease) -> tuple[Verdict, int | None]:
-        """Run the command until it ends, or a signal comes."""
+        """Run the command until it ends or a signal comes."""
         child = subprocess.Popen(
             ["bash", "-c", self.task.command],
             cwd=self.task.folder,
@@ -191,7 +191,7 @@ class _Run:
             stdout=self.log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # some SLURM set-ups send the signal to every process of the step, which would kill the command
+            # some SLURM sites send the signal to every process of the step, which would kill the command
             preexec_fn=_ignore_user_signal,
         )
         while child.poll() is None and not received:
@@ -200,7 +200,7 @@ class _Run:
                 child.wait(timeout=0.5)
             except subprocess.TimeoutExpired:
                 continue
-        # a signal that reaches the whole step may end the command before we pass it on
+        # a signal to the whole step may end the command before we pass it on
         if received and child.returncode != 0:
             return self._stopped(child, received[0])
         if child.returncode and oom_kills() > self.killed_before:
@@ -208,7 +208,7 @@ class _Run:
         return (Verdict.CODE_ERROR if child.returncode else Verdict.COMPLETED), child.returncode
 
     def _stopped(self, child: subprocess.Popen[bytes] | None, number: int) -> tuple[Verdict, int | None]:
-        """End the command if it runs, find out why that was asked, and go back to the queue where that makes sense."""
+        """End the command if it runs, determine the cause of the signal, and requeue the job if it should continue."""
         if child:
             _signal_group(child.pid, signal.SIGTERM)
         cause = self._cause(number)
@@ -217,7 +217,7 @@ class _Run:
         self.note(f"{signal.Signals(number).name}: {why}{told}")
         if child:
             self._wait_for_end(child)
-            if child.returncode == 0:  # it was done just then
+            if child.returncode == 0:  # it completed just then
                 return Verdict.COMPLETED, 0
         status = child.returncode if child else None
         if cause is None:
@@ -237,10 +237,10 @@ class _Run:
             child.wait()
 
     def _cause(self, number: int) -> Verdict | None:
-        """Why the signal came; None where the job was stopped from outside and nobody wants it to go on.
+        """Return the cause of the signal; None if the job was stopped from outside and should not continue.
 
-        The signal before a time limit and the one before a preemption are the same; only SLURM can tell them apart.
-        Where it cannot be asked, the clock has to do.
+        The signals before a time limit and before a preemption are the same; only SLURM can distinguish them. If it
+        cannot be asked, the clock decides.
         """
         warned = number == signal.SIGUSR2
         if self.environment.cluster == "slurm":
@@ -255,12 +255,12 @@ class _Run:
         return Verdict.TIMED_OUT if late else Verdict.PREEMPTED
 
     def _requeue(self) -> bool:
-        """Put the job back into the queue; False where the site does not allow that."""
+        """Requeue the job; returns False if the site does not allow that."""
         if self.environment.cluster == "local":
             self.note("starts again")
             sys.exit(LOCAL_REQUEUE_RETURN_CODE)
         if _scontrol("requeue", self.environment.job_id) is None:
-            self.note("could not be put back into the queue")
+            self.note("could not be requeued")
             return False
         self.note("back in the queue")
         return True
@@ -271,7 +271,7 @@ def _ignore_user_signal() -> None:
 
 
 def _scontrol(*arguments: str) -> str | None:
-    """Output of ``scontrol``, None where it fails."""
+    """Return the output of ``scontrol``, None if it fails."""
     try:
         done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -287,7 +287,7 @@ def _signal_group(group: int, number: int) -> None:
 def _wait_for_group(child: subprocess.Popen[bytes], seconds: float) -> bool:
     """Wait until no process of the child's group is left.
 
-    The shell that started a training dies of the same signal at once, while the training still writes its checkpoint.
+    The signal ends the shell that started a training at once, while the training still writes its checkpoint.
     """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -316,7 +316,7 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def oom_kills() -> int:
-    """How many processes of this job's control group the kernel has killed for memory; 0 where nobody counts."""
+    """Count the processes of this job's control group that the kernel has killed for memory; 0 if it does not count."""
     count = 0
     try:
         groups = Path("/proc/self/cgroup").read_text("utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""How a job ended, from what the scheduler and the job itself say; and what follows."""
+"""Endings of jobs, judged from the scheduler's state and the job's own result; and the rules that follow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 class Verdict(enum.Enum):
-    """The endings of a job."""
+    """Ending of a job."""
 
     COMPLETED = "completed"
     CODE_ERROR = "code error"
@@ -25,13 +25,13 @@ class Verdict(enum.Enum):
 
     @property
     def key(self) -> str:
-        """The name in settings."""
+        """Name in settings."""
         return self.value.replace(" ", "-")
 
 
-# Every other word of the scheduler (RUNNING, PENDING, COMPLETING, SIGNALING, …) means that the job goes on.
+# With every other state of the scheduler (RUNNING, PENDING, COMPLETING, SIGNALING, …) the job continues.
 FINAL_STATES = {
-    "COMPLETED": Verdict.LOST,  # nobody saw its result
+    "COMPLETED": Verdict.LOST,  # without a result
     "FAILED": Verdict.CODE_ERROR,
     "TIMEOUT": Verdict.TIMED_OUT,
     "DEADLINE": Verdict.TIMED_OUT,
@@ -42,16 +42,16 @@ FINAL_STATES = {
     "CANCELLED": Verdict.CANCELLED,
     "REVOKED": Verdict.CANCELLED,
 }
-# In place of the scheduler's word where nobody could be asked; the job may well go on.
+# Replaces the scheduler's state if there was no answer; the job may still run.
 UNANSWERED = "UNANSWERED"
 
 
 def queued(state: str) -> bool:
-    """Whether a job with this state is in the queue or runs; one that only the books know is not."""
+    """Return whether a job with this state is queued or running; jobs known only to accounting are not."""
     return state not in FINAL_STATES and state != UNANSWERED
 
 
-# SLURM's reasons for waiting that do not pass by themselves, or not for days; usage limits of running jobs do pass.
+# SLURM's reasons for waiting that do not end by themselves, or not for days; usage limits of running jobs do end.
 _LASTING = re.compile(
     r"held|Held|Hold|Invalid|NeverSatisfied|BadConstraints|Down|DOWN|DRAINED|PartitionInactive|PartitionNodeLimit"
     r"|PartitionTimeLimit|NotAllowed|NotAvail|NotSatisfied|PerJob|PerNode|QOSMin|UsageThreshold|MaxMemPerLimit"
@@ -60,20 +60,20 @@ _LASTING = re.compile(
 
 
 def lasting(reason: str) -> bool:
-    """Whether a pending job may wait for ever for this reason, in SLURM's words."""
+    """Return whether a pending job may wait for ever for this reason of SLURM's."""
     return _LASTING.search(reason) is not None
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one job.
+    """Evidence on the ending of one job.
 
     Attributes:
-        state: The scheduler's word, None where it does not know the job.
+        state: The scheduler's state, None if it does not know the job.
         reason: The scheduler's reason for the state.
-        result: The ending that the job itself wrote down, None as long as it has not.
-        hint: What SLURM's own lines in the job's output say of the ending.
-        seconds: How long all of the above has been so.
+        result: The ending that the job itself reported, None until then.
+        hint: The ending according to SLURM's own lines in the job's output.
+        seconds: How long all of the above has not changed.
     """
 
     state: str | None = None
@@ -84,14 +84,15 @@ class Evidence:
 
 
 def judge(seen: Evidence, grace: float) -> Verdict | None:
-    """The verdict on a job, None while it goes on or may still go on.
+    """Return the verdict on a job, None while it continues or may still continue.
 
-    A job's own success is final at once. All else waits: results take time to cross a shared file system, a job that
-    is requeued shows a final state for a moment, and only the scheduler knows that memory or a node was at fault.
+    A job's own success is final at once. All other evidence must be stable: results need time to appear on a shared
+    file system, a requeued job shows a final state for a moment, and only the scheduler knows that memory or a node
+    failed.
 
     Args:
-        seen: What is known.
-        grace: Seconds after which what is known is taken for all there is to know.
+        seen: Evidence.
+        grace: Seconds without a change after which the evidence counts as final.
     """
     final = FINAL_STATES.get(seen.state or "")
     settled = seen.seconds >= grace
@@ -108,7 +109,7 @@ def judge(seen: Evidence, grace: float) -> Verdict | None:
     if seen.state is None:
         return Verdict.LOST if settled else None
     if seen.state == "PENDING" and seen.reason.startswith("launch failed"):
-        return Verdict.NODE_FAILURE  # SLURM holds such a job until somebody releases it
+        return Verdict.NODE_FAILURE  # SLURM holds such a job until it is released by hand
     if final is Verdict.CODE_ERROR and seen.reason == "BadConstraints":
         return Verdict.NOT_SUBMITTED  # never started: no node can ever satisfy it
     if final is None or not settled:
@@ -117,27 +118,27 @@ def judge(seen: Evidence, grace: float) -> Verdict | None:
 
 
 def hint(output: str) -> Verdict | None:
-    """What ``srun`` and ``slurmstepd`` wrote into a job's output, where the state alone would only say FAILED.
+    """Find the ending in the lines of ``srun`` and ``slurmstepd`` in a job's output, if the state is only FAILED.
 
-    Only the latest start counts; submitit greets each with a line.
+    Only the latest start counts; submitit writes a line at each start.
     """
     output = output.rpartition("Starting with JobEnvironment")[2]
-    # the remains of a job whose node was given up end after it went back to the queue, and make it FAILED
-    # a job that begins while its node is going finds nobody to start its step
+    # the old step of a job whose node was given up ends after the requeue, and makes the job FAILED
+    # a job that starts while its node goes down cannot launch its step
     if re.search(r"DUE TO NODE FAILURE|error: Node failure on|error: Task launch for .* failed on node", output):
         return Verdict.NODE_FAILURE
-    # SLURM can take the late end of a start that went back to the queue for the end of the job
+    # SLURM can mistake the late end of a requeued start for the end of the job
     if "DUE TO JOB REQUEUE" in output:
         return Verdict.PREEMPTED
     if re.search(r"oom[-_]kill|Out Of Memory", output):
         return Verdict.OUT_OF_MEMORY
-    # the warning before the time limit came before the task could listen, and killed it
+    # the signal before the time limit came before the task could handle it, and killed it
     return Verdict.TIMED_OUT if "User defined signal 2" in output else None
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What follows an ending: ``retry`` up to ``times``, ``workflow`` (Snakemake's own retries) or ``fail``."""
+    """Rule for an ending: ``retry`` up to ``times``, ``workflow`` (Snakemake's own retries) or ``fail``."""
 
     kind: str
     times: int = 0
@@ -157,10 +158,10 @@ DEFAULT_RULES: dict[Verdict, Rule] = {
 
 
 def parse_rules(texts: Iterable[str]) -> Mapping[Verdict, Rule]:
-    """Rules from texts such as ``preempted=retry:10``; what is not named keeps its default.
+    """Parse rules such as ``preempted=retry:10``; endings that are not named keep their default.
 
     Raises:
-        ValueError: What is wrong and what is allowed, in one line.
+        ValueError: The error and the allowed values, in one line.
     """
     endings = {verdict.key: verdict for verdict in DEFAULT_RULES}
     rules = dict(DEFAULT_RULES)

@@ -1,4 +1,4 @@
-"""What is known of the jobs, brought up to date by one look at the result files and one query."""
+"""State of the submitted jobs, updated by one listing of the result files and one query."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from .request import Request
 from .task import Task
 from .verdict import UNANSWERED, Evidence, Rule, Verdict, hint, lasting
 
-# How fast polls become rarer while nothing changes.
+# Factor by which the poll interval grows while nothing changes.
 _BACK_OFF = 1.3
 
 
 @dataclass
 class Entry:
-    """A job of Snakemake's in our hands.
+    """A job of Snakemake's that this executor handles.
 
     Attributes:
         info: Snakemake's handle (``SubmittedJobInfo``).
-        request: Its resources.
-        task: What runs on the node.
-        outputs: Files that are there when it has completed.
-        external: Its id on the cluster, empty while it waits here.
-        refused: Why it will never be submitted.
-        retries: How often it was sent again, by cause.
-        seen: What was last known of it.
-        since: When that became known (monotonic seconds).
-        details: What the task returned.
+        request: Requested resources.
+        task: Task for the node.
+        outputs: Files that exist when the job has completed.
+        external: Id on the cluster, empty until submission.
+        refused: Reason of a permanent refusal.
+        retries: Number of resubmissions, by cause.
+        seen: Latest evidence.
+        since: Time of the latest change of the evidence (monotonic seconds).
+        details: Result of the task.
     """
 
     info: Any
@@ -49,27 +49,27 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """What a person calls the job."""
+        """Name of the job for users."""
         return Path(self.task.log).name.removesuffix(".log")
 
     def missing(self) -> str:
-        """A file that a completed job has made, and that is not to be seen here; empty if all are."""
+        """Return an output of the completed job that is not visible here; empty if all are."""
         return next((path for path in self.outputs if not os.path.exists(path)), "")
 
     def reset(self, external: str = "") -> None:
-        """Forget what was known: the job was sent, or will be sent again."""
+        """Drop the evidence, because the job was or will be submitted again."""
         self.external, self.refused, self.seen, self.details = external, "", Evidence(), {}
         self.since = time.monotonic()
 
     def explain(self, verdict: Verdict, rule: Rule, *, again: bool) -> str:
-        """One line on how the job ended, why, and what follows."""
+        """Describe in one line how the job ended, why, and what follows."""
         workflow = rule.kind == "workflow" and self.info.job.restart_times >= self.info.job.attempt
         logless = self.seen.state == "FAILED" and not Path(self.task.log).exists()
         facts = [
             self.refused,
             f"exit status {self.details['status']}" if self.details.get("status") else "",
             self.details.get("error", ""),
-            f"{self.details['timeouts']} times put back before" if self.details.get("timeouts") else "",
+            f"{self.details['timeouts']} times requeued before" if self.details.get("timeouts") else "",
             f"SLURM says {self.seen.state}" if self.seen.state and not self.details else "",
             "no log was written: do the nodes see the folder of --submitit-logdir?" if logless else "",
         ]
@@ -82,36 +82,36 @@ class Entry:
 
 
 class Watch:
-    """Keeps the entries up to date, and the pace of the looks."""
+    """Poller: updates the entries, and sets the poll interval."""
 
     def __init__(
         self, cluster: Cluster, folder: Path, *, fast: float, slow: float, tell: Callable[[str], None]
     ) -> None:
-        """Set the pace.
+        """Set the intervals.
 
         Args:
-            cluster: What is asked.
-            folder: Where results appear.
-            fast: Seconds between two looks while things change.
-            slow: Seconds between two looks when nothing has changed for long.
-            tell: Says something to the user once.
+            cluster: Cluster to query.
+            folder: Folder of the results.
+            fast: Seconds between two polls while jobs change.
+            slow: Seconds between two polls when nothing has changed for long.
+            tell: Shows a message to the user once.
         """
         self.cluster, self.folder, self.tell = cluster, folder, tell
         self.fast, self.slow = fast, max(fast, slow)
         self._interval = fast
-        self._stuck: set[str] = set()  # reasons that were told
+        self._stuck: set[str] = set()  # reasons that were reported
 
     @property
     def pause(self) -> float:
-        """Seconds until the next look."""
+        """Seconds until the next poll."""
         return min(self._interval, self.cluster.poll_limit)
 
     def hurry(self) -> None:
-        """Things change."""
+        """Poll at the fast interval again."""
         self._interval = self.fast
 
     def look(self, entries: Sequence[Entry]) -> None:
-        """Bring submitted entries up to date."""
+        """Update submitted entries."""
         changed = self._read_results(entries)
         waiting = [entry for entry in entries if entry.seen.result is not Verdict.COMPLETED]
         states = self.cluster.states([entry.external for entry in waiting])
@@ -125,19 +125,19 @@ class Watch:
             if (state, reason) != (old.state, old.reason):
                 entry.since, changed = now, True
             log = self.folder / f"{entry.external}_0_log.out"
-            said = hint(_tail(log)) if state in ("FAILED", "COMPLETED") else None
-            entry.seen = Evidence(state, reason, old.result, said, now - entry.since)
+            found = hint(_tail(log)) if state in ("FAILED", "COMPLETED") else None
+            entry.seen = Evidence(state, reason, old.result, found, now - entry.since)
         if unknown := sum(state == UNANSWERED for state, _ in states.values()):
-            self.tell(f"sacct does not answer; waiting for what became of {unknown} jobs")
+            self.tell(f"sacct does not answer; waiting for the endings of {unknown} jobs")
         self._tell_stuck(waiting)
         self._interval = self.fast if changed else min(self.slow, self._interval * _BACK_OFF)
 
     def _tell_stuck(self, entries: Sequence[Entry]) -> None:
-        """One line for each reason that does not pass, when it first comes up."""
+        """Report each lasting reason once, when it first occurs."""
         stuck: dict[str, list[Entry]] = {}
         for entry in entries:
             if entry.seen.state == "PENDING" and lasting(entry.seen.reason):
-                # the names of nodes may follow
+                # names of nodes may follow the reason
                 stuck.setdefault(entry.seen.reason.partition(",")[0], []).append(entry)
         for reason in stuck.keys() - self._stuck:
             first, count = stuck[reason][0], len(stuck[reason])

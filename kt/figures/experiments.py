@@ -1,0 +1,309 @@
+"""Figures of students with several teachers: groups (FG section 4), amalgamation (CFL) and knowledge flow (KF)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from kt.analysis.deltas import records
+from kt.analysis.wording import counted, counted_range, number, signed
+from kt.figures import published, style
+from kt.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PAGE, PURPLE, SERIES, Drawing
+from kt.figures.tables import Tables
+
+
+def several_teachers(tables: Tables) -> Drawing:
+    """Delta of methods with several teachers beside the same students' single teachers."""
+    data = tables.analysis["several"].reset_index(drop=True)
+    if data.empty:
+        return style.nothing(tables.why_not("several", "no transfer from a group of teachers (key `groups`)"), data)
+    rows = records(data)
+    figure = Figure(figsize=(PAGE, 1.6 + 0.42 * len(rows)), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    for y, row in enumerate(rows):
+        error = row["se"] if pd.notna(row["se"]) else 0.0
+        axes.errorbar(
+            row["delta"], y, xerr=error, fmt="o", color=BLUE, markersize=5, elinewidth=1.4, capsize=2, label="together"
+        )
+        axes.plot(row["single_mean"], y + 0.22, "s", color=ORANGE, markersize=4, label="one of them, mean")
+        axes.plot(
+            row["single_best"], y + 0.22, "^", color=GREEN, markersize=4.5, label="the best of them, known afterwards"
+        )
+        for value in published.SEVERAL.get(row["method"], ()):
+            axes.plot(
+                value,
+                y - 0.24,
+                "*",
+                color=PURPLE,
+                markerfacecolor="white",
+                markersize=7,
+                label="published (FG, 3 teachers, two students)",
+            )
+    labels = [f"{row['method']}, {_teachers(row)}\n{counted(row['students'], 'student')}" for row in rows]
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("transfer delta (percentage points)")
+    axes.grid(visible=False, axis="y")
+    style.legend_above(figure, [axes], ("together",), ncols=2)
+    single = next((row["single"] for row in rows if isinstance(row["single"], str)), None)
+    taken = f" Single teachers by `{single}`, the method with the highest mean delta." if single else ""
+    style.footer(
+        figure,
+        f"{style.of_groups(tables)}. Bars: ± 1 standard error over students.{taken}",
+        "A budget of several trainings may lie behind a row: see the table `transfers`, column `budget`.",
+    )
+    return Drawing(figure, data)
+
+
+def _teachers(row: dict[str, Any]) -> str:
+    return f"{int(row['teachers'])} teachers" if pd.notna(row["teachers"]) else "teachers unknown"
+
+
+NO_AMALGAMATION = "no amalgamation finished"
+REFERENCE = "kd"
+PART_MARKS = (("o", BLUE), ("^", ORANGE), ("D", GREEN), ("v", GREY))
+"""Marks of the teachers' parts, over and over."""
+
+
+def by_part(details: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies by experiment, method and part: mean and standard error over seeds.
+
+    Args:
+        details: the table ``amalgamation``.
+
+    Returns:
+        ``experiment``, ``method``, ``part``, ``n`` (test images), ``seeds``, ``acc`` and ``acc_se`` (over seeds; that
+        over test images where there is one seed), ``gain`` and ``gain_se``: against plain distillation of the same
+        seeds, paired; null where there is none.
+    """
+    keys = ["experiment", "method", "part"]
+    reference = details[details["method"] == REFERENCE].set_index(["experiment", "part", "seed"])["acc"]
+    own = details.set_index(["experiment", "part", "seed"]).index
+    paired = details["acc"] - reference.reindex(own).to_numpy()
+    rows = details.assign(gain=paired.where(details["trains"] & (details["method"] != REFERENCE)))
+    found = (
+        rows.groupby(keys, sort=False)
+        .agg(
+            n=("n", "max"),
+            seeds=("seed", "nunique"),
+            acc=("acc", "mean"),
+            acc_se=("acc", "sem"),
+            over_images=("acc_se", "mean"),
+            gain=("gain", "mean"),
+            gain_se=("gain", "sem"),
+        )
+        .reset_index()
+    )
+    found["acc_se"] = found["acc_se"].fillna(found.pop("over_images"))
+    return found
+
+
+def amalgamation(tables: Tables) -> Drawing:
+    """Accuracy by method with standard errors, a panel an experiment."""
+    details = tables.details("amalgamation")
+    if details.empty:
+        return style.nothing(NO_AMALGAMATION, details)
+    data = by_part(details)
+    names = list(data["experiment"].unique())
+    methods = [list(data.loc[data["experiment"] == name, "method"].unique()) for name in names]
+    heights = [0.7 + 0.34 * len(of_panel) for of_panel in methods]
+    figure = Figure(figsize=(PAGE, 0.7 + sum(heights)), layout="constrained")
+    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, name, of_panel in zip(panels, names, methods, strict=True):
+        _amalgams(axes, data[data["experiment"] == name], of_panel)
+        axes.set_title(name)
+    panels[-1].set_xlabel("accuracy on the test images (percent)")
+    seeds = data.loc[data["seeds"] > 1, "seeds"]
+    over = f"over {counted_range(seeds, 'seed')}, and " if len(seeds) else ""
+    style.footer(
+        figure,
+        "Squares: all classes. Other marks: the images of one teacher's classes.",
+        f"At the right: mean ± standard error, and the paired difference to {REFERENCE}.",
+        f"{counted(int(data['n'].max()), 'test image')}. Bars: ± 1 standard error {over}over test images where nothing "
+        "was trained.",
+    )
+    return Drawing(figure, data)
+
+
+def _amalgams(axes: Axes, data: pd.DataFrame, methods: list[str]) -> None:
+    """The methods of one experiment from top to bottom."""
+    parts = [part for part in data["part"].unique() if part != "all"]
+    looks = {part: PART_MARKS[i % len(PART_MARKS)] for i, part in enumerate(parts)}
+    for row in records(data):
+        place = methods.index(row["method"])
+        marker, colour = looks.get(row["part"], ("s", INK))
+        whole = row["part"] == "all"
+        beside = 0 if whole else 0.14 + 0.3 * parts.index(row["part"]) / len(parts)
+        axes.errorbar(
+            row["acc"],
+            place + beside,
+            xerr=row["acc_se"],
+            fmt=marker,
+            color=colour,
+            capsize=2,
+            markersize=5 if whole else 3.5,
+            markerfacecolor="white" if whole else colour,
+            elinewidth=1.2,
+            label=None if whole else row["part"],
+            zorder=3 if whole else 2,
+        )
+        if whole:
+            gain = f"  ({signed(row['gain'], 2)} ± {number(row['gain_se'], 2)})" if pd.notna(row["gain_se"]) else ""
+            text = f"{number(row['acc'], 1)} ± {number(row['acc_se'], 1)}{gain}"
+            axes.text(1.01, place, text, transform=axes.get_yaxis_transform(), fontsize=7, va="center")
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.set_yticks(range(len(methods)), methods)
+    axes.grid(visible=False, axis="y")
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    axes.legend(
+        once.values(),
+        once.keys(),
+        loc="lower right",
+        bbox_to_anchor=(1, 0.98),
+        ncols=len(once),
+        handletextpad=0.1,
+        columnspacing=1,
+    )
+
+
+NO_FLOW = "no training of an experiment with knowledge flow finished"
+
+
+def by_method(details: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of each method by training images: mean and standard error over seeds, and their number.
+
+    Args:
+        details: the table ``flow``.
+
+    Returns:
+        Columns ``experiment``, ``images`` (NaN where all were used), ``name`` (the method, and the teacher where each
+        takes the student's place), ``acc`` and ``se`` (percent, percentage points; NaN for one seed), ``seeds``, and
+        ``gain`` and ``gain_se`` against training from scratch, paired by seed (percentage points; NaN without it).
+    """
+    trials = details.drop_duplicates("key")
+    alone = trials["method"].eq("finetune_teacher")
+    names = trials["method"].where(~alone, trials["method"] + " " + trials["teachers"].map(" ".join))
+    scratch = trials[trials["method"] == "scratch"].set_index(["experiment", "seed"])["acc"]
+    paired = scratch.reindex(pd.MultiIndex.from_frame(trials[["experiment", "seed"]])).to_numpy()
+    gains = (trials["acc"] - paired).where(trials["method"] != "scratch")
+    grouped = trials.assign(name=names, gain=gains).groupby(["experiment", "images", "name"], sort=False, dropna=False)
+    found: pd.DataFrame = grouped.agg(
+        acc=("acc", "mean"), se=("acc", "sem"), seeds=("acc", "count"), gain=("gain", "mean"), gain_se=("gain", "sem")
+    ).reset_index()
+    return found
+
+
+def flow(tables: Tables) -> Drawing:
+    """Accuracy by method and number of training images, and below it how the teachers fade and what that costs.
+
+    The table beside the figure has the numbers of its upper part.
+    """
+    details = tables.details("flow")
+    if details.empty:
+        return style.nothing(NO_FLOW, details)
+    data = by_method(details)
+    over_time = details[details["method"] == "flow"].dropna(subset=["epoch"])
+    experiments = list(over_time["experiment"].unique())
+    heights = [2.4, 0.5 + 1.2 * len(experiments)] if experiments else [2.4]
+    figure = Figure(figsize=(PAGE, 0.8 + sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    _flow_by_method(parts[0], data)
+    for part in parts[1:]:
+        _over_time(part, over_time, experiments)
+    style.footer(
+        figure,
+        f"{counted(int(details['n'].max()), 'test image')}, last epoch. Bars and bands: ± 1 standard error over "
+        f"{counted_range(data['seeds'], 'seed')}.",
+        "Below: weights of the student's own features and of each teacher's, by stage of the student; at the right "
+        "validation accuracy with what flows into the student, and by itself.",
+    )
+    return Drawing(figure, data)
+
+
+def _flow_by_method(figure: SubFigure, data: pd.DataFrame) -> None:
+    sizes = records(data.drop_duplicates("experiment")[["experiment", "images"]])
+    place = {row["experiment"]: i for i, row in enumerate(sizes)}
+    names = list(data["name"].unique())
+    axes: Axes = figure.subplots()
+    for i, name in enumerate(names):
+        colour, marker = SERIES[i % len(SERIES)]
+        rows = data[data["name"] == name]
+        x = rows["experiment"].map(place) + 0.09 * (i - (len(names) - 1) / 2)
+        axes.errorbar(
+            x,
+            rows["acc"],
+            yerr=rows["se"].fillna(0),
+            fmt=marker,
+            color=colour,
+            markersize=4.5,
+            elinewidth=1.4,
+            capsize=2,
+            label=name,
+        )
+    axes.set_xticks(range(len(sizes)), [f"{row['experiment']}\n{_images(row['images'])}" for row in sizes])
+    axes.set_ylabel("test accuracy (percent)")
+    axes.grid(visible=False, axis="x")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.3)
+
+
+def _images(images: float) -> str:
+    return "all images" if math.isnan(images) else counted(int(images), "image")
+
+
+def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str]) -> None:
+    """A row of panels an experiment: the weights at each stage, and the accuracies."""
+    stages = list(data["stage"].unique())
+    grid = figure.subplots(len(experiments), len(stages) + 1, squeeze=False, sharex="row")
+    for name, panels in zip(experiments, grid, strict=True):
+        rows = data[data["experiment"] == name]
+        _weights(rows, panels, stages)
+        _accuracies(rows, panels[-1])
+        panels[0].set_ylabel(f"{name}\nweight")
+        panels[-1].yaxis.tick_right()
+    for panel, title in zip(grid[0], [*stages, "validation (percent)"], strict=True):
+        panel.set_title(title)
+    for panel in grid[-1]:
+        panel.set_xlabel("epoch")
+    grid[0][0].legend(loc="center right", handlelength=1.2)
+    grid[0][-1].legend(loc="lower right", fontsize=6, handlelength=0.8, handletextpad=0.3, borderaxespad=0)
+
+
+def weights_over_seeds(data: pd.DataFrame) -> pd.DataFrame:
+    """Weights by experiment, stage, source and epoch: ``mean`` and ``sem`` over seeds, a teacher's stages summed."""
+    each = data.groupby(["experiment", "stage", "source", "epoch", "seed"], sort=False)["weight"].sum()
+    found: pd.DataFrame = each.groupby(["experiment", "stage", "source", "epoch"], sort=False).agg(["mean", "sem"])
+    return found.reset_index()
+
+
+def _weights(data: pd.DataFrame, panels: Sequence[Axes], stages: Sequence[str]) -> None:
+    found = weights_over_seeds(data)
+    for panel, stage in zip(panels[: len(stages)], stages, strict=True):
+        for i, source in enumerate(found["source"].unique()):
+            rows = found[(found["stage"] == stage) & (found["source"] == source)]
+            _band(panel, rows, SERIES[i % len(SERIES)][0], "-" if source == "self" else "--", source)
+        panel.set_ylim(-0.03, 1.03)
+        if panel is not panels[0]:
+            panel.tick_params(labelleft=False)
+
+
+def _accuracies(data: pd.DataFrame, panel: Axes) -> None:
+    each = data.drop_duplicates(["key", "epoch"])
+    for column, colour, line in (("attached", ORANGE, "--"), ("detached", BLUE, "-")):
+        rows = each.groupby("epoch")[column].agg(["mean", "sem"]).reset_index()
+        _band(panel, rows, colour, line, "with teachers" if column == "attached" else "alone")
+
+
+def _band(panel: Axes, rows: pd.DataFrame, colour: str, line: str, name: str) -> None:
+    error = rows["sem"].fillna(0.0)
+    panel.plot(rows["epoch"], rows["mean"], line, color=colour, linewidth=1.2, label=name)
+    if math.isfinite(error.max()) and error.max() > 0:
+        panel.fill_between(
+            rows["epoch"], rows["mean"] - error, rows["mean"] + error, color=colour, alpha=0.2, linewidth=0
+        )

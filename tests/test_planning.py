@@ -1,0 +1,141 @@
+"""Plans of the workflow only read: jobs whose tables hold rows of damaged records are planned, and change the records.
+
+The study is made of empty files, which is all that a plan looks at; only the ledger and the jobs' tables are real.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_pipeline import Checkout
+
+from kt import status
+from kt.layout import Layout
+from kt.transfer.ledger import Ledger, key
+
+pytestmark = pytest.mark.slow
+
+MEMBERS = ("byob", "mixer", "third")
+TABLES = {
+    "transfer": "transfer/byob/0.parquet",
+    "search": "transfer/byob/search.parquet",
+    "groups": "transfer/byob/groups.parquet",
+    "amalgamate": "experiments/amalgamate/both/rows.parquet",
+}
+TARGETS = [f"results/{table}" for table in TABLES.values()]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, dict[str, Path]]:
+    """A study that lacks nothing, and the record of each of ``TABLES``."""
+    checkout = Checkout(tmp_path_factory.mktemp("planned"))
+    study, recipe = checkout.study, {"arch": "tiny_mixer", "train": {"epochs": 1}}
+    study["zoo"]["models"] = {name: copy.deepcopy(recipe) for name in MEMBERS}
+    study["pairs"] = {"select": "explicit", "pairs": [{"teacher": "mixer", "student": "byob"}]}
+    study["transfer"] |= {"methods": {"xekl": {}}, "search": {"methods": {"xekl": {"alpha": [0.5, 1.0]}}, "pairs": 1}}
+    sets = [{"teachers": ["mixer", "third"], "student": "byob"}]
+    study["groups"] = {"choose": {"select": "explicit", "sets": sets}, "methods": {"soup": {}}}
+    experiment = {
+        "teachers": ["byob", "mixer"],
+        "student": {"arch": "tiny_mixer"},
+        "methods": {"kd": {}},
+        "overlap": "mean",
+    }
+    study["amalgamate"] = {"both": {**experiment, "training": {"epochs": 1, "batch_size": 20}}}
+    checkout.command()
+    results = checkout.folder / "results"
+    files = ["data/images.npy", "data/labels.npy", "data/splits.parquet", "data/meta.json"]
+    files += [f"zoo/{name}.{kind}" for name in MEMBERS for kind in ("safetensors", "json")]
+    files += [f"predictions/{name}.safetensors" for name in MEMBERS]
+    files += ["tables/zoo.parquet", TABLES["search"], "tables/search.csv", "tables/search.parquet"]
+    files += [TABLES["transfer"], TABLES["groups"], TABLES["amalgamate"], "experiments/amalgamate/both/details.parquet"]
+    ledger, records = Ledger(Layout(results).ledger), {}
+    for rule, table in TABLES.items():
+        unit = {"unit": rule}
+        ledger.add(unit, {"status": "ok"})
+        records[rule] = ledger.path(key(unit))
+        (results / table).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"key": [key(unit)]}), results / table)
+    for age, name in enumerate(files):
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        if name not in TABLES.values():
+            (results / name).write_text('{"hash": "d", "fingerprint": "f"}')
+        os.utime(results / name, (1e9 + age, 1e9 + age))
+    return checkout, records
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Every file's content, and of the results also the time of change; Snakemake's own records are left out."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and ".snakemake" not in path.parts]
+    return {path: ("results" in path.parts and path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def planned(checkout: Checkout, *targets: str) -> dict[str, int]:
+    """Number of jobs of every rule in a dry run, by the times of files alone."""
+    printed = checkout.succeed("-n", "--rerun-triggers", "mtime", "--", *targets)
+    return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE) if rule != "total"}
+
+
+@contextmanager
+def damaged(*records: Path) -> Iterator[None]:
+    """Records lack their ends for a while."""
+    whole = [record.read_bytes() for record in records]
+    for record, content in zip(records, whole, strict=True):
+        record.write_bytes(content[:-5])
+    yield
+    for record, content in zip(records, whole, strict=True):
+        record.write_bytes(content)
+
+
+def test_a_whole_study_has_nothing_planned(made: tuple[Checkout, dict[str, Path]]) -> None:
+    assert planned(made[0], *TARGETS) == {}
+
+
+@pytest.mark.parametrize(
+    ("rules", "jobs"),
+    [
+        (["transfer"], {"transfer": 1}),
+        (["search"], {"search": 1, "choose": 1, "transfer": 1}),  # transfers wait for what is chosen
+        (["groups", "amalgamate"], {"groups": 1, "amalgamate": 1}),
+    ],
+)
+def test_jobs_whose_rows_rest_on_damaged_records_are_planned_alone(
+    made: tuple[Checkout, dict[str, Path]], rules: list[str], jobs: dict[str, int]
+) -> None:
+    checkout, records = made
+    with damaged(*(records[rule] for rule in rules)):
+        assert planned(checkout, *TARGETS) == jobs
+
+
+def test_a_target_that_does_not_need_a_damaged_record_leaves_it(made: tuple[Checkout, dict[str, Path]]) -> None:
+    checkout, records = made
+    with damaged(*records.values()):
+        assert planned(checkout, "results/tables/zoo.parquet") == {}
+
+
+def test_no_use_of_the_snakefile_but_a_run_changes_a_file(made: tuple[Checkout, dict[str, Path]]) -> None:
+    checkout, records = made
+    with damaged(*records.values()):
+        checkout.command()
+        before = contents(checkout.folder)
+        for use in ("--summary", "--lint", "--list", "-n", "--dag"):
+            checkout.succeed(use)
+            assert contents(checkout.folder) == before, use
+
+
+def test_a_table_that_cannot_be_read_may_hold_any_record(made: tuple[Checkout, dict[str, Path]]) -> None:
+    checkout, records = made
+    layout = Layout(checkout.folder / "results")
+    assert status.tables_with(layout, []) == []
+    (layout.root / "transfer/byob/1.parquet").write_text("nothing of the kind")
+    found = status.tables_with(layout, [records["groups"].stem])
+    (layout.root / "transfer/byob/1.parquet").unlink()
+    assert found == [layout.root / "transfer/byob/1.parquet", layout.root / TABLES["groups"]]
