@@ -95,6 +95,7 @@ def stage(name: str, folder: Path, images: int) -> dict[str, float]:
     import torch
 
     from kt.data.inputs import Inputs
+    from kt.tasks.classification import Classification
     from kt.zoo.inference import predict
 
     model = timm.create_model("test_resnet", num_classes=CLASSES).eval()
@@ -102,7 +103,8 @@ def stage(name: str, folder: Path, images: int) -> dict[str, float]:
     torch.set_num_threads(1)
     inputs = {split: Inputs(data.images, data.rows(split), view, device, keep=False) for split in splits}
     with peak(found):
-        predict(model, inputs, {split: data.ids(split) for split in splits}, file, "print", "data", features=True)
+        ids, truth = ({split: of(split) for split in splits} for of in (data.ids, data.rows))
+        predict(model, inputs, truth, ids, file, ("print", "data"), Classification(), features=True)
     return found
 
 

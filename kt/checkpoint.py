@@ -1,4 +1,4 @@
-"""Progress inside one unit of work, so that a killed training goes on where it last saved."""
+"""Checkpoints inside one unit, so that a killed training continues where it last saved."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """The checkpoint file of one unit, written atomically at most every ``every`` seconds.
 
-    Beside it, a few bytes say how many steps the training has taken. They outlive a killed process, so that the next
-    one can say how many steps are done twice.
+    A few bytes beside it count the steps of the training. They outlive a killed process, so that the next one
+    can report how many steps are done twice.
 
     Args:
         path: the file.
@@ -65,7 +65,7 @@ class Checkpoint:
         return state if ours else None
 
     def due(self) -> bool:
-        """Count a step; whether ``every`` seconds have passed since the last write, or the training shall stop."""
+        """Count a step; whether ``every`` seconds have passed since the last write, or the training must stop."""
         self._done += 1
         if self._counter is None:
             self._steps.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class Checkpoint:
         """Write the state.
 
         Raises:
-            Interrupted: the training shall stop; the state is written.
+            Interrupted: the training must stop; the state is written.
         """
         with store.atomic(self.path) as temporary:
             torch.save({**state, "key": self.key, "steps": self._done}, temporary)
@@ -86,6 +86,6 @@ class Checkpoint:
             raise Interrupted(f"stopped by a signal after step {self._done}; {self.path} holds the progress")
 
     def remove(self) -> None:
-        """Forget the state: the unit is finished."""
+        """Delete the state: the unit is finished."""
         self.path.unlink(missing_ok=True)
         self._steps.unlink(missing_ok=True)

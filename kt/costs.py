@@ -1,7 +1,7 @@
-"""Memory and time that a cluster job requests, estimated before it runs.
+"""Estimates of the memory and time that a cluster job requests, made before it runs.
 
-Memory follows from the sizes of the models, time from the measured pace of finished trainings. The estimates are on the
-safe side; every profile can override them.
+Memory follows from the sizes of the models, time from the measured pace of finished trainings. The estimates are
+generous; every profile can override them.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from kt import store
 from kt.errors import KtError
 
 PROCESS_MB = {"cpu": 1300, "cuda": 4000}
-"""Memory of a Python with torch and timm, and with the libraries of a GPU."""
+"""Memory of a Python process with torch and timm, without and with the libraries of a GPU."""
 
 WEIGHTS_KEPT = {"train": 6, "predict": 2}
-"""Copies of the weights: now, at the start, best, gradient, AdamW's two moments; or read and loaded."""
+"""Copies of the weights: current, initial, best, gradient, AdamW's two moments; or read and loaded."""
 
 ACTIVATION_MB = 60.0
-"""Memory that an image takes in training on the CPU, for a model of 10⁹ MACs; it grows with their square root:
+"""Memory per image in training on the CPU, for a model of 10⁹ MACs; it grows with the square root of the MACs:
 ResNet-50 needs about 100 MB at 4.1 · 10⁹, ViT-B/16 about 200 MB at 17.6 · 10⁹."""
 
 EVALUATED = 256
-"""Most images in one forward pass of an evaluation; without gradients they take a third of what they do in training."""
+"""Most images in one forward pass of an evaluation; without gradients they take a third of the memory of training."""
 
 PREPARED_MB = 512
 """Most memory that the prepared images of one split take."""
 
 START_SECONDS = 300.0
-"""Time to start on a busy shared file system, to read the data, and to write what was made."""
+"""Time to start on a busy shared file system, to read the data, and to write the results."""
 
 
 def memory_mb(
@@ -48,7 +48,7 @@ def memory_mb(
         macs: its MACs for one image.
         batch_size: images at once.
         image_mb: all images of the splits that the job reads, prepared, in MB; beyond ``PREPARED_MB`` a split is read
-            piece by piece.
+            in parts.
         train: whether it trains.
         gpu: whether it does so on a GPU.
         attempt: 1, and more after it ran out of memory.
@@ -62,12 +62,12 @@ def memory_mb(
 def experiment_mb(held: int, image: int, batch_size: int, *, gpu: bool, attempt: int = 1) -> int:
     """Host memory of a job that trains an experiment's students, rounded up to 100 MB.
 
-    process + what a training holds + what it keeps for the images of a batch; the last only on the CPU, and at least
-    for a third of ``EVALUATED`` images. Twice as much at every further attempt.
+    process + memory of a training + memory per image times batch; the last only on the CPU, and at least for a third of
+    ``EVALUATED`` images. Twice as much at every further attempt.
 
     Args:
         held: bytes of weights, their copies, features and prepared images.
-        image: bytes that a training keeps for an image of a batch.
+        image: bytes that a training keeps per image of a batch.
         batch_size: images at once.
         gpu: whether it trains on a GPU.
         attempt: 1, and more after it ran out of memory.
@@ -86,7 +86,7 @@ def prepared_mb(images: float, channels: int, size: int) -> float:
 
 
 def minutes(seconds: float, longest: int, attempt: int = 1) -> int:
-    """Time limit of a job: five minutes and twice the time that it is thought to take, at most ``longest``.
+    """Time limit of a job in minutes: five, and twice the estimated time; at most ``longest``.
 
     Twice as much at every further attempt.
     """
@@ -100,23 +100,23 @@ BASES = (
     "scaled from the zoo's own training",
     "at an assumed speed",
 )
-"""What an estimate rests on, the surest first."""
+"""Bases of an estimate, the most reliable first."""
 
 ASSUMED = {"cpu": 3e-10, "cuda": 6e-13}
-"""Seconds of training an image and MAC where nothing was measured: one CPU core, and a GPU of some years ago; forward
-and backward are three MACs each, at a third of what such devices reach at their best."""
+"""Seconds of training per image and MAC where nothing was measured: one CPU core, and a GPU of some years ago; forward
+and backward pass are three MACs each, at a third of the peak speed of such devices."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that one image of training takes, forward and backward, with its share of the evaluations.
+    """Seconds of training per image, forward and backward, with its share of the evaluations.
 
     Attributes:
         macs: MACs of one image's forward pass, of every model where it is known.
-        own: seconds an image of each student that was measured.
-        per_mac: seconds an image and MAC, over the measured students whose MACs are known; None without one.
-        mean: seconds an image over all measured students; None without one.
-        rough: seconds an image and MAC before any student was measured, and which of ``BASES`` that rests on.
+        own: seconds per image of each student that was measured.
+        per_mac: seconds per image and MAC, over the measured students whose MACs are known; None without one.
+        mean: seconds per image over all measured students; None without one.
+        rough: seconds per image and MAC before any student was measured, and its one of ``BASES``.
     """
 
     macs: Mapping[str, int] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Pace:
         """From finished trainings.
 
         Args:
-            trainings: student, seconds, and images that it trained on, each counted as often as it was seen.
+            trainings: student, seconds, and images that it was trained on, each counted as often as it was seen.
             macs: MACs of every model where they are known.
             zoo: the same of trainings of the zoo's members, for the time before any student was measured.
             device: `cpu`, or anything else for a GPU, for the time before anything was measured.
@@ -163,7 +163,7 @@ class Pace:
         )
 
     def of(self, student: str) -> tuple[float, str] | None:
-        """Seconds an image of a student, and which of ``BASES`` that rests on; None where nothing is known."""
+        """Seconds per image of a student, and the one of ``BASES`` behind it; None where nothing is known."""
         macs = self.macs.get(student)
         if student in self.own:
             return self.own[student], BASES[0]

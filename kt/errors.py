@@ -1,6 +1,6 @@
-"""Errors a user can mend: one line that names the key, the value, what is allowed and the nearest name.
+"""Errors that a user can fix: one line with the key, the value, what is allowed and the nearest name.
 
-Whatever a line quotes is shortened: a value comes from a file, and a file may hold anything.
+Quoted values are shortened: a value comes from a file, and a file may hold anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _QUOTED_OR_LONG = re.compile(rf"""(?<!\w)(?P<mark>['"])(?:(?!(?P=mark)).)*(?P=ma
 class KtError(Exception):
     """A problem with the user's input or set-up; its text is one complete line for each thing that is wrong.
 
-    What libraries say may quote values at any length: whatever is quoted or has no space is shortened here too.
+    Messages of libraries may quote values at any length: text in quotes or without a space is shortened here too.
     """
 
     def __init__(self, text: str) -> None:
@@ -29,11 +29,11 @@ class KtError(Exception):
 
 
 class Interrupted(Exception):
-    """Work was asked to stop by a signal; what was done is saved."""
+    """A signal stopped the work; the progress is saved."""
 
 
 def short(value: object, longest: int = LONGEST) -> str:
-    """A value as text that can be printed in one line, of a long one the beginning, the end and the length."""
+    """A value as printable text in one line; of a long one the beginning, the end and the length."""
     text = str(value)
     if len(text) > longest:
         mark = f" … ({len(text):,} characters) … "
@@ -45,12 +45,12 @@ def short(value: object, longest: int = LONGEST) -> str:
 
 
 def quoted(value: object) -> str:
-    """The same as Python writes it, text in quotes."""
+    """A value as Python writes it, text in quotes, shortened."""
     return short(repr(value))
 
 
 def shortened(line: str) -> str:
-    """A line in which nothing that is quoted, or has no space, is longer than ``LONGEST``."""
+    """A line in which no quoted text, and no text without a space, is longer than ``LONGEST``."""
     line = _QUOTED_OR_LONG.sub(lambda found: short(found[0]), line)
     return short(line, _LINE) if len(line) > _LINE else line
 
@@ -69,6 +69,6 @@ def listed(names: Iterable[str]) -> str:
 
 
 def unknown(what: str, value: str, allowed: Iterable[str]) -> str:
-    """One line for a name that is not known: what it is, what is allowed, and the nearest allowed name."""
+    """One line for an unknown name: what it names, what is allowed, and the nearest allowed name."""
     allowed = list(allowed)
     return f"unknown {what} {quoted(value)}; allowed: {listed(allowed)}{nearest(value, allowed)}"

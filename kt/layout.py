@@ -1,4 +1,4 @@
-"""Where a study's files lie in its results folder: one place for the command line, the workflow and ``kt status``."""
+"""Paths of a study's files in its results folder, for the command line, the workflow and ``kt status`` alike."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Layout:
         return self.root / "zoo" / f"{model}.safetensors"
 
     def member(self, model: str) -> Path:
-        """What is known of a member: fingerprint, properties, how it was trained."""
+        """Facts of a member: fingerprint, properties, training."""
         return self.root / "zoo" / f"{model}.json"
 
     def predictions(self, model: str) -> Path:
-        """A model's logits on all splits."""
+        """A model's answers on all splits."""
         return self.root / "predictions" / f"{model}.safetensors"
 
     def complementarity(self, split: str) -> Path:
@@ -46,7 +46,7 @@ class Layout:
         return self.root / "experiments" / rule / name / "details.parquet"
 
     def needs(self, rule: str, name: str) -> Path:
-        """What the trainings of one experiment take, for the job that does them."""
+        """Memory and time that the trainings of one experiment need, for the job that does them."""
         return self.root / "experiments" / rule / name / "needs.json"
 
     def improved(self, student: str, key: str) -> Path:
@@ -65,7 +65,7 @@ class Layout:
 
     @property
     def cluster_logs(self) -> Path:
-        """A file with the path of the folder that the cluster's jobs log to, as of the latest run on a cluster."""
+        """A file with the path of the log folder of the cluster's jobs, as of the latest run on a cluster."""
         return self.root / "logs" / "cluster"
 
     @property

@@ -61,7 +61,7 @@ KINSHIP = ("same family", "another family", "family unknown")
 
 
 class Pattern(Spec):
-    """Pairs whose names match; `*`, `?` and `[…]` as in file names."""
+    """Pairs whose names match; `*`, `?` and `[…]` work as in file names."""
 
     teacher: str = "*"
     student: str = "*"
@@ -197,7 +197,7 @@ def draw(pairs: list[Pair], n: int, seed: int) -> list[Pair]:
         state.update(ends[pair[1]])
         return state.digest()
 
-    # the first eight bytes of a digest decide nearly everything, and fit a number
+    # the first eight bytes of a digest fit a number, and nearly always decide
     heads = np.fromiter((int.from_bytes(rank(pair)[:8], "big") for pair in pairs), np.uint64, len(pairs))
     last = np.partition(heads, n - 1)[n - 1]
     first = sorted(np.flatnonzero(heads <= last).tolist(), key=lambda i: rank(pairs[i]))[:n]
@@ -212,7 +212,7 @@ def jobs(names: Sequence[str], rule: PairRule, pairs_per_job: int) -> dict[str, 
 
 
 def needs_scores(rule: PairRule) -> bool:
-    """Whether the choice goes by the complementarity table of the validation split."""
+    """Whether the choice uses the complementarity table of the validation split."""
     return isinstance(rule, Top | Stratified)
 
 
@@ -224,7 +224,7 @@ def score_of(rule: PairRule) -> str:
 
 
 def needs_families(rule: PairRule) -> bool:
-    """Whether the choice goes by the families in the table of models."""
+    """Whether the choice uses the families in the table of models."""
     return isinstance(rule, Stratified) and rule.by_family
 
 
@@ -246,10 +246,10 @@ def select(
 
     Args:
         names: the zoo's models.
-        rule: which pairs.
+        rule: chooses the pairs.
         pairs_per_job: a student's teachers are cut into chunks of this size.
         scores: the complementarity table of the validation split; for ``top`` and ``stratified``.
-        families: family of every model, None where it is not known; for ``stratified`` by family.
+        families: family of every model, None where it is unknown; for ``stratified`` by family.
 
     Raises:
         KtError: the rule selects nothing, or needs scores or families that are not there.

@@ -20,7 +20,7 @@ EVERY_SECONDS = 5.0
 
 
 class Progress:
-    """Says how far a loop is, at most every ``EVERY_SECONDS``, and at its end.
+    """Log lines on the progress of a loop, at most one every ``EVERY_SECONDS``, and one at its end.
 
     Args:
         what: the beginning of every line.
@@ -32,7 +32,7 @@ class Progress:
         self._start = self._last = time.monotonic()
 
     def step(self, note: str, steps: int = 1) -> None:
-        """One more step, or several, are done; ``note`` says what they were."""
+        """Count one more step, or several; ``note`` says what they were."""
         self.done += steps
         now = time.monotonic()
         if self.done < self.total and now - self._last < EVERY_SECONDS:
@@ -44,7 +44,7 @@ class Progress:
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C; `kill`, systemd, `docker stop` and batch systems; a terminal that is closed."""
+"""Ctrl-C; `kill`, systemd, `docker stop` and batch systems; a closed terminal."""
 
 _PAUSE = 0.2  # seconds between two looks for stages that have just started
 
@@ -52,7 +52,7 @@ _PAUSE = 0.2  # seconds between two looks for stages that have just started
 def on_signal() -> Event:
     """An event that is set when this process is asked to stop, or is about to lose its machine (SIGUSR2).
 
-    A second Ctrl-C interrupts at once. What is ignored stays so, as under ``nohup``.
+    A second Ctrl-C interrupts at once. Signals that are ignored stay ignored, as under ``nohup``.
     """
     stop = Event()
 
@@ -68,11 +68,11 @@ def on_signal() -> Event:
 
 
 def end_stages_too() -> None:
-    """Let each signal that stops this process, Snakemake's, stop the stages that its shells run.
+    """Let each signal that stops this process, Snakemake's, also stop the stages that its shells run.
 
-    Snakemake itself passes no signal on. Only Ctrl-C in a terminal reaches all processes; a signal to Snakemake alone
-    would wait for the running trainings, until they are done. A stage gets SIGTERM, and writes its checkpoint.
-    SIGTERM and SIGINT count even where a shell had them ignored, as it does for what runs in its background.
+    Snakemake passes no signal on. Only Ctrl-C in a terminal reaches all processes; after a signal to Snakemake alone it
+    would wait until the running trainings are done. A stage gets SIGTERM, and writes its checkpoint. SIGTERM and SIGINT
+    count even where the shell ignored them, as it does for commands in its background.
     """
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
@@ -82,13 +82,13 @@ def end_stages_too() -> None:
 def _stop(number: int, frame: FrameType | None) -> None:
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # for those who cannot wait
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends it at once
     # a shell that Snakemake has just started has no stage yet
-    threading.Thread(target=_keep_telling, daemon=True).start()
+    threading.Thread(target=_terminate_stages, daemon=True).start()
     raise KeyboardInterrupt
 
 
-def _keep_telling() -> None:
+def _terminate_stages() -> None:
     told = set[psutil.Process]()
     while True:
         for stage in _stages():

@@ -1,7 +1,7 @@
 """Base class of every section of ``config.yaml``, and the type of every path in it.
 
 Sections are frozen and strict: unknown keys are errors. Relative paths are relative to the folder of the configuration.
-Each room keeps its section beside its code; ``kt.study.study`` composes them. Nothing here imports torch.
+Each package keeps its section beside its code; ``kt.study.study`` composes them. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kt.errors import KtError, nearest, quoted, short, unknown
 
 DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-"""Patterns of texts, for editors; ``kt.study.explain`` says in words what they mean."""
+"""Patterns of texts, for editors; ``kt.study.explain`` has them in words."""
 
 
 class Spec(BaseModel):
@@ -78,7 +78,7 @@ class Options(Spec):
 RULE = "paths are relative to the configuration's folder"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Line breaks and the like: no path that a person writes has them."""
+"""Line breaks and other characters that no path has that a person writes."""
 
 
 class Place(str):
@@ -103,8 +103,8 @@ class Place(str):
             raise PydanticCustomError("value_error", "needs the path of a {kind}, not {given}", _facts(cls, text))
         path = _resolved(os.path.join((info.context or {}).get("folder", ""), os.path.expanduser(text)))
         if re.search(r"\$\{?\w", text) and not os.path.lexists(path):
-            said = "{given}: variables are not expanded in paths, but for ~; write the path out"
-            raise PydanticCustomError("value_error", said, _facts(cls, text))
+            message = "{given}: variables are not expanded in paths, but for ~; write the path out"
+            raise PydanticCustomError("value_error", message, _facts(cls, text))
         return cls(path, text)
 
     @classmethod
@@ -135,7 +135,7 @@ def as_written(text: str) -> str:
 
 
 def shown(path: str | os.PathLike[str]) -> Path:
-    """A path as it is best read from here: relative to the current folder where it lies below, else absolute."""
+    """A path for messages: relative to the current folder where it lies below it, else absolute."""
     absolute, here = Path(path).absolute(), Path.cwd()
     return absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
 
@@ -146,7 +146,7 @@ def of(spec: Spec, at: str = "") -> Iterator[tuple[str, Place]]:
 
 
 def beside(place: Place) -> list[str]:
-    """What else lies in a path's folder, as the configuration would write it."""
+    """Other files in a path's folder, as the configuration would write them."""
     try:
         names = sorted(os.listdir(os.path.dirname(place)))
     except OSError:
@@ -155,7 +155,7 @@ def beside(place: Place) -> list[str]:
 
 
 def check_all(spec: Spec, others: Collection[str] = (), at: str = "") -> None:
-    """Fail where paths in a section do not lead to what they should, but for some keys.
+    """Fail where paths in a section do not lead to what they should; ``others`` are keys that are left out.
 
     Raises:
         KtError: a line for each of them.

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, content hashes, growing arrays, one run per results folder."""
+"""Files that are whole or absent: atomic writes, content hashes, arrays that grow, one run per results folder."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from kt.errors import KtError, short
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and moved onto ``path`` in one step.
 
-    A reader sees the old file or the whole new one. Of two writers, on two nodes and with the same process number
-    too, the one that ends last wins. After a crash a hidden ``.tmp`` file may stay behind: it is never read.
+    A reader sees the old file or the whole new one. Of two writers the one that ends last wins, also on two nodes with
+    the same process number. After a crash a hidden ``.tmp`` file may stay behind: it is never read.
 
     Raises:
         KtError: the folder cannot be made or written.
@@ -80,7 +80,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def canonical(value: Any) -> bytes:
-    """The one byte string that stands for a JSON value: sorted keys, no spaces, no NaN."""
+    """The canonical bytes of a JSON value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -118,7 +118,7 @@ def lock(folder: str | os.PathLike[str]) -> IO[str]:
     """Hold a results folder for one run; the lock ends with the process, however it ends.
 
     Returns:
-        The open lock file: keep it as long as the lock is wanted.
+        The open lock file: keep it open as long as the lock is needed.
 
     Raises:
         KtError: another live process holds the folder.
@@ -168,11 +168,11 @@ BLOCK = 1 << 24
 
 
 class Growing:
-    """Rows of one shape, appended in order; beside them a journal says how many are safely on disk.
+    """Rows of one shape, appended in order; a journal beside them counts those that are safely on disk.
 
     Args:
         path: the raw file; the journal lies beside it.
-        key: what the rows depend on; rows written under another key are thrown away.
+        key: all that the rows depend on; rows written under another key are discarded.
         dtype: of the values.
         shape: of one row.
         header: bytes before the first row.

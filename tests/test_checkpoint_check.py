@@ -51,7 +51,7 @@ def test_the_configuration_is_checked_against_the_files_names(known, tmp_path):
     path = saved({"state_dict": under("module.", resnet())}, tmp_path / "w.pth")
     checked(known, path)
     checked(known, path, 5)
-    with pytest.raises(KtError, match=r"^zoo.models.a.checkpoint: .*w.pth: its head has 5 classes, the data 4; give"):
+    with pytest.raises(KtError, match=r"^zoo.models.a.checkpoint: .*w.pth: its head has 5 outputs, but 4 are"):
         checked(known, path, 4)
     checked(known, path, 4, finetune=FineTune(mode="linear", epochs=1))
     checked(known, path, 7, classes=(0, 1, 2, 3, 4))

@@ -267,8 +267,8 @@ def test_tensors_that_hold_no_plain_numbers_are_refused(tmp_path):
 
 def test_a_head_of_another_class_count_is_an_error_or_new(tmp_path):
     path = saved(trained(classes=7), tmp_path / "w.pth")
-    refused(path, "its head has 7 classes, the data 3; give `finetune` for a new head, or leave the model out$")
-    refused(path, "7 classes, the data 6; .* where output 0 is a background, give labels from 1", classes=6)
+    refused(path, "its head has 7 outputs, but 3 are needed; give `finetune` for a new head, or leave the model out$")
+    refused(path, "7 outputs, but 6 are needed; .* where output 0 is a background class, give labels from 1", classes=6)
     fresh = loaded(path, new_head=True)
     assert fresh["head.weight"].shape == (3, 6)
     assert torch.equal(fresh["stem.weight"], PLAIN["stem.weight"])

@@ -199,7 +199,7 @@ def test_failed_trainings_are_rows_with_a_reason_and_can_be_retried(
     assert failed["reason"].tolist() == ["error: RuntimeError: the method is broken"]
     assert failed["delta"].isna().all()
     assert main(["retry", "--config", "failing.yaml"]) == 0
-    assert "1 failed trainings will be tried again by the next run (1 jobs)" in capsys.readouterr().out
+    assert "1 failed training will be tried again by the next run (1 job)" in capsys.readouterr().out
     assert not (by_hand / "results/transfer/student/0.parquet").exists()
     assert main(transfer) == 0
     assert pd.read_parquet("results/transfer/student/0.parquet")["status"].eq("ok").all()

@@ -15,6 +15,7 @@ from kt import compression, predictions
 from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
 from kt.errors import KtError
+from kt.tasks.classification import Classification
 from kt.zoo.inference import predict
 
 
@@ -88,7 +89,7 @@ def test_a_file_of_predictions_with_the_largest_logits_of_the_transfer_images(tm
     paths = [tmp_path / "full.safetensors", tmp_path / "few.safetensors"]
     with caplog.at_level(logging.INFO):
         for path, top in zip(paths, (None, 3), strict=True):
-            predict(model, inputs, splits, path, "print", "data", False, top)
+            predict(model, inputs, splits, splits, path, ("print", "data"), Classification(), False, top)
             predictions.verify(path)
     assert "predict few on transfer: 3 of 12 logits kept: KL divergence" in caplog.text
     full, few = (predictions.read(path, "transfer") for path in paths)
@@ -109,5 +110,6 @@ def test_more_logits_than_classes_are_refused(tmp_path):
         np.zeros((2, 4, 4, 1), np.uint8), np.arange(2), InputSpec(size=4, mean=(0,), std=(1,)), torch.device("cpu")
     )
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    ids, task = {"transfer": np.arange(2)}, Classification()
     with pytest.raises(KtError, match=r"transfer\.top_k: 3, but m has 3 classes; allowed: fewer than that"):
-        predict(model, {"transfer": inputs}, {"transfer": np.arange(2)}, tmp_path / "m.safetensors", "p", "d", False, 3)
+        predict(model, {"transfer": inputs}, ids, ids, tmp_path / "m.safetensors", ("p", "d"), task, False, 3)

@@ -453,9 +453,14 @@ def test_the_default_task_changes_no_hash_and_another_changes_all(plain):
     assert load.parse(other.plain(), "c.yaml") == other
 
 
-def of_vectors(raw: dict[str, Any]) -> dict[str, Any]:
+@pytest.fixture
+def vectors(plain, tmp_path) -> dict[str, Any]:
     """A configuration for a task without classes."""
-    return changed(changed(raw, "data.task", Vectors.name), "complementarity", {})
+    np.savez(tmp_path / "v.npz", images=np.zeros((1797, 8, 8), np.uint8), truth=np.zeros((1797, 3), np.float32))
+    changes = {"data.task": Vectors.name, "data.source": str(tmp_path / "v.npz"), "complementarity": {}}
+    for key, value in (changes | {"transfer.methods": {"kl": {}}, "analysis": {}}).items():
+        plain = changed(plain, key, value)
+    return plain
 
 
 @pytest.mark.parametrize(
@@ -471,6 +476,11 @@ def of_vectors(raw: dict[str, Any]) -> dict[str, Any]:
             {"class_lists": True},
             "complementarity.class_lists: is about classes, which the task 'vec",
         ),
+        (
+            "transfer.methods",
+            {"kl_dp_unsup": {}},
+            "transfer.methods.kl_dp_unsup: 'kl_dp_unsup' needs confidence, which the task 'vectors' does not have",
+        ),
         ("transfer.top_k", 3, "transfer.top_k: is about classes, which the task 'vectors' does not have; leave it out"),
         ("zoo.models.resnet.classes", [0, 1], "zoo.models.resnet.classes: is about classes, which the task"),
         (
@@ -482,24 +492,26 @@ def of_vectors(raw: dict[str, Any]) -> dict[str, Any]:
         ("pairs", {"select": "top", "k": 1, "by": "cka"}, "pairs.by: 'cka' is not measured; add 'cka' to complement"),
     ],
 )
-def test_keys_about_classes_are_refused_for_a_task_without_them(plain, key, value, line):
-    text = refusal(changed(of_vectors(plain), key, value))
+def test_keys_about_classes_are_refused_for_a_task_without_them(vectors, key, value, line):
+    text = refusal(changed(vectors, key, value))
     assert re.match(line, text.removeprefix("c.yaml: ")), text
 
 
-def test_scores_are_named_by_the_key_of_the_metric(plain):
+def test_scores_are_named_by_the_key_of_the_metric(plain, vectors):
     rule = {"select": "top", "k": 1, "by": "fit_teacher"}
     assert "pairs.by: unknown value 'fit_teacher'; allowed: acc_teacher, " in refusal(changed(plain, "pairs", rule))
-    study = check(load.parse(changed(of_vectors(plain), "pairs", rule), "c.yaml"))
+    study = check(load.parse(changed(vectors, "pairs", rule), "c.yaml"))
     assert score_of(study.pairs) == "acc_teacher"
     assert study.complementarity.taken(study.task.words) == ()
 
 
-def test_defaults_in_percentage_points_follow_the_scale_of_the_metric(plain):
-    stratified = changed(changed(plain, "pairs", {"select": "stratified"}), "analysis", {})
-    found = {raw["data"].get("task"): check(load.parse(raw, "c.yaml")) for raw in (stratified, of_vectors(stratified))}
-    assert [study.analysis.equal_within for study in found.values()] == [2.0, 0.02]
-    assert found[None].pairs.gaps == (-10, -2, 2, 10)
-    assert found[Vectors.name].pairs.gaps == pytest.approx((-0.1, -0.02, 0.02, 0.1))
-    given = changed(of_vectors(stratified), "analysis", {"equal_within": 0.5})
+def test_defaults_in_percentage_points_follow_the_scale_of_the_metric(plain, vectors):
+    rule = {"select": "stratified"}
+    points, other = (
+        check(load.parse(changed(changed(raw, "pairs", rule), "analysis", {}), "c.yaml")) for raw in (plain, vectors)
+    )
+    assert (points.analysis.equal_within, other.analysis.equal_within) == (2.0, 0.02)
+    assert points.pairs.gaps == (-10, -2, 2, 10)
+    assert other.pairs.gaps == pytest.approx((-0.1, -0.02, 0.02, 0.1))
+    given = changed(vectors, "analysis", {"equal_within": 0.5})
     assert check(load.parse(given, "c.yaml")).analysis.equal_within == 0.5

@@ -77,7 +77,7 @@ def test_classes_are_counted_where_that_is_quick(pictures):
 def test_the_head_of_a_safetensors_file_is_checked_from_its_header(tmp_path, prefix):
     model, file = timm.create_model("test_byobnet", num_classes=7, in_chans=1), tmp_path / "seven.safetensors"
     weights.save_file({f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}, file)
-    other = r"zoo.models.x.checkpoint: .*seven.safetensors: its head has 7 classes, the data 10; give `finetune`"
+    other = r"zoo.models.x.checkpoint: .*seven.safetensors: its head has 7 outputs, but 10 are needed; give `finetune`"
     with pytest.raises(KtError, match=other):
         load(tmp_path, {"source": "digits"}, checkpoint=str(file))
     (tmp_path / "results/data").mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_the_head_of_a_safetensors_file_is_checked_from_its_header(tmp_path, pre
 
 
 def test_published_heads_are_checked_at_once(tmp_path):
-    with pytest.raises(KtError, match=r"zoo.models.x: its head has 1000 classes, the data 10"):
+    with pytest.raises(KtError, match=r"zoo.models.x: its head has 1000 outputs, but 10 are needed"):
         load(tmp_path, {"source": "digits"}, arch="test_vit.r160_in1k", pretrained=True)
 
 

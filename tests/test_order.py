@@ -11,8 +11,8 @@ from PIL import Image
 from tables import said
 
 from kt import predictions
+from kt.data.classes import class_folders
 from kt.data.datasets import Dataset
-from kt.data.parts import class_folders
 from kt.data.sources import check_source
 from kt.data.spec import DataSpec
 from kt.errors import KtError

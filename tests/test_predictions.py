@@ -23,6 +23,7 @@ from kt.errors import KtError
 from kt.store import Growing
 from kt.tables import gather as final
 from kt.tasks import classification
+from kt.tasks.classification import Classification
 from kt.zoo import inference
 from kt.zoo.inference import predict
 
@@ -323,7 +324,8 @@ def run(folder: Path, model: nn.Module, features: bool = False, value: int | Non
     spec = InputSpec(size=8, mean=(0.5,), std=(0.5,))
     inputs = {split: Inputs(images, rows[split], spec, torch.device("cpu"), keep=False) for split in N}
     ids = {split: 1000 + rows[split] for split in N}
-    predict(model.eval(), inputs, ids, folder / "m.safetensors", "print", "data", features)
+    truth, path = {split: np.zeros(n, np.int64) for split, n in N.items()}, folder / "m.safetensors"
+    predict(model.eval(), inputs, truth, ids, path, ("print", "data"), Classification(), features)
     return folder / "m.safetensors"
 
 
@@ -394,12 +396,12 @@ def test_a_killed_run_goes_on_at_its_last_part(tmp_path, monkeypatch):
         assert np.array_equal(found.ids, expected.ids)
 
 
-def test_logits_that_are_not_finite_are_an_error_that_names_split_and_image(tmp_path):
+def test_answers_that_are_not_finite_are_an_error_that_names_split_and_image(tmp_path):
     model = small()
     with torch.no_grad():
         model.head.weight.fill_(1e9)  # beyond the range of float16
     with pytest.raises(
-        KtError, match=r"predict m on transfer: logits of 40 images are not finite, the first is image 1"
+        KtError, match=r"predict m on transfer: answers to 40 images are not finite in float16, the first is image 1"
     ):
         run(tmp_path, model)
 
@@ -415,11 +417,11 @@ def test_large_images_come_in_small_batches_on_the_cpu(monkeypatch):
     images = np.zeros((9, 4, 4, 1), np.uint8)
     inputs = Inputs(images, np.arange(9), InputSpec(size=4, mean=(0.5,), std=(0.5,)), torch.device("cpu"))
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    assert [len(found.logits) for found in inference.batches(model, inputs)] == [9]
+    assert [len(found.answer) for found in inference.batches(model, inputs)] == [9]
     monkeypatch.setattr(inference, "CPU_BYTES", 64 * 4)
-    assert [len(found.logits) for found in inference.batches(model, inputs)] == [4, 4, 1]
+    assert [len(found.answer) for found in inference.batches(model, inputs)] == [4, 4, 1]
     monkeypatch.setattr(inference, "CPU_BYTES", 1)
-    assert [len(found.logits) for found in inference.batches(model, inputs, start=7)] == [1, 1]
+    assert [len(found.answer) for found in inference.batches(model, inputs, start=7)] == [1, 1]
 
 
 # arrays that grow

@@ -24,13 +24,13 @@ from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.tables import gather
 from kt.tasks import partition
-from kt.tasks.classification import Classification
+from kt.tasks.classification import Classification, rounded
 from kt.transfer import flow
 from kt.transfer.bench import Bench
 from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
 from kt.transfer.session import Session
 from kt.transfer.unit import Plan, Unit
-from kt.zoo.inference import Outputs, classes, logits, predict, rounded
+from kt.zoo.inference import classes, logits, predict
 
 CPU, SPEC = torch.device("cpu"), InputSpec(size=8, mean=(0.5,), std=(0.5,))
 
@@ -56,7 +56,8 @@ def run(model: nn.Module, folder: Path, pictures: np.ndarray, top: int | None = 
     rows = np.arange(len(pictures))
     inputs = {split: Inputs(pictures, rows, SPEC, CPU, keep=False) for split in predictions.SPLITS}
     path = folder / "m.safetensors"
-    predict(model.eval(), inputs, dict.fromkeys(inputs, rows), path, "print", "data", False, top)
+    ids = dict.fromkeys(inputs, rows)
+    predict(model.eval(), inputs, ids, ids, path, ("print", "data"), Classification(), False, top)
     return path
 
 
@@ -113,15 +114,16 @@ CLOSE = st.sampled_from([40.0, 40.001, 39.999, -3.0, 0.0, -0.0, 1e-6, 1.00001e-6
 
 @given(arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 7)), elements=FLOATS | CLOSE))
 def test_the_largest_rounded_logit_is_that_of_the_class_and_lies_within_two_steps(exact):
-    found = Outputs.of(torch.from_numpy(exact))
+    task, answers = Classification(), torch.from_numpy(exact)
+    cached, likeliest = task.cached(answers), task.likeliest(answers)
     expected = [row.index(max(row)) for row in exact.tolist()]  # of equals the lowest class
-    assert found.top[:, 0].tolist() == found.logits.argmax(1).tolist() == expected
-    assert [row.tolist() for row in found.top] == [
+    assert likeliest[:, 0].tolist() == cached.argmax(1).tolist() == task.kept(answers, answers).tolist() == expected
+    assert [row.tolist() for row in likeliest] == [
         sorted(range(len(row)), key=lambda c, row=row: -row[c])[:5] for row in exact.tolist()
     ]
     plain = exact.astype(np.float16)
     below = np.nextafter(plain, np.float16(-np.inf))
-    assert ((found.logits.numpy() == plain) | (found.logits.numpy() == below)).all()
+    assert ((cached.numpy() == plain) | (cached.numpy() == below)).all()
 
 
 def test_rounding_leaves_alone_what_makes_no_tie():
@@ -169,13 +171,13 @@ class OfOne:
     student, split = "s", "test"
 
     def __init__(self, exact: torch.Tensor) -> None:
-        self.said = Outputs.of(exact)
+        self.exact = exact
 
     def cached(self, name: str, split: str) -> torch.Tensor:
-        return self.said.logits.float()
+        return Classification().cached(self.exact).float()
 
     def predicted(self, name: str, split: str) -> torch.Tensor:
-        return self.said.top[:, 0]
+        return Classification().kept(self.exact, self.exact)
 
     def untrained(self, found: torch.Tensor) -> torch.Tensor:
         return found

@@ -349,7 +349,7 @@ def test_heads_of_another_class_count_are_named_with_what_helps(known):
     zoo = expand(known, select=({"match": ("test_vit.*", "test_resnet.*")},))
     members.check_heads(zoo, known, 1000)
     with pytest.raises(
-        KtError, match=r"test_resnet.r160_in1k: its head has 1000 classes, the data 10 .and 1 models more"
+        KtError, match=r"test_resnet.r160_in1k: its head has 1000 outputs, but 10 are needed .and 1 models more"
     ):
         members.check_heads(zoo, known, 10)
     tuned = {"match": ("test_vit.*", "test_resnet.*"), "finetune": FineTune(mode="linear", epochs=1)}

@@ -59,7 +59,7 @@ def test_weights_that_only_the_model_ties_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (lambda x: (x, x), r"the model gives a tuple of 2; needed: one tensor of floating-point logits, \[1, 3\]"),
+        (lambda x: (x, x), r"the model gives a tuple of 2; needed: one tensor of floating-point numbers, \[1, 3\]"),
         (lambda x: {"logits": x, "aux": x}, "the model gives a dict with logits, aux; needed"),
         (lambda x: [x], "the model gives a list of 1; needed"),
         (lambda x: None, "the model gives a NoneType; needed"),
@@ -68,7 +68,7 @@ def test_weights_that_only_the_model_ties_are_refused(tmp_path):
         (lambda x: x[..., None, None], r"the model gives \[1, 3, 1, 1\] of float32"),
         (lambda x: x.argmax(1, keepdim=True).expand(1, 3), r"the model gives \[1, 3\] of int64"),
         (lambda x: x.to(torch.complex64), r"the model gives \[1, 3\] of complex64"),
-        (lambda x: x / 0 * 0, "the model's logits of a plain image are not finite"),
+        (lambda x: x / 0 * 0, "the model's answer to a plain image is not finite"),
     ],
 )  # fmt: skip
 def test_a_model_that_gives_no_logits_is_named(given, line):
@@ -78,7 +78,7 @@ def test_a_model_that_gives_no_logits_is_named(given, line):
 
     _, found = models.run_once(Odd(), (1, 8, 8))
     with pytest.raises(KtError, match=line) as caught:
-        models.check_outputs(found, 3)
+        models.check_outputs(found, (3,))
     assert "\n" not in str(caught.value)
 
 
@@ -86,8 +86,8 @@ def test_a_model_that_gives_logits_is_taken():
     for model in (Tiny(), Tiny().to(torch.bfloat16)):
         image = (1, 8, 8)
         if next(model.parameters()).dtype == torch.float32:
-            models.check_outputs(models.run_once(model, image)[1], 3)
-    models.check_outputs(torch.zeros(1, 3, dtype=torch.bfloat16), 3)
+            models.check_outputs(models.run_once(model, image)[1], (3,))
+    models.check_outputs(torch.zeros(1, 3, dtype=torch.bfloat16), (3,))
 
 
 class InTraining(Tiny):
@@ -106,17 +106,17 @@ def test_what_a_model_gives_in_training_is_looked_at_and_the_model_is_left_as_it
     model = InTraining(lambda x: x).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.random.get_rng_state()
-    models.check_training(model, (1, 8, 8), 3)
+    models.check_training(model, (1, 8, 8), (3,))
     assert not model.training
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     for given, line in (
         (
             lambda x: (x, x),
-            r"in training the model gives a tuple for two images; needed: one tensor of logits, \[2, 3\]",
+            r"in training the model gives a tuple for two images; needed: one tensor, \[2, 3\]",
         ),
         (lambda x: x[:1], r"in training the model gives \[1, 3\] for two images"),
         (lambda x: x @ x, "the model cannot be trained: RuntimeError: .*shapes cannot be multiplied"),
     ):
         with pytest.raises(KtError, match=line):
-            models.check_training(InTraining(given), (1, 8, 8), 3)
+            models.check_training(InTraining(given), (1, 8, 8), (3,))

@@ -15,11 +15,13 @@ from kt.checkpoint import Checkpoint
 from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
 from kt.errors import KtError
+from kt.tasks.classification import Classification
 from kt.zoo import inference, models, weights
 from kt.zoo.spec import FineTune, Recipe, Thin
 from kt.zoo.train import batches, choose, linear, train
 
 CPU = torch.device("cpu")
+ENTROPY = Classification().supervised
 SPEC = InputSpec(size=8, mean=(0.3,), std=(0.33,))
 
 
@@ -35,9 +37,9 @@ def kt_tests_broken(pretrained: bool = False, **kwargs: object) -> nn.Module:
 def test_models_of_the_default_study_build_through_timm(name):
     models.import_modules(["kt.zoo.digits"])
     assert name in timm.list_models()
-    model = models.build(name, {}, classes=10, channels=1).eval()
+    model = models.build(name, {}, outputs=10, channels=1).eval()
     assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
-    colour = models.build(name, {"in_chans": 3}, classes=4, channels=1).eval()
+    colour = models.build(name, {"in_chans": 3}, outputs=4, channels=1).eval()
     assert colour(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
 
 
@@ -253,7 +255,7 @@ def trained(plan: Recipe) -> tuple[dict[str, torch.Tensor], list[tuple[int, floa
     reports: list[tuple[int, float]] = []
     images, labels = data()
     seen = batches(images, np.arange(len(labels)), plan.augment, SPEC, CPU)
-    model = train(Tiny(), seen, labels, plan, CPU, lambda epoch, loss: reports.append((epoch, loss)))
+    model = train(Tiny(), seen, labels, ENTROPY, plan, CPU, lambda epoch, loss: reports.append((epoch, loss)))
     return model.state_dict(), reports, model
 
 
@@ -280,10 +282,10 @@ def test_a_training_killed_at_any_step_ends_with_the_same_weights(tmp_path, augm
     checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=0)
     torch.manual_seed(plan.seed)
     with pytest.raises(Killed):
-        train(Tiny(), dying, labels, plan, CPU, lambda *_: None, checkpoint)
+        train(Tiny(), dying, labels, ENTROPY, plan, CPU, lambda *_: None, checkpoint)
     torch.manual_seed(99)  # the process that goes on drew other numbers before
     epochs: list[int] = []
-    model = train(Tiny(), seen, labels, plan, CPU, lambda epoch, _: epochs.append(epoch), checkpoint)
+    model = train(Tiny(), seen, labels, ENTROPY, plan, CPU, lambda epoch, _: epochs.append(epoch), checkpoint)
     assert all(torch.equal(tensor, whole[name]) for name, tensor in model.state_dict().items())
     assert epochs == [*range(1 + stop // 7 if stop % 7 else stop // 7, 4)]
 
@@ -316,7 +318,7 @@ def probe(augment: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     plan = FineTune(mode="linear", epochs=30, batch_size=10, lr=0.05, augment=augment)
     spec = InputSpec(size=32, mean=(0.3,), std=(0.33,))
     seen = batches(images, np.arange(30), augment, spec, CPU)
-    linear(model, seen, labels, plan, CPU, lambda *_: None)
+    linear(model, seen, labels, ENTROPY, plan, CPU, lambda *_: None)
     return model, before
 
 
@@ -342,7 +344,7 @@ def test_a_model_without_a_named_classifier_cannot_be_probed():
     images, labels = data()
     seen = batches(images, np.arange(30), "none", SPEC, CPU)
     with pytest.raises(KtError, match=r"Tiny has no get_classifier\(\) with weights"):
-        linear(Tiny(), seen, labels, FineTune(mode="linear", epochs=1), CPU, lambda *_: None)
+        linear(Tiny(), seen, labels, ENTROPY, FineTune(mode="linear", epochs=1), CPU, lambda *_: None)
     with pytest.raises(KtError, match=r"Tiny has no method reset_classifier"):
         weights.with_new_head(Tiny(), 4)
 

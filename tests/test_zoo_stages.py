@@ -184,7 +184,7 @@ def test_own_models_bring_their_weights_in_a_pth_file(folder: Path, capsys: pyte
         capsys.readouterr()
         assert main([*command, "--config", "own.yaml"]) == 1
         assert "zoo.models.refused" in (said := capsys.readouterr().err.strip().splitlines()[-1])
-        assert "other.pth: its head has 7 classes, the data 4; give `finetune`" in said
+        assert "other.pth: its head has 7 outputs, but 4 are needed; give `finetune`" in said
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,13 @@ def test_own_models_bring_their_weights_in_a_pth_file(folder: Path, capsys: pyte
     [
         (
             {"arch": "kt_tests_own", "checkpoint": "other.pth"},
-            "other.pth: its head has 7 classes, the data 4; give",
+            "other.pth: its head has 7 outputs, but 4 are needed; give",
         ),
         ({"arch": "test_resnet", "checkpoint": "given.pth"}, "given.pth: not this model's weights: missing bn1.bias, "),
-        ({"arch": "test_vit.r160_in1k", "pretrained": True}, "its head has 1000 classes, the data 4; give `finetune`"),
+        (
+            {"arch": "test_vit.r160_in1k", "pretrained": True},
+            "its head has 1000 outputs, but 4 are needed; give",
+        ),
         (
             {"arch": "vit_tiny_patch16_224", "train": {"epochs": 1}},
             r"the model does not take an image of \[3, 32, 32\]: AssertionError: Input height",

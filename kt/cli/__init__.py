@@ -1,4 +1,4 @@
-"""The ``kt`` command: runs one of its commands, and turns errors into one line each.
+"""The ``kt`` command: runs one of its subcommands, and turns errors into one line each.
 
 The commands of the stages and of the analysis have modules of their own; ``status``, ``retry``, ``config`` and
 ``schema`` are here.
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line each, in the words of ``kt.errors``."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and end with status 2."""
+        """Print the error, and end with status 2."""
         line = shortened(" ".join(message.split()))
         self.exit(2, f"{self.prog}: {line}; `{self.prog} --help` says more\n")
 
@@ -77,11 +77,14 @@ def _retry(args: argparse.Namespace) -> None:
     study = load(args.config)
     keys = status.survey(study, study.layout).retriable
     made_again = status.forget(study.layout, keys)
-    print(f"{len(keys)} failed trainings will be tried again by the next run ({len(made_again)} jobs)")
+    trainings, jobs = (
+        f"{n} {what}{'s' * (n != 1)}" for n, what in ((len(keys), "failed training"), (len(made_again), "job"))
+    )
+    print(f"{trainings} will be tried again by the next run ({jobs})")
 
 
 def _add_tools(add: Callable[..., argparse.ArgumentParser]) -> None:
-    about = "say what is done, running, queued, failed and left, and how long it will take"
+    about = "show what is done, running, queued, failed and left, and how long it will take"
     sub = add("status", _status, about, "kt status --watch")
     sub.add_argument(
         "--watch",
@@ -89,17 +92,19 @@ def _add_tools(add: Callable[..., argparse.ArgumentParser]) -> None:
         nargs="?",
         const=10.0,
         metavar="SECONDS",
-        help="again and again until Ctrl-C (10)",
+        help="repeat every so many seconds until Ctrl-C (default: 10)",
     )
-    about = "folder that the cluster's jobs log to (default: the latest run's, else as slurm/config.yaml says)"
+    about = "log folder of the cluster's jobs (default: that of the latest run, else as in slurm/config.yaml)"
     sub.add_argument("--logs", type=Path, help=about)
 
-    add("retry", _retry, "let the next run try failed trainings again", "kt retry && snakemake")
+    add("retry", _retry, "let the next run try failed trainings again", "kt retry && snakemake --cores 2")
 
-    sub = add("config", _config, "check the configuration, or print its JSON schema", "kt config check")
-    sub.add_argument("action", choices=("check", "schema"), help="what to do")
+    sub = add(
+        "config", _config, "check the configuration, or print the JSON schema of all configurations", "kt config check"
+    )
+    sub.add_argument("action", choices=("check", "schema"), help="`check` it, or print its JSON `schema`")
 
-    add("schema", _tables_docs, "print the reference of all tables", "kt schema > tables.md")
+    add("schema", _tables_docs, "print the reference of all tables, as Markdown", "kt schema > tables.md")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, run: Callable[[argparse.Namespace], None], about: str, example: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about.capitalize() + ".", epilog=f"example: {example}")
+        sub = commands.add_parser(
+            name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=f"example: {example}"
+        )
         default = os.environ.get("KT_CONFIG") or "config.yaml"
         about_config = "the study; paths in it are relative to its folder (default: $KT_CONFIG, else config.yaml)"
         sub.add_argument(
@@ -146,8 +153,8 @@ def _set_up_logging(file: Path | None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0 is success, 1 an error that was printed as one line; as shells have it, 130 is Ctrl-C, and 143 a signal to stop
-    after which the same command goes on where it was.
+    0 is success, 1 an error that was printed as one line; as in shells, 130 is Ctrl-C, and 143 a signal to stop, after
+    which the same command continues where it was.
     """
     args = _parser().parse_args(argv)
     _set_up_logging(None)

@@ -69,11 +69,11 @@ def _add_members(add: Add) -> None:
             print(s.preview(study, lay, a.tera_macs)) if a.preview else s.zoo(study, lay, a.out or lay.table("zoo"))
         )
     )
-    sub = add("zoo", run, "make the table of models, or preview what they will cost", "kt zoo --preview")
+    sub = add("zoo", run, "make the table of models, or preview their cost", "kt zoo --preview")
     sub.add_argument(
         "--preview", action="store_true", help="list models, sizes, download and GPU time; needs no weights"
     )
-    speed = "trillions of multiply-adds a second that a GPU is taken to do in the preview (default: %(default)s)"
+    speed = "assumed speed of a GPU in the preview, trillions of multiply-adds per second (default: %(default)s)"
     sub.add_argument("--tera-macs", type=number(1e-3, 1e6), default=10.0, help=speed)
     _out(sub, "table")
 
@@ -91,8 +91,8 @@ def _add_pairs(add: Add) -> None:
 
     run = _stage(lambda s, study, lay, a: s.pairs(study, lay, a.scores, a.models, a.out or lay.table("pairs")))
     sub = add("pairs", run, "choose the pairs that get a transfer", "kt pairs --out my-pairs.parquet")
-    sub.add_argument("--scores", type=Path, help="complementarity table that the rules `top` and `stratified` go by")
-    sub.add_argument("--models", type=Path, help="table of models, whose families `stratified` goes by")
+    sub.add_argument("--scores", type=Path, help="complementarity table that the rules `top` and `stratified` use")
+    sub.add_argument("--models", type=Path, help="table of models, whose families `stratified` uses")
     _out(sub, "table")
 
 
@@ -108,10 +108,17 @@ def _add_transfers(add: Add) -> None:
             a.threads,
         )
     )
-    sub = add("transfer", run, "transfer to one student", "kt transfer --student resnet --chunk 0")
+    sub = add(
+        "transfer",
+        run,
+        "transfer to one student from each of its teachers",
+        "kt transfer --student resnet --chunk 0",
+    )
     _student(sub)
-    sub.add_argument("--chunk", type=whole(0), default=0, help="which part of its teachers (default: %(default)s)")
-    sub.add_argument("--pairs", type=Path, help="table of pairs (default: as the rule in the configuration chooses)")
+    sub.add_argument(
+        "--chunk", type=whole(0), default=0, help="number of the part of its teachers (default: %(default)s)"
+    )
+    sub.add_argument("--pairs", type=Path, help="table of pairs (default: chosen by the rule in the configuration)")
     _threads(sub)
     _out(sub, "table")
 
@@ -126,13 +133,13 @@ def _add_transfers(add: Add) -> None:
     run = _stage(
         lambda s, study, lay, a: s.search(study, lay, a.student, a.out or lay.transfer(a.student, "search"), a.threads)
     )
-    sub = add("search", run, "train one student's candidates of the search", "kt search --student resnet")
+    sub = add("search", run, "train the search's candidates for one student", "kt search --student resnet")
     _student(sub)
     _threads(sub)
     _out(sub, "table")
 
     run = _stage(lambda s, study, lay, a: s.choose(study, lay, a.out or lay.table("search")))
-    _out(add("choose", run, "choose parameters from all students' candidates", "kt choose"), "table")
+    _out(add("choose", run, "choose parameters by the candidates of all students", "kt choose"), "table")
 
 
 def _add_experiments(add: Add) -> None:
@@ -152,7 +159,7 @@ def _add_results(add: Add) -> None:
     _out(add("tables", run, "gather the final tables, as Parquet and CSV", "kt tables"), "folder")
 
     sub = add("figures", _figures, "draw figures from tables", "kt figures delta_by_method")
-    sub.add_argument("names", nargs="*", help="which figures (default: all)")
+    sub.add_argument("names", nargs="*", help="names of figures (default: all)")
     _tables(sub)
     _out(sub, "folder")
 

@@ -14,7 +14,7 @@ from kt.complementarity.similarity import softmax
 from kt.complementarity.sources import Source, new_pairs
 
 TILE = 8
-"""Models that one is compared with at a time."""
+"""Models that one model is compared with at a time."""
 
 HELD_CLASSES = 1 << 24
 """Predicted classes that are held at a time."""
@@ -70,7 +70,7 @@ def top_flips(
 ) -> None:
     """Percent of images whose label is among the teacher's five likeliest classes and not among the student's.
 
-    For all ordered pairs with a changed model, from one bit an image and model. Negative flips of a pair are the
+    For all ordered pairs with a changed model, from one bit per image and model. Negative flips of a pair are the
     positive ones of the pair the other way round.
 
     Args:
@@ -109,8 +109,8 @@ def capa(
 ) -> None:
     """Chance-adjusted probabilistic agreement, for all pairs with a changed model.
 
-    κ_p = (observed − expected) / (1 − expected). Observed is the chance that both say the same class when each draws it
-    from its probabilities: the mean over the images of Σ_c p_c q_c, for all pairs one Gram matrix. Expected is that of
+    κ_p = (observed − expected) / (1 − expected). Observed is the chance that both draw the same class, each from its
+    probabilities: the mean over the images of Σ_c p_c q_c, for all pairs one Gram matrix. Expected is that of
     independent models that give the label the same mean probability, p̄ and q̄, and share the rest evenly:
     p̄ q̄ + (1 − p̄)(1 − q̄) / (C − 1).
 

@@ -1,4 +1,4 @@
-"""Spread of flips over the classes: entropy, areas of expertise and the likeness of their classes. Source: FG 3.2."""
+"""Spread of flips over the classes: entropy, areas of expertise and the similarity of their classes. Source: FG 3.2."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Areas:
         return cls(keys, ranked, bits, sizes)
 
     def members(self, area: int) -> NDArray[np.bool_]:
-        """Which classes are in the area of ``SHARES[area]``, bool [P, C]."""
+        """Whether each class is in the area of ``SHARES[area]``, bool [P, C]."""
         size = self.sizes[:, area]
         last = self.ranked[np.arange(len(size)), np.maximum(size - 1, 0)]
         members: NDArray[np.bool_] = (self.keys >= last[:, None]) & (size > 0)[:, None]
@@ -84,11 +84,11 @@ class Areas:
 
 @dataclass(frozen=True)
 class ClassVectors:
-    """Class vectors of length one; a class of which nothing is known has the zero vector, and is left out.
+    """Class vectors of length one; a class without images has the zero vector, and is left out.
 
     Attributes:
         unit: float32 [C, D].
-        digest: hash of where they come from.
+        digest: hash of their source.
     """
 
     unit: NDArray[np.float32]
@@ -111,7 +111,7 @@ class ClassVectors:
         The sum of all cosines is the squared length of the sum of the vectors: no loop over pairs of classes.
 
         Args:
-            members: which classes are in each set, bool [P, C].
+            members: whether each class is in each set, bool [P, C].
         """
         sets = members.astype(np.float32)
         size = (sets @ self.unit.any(1).astype(np.float32)).astype(np.float64)
@@ -124,12 +124,12 @@ class ClassVectors:
 def mean_logits(source: Source, model: int, labels: NDArray[np.int64], classes: int) -> ClassVectors:
     """The default class vectors: a model's mean logits over the images of each class, less their mean over classes.
 
-    Classes that the model takes for one another have like vectors. It needs no download and no text, and works for any
-    data set; one model serves for all pairs, so that they are compared on one scale.
+    Classes that the model confuses have similar vectors. This needs no download and no text, and works for any data
+    set. One model serves for all pairs, so that they are compared on one scale.
 
     Args:
         source: predictions.
-        model: which model.
+        model: index of the model.
         labels: int64 [N].
         classes: number of classes C.
     """

@@ -27,7 +27,7 @@ Numbers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Places:
-    """Where the images' bits lie.
+    """Positions of the images' bits.
 
     Attributes:
         place: the bit of every image, int64 [N].
@@ -52,7 +52,7 @@ class Places:
         return cls(place, starts, int(words.sum()))
 
     def pack(self, right: NDArray[np.bool_]) -> NDArray[np.uint64]:
-        """One model's bits, uint64 [W], from which images it gets right, bool [N]."""
+        """One model's bits, uint64 [W], from whether it gets each image right, bool [N]."""
         bits = np.zeros(WORD * self.words, bool)
         bits[self.place] = right
         return np.packbits(bits).view(np.uint64)
@@ -71,7 +71,7 @@ class Right:
     """Images that every model gets right.
 
     Attributes:
-        places: where the bits lie.
+        places: positions of the bits.
         words: bits of every model, uint64 [M, W].
         by_class: images right in every class, [M, C].
         images: number of images N.
@@ -188,8 +188,8 @@ def q_statistic(n: int, teacher: Numbers, student: Numbers, positive: Numbers) -
 def untrained(n: int, student: Numbers, classes: int) -> Reals:
     """Positive flips that an untrained teacher is expected to have, percent of n images, float64 [P].
 
-    Its classes have nothing to do with the images. Whether it draws each from all classes evenly or says one of them,
-    drawn evenly, of all images: of the images that the student gets wrong it gets one in C right.
+    Its predictions do not depend on the images. Whether it draws a class for each image, or one class for all images:
+    of the images that the student gets wrong it gets one in C right.
 
     Source: FG measures it with random weights, and finds about 0.03 % with ImageNet's 1,000 classes, as this does.
     """

@@ -1,7 +1,7 @@
 """Reusable rows and columns of an earlier table: those whose models, images and measures are the same.
 
-A table's metadata names its models in the order of its rows, with a hash of what each predicts, and hashes of what
-its rows and each measure of all pairs rest on. Names alone are never trusted.
+A table's metadata names its models in the order of its rows, with a hash of each one's predictions, and hashes of all
+that its rows and each measure of all pairs depend on. Names alone are never trusted.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ class Facts:
 
 
 def off_diagonal(models: int) -> NDArray[np.bool_]:
-    """Which entries of a matrix are pairs of distinct models, in the order of the table's rows."""
+    """Whether each entry of a matrix is a pair of distinct models, in the order of the table's rows."""
     return ~np.eye(models, dtype=bool)
 
 
 class Earlier:
-    """An earlier table, seen from the models of a new one.
+    """An earlier table, for the models of a new one.
 
     Args:
         path: the table.
-        facts: what the new table rests on.
+        facts: hashes of all that the new table depends on.
 
     Raises:
         KtError: it is not a readable table of this kind.

@@ -17,7 +17,7 @@ from kt.tables.of_study import SHARES
 from kt.tasks.task import Words
 
 TILE = 64
-"""Pairs at a time: what is worked on stays in a core's own cache."""
+"""Pairs at a time: their numbers stay in a core's own cache."""
 
 Indices = NDArray[np.int64]
 Columns = dict[str, NDArray[np.generic] | pa.Array]
@@ -25,7 +25,7 @@ Columns = dict[str, NDArray[np.generic] | pa.Array]
 
 @dataclass(frozen=True)
 class Scoring:
-    """All that rows are made of.
+    """All data that rows are computed from.
 
     Attributes:
         names: of the M models.
@@ -133,7 +133,7 @@ class Scoring:
         return columns | {name: values for name, values in optional.items() if name in self.measures}
 
     def _table(self, teachers: Indices, students: Indices, columns: Columns) -> pa.Table:
-        """Columns in the order and the types of the schema; those not asked for are null."""
+        """Columns in the order and with the types of the schema; those not asked for are null."""
         names = pa.array(list(self.names), pa.string())
         rows = len(students)
         given: dict[str, pa.Array] = {

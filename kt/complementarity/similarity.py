@@ -16,7 +16,7 @@ CHUNK = 1 << 26
 """Probabilities of all models that are held at a time."""
 
 TILE = 1 << 17
-"""Probabilities that one is compared with at a time: they stay in a core's own cache."""
+"""Probabilities that one model's are compared with at a time: they stay in a core's own cache."""
 
 TINY = np.float32(1e-37)
 
@@ -24,7 +24,7 @@ ROWS = 2048
 """Images that are held at a time."""
 
 JOINT = 1 << 24
-"""Entries of joint distributions that a thread holds at a time."""
+"""Entries of joint distributions that each thread holds at a time."""
 
 BATCH = 256
 """Least number of images in a minibatch, where there are so many."""
@@ -94,8 +94,8 @@ def leep(source: Source, into: NDArray[np.float64], changed: Sequence[int], pool
 
     The student plays the pretrained model, the teacher's predicted classes are the labels of the task: with the joint
     distribution P(y, z) of the teacher's class y and the student's output class z, LEEP is the mean over the images of
-    ln Σ_z P(y|z) p_student(z). It is at most 0, and higher where the student could learn to say what the teacher says
-    from what it says already.
+    ln Σ_z P(y|z) p_student(z). It is at most 0, and higher where the student's outputs tell the teacher's
+    class.
 
     Args:
         source: predictions.
@@ -103,7 +103,7 @@ def leep(source: Source, into: NDArray[np.float64], changed: Sequence[int], pool
         changed: indices of the changed models.
         pool: threads.
 
-    Memory: ``JOINT`` numbers a thread and ``ROWS`` images; logits are read twice for each block of teachers.
+    Memory: ``JOINT`` numbers per thread and ``ROWS`` images; logits are read twice for each block of teachers.
 
     Source: Nguyen, Hassner, Seeger, Archambeau 2020, ICML, arXiv 2002.12462, equations 1 and 2.
     """
@@ -158,7 +158,7 @@ def cka(source: Source, into: NDArray[np.float64], changed: Sequence[int], pool:
         changed: indices of the changed models.
         pool: threads.
 
-    Memory: n² / 2 numbers a model, n < 2 ``BATCH``, however many images there are.
+    Memory: n² / 2 numbers per model, n < 2 ``BATCH``, however many images there are.
 
     Raises:
         KtError: there are no features, or fewer than four images.

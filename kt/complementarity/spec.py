@@ -45,7 +45,7 @@ class ComplementaritySpec(Spec):
 
     measures: tuple[Measure, ...] = Field(
         ("agreement", "kappa", "double_fault", "q_statistic", "expertise_similarity"),
-        description="optional columns of the table; `docs/measures.md` says what each costs",
+        description="optional columns of the table; `docs/measures.md` has the cost of each",
     )
     class_embeddings: File | None = Field(
         None,

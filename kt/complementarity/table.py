@@ -34,7 +34,7 @@ VERSION = 1
 """Raise it when a measure changes: rows of earlier tables are then not taken over."""
 
 ROWS = 1 << 14
-"""Rows of a piece; a few pieces are all that is held of the table at a time."""
+"""Rows of a piece; only a few pieces of the table are held at a time."""
 
 LISTED = 20_000_000
 """Pairs × classes up to which the table lists classes by default."""
@@ -49,7 +49,7 @@ class Matrix:
     """A measure of all pairs at once.
 
     Attributes:
-        fill: makes it, from a source, the matrix to fill, the models that changed and threads.
+        fill: computes it, from a source, the matrix to fill, the models that changed and threads.
         whole_content: whether it needs more than what is kept of the answers.
         labelled: whether it needs the labels too, int64 [N], as ``labels``.
     """
@@ -71,10 +71,10 @@ MATRICES = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table that is made while its pieces are taken.
+    """A table that is computed while its pieces are taken.
 
     Attributes:
-        facts: what it rests on, for the file's metadata.
+        facts: hashes of all that it depends on, for the file's metadata.
         measured: number of pairs whose rows are measured anew.
         pieces: its rows, by teacher and then by student.
     """
@@ -101,8 +101,8 @@ def make(
         truth: of the images, [N, …]; of classification labels int64 [N].
         classes: number of classes C; any number where the task has none.
         split: name of the split, for the table.
-        spec: what to measure; measures that make no sense for the task are left out.
-        earlier: a table to take rows from that still hold, if there is one.
+        spec: the measures; those that make no sense for the task are left out.
+        earlier: a table to take rows from that still hold; None without one.
         pool: threads.
         task: what is learnt.
 

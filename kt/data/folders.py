@@ -11,10 +11,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from kt.data.classes import check_chosen, class_map
+from kt.data.classes import ClassFolders, check_chosen, class_folders, class_map
 from kt.data.decode import open_picture
 from kt.data.listing import Listing, Picture, ordered, shown
-from kt.data.parts import ClassFolders, class_folders
 from kt.data.spec import DataSpec
 from kt.data.walk import endings, entries, is_folder, is_hidden, leads_back, walk
 from kt.errors import KtError, listed

@@ -1,13 +1,18 @@
-"""Listing of a source of images before anything is decoded: labels, names, official parts, and a stream of images."""
+"""Listing of a source before anything is decoded: truths, names, official parts and a stream of images; and arrays."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,3 +119,125 @@ def named_parts(spec: DataSpec, default: str = DEFAULT_PART) -> list[str]:
     """The official parts that the splits draw from, each once; ``default`` for those that name none."""
     takes = [take for take in spec.splits.takes().values() if take.images != 0 and not take.folder]
     return list(dict.fromkeys(take.part or default for take in takes))
+
+
+def digits() -> Listing:
+    """The 1,797 digits that ship with scikit-learn, uint8 [8, 8, 1]."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = data.target.astype(np.int64)
+    pictures: Stream = lambda rows: (partial(images.__getitem__, i) for i in rows)  # noqa: E731
+    return Listing(labels, numbered(labels), None, None, pictures, images.shape[1:])
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A data set that needs no file; its numbers of images, classes and channels are known before it is read."""
+
+    count: int
+    classes: int
+    channels: int
+    read: Callable[[], Listing]
+
+
+BUILTIN = {"digits": Builtin(1797, 10, 1, digits)}
+
+
+def _open_member(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype[np.generic]]:
+    """The stream of an array inside an .npz file, past its header; its shape and dtype."""
+    file = archive.open(f"{name}.npy")
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject or (fortran and len(shape) > 1):
+        held = "Python objects" if dtype.hasobject else f"columns first; save np.ascontiguousarray({name})"
+        raise ValueError(f"{name} holds {held}")
+    return file, shape, dtype
+
+
+_UNREADABLE = (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile)
+
+
+def _npz_error(path: Path, error: Exception) -> KtError:
+    return KtError(f"data.source: {path}: not a readable .npz file ({error})")
+
+
+def _npz_parts(archive: zipfile.ZipFile, path: Path, truth: str) -> dict[str, tuple[str, str]]:
+    """Names of the arrays of images and truths, by official part; the part is "" where there are none."""
+    names = [member.removesuffix(".npy") for member in archive.namelist()]
+    parts = {name[2:]: (name, f"y_{name[2:]}") for name in names if name.startswith("x_")}
+    if "images" in names or truth in names or not parts:
+        parts = {"": ("images", truth)}
+    for name in itertools.chain.from_iterable(parts.values()):
+        if name not in names:
+            raise KtError(f"data.source: {path}: no array {name!r}; it holds: {', '.join(names)}")
+    return parts
+
+
+def _npz_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    file, shape, dtype = _open_member(archive, name)
+    return np.frombuffer(file.read(), dtype).reshape(shape)
+
+
+def _npz_shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, ...]:
+    _, shape, dtype = _open_member(archive, name)
+    if dtype != np.uint8 or len(shape) not in (3, 4):
+        raise KtError(f"data.source: {path}: {name} are {dtype} {list(shape)}; need uint8 [N, H, W] or [N, H, W, C]")
+    if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] not in (1, 3, 4):
+        raise KtError(
+            f"data.source: {path}: {name} are {list(shape)}, colours first; need [N, H, W, C]: "
+            f"save {name}.transpose(0, 2, 3, 1)"
+        )
+    return (*shape, 1)[:4]
+
+
+def npz(path: Path, has_classes: bool = True) -> Listing:
+    """An .npz file with ``images`` uint8 [N, H, W] or [N, H, W, C] and ``labels``; images are read one by one.
+
+    For a task without classes ``truth`` [N, …] stands in place of the labels. Official parts lie in pairs of arrays
+    instead, ``x_<part>`` and ``y_<part>``.
+
+    Raises:
+        KtError: the file cannot be read, or its arrays have wrong types or shapes.
+    """
+    kind = "labels" if has_classes else "truth"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = _npz_parts(archive, path, kind)
+            truths = {name: _npz_array(archive, name) for _, name in parts.values()}
+            shapes = {name: _npz_shape(archive, path, name) for name, _ in parts.values()}
+    except _UNREADABLE as error:
+        raise _npz_error(path, error) from error
+    if has_classes:
+        truths = {name: checked_labels(labels, f"data.source: {path}: {name}") for name, labels in truths.items()}
+    for (name, shape), of_part in zip(shapes.items(), truths.values(), strict=True):
+        if of_part.ndim == 0 or len(of_part) != shape[0]:
+            number = len(of_part) if of_part.ndim else "no row of"
+            raise KtError(f"data.source: {path}: {number} {kind} for {shape[0]} {name}; one per image is needed")
+    if len({(truth.dtype, truth.shape[1:]) for truth in truths.values()}) > 1:
+        raise KtError(f"data.source: {path}: {', '.join(truths)} have different types or shapes")
+    if len({shape[1:] for shape in shapes.values()}) > 1:
+        raise KtError(f"data.source: {path}: {', '.join(shapes)} have images of different shapes")
+    picture = next(iter(shapes.values()))[1:]
+
+    def stream(rows: NDArray[np.int64]) -> Iterator[Callable[[], Picture]]:
+        wanted, row = set(rows.tolist()), 0
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for name, shape in shapes.items():
+                    file, _, _ = _open_member(archive, name)
+                    for _ in range(shape[0]):  # to the end: only then is the file's checksum compared
+                        content = file.read(int(np.prod(picture)))
+                        if row in wanted:
+                            yield partial(np.frombuffer(content, np.uint8).reshape, picture)
+                        row += 1
+        except _UNREADABLE as error:
+            raise _npz_error(path, error) from error
+
+    every = np.concatenate(list(truths.values()))
+    part_of = None if "" in parts else np.repeat(np.array(list(parts)), [len(truth) for truth in truths.values()])
+    if not has_classes:
+        return Listing(np.zeros(len(every), np.int64), [], part_of, None, stream, picture, truth=every)
+    return Listing(every, numbered(every), part_of, None, stream, picture)

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from kt import store
-from kt.data.arrays import BUILTIN, npz
 from kt.data.classes import class_map, truth_of
 from kt.data.folders import check_folder, folder, unlabelled_images, with_unlabelled
-from kt.data.listing import DEFAULT_PART, Listing
+from kt.data.listing import BUILTIN, DEFAULT_PART, Listing, npz
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
 from kt.errors import KtError, nearest, quoted, short, unknown
 from kt.spec import RULE, Place, as_written, beside, check_all
@@ -95,17 +94,17 @@ def _check_task(spec: DataSpec) -> None:
     """Fail where a task without classes is given classes, or a source that has nothing else."""
     if named(spec.task).has_classes:
         return
-    lacks = f"the task {spec.task!r} has no classes"
     for key in ("classes", "class_file", "num_classes"):
         if getattr(spec, key) is not None:
-            raise KtError(f"data.{key}: {lacks}; leave it out")
+            raise KtError(f"data.{key}: is about classes, which the task {spec.task!r} does not have; leave it out")
     if not spec.source.endswith(".npz"):
         raise KtError(
-            f"data.source: {quoted(as_written(spec.source))} has classes, but {lacks}; allowed: an .npz file with "
-            "`images` and `truth`"
+            f"data.source: {quoted(as_written(spec.source))} has classes, but the task {spec.task!r} has none; "
+            "allowed: an .npz file with `images` and `truth`"
         )
     if spec.splits.transfer.folder:
-        raise KtError(f"data.splits.transfer.folder: {lacks}, so that its images all need a truth; leave it out")
+        text = f"its images have no truth, which the task {spec.task!r} needs; leave it out"
+        raise KtError(f"data.splits.transfer.folder: {text}")
 
 
 def _is_there(source: Place) -> bool:

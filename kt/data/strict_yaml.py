@@ -1,4 +1,4 @@
-"""YAML as configurations are written: distinct keys, numbers that are numbers, classes by name, only plain values."""
+"""Strict YAML for configurations: distinct keys, numbers that are numbers, classes by name, only plain values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kt.errors import KtError, quoted, short
 
 MAX_BYTES = 2 << 20
 MAX_VALUES = 1_000_000
-"""What a configuration may have when its aliases are written out."""
+"""Most values of a configuration with its aliases written out."""
 
 _PLAIN = (str, bool, int, float, type(None))
 
@@ -122,8 +122,8 @@ def read(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        said = ", ".join(filter(None, [error.context, error.problem]))
-        raise KtError(f"not valid YAML: {where}{_one_line(said)}") from error
+        problem = ", ".join(filter(None, [error.context, error.problem]))
+        raise KtError(f"not valid YAML: {where}{_one_line(problem)}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise KtError(f"not valid YAML: line {line}: the character {error.character:#04x} is not allowed") from error
@@ -147,7 +147,7 @@ def plain(value: Any) -> Any:
 
 
 def _strange(value: Any, at: str) -> Iterator[str]:
-    """What is wrong with a value and those below it, behind their dotted keys."""
+    """Errors of a value and those below it, behind their dotted keys."""
     if isinstance(value, dict):
         for key, item in value.items():
             here = f"{at}.{key}" if at else str(key)
@@ -172,11 +172,11 @@ def _kind(value: object) -> str:
 
 
 def _count(value: Any, known: dict[int, int]) -> int:
-    """Values in all, each alias written out, without writing them out."""
+    """Number of values with each alias written out, counted without writing them out."""
     if not isinstance(value, dict | list | tuple):
         return 1
     if id(value) not in known:
-        known[id(value)] = MAX_VALUES + 1  # what refers to itself has no end
+        known[id(value)] = MAX_VALUES + 1  # a value that refers to itself has no end
         known[id(value)] = 1 + sum(
             _count(item, known) for item in (value.values() if isinstance(value, dict) else value)
         )

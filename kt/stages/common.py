@@ -1,4 +1,4 @@
-"""What several stages share: the device, a member's architecture, and the facts that go into every table."""
+"""Helpers of several stages: the device, a member's architecture, and the facts in every table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from kt.data.spec import InputSpec
 from kt.errors import KtError, unknown
 from kt.study.study import Study
 from kt.tables import gather, schema
-from kt.zoo.classes import labels_of
 
 if TYPE_CHECKING:
     import torch
@@ -57,13 +56,20 @@ def channels_of(at: str, spec: InputSpec, data: Dataset) -> int:
     return max(mean, data.channels)
 
 
+def outputs(study: Study, name: str, data: Dataset) -> int:
+    """Outputs of a member: those that the task needs, of a specialist one per class that it knows."""
+    if classes := study.zoo.models[name].classes:
+        return len(classes)
+    return study.task.outputs(data.truth, list(data.class_names))
+
+
 def build(study: Study, name: str, data: Dataset) -> nn.Module:
-    """A member's architecture with fresh weights and an output for each of its classes."""
+    """A member's architecture with fresh weights and the outputs that the task needs."""
     from kt.zoo import models
 
     models.import_modules(study.zoo.modules)
-    member, outputs = study.zoo.models[name], len(labels_of(name, study.zoo.models[name], data.class_names))
-    return models.build(member.arch, member.args, outputs, channels(study, name, data))
+    member = study.zoo.models[name]
+    return models.build(member.arch, member.args, outputs(study, name, data), channels(study, name, data))
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of glibc's h

@@ -35,9 +35,10 @@ def data(study: Study, layout: Layout, threads: int) -> None:
     """Split and decode the data set."""
     facts = datasets.write(layout.data, study.data, threads, partial(check_splits, study))
     dataset = Dataset.open(layout.data)
+    needs = study.task.outputs(dataset.truth, list(dataset.class_names))
     check_classes(study, dataset.class_names)
-    check_heads(study.zoo, registry.load(study.zoo.modules), dataset.classes)
-    check_checkpoints(study, lambda _: dataset.channels, dataset.classes)
+    check_heads(study.zoo, registry.load(study.zoo.modules), needs)
+    check_checkpoints(study, lambda _: dataset.channels, needs)
     _warn_of_size(study, dataset.images.shape[1:3])
     units.inspect(study, layout, threads)
     log.info("data: %s: %s", as_written(study.data.source), datasets.summary(facts))
@@ -65,14 +66,15 @@ def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
     run(
         weights.load(build(study, name, dataset), layout.weights(name)).to(device).eval(),
         {s: inputs(dataset, s, spec, device, views, keep=False) for s in predictions.SPLITS},
+        {s: np.concatenate([dataset.truth[dataset.rows(s)]] * study.views(s)) for s in predictions.SPLITS},
         {s: np.tile(dataset.ids(s), study.views(s)) for s in predictions.SPLITS},
         layout.predictions(name),
-        fingerprint,
-        study.shown(dataset.hash),
+        (fingerprint, study.shown(dataset.hash)),
+        study.task,
         study.features and compared,
         study.transfer.top_k if compared else None,
     )
-    if study.zoo.models[name].train is None:
+    if study.task.has_classes and study.zoo.models[name].train is None:
         _warn_of_order(study, name, dataset, layout.predictions(name))
     count = sum(study.views(split) * len(dataset.rows(split)) for split in predictions.SPLITS)
     log.info("predict %s: %d images", name, count)
@@ -112,7 +114,7 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
         ],
         {name: layout.predictions(name) for name in study.members},
         {name: labels_of(name, m, dataset.class_names) for name, m in study.zoo.models.items() if m.classes},
-        {split: dataset.labels[dataset.rows(split)] for split in ("validation", "test")},
+        {split: dataset.truth[dataset.rows(split)] for split in ("validation", "test")},
         corrected,
         extra,
         study.task,

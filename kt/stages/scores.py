@@ -30,7 +30,7 @@ def complementarity(study: Study, layout: Layout, split: str, out: Path, threads
         raise KtError(f"transfer.{'views' if study.transfer.views else 'top_k'}: {text}")
     dataset = Dataset.open(layout.data)
     source = Files({name: layout.predictions(name) for name in study.names}, split)
-    truth, task = dataset.labels[dataset.rows(split)], study.task
+    truth, task = dataset.truth[dataset.rows(split)], study.task
     if not task.labelled(truth).all():
         text = f"the {task.example}s of the split {split!r} have no labels; allowed: validation, test"
         raise KtError(f"complementarity: {text}")

@@ -13,7 +13,7 @@ from kt.errors import KtError
 from kt.layout import Layout
 from kt.progress import Progress, on_signal
 from kt.spec import as_written
-from kt.stages.common import build, channels, known_model, pick_device
+from kt.stages.common import build, channels, known_model, outputs, pick_device
 from kt.study.study import Study
 from kt.zoo import header, knowledge, registry
 from kt.zoo.classes import labels_of, positions
@@ -41,14 +41,12 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
     pick_device(study.device, threads)
     try:
         model = _start(study, name, dataset)
-        shape, classes = (
-            (channels(study, name, dataset), *spec.sides),
-            len(labels_of(name, member, dataset.class_names)),
-        )
-        macs, outputs = models.run_once(model, shape)
-        models.check_outputs(outputs, classes)
+        shape = (channels(study, name, dataset), *spec.sides)
+        answer = study.task.answer_shape(outputs(study, name, dataset))
+        macs, given = models.run_once(model, shape)
+        models.check_outputs(given, answer)
         if recipe or _may_be_student(study, name):
-            models.check_training(model, shape, classes)
+            models.check_training(model, shape, answer)
         images = _fit(study, layout, name, dataset, model, threads) if recipe else None
     except KtError as error:
         raise KtError(str(error) if str(error).startswith("zoo.") else f"zoo.models.{name}: {error}") from error
@@ -74,12 +72,12 @@ def _may_be_student(study: Study, name: str) -> bool:
 
 
 def _start(study: Study, name: str, dataset: Dataset) -> nn.Module:
-    """The model with the weights that it begins with, and one output a class of the data."""
+    """The model with the weights that it begins with, and the outputs that the task needs."""
     from kt.zoo import models
     from kt.zoo import weights as files
 
     member, colours = study.zoo.models[name], channels(study, name, dataset)
-    classes = len(labels_of(name, member, dataset.class_names))
+    needs = outputs(study, name, dataset)
     if member.checkpoint:
         models.import_modules(study.zoo.modules)
         at = f"zoo.models.{name}.checkpoint"
@@ -89,16 +87,16 @@ def _start(study: Study, name: str, dataset: Dataset) -> nn.Module:
             at,
             lambda n: models.build(member.arch, member.args, n, colours),
             member.checkpoint,
-            classes,
+            needs,
             member.finetune is not None,
         )
     if not member.pretrained:
         return build(study, name, dataset)
     models.import_modules(study.zoo.modules)
     has = registry.load(study.zoo.modules).tags[member.arch].num_classes
-    check_head(has, classes, member.finetune is not None)
+    check_head(has, needs, member.finetune is not None)
     model = files.pretrained(member.arch, member.args, colours, has)
-    return model if has == classes else files.with_new_head(model, classes)
+    return model if has == needs else files.with_new_head(model, needs)
 
 
 def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Module, threads: int) -> int:
@@ -109,12 +107,13 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
     member, spec, device = study.zoo.models[name], study.zoo.input_of(name), pick_device(study.device, threads)
     recipe = member.train or member.finetune
     assert recipe is not None
-    classes = labels_of(name, member, dataset.class_names)
-    zoo_rows = dataset.rows("zoo")
+    rows = dataset.rows("zoo")
+    truth = own = dataset.truth[rows]
     if member.classes:
-        zoo_rows = zoo_rows[positions(dataset.labels[zoo_rows], classes) >= 0]
+        own = positions(truth, labels_of(name, member, dataset.class_names))
+        rows, truth, own = rows[own >= 0], truth[own >= 0], own[own >= 0]
     try:
-        rows = zoo_rows[train.choose(dataset.labels[zoo_rows], recipe)]
+        chosen = train.choose(truth, recipe)
     except KtError as error:
         key = "train" if member.train else "finetune"
         raise KtError(f"zoo.models.{name}.{key}{str(error).removeprefix('train')}") from error
@@ -127,14 +126,11 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
         progress.done = epoch - 1
         progress.step(f"loss {loss:.3f}")
 
-    batch = train.batches(dataset.images, rows, recipe.augment, spec, device)
-    labels = positions(dataset.labels[rows], classes) if member.classes else dataset.labels[rows]
-    if isinstance(recipe, FineTune) and recipe.mode == "linear":
-        train.linear(model, batch, labels, recipe, device, report, checkpoint)
-    else:
-        train.train(model, batch, labels, recipe, device, report, checkpoint)
+    batch = train.batches(dataset.images, rows[chosen], recipe.augment, spec, device)
+    run = train.linear if isinstance(recipe, FineTune) and recipe.mode == "linear" else train.train
+    run(model, batch, own[chosen], study.task.supervised, recipe, device, report, checkpoint)
     checkpoint.remove()
-    return len(rows)
+    return len(chosen)
 
 
 def _known(study: Study, member: Member) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from kt.zoo.classes import labels_of
 
 
 def check(study: Study) -> Study:
-    """Everything that can be known to be wrong before anything runs.
+    """Fail on all errors that can be found before anything runs.
 
     Returns:
         The study with its zoo complete: a member for every selected model, each with its input; with the students of
@@ -48,7 +48,7 @@ def check(study: Study) -> Study:
     study = _in_units(study.model_copy(update={"zoo": zoo, **experiments}))
     check_keys_of_task(study)
     check_data(study.data)
-    if study.data.is_folder and not (study.layout.data / "meta.json").exists():  # else `data` has looked closer
+    if study.data.is_folder and not (study.layout.data / "meta.json").exists():  # else `data` has checked more
         check_folder(study.data)
     if names := known_names(study.data):
         check_classes(study, names)
@@ -100,7 +100,7 @@ def check_checkpoints(study: Study, channels: Callable[[DataSpec], int], classes
 
 
 def check_data(data: DataSpec) -> None:
-    """Everything that can be known to be wrong with the data set without listing its images.
+    """Fail on all errors of the data set that can be found without listing its images.
 
     Raises:
         KtError: the source, a class file or a file of images does not exist, fewer than two classes are taken, or the
@@ -171,7 +171,7 @@ def check_splits(study: Study, counts: Mapping[str, int]) -> None:
 
 
 def _trainings(study: Study) -> dict[str, Training]:
-    """How students are trained, by the place in the configuration that says so; of a search the largest batch."""
+    """Training of students, by its place in the configuration; of a search the candidate with the largest batch."""
     common = study.transfer.training
     methods = {f"transfer.methods.{name}": method for name, method in study.transfer.methods.chosen().items()}
     if study.groups:
@@ -192,7 +192,7 @@ def _trainings(study: Study) -> dict[str, Training]:
 
 
 def _check_specialists(study: Study) -> None:
-    """Fail where a specialist stands among the models that are compared."""
+    """Fail where a specialist is named among the models that are compared."""
     if len(study.names) < 2:
         raise KtError(f"zoo.models: at least 2 models without `classes` needed, not {len(study.names)}")
     for at, name in [*pairs.named(study.pairs), *(groups.named(study.groups.choose) if study.groups else ())]:
@@ -200,11 +200,15 @@ def _check_specialists(study: Study) -> None:
             raise KtError(f"{at}: {name!r} is a specialist (zoo.models.{name}.classes); allowed: models of all classes")
 
 
+def _methods(study: Study) -> dict[str, Options]:
+    """Methods of transfers by their section."""
+    groups: dict[str, Options] = {"groups": study.groups.methods} if study.groups else {}
+    return {"transfer": study.transfer.methods, **groups}
+
+
 def _check_without_labels(study: Study) -> None:
     """Fail where a method uses labels; called where the transfer images have none."""
-    sections: dict[str, Options] = {"transfer": study.transfer.methods}
-    if study.groups:
-        sections["groups"] = study.groups.methods
+    sections = _methods(study)
     sections |= {f"{rule}.{name}": experiment.methods for rule, name, experiment in study.each_experiment()}
     for section, methods in sections.items():
         for name, method in methods.options().items():
@@ -232,7 +236,10 @@ def _check_complementarity(study: Study) -> None:
 
 
 def check_keys_of_task(study: Study) -> None:
-    """Fail where a key is given that makes no sense for the task."""
+    """Fail where a key or a method is given that makes no sense for the task."""
+    for section, methods in _methods(study).items():
+        for name, method in methods.options().items():
+            method.check(study.task, f"{section}.methods.{name}")
     words, asked = study.task.words, study.complementarity
     for measure in asked.measures if "measures" in asked.model_fields_set else ():
         if not possible(measure, words):
@@ -246,6 +253,12 @@ def check_keys_of_task(study: Study) -> None:
         "complementarity.class_lists": asked.class_lists,
         "transfer.top_k": study.transfer.top_k,
         **{f"zoo.models.{name}.classes": member.classes for name, member in study.zoo.models.items()},
+        **{
+            f"zoo.models.{name}.{key}.thin": recipe.thin
+            for name, member in study.zoo.models.items()
+            for key, recipe in (("train", member.train), ("finetune", member.finetune))
+            if recipe
+        },
         **{f"{rule}.{name}": experiment for rule, name, experiment in study.each_experiment()},
     }
     for key, value in given.items():

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a configuration, in the words of ``kt.errors``: one line for each thing."""
+"""Errors of pydantic in the words of ``kt.errors``: one line for each thing that is wrong with a configuration."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lines(error: ValidationError) -> list[str]:
 
 
 def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
-    """What is wrong, without lists that are too short only because their wrong items were left out."""
+    """The errors, without those of lists that are too short only because their wrong items were left out."""
     inside = {detail["loc"][:-1] for detail in details}
     return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inside]
 
@@ -55,7 +55,7 @@ def _line(error: ErrorDetails) -> str:
 
 
 def _form(value: str, pattern: str | None) -> str:
-    """What a text should look like, in words."""
+    """The form that a text must have, in words."""
     if pattern == DEVICE:
         return unknown("device", value, ["auto", "cpu", "cuda", "cuda:0", "cuda:1", "…"])
     assert pattern == NAME, "every pattern of a configuration has its words here"

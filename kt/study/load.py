@@ -1,4 +1,4 @@
-"""Reading ``config.yaml``: a typed and checked study, or one clear line for each thing that is wrong with it.
+"""Reader of ``config.yaml``: a typed and checked study, or one clear line for each thing that is wrong with it.
 
 Loading a configuration imports neither torch nor timm.
 """

@@ -1,6 +1,6 @@
-"""``config.yaml`` as one frozen, typed object, composed of the sections of all stages.
+"""The study: ``config.yaml`` as one frozen, typed object, composed of the sections of all packages.
 
-Only the edge (the command line and the Snakefile) knows this object; stages get their own section, or plain
+Only the command line, the Snakefile and the stages know this object; functions get their own section, or plain
 arguments. Nothing here imports torch or timm.
 """
 
@@ -103,12 +103,12 @@ class Study(Spec):
         return [*self.transfer.methods.chosen().values(), *groups]
 
     def views(self, split: str) -> int:
-        """How often every image of a split is seen by a model, in as many crops."""
+        """Views of every image of a split: each model sees it so many times."""
         return self.transfer.views.n if self.transfer.views and split == "transfer" else 1
 
     @property
     def task(self) -> Task:
-        """What is learnt."""
+        """The task of the study."""
         return tasks.named(self.data.task)
 
     def shown(self, data: str) -> str:
@@ -127,7 +127,7 @@ class Study(Spec):
         return [(rule, name, found) for rule, named in self.experiments.items() for name, found in named.items()]
 
     def student_input(self, experiment: Experiment) -> InputSpec:
-        """What an experiment's student sees."""
+        """Input of an experiment's student."""
         spec = experiment.student.input or self.zoo.input
         assert spec is not None, "kt.transfer.experiments.Experiment.check requires it"
         return spec

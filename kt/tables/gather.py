@@ -27,7 +27,7 @@ LIBRARIES = ("torch", "timm", "numpy", "pandas", "pyarrow", "snakemake")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that results may depend on, without importing them."""
+    """Versions of Python and of the libraries that results may depend on; none is imported."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 

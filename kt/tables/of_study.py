@@ -1,4 +1,4 @@
-"""The tables that the stages of a study write: every column's name, dtype, unit and meaning."""
+"""Tables that the stages of a study write: every column's name, dtype, unit and meaning."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ SHARES = (2, 5, 20, 50)
 """Percent of the positive flips that an area of expertise holds at least."""
 
 USES_LABELS = Column(
-    "uses_labels", FLAG, "flag", "true where the labels of the transfer images have a say: `finetune` is its control"
+    "uses_labels",
+    FLAG,
+    "flag",
+    "true where the method uses the labels of the transfer images: its control is `finetune`",
 )
-TRAINS = Column("trains", FLAG, "flag", "false for ensembles: two models answer, and no student was trained")
+TRAINS = Column("trains", FLAG, "flag", "false for ensembles: models answer together, and no student is trained")
 SEARCHED = Column("method", TEXT, "name", "the searched method")
 STATUS = Column("status", TEXT, "name", "`ok` or `failed`")
 ACC_AFTER = Column("acc_after", REAL, "percent", "the same after the LAST epoch", True)
 EPOCHS = Column("epochs", COUNT, "epochs", "epochs trained")
-SECONDS = Column("seconds", REAL, "seconds", "wall time of the training and its evaluations", True)
+SECONDS = Column("seconds", REAL, "seconds", "wall time of the training with its evaluations", True)
 
 STUDY: dict[str, tuple[Column, ...]] = {
     "splits": (
@@ -33,10 +36,15 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column("kind", TEXT, "name", "`cnn`, `transformer`, `mlp` or `hybrid`", True),
         Column("params", COUNT, "count", "number of parameters"),
         Column("macs", COUNT, "count", "multiply-accumulate operations of one forward pass of one image"),
-        Column("input_size", COUNT, "pixels", "side of the square input image"),
+        Column(
+            "input_size",
+            COUNT,
+            "pixels",
+            "side of the input image; of an oblong one that of the square of the same area",
+        ),
         Column("feature_width", COUNT, "count", "width of the features before the classifier"),
-        Column("pretraining", TEXT, "name", "what the weights were trained on first", True),
-        Column("finetuning", TEXT, "name", "what they were trained on then, in order, joined by `+`", True),
+        Column("pretraining", TEXT, "name", "data of the weights' first training", True),
+        Column("finetuning", TEXT, "name", "data of their later trainings, in order, joined by `+`", True),
         Column("recipe", TAGS, "tags", "how the weights were trained, e.g. `augment=shift`"),
         Column("year", COUNT, "year", "first paper on the architecture", True),
         Column("licence", TEXT, "SPDX", "licence of the weights", True),
@@ -75,7 +83,7 @@ STUDY: dict[str, tuple[Column, ...]] = {
     ),
     "complementarity": (
         *PAIR,
-        Column("split", TEXT, "name", "the split the row was measured on"),
+        Column("split", TEXT, "name", "the split that the row was measured on"),
         Column("n", COUNT, "images", "images compared"),
         Column("acc_teacher", REAL, "percent", "accuracy of the teacher"),
         Column("acc_student", REAL, "percent", "accuracy of the student"),
@@ -90,7 +98,9 @@ STUDY: dict[str, tuple[Column, ...]] = {
             "expected positive flips of an untrained teacher: those that are wrong now, by the number of classes",
             True,
         ),
-        Column("class_entropy", REAL, "nats", "entropy of the positive flips over the classes; ln C if uniform", True),
+        Column(
+            "class_entropy", REAL, "nats", "entropy of the positive flips over the C classes; ln C if uniform", True
+        ),
         Column("neg_class_entropy", REAL, "nats", "the same of the negative flips", True),
         *(
             Column(
@@ -113,7 +123,7 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column(
             "flips_by_class", CLASSES, "images", "positive flips of every class, class 0 first; null likewise", True
         ),
-        Column("agreement", REAL, "percent of images", "both predict the same class", True),
+        Column("agreement", REAL, "percent of images", "images for which both predict the same class", True),
         Column("kappa", REAL, "−1 to 1", "error consistency: agreement on right/wrong beyond chance", True),
         Column("double_fault", REAL, "percent of images", "both are wrong", True),
         Column("q_statistic", REAL, "−1 to 1", "Yule's Q: 1 if both fail on the same images, 0 if independent", True),
@@ -154,7 +164,10 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column("method", TEXT, "name", "the transfer method, or the control `self` or `finetune`"),
         Column("seed", COUNT, "number", "seed of the data order and of anything random in training"),
         Column(
-            "control", FLAG, "flag", "true where the teacher plays no part: one training, shared by the student's pairs"
+            "control",
+            FLAG,
+            "flag",
+            "true where the method needs no teacher: one training, shared by the student's pairs",
         ),
         USES_LABELS,
         TRAINS,
@@ -167,7 +180,7 @@ STUDY: dict[str, tuple[Column, ...]] = {
             "`error`, and the message",
             True,
         ),
-        Column("n", COUNT, "images", "test images behind the row"),
+        Column("n", COUNT, "images", "test images that the row was measured on"),
         Column(
             "acc_before",
             REAL,
@@ -190,8 +203,8 @@ STUDY: dict[str, tuple[Column, ...]] = {
             "transfer_rate",
             REAL,
             "percent",
-            "of the teacher's positive flips over the student, the share that the student now gets right, "
-            "on the very same images; null if the teacher has none; of several teachers all positive flips count",
+            "of the teacher's positive flips over the student, the share that the student now gets right, on the same "
+            "images; null if the teacher has none; of several teachers all positive flips count",
             True,
         ),
         Column(
@@ -225,15 +238,21 @@ STUDY: dict[str, tuple[Column, ...]] = {
             "teacher_share",
             REAL,
             "percent of images",
-            "transfer images that a teacher has a say in; for `bikd` before training",
+            "transfer images for which a teacher gives the target; for `bikd` before training",
             True,
         ),
         EPOCHS,
         Column("best_epoch", COUNT, "epoch", "epoch with the best validation accuracy, counted from 1", True),
         Column("delta_best", REAL, "percentage points", "`delta` at `best_epoch` instead of the last epoch", True),
         Column("steps", COUNT, "steps", "optimiser steps taken", True),
-        Column("budget", COUNT, "trainings", "trainings of one model behind the row; `epochs` each", True),
-        Column("pieces", COUNT, "pieces", "a batch was cut into so many, to fit in memory; gradients add up", True),
+        Column("budget", COUNT, "trainings", "trainings of one model that the row took, of `epochs` each", True),
+        Column(
+            "pieces",
+            COUNT,
+            "pieces",
+            "parts that each batch was cut into to fit in memory; their gradients are summed",
+            True,
+        ),
         SECONDS,
         Column("device", TEXT, "name", "`cpu`, or the GPU's name", True),
         Column("key", TEXT, "hash", "the unit of work in the ledger; rows of one control training share it"),
@@ -242,11 +261,11 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column("teacher", TEXT, "name", "the model that teaches; null for a control", True),
         STUDENT,
         SEARCHED,
-        Column("parameters", TEXT, "JSON", "the candidate: the values that are tried"),
+        Column("parameters", TEXT, "JSON", "the candidate: the values that were tried"),
         Column("seed", COUNT, "number", "seed of the training"),
         STATUS,
         Column("reason", TEXT, "text", "why it failed", True),
-        Column("n", COUNT, "images", "validation images behind the row"),
+        Column("n", COUNT, "images", "validation images that the row was measured on"),
         Column("acc_before", REAL, "percent", "student's accuracy on the VALIDATION split before transfer"),
         ACC_AFTER,
         Column("delta", REAL, "percentage points", "acc_after − acc_before", True),
@@ -273,10 +292,10 @@ STUDY: dict[str, tuple[Column, ...]] = {
         USES_LABELS,
         TRAINS,
         Column("group", TEXT, "name", "`all` pairs, or those with a `weaker`, `equal` or `stronger` teacher"),
-        Column("pairs", COUNT, "pairs", "pairs behind the row"),
+        Column("pairs", COUNT, "pairs", "pairs that the row is about"),
         Column("students", COUNT, "models", "distinct students among them"),
         Column("seeds", COUNT, "seeds", "most seeds per pair; a pair's delta is first averaged over its seeds"),
-        Column("failed", COUNT, "units", "failed units left out"),
+        Column("failed", COUNT, "units", "failed units, which are left out"),
         Column("delta", REAL, "percentage points", "mean transfer delta over pairs"),
         Column(
             "delta_se", REAL, "percentage points", "its standard error, robust to pairs that share a model (dyadic)"
@@ -309,18 +328,18 @@ STUDY: dict[str, tuple[Column, ...]] = {
 
 TRIAL = (
     Column("experiment", TEXT, "name", "the experiment's name in `config.yaml`"),
-    Column("method", TEXT, "name", "how the student was made, or who answers in its place"),
+    Column("method", TEXT, "name", "how the student was trained, or the models that answer in its place"),
     Column("seed", COUNT, "number", "seed of the student's first weights and of the data order"),
     Column("student", TEXT, "name", "the student's architecture"),
-    Column("teachers", TAGS, "names", "the models that teach, or answer"),
-    Column("uses_labels", FLAG, "flag", "true where the labels of the training images have a say"),
+    Column("teachers", TAGS, "names", "the models that teach, or that answer together"),
+    Column("uses_labels", FLAG, "flag", "true where the method uses the labels of the training images"),
     Column("trains", FLAG, "flag", "false where no student was trained"),
     KEY,
 )
-"""What every row of every detail table begins with."""
+"""First columns of every detail table."""
 
 ACC_SE = Column("acc_se", REAL, "percentage points", "its binomial standard error over test images")
-ACC_BEST = Column("acc_best", REAL, "percent", "accuracy at the epoch that the validation split chose")
+ACC_BEST = Column("acc_best", REAL, "percent", "accuracy at the epoch with the best validation accuracy")
 
 EXPERIMENTS: dict[str, tuple[Column, ...]] = {
     "amalgamation": (
@@ -337,17 +356,19 @@ EXPERIMENTS: dict[str, tuple[Column, ...]] = {
     ),
     "flow": (
         *TRIAL,
-        Column("images", COUNT, "images", "transfer images that the student learnt from; null where it is all", True),
+        Column(
+            "images", COUNT, "images", "transfer images that the student learnt from; null where these are all", True
+        ),
         Column("n", COUNT, "images", "test images of the student's classes"),
-        Column("acc", REAL, "percent", "accuracy on them after the LAST epoch, of the student by itself"),
+        Column("acc", REAL, "percent", "accuracy on them after the LAST epoch, of the student alone"),
         ACC_SE,
         ACC_BEST,
         Column("epoch", COUNT, "number", "end of this epoch, counted from 1; null where nothing flows", True),
-        Column("stage", TEXT, "name", "module of the student that features flow into", True),
+        Column("stage", TEXT, "name", "module of the student that the features flow into", True),
         Column("source", TEXT, "name", "`self`, or the teacher whose features flow", True),
         Column("source_stage", TEXT, "name", "module that these features come from", True),
         Column("weight", REAL, "1", "normalised weight of the source; those of a stage and epoch sum to 1", True),
-        Column("attached", REAL, "percent", "validation accuracy then, with what flows in", True),
-        Column("detached", REAL, "percent", "the same of the student by itself", True),
+        Column("attached", REAL, "percent", "validation accuracy then, with the features that flow in", True),
+        Column("detached", REAL, "percent", "the same of the student alone", True),
     ),
 }

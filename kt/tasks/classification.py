@@ -1,4 +1,9 @@
-"""Classification: one class per image, judged by accuracy."""
+"""Classification: one class per image, judged by accuracy.
+
+The class of an answer is that of the largest of its logits in float32, the lowest class number of equals. Only then are
+logits rounded to float16, which makes ties: where these would let a lower class number win, its logit goes down by the
+smallest step, so that the largest rounded logit, first of equals, is the class too.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,10 @@ from kt.tasks.task import Array, Metric, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+TOP = 5
+"""Likeliest classes of each image that are kept."""
 
 
 class Classification(Task):
@@ -59,7 +68,15 @@ class Classification(Task):
 
     def kept(self, answer: Tensor, truth: Tensor) -> Tensor:
         """The predicted class in float32, the lowest of equals, int64 [b]."""
-        return answer.float().sort(dim=-1, descending=True, stable=True).indices[:, 0]
+        return self.likeliest(answer)[:, 0]
+
+    def cached(self, answer: Tensor) -> Tensor:
+        """Logits in float16 whose largest, the first of equals, is the predicted class, [b, C]."""
+        return rounded(answer.float(), self.likeliest(answer)[:, :1])
+
+    def likeliest(self, answer: Tensor) -> Tensor:
+        """The min(``TOP``, C) likeliest classes in float32, int64 [b, k]; the first is the predicted class."""
+        return answer.float().sort(dim=-1, descending=True, stable=True).indices[:, :TOP].contiguous()
 
     def scores(self, kept: Array, truth: Array) -> Array:
         """Whether the predicted class is the label, bool [n]."""
@@ -68,6 +85,30 @@ class Classification(Task):
     def describe(self, answers: Array, scores: Array) -> dict[str, float | None]:
         """Calibration and sharpness of the probabilities."""
         return {"ece": calibration_error(answers, scores), **sharpness(answers)}
+
+
+def rounded(exact: Tensor, predicted: Tensor) -> Tensor:
+    """Logits in float16 whose largest, the first of equals, is the predicted class.
+
+    Args:
+        exact: logits float32 [b, C].
+        predicted: the class of the largest of them, int64 [b, 1].
+    """
+    import torch
+
+    logits = exact.half()
+    before = torch.arange(logits.shape[1], device=logits.device) < predicted
+    ties = before & (logits == logits.gather(1, predicted))
+    return torch.where(ties, _next_below(logits), logits)
+
+
+def _next_below(x: Tensor) -> Tensor:
+    """The largest float16 below each: their bits count up from zero on either side."""
+    import torch
+
+    bits = x.view(torch.int16)
+    smallest = torch.full_like(bits, -0x7FFF)  # below zero, of either sign, lies −2⁻²⁴
+    return torch.where(x == 0, smallest, torch.where(x > 0, bits - 1, bits + 1)).view(torch.float16)
 
 
 def calibration_error(logits: Array, right: NDArray[np.bool_], bins: int = 15) -> float:

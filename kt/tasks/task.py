@@ -148,6 +148,14 @@ class Task(ABC):
     def kept(self, answer: Tensor, truth: Tensor) -> Tensor:
         """What the ledger keeps of each answer to score it, [b, …]: a predicted class, or the sums of a score."""
 
+    def cached(self, answer: Tensor) -> Tensor:
+        """Answers as predictions on disk and in memory hold them, float16 [b, …]."""
+        return answer.half()
+
+    def likeliest(self, answer: Tensor) -> Tensor | None:
+        """Likeliest classes of each answer, likeliest first, int64 [b, k]; None where answers are no logits."""
+        return None
+
     # scores: numpy arrays, one row per example
 
     @abstractmethod

@@ -59,7 +59,7 @@ class Slot:
     """A tensor of an architecture.
 
     Attributes:
-        shape: None stands for as many as there are classes.
+        shape: None stands for as many as there are outputs.
         buffer: whether it is a buffer, not a parameter.
         kind: `floating`, `whole`, `complex` or `bool`.
         same: the name of a tensor before it that is the very same (tied weights).
@@ -165,18 +165,17 @@ def _averaged(words: Iterable[str]) -> bool:
     return bool(AVERAGED & set(re.split(r"[^a-z]+", apart.lower())))
 
 
-def check_head(has: int | None, classes: int, new_head: bool) -> None:
-    """Fail where a head has another class count than the data, and no new one is trained; None where it is not known.
+def check_head(has: int | None, needs: int, new_head: bool) -> None:
+    """Fail where a head has another number of outputs than is needed, and no new one is trained; None if not known.
 
     Raises:
         KtError: with what helps.
     """
-    if has in (None, classes) or new_head:
+    if has in (None, needs) or new_head:
         return
-    more = "; where output 0 is a background, give labels from 1 in `data.classes`" if has == classes + 1 else ""
-    raise KtError(
-        f"its head has {has} classes, the data {classes}; give `finetune` for a new head, or leave the model out{more}"
-    )
+    more = "; where output 0 is a background class, give labels from 1 in `data.classes`" if has == needs + 1 else ""
+    text = f"its head has {has} outputs, but {needs} are needed"
+    raise KtError(f"{text}; give `finetune` for a new head, or leave the model out{more}")
 
 
 def _where(attempt: _Try) -> str:

@@ -1,17 +1,15 @@
-"""Inference: logits, classes and features of a model on images, before and after transfer; predictions on disk.
+"""Inference: answers and features of a model on images, before and after transfer; predictions on disk.
 
-The class of an image is that of the largest of its logits in float32, the lowest class number of equals. Only then are
-logits rounded to float16, which makes ties: where these would let a lower class number win, its logit goes down by the
-smallest step, so that the largest rounded logit, first of equals, is the class too. Predictions of all splits are
-streamed to disk; a killed run continues where it was.
+Answers are in float32 until the task says what is kept of them. Predictions of all splits are streamed to disk; a
+killed run continues where it was.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +22,8 @@ from kt.data.inputs import Inputs
 from kt.errors import KtError
 from kt.progress import Progress
 from kt.store import Growing
+from kt.tasks.classification import Classification
+from kt.tasks.task import Array, Task
 from kt.zoo.features import answer_and_features
 
 log = logging.getLogger(__name__)
@@ -31,50 +31,20 @@ log = logging.getLogger(__name__)
 CPU_BYTES = 1 << 24
 """Bytes of the largest batch on the CPU, whose memory does not say when it is full."""
 
+PART_BYTES = 1 << 24
+"""Bytes of outputs after which they are safely on disk, about."""
 
-TOP = 5
-"""Likeliest classes of each image that are kept."""
 
-
-class Outputs(NamedTuple):
-    """What a model says of one batch.
+class Found(NamedTuple):
+    """Outputs of a model for one batch.
 
     Attributes:
-        logits: float16 [b, C].
-        top: the min(``TOP``, C) likeliest classes, likeliest first, int64 [b, k]; the first is the predicted class.
-        features: penultimate features float16 [b, D], where they were asked for.
+        answer: float32 [b, …].
+        features: penultimate features [b, D], where they were asked for.
     """
 
-    logits: Tensor
-    top: Tensor
-    features: Tensor | None
-
-    @classmethod
-    def of(cls, exact: Tensor, features: Tensor | None = None) -> Outputs:
-        """From logits as the model gives them, [b, C], in any precision."""
-        exact = exact.float()
-        top = exact.sort(dim=1, descending=True, stable=True).indices[:, :TOP].contiguous()
-        return cls(rounded(exact, top[:, :1]), top, None if features is None else features.to(torch.float16))
-
-
-def rounded(exact: Tensor, predicted: Tensor) -> Tensor:
-    """Logits in float16 whose largest, the first of equals, is the predicted class.
-
-    Args:
-        exact: logits float32 [b, C].
-        predicted: the class of the largest of them, int64 [b, 1].
-    """
-    logits = exact.to(torch.float16)
-    before = torch.arange(logits.shape[1], device=logits.device) < predicted
-    ties = before & (logits == logits.gather(1, predicted))
-    return torch.where(ties, _next_below(logits), logits)
-
-
-def _next_below(x: Tensor) -> Tensor:
-    """The largest float16 below each: their bits count up from zero on either side."""
-    bits = x.view(torch.int16)
-    smallest = torch.full_like(bits, -0x7FFF)  # below zero, of either sign, lies −2⁻²⁴
-    return torch.where(x == 0, smallest, torch.where(x > 0, bits - 1, bits + 1)).view(torch.float16)
+    answer: Tensor
+    features: Tensor | None = None
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -82,19 +52,20 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-def forward(model: nn.Module, x: Tensor, features: bool) -> Outputs:
-    """A batch through a model in eval mode; the features are timm's ``forward_head(…, pre_logits=True)``.
+def forward(model: nn.Module, x: Tensor, features: bool = False) -> Found:
+    """A batch through a model in eval mode.
 
     Raises:
-        KtError: the model has no such features.
+        KtError: the model has no penultimate features, which are asked for.
     """
     with torch.inference_mode(), autocast(x.device):
         if not features:
-            return Outputs.of(model(x))
-        return Outputs.of(*answer_and_features(model, x))
+            return Found(model(x).float())
+        answer, penultimate = answer_and_features(model, x)
+        return Found(answer.float(), penultimate)
 
 
-def batches(model: nn.Module, inputs: Inputs, start: int = 0, features: bool = False) -> Iterator[Outputs]:
+def batches(model: nn.Module, inputs: Inputs, start: int = 0, features: bool = False) -> Iterator[Found]:
     """A model's outputs, batch by batch in order; a batch that does not fit into memory is halved.
 
     Args:
@@ -121,40 +92,61 @@ def batches(model: nn.Module, inputs: Inputs, start: int = 0, features: bool = F
             torch.cuda.empty_cache()
             log.info("out of memory: batches of %d images from here on", size)
             continue
-        start += len(found.logits)
+        start += len(found.answer)
         yield found
+
+
+def answers(model: nn.Module, inputs: Inputs, task: Task) -> NDArray[np.float16]:
+    """Answers of a model as they are cached, float16 [n, …]; the model's mode is left as it was."""
+    return _evaluated(model, inputs, lambda answer, _: task.cached(answer))
+
+
+def kept(model: nn.Module, inputs: Inputs, truth: Array, task: Task) -> Array:
+    """What the task keeps of a model's answers to score them, [n, …]; the model's mode is left as it was.
+
+    Args:
+        model: on the inputs' device.
+        inputs: the images.
+        truth: of each, [n, …].
+        task: what is learnt.
+    """
+    return _evaluated(model, inputs, lambda answer, rows: task.kept(answer, _at(truth, rows, inputs.device)))
 
 
 def logits(model: nn.Module, inputs: Inputs) -> NDArray[np.float16]:
     """Logits float16 [n, C] of a model on the inputs' device; the model's mode is left as it was."""
-    return torch.cat([found.logits for found in _evaluated(model, inputs)]).cpu().numpy()
+    return answers(model, inputs, Classification())
 
 
 def classes(model: nn.Module, inputs: Inputs) -> NDArray[np.int64]:
     """Predicted classes int64 [n] of a model on the inputs' device; the model's mode is left as it was."""
-    return torch.cat([found.top[:, 0] for found in _evaluated(model, inputs)]).cpu().numpy()
+    return kept(model, inputs, np.zeros(len(inputs), np.int64), Classification())
 
 
-def _evaluated(model: nn.Module, inputs: Inputs) -> Iterator[Outputs]:
-    """A model's outputs in eval mode, batch by batch; at the end its mode is what it was."""
-    training = model.training
+def _evaluated(model: nn.Module, inputs: Inputs, keep: Callable[[Tensor, slice], Tensor]) -> NDArray[Any]:
+    """What is kept of a model's answers in eval mode, batch by batch; at the end its mode is what it was."""
+    training, done, parts = model.training, 0, []
     model.eval()
-    yield from batches(model, inputs)
+    for found in batches(model, inputs):
+        parts.append(keep(found.answer, slice(done, done + len(found.answer))))
+        done += len(found.answer)
     model.train(training)
+    return torch.cat(parts).cpu().numpy()
 
 
-PART_BYTES = 1 << 24
-"""Bytes of outputs after which they are safely on disk, about."""
+def _at(truth: Array, rows: slice, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(truth[rows])).to(device)
 
 
 def predict(
     model: nn.Module,
     inputs: Mapping[str, Inputs],
+    truth: Mapping[str, Array],
     ids: Mapping[str, NDArray[np.int64]],
     path: Path,
-    fingerprint: str,
-    data: str,
-    features: bool,
+    facts: tuple[str, str],
+    task: Task,
+    features: bool = False,
     top: int | None = None,
 ) -> None:
     """Write a model's predictions on every split.
@@ -162,81 +154,97 @@ def predict(
     Args:
         model: in eval mode, on the inputs' device.
         inputs: the images of each split.
+        truth: of each image, [n, …].
         ids: their ids, int64 [n].
         path: the .safetensors file; finished parts lie beside it until it is whole.
-        fingerprint: the model's.
-        data: the data set's hash.
+        facts: fingerprint of the model, and hash of the data set.
+        task: what is learnt.
         features: whether penultimate features are kept.
         top: how many of each transfer image's logits are kept; all if None.
 
     Raises:
-        KtError: logits are not finite, the model has no features, or it has no more classes than ``top``.
+        KtError: answers are not finite, the model has no features, or it has no more classes than ``top``.
     """
     first = next(iter(inputs.values()))
     if first.device.type == "cuda":
         model.to(memory_format=torch.channels_last)
-    probe = forward(model, first[slice(0, 1)], features)
-    classes = probe.logits.shape[1]
-    if top is not None and top >= classes:
+    probe = _rows(task, forward(model, first[slice(0, 1)], features), next(iter(truth.values()))[:1])
+    row = np.dtype([(name, part.dtype, part.shape[1:]) for name, part in probe.items()])
+    if top is not None and top >= (classes := probe["answers"].shape[1]):
         raise KtError(f"transfer.top_k: {top}, but {path.stem} has {classes} classes; allowed: fewer than that")
-    row = np.dtype(
-        [
-            ("logits", np.float16, classes),
-            ("top", np.uint32, probe.top.shape[1]),
-            ("features", np.float16, 0 if probe.features is None else probe.features.shape[1]),
-        ]
-    )
     parts = {
-        split: Growing(path.with_name(f".{path.stem}.{split}.part"), f"{fingerprint} {data} {row.descr}", row, ())
+        split: Growing(path.with_name(f".{path.stem}.{split}.part"), f"{' '.join(facts)} {row.descr}", row, ())
         for split in inputs
     }
     for split, growing in parts.items():
-        _fill(growing, model, inputs[split], ids[split], features, f"predict {path.stem} on {split}")
+        what = f"predict {path.stem} on {split}"
+        _fill(growing, model, inputs[split], truth[split], ids[split], features, task, what)
     rows = {split: np.memmap(part.path, row, "r", 0, (part.rows,)) for split, part in parts.items()}
     predictions.write(
         path,
         {
             split: predictions.Outputs(
-                _largest(array["logits"], top, path.stem) if top and split == "transfer" else array["logits"],
-                array["top"][:, 0],
+                _largest(array["answers"], top, path.stem) if top and split == "transfer" else array["answers"],
+                array["kept"],
                 ids[split],
-                array["top"],
+                array["top"] if "top" in probe else None,
                 array["features"] if features else None,
             )
             for split, array in rows.items()
         },
-        fingerprint,
-        data,
+        *facts,
     )
     for growing in parts.values():
         growing.remove()
 
 
 def _largest(logits: compression.Logits, top: int, name: str) -> compression.Largest:
-    """The largest logits; what that costs is measured and said."""
-    kept = compression.largest(logits, top)
-    lost = compression.divergence(logits, kept)
-    said = f"{top} of {logits.shape[1]} logits kept: KL divergence {lost.mean():.2g} nats on average"
-    log.info("predict %s on transfer: %s, %.2g at the 99th percentile", name, said, np.quantile(lost, 0.99))
-    return kept
+    """The largest logits; the divergence that this costs is logged."""
+    found = compression.largest(logits, top)
+    lost = compression.divergence(logits, found)
+    share = f"{top} of {logits.shape[1]} logits kept: KL divergence {lost.mean():.2g} nats on average"
+    log.info("predict %s on transfer: %s, %.2g at the 99th percentile", name, share, np.quantile(lost, 0.99))
+    return found
+
+
+def _rows(task: Task, found: Found, truth: Array) -> dict[str, Array]:
+    """Arrays that are written of a batch: answers, what is kept of them, and likeliest classes and features, if any."""
+    answer = found.answer
+    parts = {
+        "answers": task.cached(answer),
+        "kept": task.kept(answer, torch.from_numpy(np.array(truth)).to(answer.device)),
+        "top": task.likeliest(answer),
+        "features": None if found.features is None else found.features.half(),
+    }
+    rows = {name: part.cpu().numpy() for name, part in parts.items() if part is not None}
+    return rows | ({"top": rows["top"].astype(np.uint32)} if "top" in rows else {})
 
 
 def _fill(
-    growing: Growing, model: nn.Module, inputs: Inputs, ids: NDArray[np.int64], features: bool, what: str
+    growing: Growing,
+    model: nn.Module,
+    inputs: Inputs,
+    truth: Array,
+    ids: NDArray[np.int64],
+    features: bool,
+    task: Task,
+    what: str,
 ) -> None:
     """Append the outputs of the images that are still missing."""
     progress = Progress(what, len(inputs) - growing.rows)
-    waiting: list[NDArray[np.void]] = []
+    done, waiting = growing.rows, list[NDArray[np.void]]()
     for found in batches(model, inputs, growing.rows, features):
-        rows = np.empty(len(found.logits), growing.dtype)
-        rows["logits"], rows["top"] = found.logits.cpu().numpy(), found.top.cpu().numpy()
-        if found.features is not None:
-            rows["features"] = found.features.cpu().numpy()
-        finite = np.isfinite(rows["logits"]).all(1)
+        parts = _rows(task, found, truth[done : done + len(found.answer)])
+        rows = np.empty(len(found.answer), growing.dtype)
+        for name, part in parts.items():
+            rows[name] = part
+        finite = np.isfinite(parts["answers"].reshape(len(rows), -1)).all(1)
         if not finite.all():
-            first = ids[growing.rows + sum(map(len, waiting)) + int(np.argmin(finite))]
-            raise KtError(f"{what}: logits of {(~finite).sum()} images are not finite, the first is image {first}")
+            first = ids[done + int(np.argmin(finite))]
+            text = f"answers to {(~finite).sum()} images are not finite in float16, the first is image {first}"
+            raise KtError(f"{what}: {text}")
         waiting.append(rows)
+        done += len(rows)
         progress.step("images", len(rows))
         if sum(part.nbytes for part in waiting) >= PART_BYTES:
             growing.append(np.concatenate(waiting))

@@ -229,14 +229,14 @@ def check_classes(zoo: ZooSpec, known: Sequence[str]) -> None:
         labels_of(name, member, known)
 
 
-def check_heads(zoo: ZooSpec, known: Registry, classes: int) -> None:
-    """Fail where a published head has another class count than its data, and no new one is trained.
+def check_heads(zoo: ZooSpec, known: Registry, outputs: int) -> None:
+    """Fail where a published head has another number of outputs than is needed, and no new one is trained.
 
     Raises:
         KtError: naming the models and what helps.
     """
     heads = {
-        name: (known.tags[member.arch].num_classes, len(member.classes or ()) or classes)
+        name: (known.tags[member.arch].num_classes, len(member.classes or ()) or outputs)
         for name, member in zoo.models.items()
         if member.pretrained and not member.finetune
     }
@@ -244,21 +244,21 @@ def check_heads(zoo: ZooSpec, known: Registry, classes: int) -> None:
         name, (has, needs) = next(iter(wrong.items()))
         more = f" (and {len(wrong) - 1} models more)" if len(wrong) > 1 else ""
         raise KtError(
-            f"zoo.models.{name}: its head has {has} classes, the data {needs}{more}; give `finetune` for a new head, "
-            f"or select models by `classes: {needs}`"
+            f"zoo.models.{name}: its head has {has} outputs, but {needs} are needed{more}; give `finetune` for a new "
+            f"head, or select models by `classes: {needs}`"
         )
 
 
 def check_checkpoints(
-    members: Mapping[str, tuple[Member, int]], modules: Sequence[str], known: Registry, classes: int | None
+    members: Mapping[str, tuple[Member, int]], modules: Sequence[str], known: Registry, outputs: int | None
 ) -> None:
-    """Fail where a checkpoint is not its member's architecture, or its head has another class count than the data.
+    """Fail where a checkpoint is not its member's architecture, or its head has too many or few outputs.
 
     Args:
         members: those with a checkpoint, by their place in the configuration, and the colour channels that they see.
         modules: the user's, which register models.
         known: what timm and these modules register.
-        classes: of the data; None where they are not known yet.
+        outputs: that a member needs; None where they are not known yet.
 
     Raises:
         KtError: naming the member, the file and what helps.
@@ -271,7 +271,7 @@ def check_checkpoints(
     for (at, (member, _)), outline in zip(members.items(), outlines, strict=True):
         if isinstance(outline, str):
             raise KtError(f"{at}: {outline}")
-        new_head, needs = member.finetune is not None, len(member.classes or ()) or classes
+        new_head, needs = member.finetune is not None, len(member.classes or ()) or outputs
         try:
             has = fit(files[at], outline, new_head).outputs
             check_head(has, needs or has or 0, new_head)

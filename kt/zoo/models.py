@@ -51,7 +51,7 @@ def import_modules(modules: Sequence[str]) -> None:
             raise KtError(f"zoo.modules: {module}: fails to import ({type(error).__name__}: {error})") from error
 
 
-def build(arch: str, args: dict[str, Any], classes: int, channels: int, pretrained: bool = False) -> nn.Module:
+def build(arch: str, args: dict[str, Any], outputs: int, channels: int, pretrained: bool = False) -> nn.Module:
     """An architecture with fresh weights, drawn from torch's global generator, or with those that timm publishes.
 
     Raises:
@@ -59,7 +59,7 @@ def build(arch: str, args: dict[str, Any], classes: int, channels: int, pretrain
     """
     given = {"in_chans": channels, **args}
     try:
-        model: nn.Module = timm.create_model(arch, pretrained=pretrained, num_classes=classes, **given)
+        model: nn.Module = timm.create_model(arch, pretrained=pretrained, num_classes=outputs, **given)
     except Exception as error:  # an architecture may raise anything
         if pretrained and not isinstance(error, TypeError | ValueError | RuntimeError | AssertionError):
             raise
@@ -142,8 +142,8 @@ def run_once(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, Any]:
     return int(counter.get_total_flops()) // 2, given
 
 
-def check_training(model: nn.Module, shape: tuple[int, int, int], classes: int) -> None:
-    """Fail where a model gives something else than logits while it is trained; it is left as it was.
+def check_training(model: nn.Module, shape: tuple[int, int, int], answer: tuple[int, ...]) -> None:
+    """Fail where a model gives answers of another shape while it is trained; it is left as it was.
 
     Raises:
         KtError: with what it gives instead, or that it does not take two images.
@@ -162,33 +162,31 @@ def check_training(model: nn.Module, shape: tuple[int, int, int], classes: int) 
         for name, buffer in model.named_buffers():
             if name in kept:
                 buffer.copy_(kept[name])
-    if not isinstance(given, torch.Tensor) or given.shape != (2, classes):
+    if not isinstance(given, torch.Tensor) or given.shape != (2, *answer):
         what = list(given.shape) if isinstance(given, torch.Tensor) else f"a {type(given).__name__}"
-        raise KtError(
-            f"in training the model gives {what} for two images; needed: one tensor of logits, [2, {classes}]"
-        )
+        raise KtError(f"in training the model gives {what} for two images; needed: one tensor, {[2, *answer]}")
 
 
-def check_outputs(given: Any, classes: int) -> None:
-    """Fail where what a model gives for one image is not one finite number a class.
+def check_outputs(given: Any, answer: tuple[int, ...]) -> None:
+    """Fail where what a model gives for one image is no tensor of finite numbers of the shape of an answer.
 
     Args:
         given: by the model's forward pass.
-        classes: that it has to tell apart.
+        answer: shape of the answer to one image.
 
     Raises:
         KtError: with what it gives instead.
     """
-    wanted = f"needed: one tensor of floating-point logits, [1, {classes}]"
+    wanted = f"needed: one tensor of floating-point numbers, {[1, *answer]}"
     if not isinstance(given, torch.Tensor):
         inside = f" with {listed(map(str, given))}" if isinstance(given, Mapping) else ""
         count = f" of {len(given)}" if isinstance(given, tuple | list) else ""
         raise KtError(f"the model gives a {type(given).__name__}{count}{inside}; {wanted}")
-    if given.shape != (1, classes) or not given.is_floating_point():
+    if given.shape != (1, *answer) or not given.is_floating_point():
         dtype = str(given.dtype).removeprefix("torch.")
         raise KtError(f"the model gives {list(given.shape)} of {dtype} for one image; {wanted}")
     if not given.isfinite().all():
-        raise KtError("the model's logits of a plain image are not finite; its weights or its input are wrong")
+        raise KtError("the model's answer to a plain image is not finite; its weights or its input are wrong")
 
 
 def sizes(model: nn.Module) -> dict[str, int]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from kt.costs import EVALUATED
 from kt.data.inputs import AUGMENTATIONS, normalise, to_unit
 from kt.data.spec import InputSpec
 from kt.errors import KtError
+from kt.tasks.task import Array
 from kt.zoo.features import classifiers, penultimate
 from kt.zoo.inference import autocast
 from kt.zoo.spec import Recipe
@@ -29,17 +29,20 @@ from kt.zoo.spec import Recipe
 WARM_UP = 0.2
 """Share of the steps in which the one-cycle learning rate rises."""
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Loss of each example, float32 [b], from answers and truths [b, …]."""
+
 Batches = Callable[[NDArray[np.int64], torch.Generator], Tensor]
 """What a model sees of the training examples at some positions; anything random comes from the generator."""
 
 
-def choose(labels: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:
+def choose(labels: Array, recipe: Recipe) -> NDArray[np.int64]:
     """Positions of the images that a recipe trains on, int64 [n], in increasing order.
 
     First ``recipe.images`` are drawn, then the share ``thin.keep`` of every thinned class is kept.
 
     Args:
-        labels: classes of the zoo split, int64 [N].
+        labels: of the zoo split, int64 [N]; truths of any shape [N, …] where the recipe thins out no class.
         recipe: which images it takes.
 
     Raises:
@@ -70,7 +73,7 @@ def choose(labels: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:
 def batches(
     images: NDArray[np.uint8], rows: NDArray[np.int64], augment: str, spec: InputSpec, device: torch.device
 ) -> Batches:
-    """Batches of augmented images as a model sees them, float32 [b, C, size, size]; read when they are asked for.
+    """Batches of augmented images as a model sees them, float32 [b, C, height, width]; read when they are asked for.
 
     Args:
         images: uint8 [N, H, W, C], memory-mapped or in memory.
@@ -128,7 +131,8 @@ class _Run:
 def train(
     model: nn.Module,
     batch: Batches,
-    labels: NDArray[np.int64],
+    truth: Array,
+    loss: Loss,
     recipe: Recipe,
     device: torch.device,
     report: Callable[[int, float], None],
@@ -138,9 +142,10 @@ def train(
     """Train ``model`` in place and return it in eval mode.
 
     Args:
-        model: a classifier with one output a class.
-        batch: examples by their position among ``labels``.
-        labels: int64 [n].
+        model: whose answers have the shape that the loss takes.
+        batch: examples by their position among ``truth``.
+        truth: [n, …].
+        loss: of the task.
         recipe: epochs, learning rate, seed.
         device: where to train.
         report: called after each epoch with the epoch, counted from 1, and its mean loss.
@@ -151,7 +156,7 @@ def train(
         KtError: the loss is not finite.
         Interrupted: the training was asked to stop; its state is saved.
     """
-    size, steps = recipe.batch_size, len(labels) // recipe.batch_size
+    size, steps = recipe.batch_size, len(truth) // recipe.batch_size
     model = model.to(device).to(memory_format=torch.channels_last).train(not only)
     if only:
         model.requires_grad_(False)
@@ -169,20 +174,20 @@ def train(
     )
     if checkpoint and (state := checkpoint.load(device)):
         run.restore(state)
-    y = torch.from_numpy(labels).to(device)
+    y = torch.from_numpy(np.array(truth)).to(device)
     while run.epoch <= recipe.epochs:
         if run.epoch_order is None:
-            run.epoch_order = torch.randperm(len(labels), generator=run.order)
+            run.epoch_order = torch.randperm(len(truth), generator=run.order)
         while run.step < steps:
             chosen = run.epoch_order[run.step * size : (run.step + 1) * size].cpu()
             with autocast(device):
-                logits = model(batch(chosen.numpy(), run.augmenting))
-            loss = F.cross_entropy(logits.float(), y[chosen.to(device)])
-            torch.autograd.backward(loss)
+                answer = model(batch(chosen.numpy(), run.augmenting))
+            mean = loss(answer.float(), y[chosen.to(device)]).mean()
+            torch.autograd.backward(mean)
             optimiser.step()
             run.schedule.step()
             optimiser.zero_grad()
-            run.total += loss.detach()
+            run.total += mean.detach()
             run.step += 1
             if checkpoint and checkpoint.due():
                 checkpoint.save(run.state())
@@ -201,7 +206,8 @@ def _end_epoch(run: _Run, steps: int, recipe: Recipe, report: Callable[[int, flo
 def linear(
     model: nn.Module,
     batch: Batches,
-    labels: NDArray[np.int64],
+    truth: Array,
+    loss: Loss,
     recipe: Recipe,
     device: torch.device,
     report: Callable[[int, float], None],
@@ -221,14 +227,14 @@ def linear(
         raise KtError(f"{type(model).__name__} has no get_classifier() with weights, which `mode: linear` trains")
     model = model.to(device).eval()
     if recipe.augment == "none" and len(heads) == 1 and _is_last(model, heads[0], batch, device):
-        features = _features(model, batch, len(labels), device)
+        features = _features(model, batch, len(truth), device)
 
         def kept(positions: NDArray[np.int64], _: torch.Generator) -> Tensor:
             return features[torch.from_numpy(positions).to(device)]
 
-        train(heads[0], kept, labels, recipe, device, report, checkpoint)
+        train(heads[0], kept, truth, loss, recipe, device, report, checkpoint)
     else:
-        train(model, batch, labels, recipe, device, report, checkpoint, only=heads)
+        train(model, batch, truth, loss, recipe, device, report, checkpoint, only=heads)
     return model.eval()
 
 

@@ -53,32 +53,32 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         raise KtError(f"{path}: {error}") from error
 
 
-def given(at: str, build: Callable[[int], nn.Module], path: str, classes: int, new_head: bool) -> nn.Module:
-    """A model with a checkpoint's weights and ``classes`` outputs; what of the file is not loaded is said in the log.
+def given(at: str, build: Callable[[int], nn.Module], path: str, outputs: int, new_head: bool) -> nn.Module:
+    """A model with a checkpoint's weights and so many outputs; the log names what of the file is not loaded.
 
     Args:
         at: the key that names the checkpoint, for errors.
         build: makes the architecture with a number of outputs.
         path: of the checkpoint.
-        classes: of the data.
-        new_head: whether a head that is missing, or of another class count, may be replaced by a fresh one.
+        outputs: that are needed.
+        new_head: whether a head that is missing, or of another number of outputs, may be replaced by a fresh one.
 
     Raises:
-        KtError: the file cannot be read or is another architecture's, or its head has another class count.
+        KtError: the file cannot be read or is another architecture's, or its head has another number of outputs.
     """
     found, outline = header.read(at, Path(path)), models.outline(build)
     try:
         fitted = fit(found, outline, new_head)
-        check_head(fitted.outputs, classes, new_head)
-        model = _fill(build(classes), found, _without_head(fitted, outline, classes))
+        check_head(fitted.outputs, outputs, new_head)
+        model = _fill(build(outputs), found, _without_head(fitted, outline, outputs))
     except KtError as error:
         raise KtError(f"{at}: {path}: {error}") from error
     _report(path, fitted)
     return model
 
 
-def _without_head(fitted: Fit, outline: Outline, classes: int) -> Fit:
-    if fitted.outputs in (None, classes):
+def _without_head(fitted: Fit, outline: Outline, outputs: int) -> Fit:
+    if fitted.outputs in (None, outputs):
         return fitted
     entries = {name: entry for name, entry in fitted.entries.items() if None not in outline[name].shape}
     return dataclasses.replace(fitted, entries=entries)
@@ -133,7 +133,7 @@ def _report(path: str, fitted: Fit) -> None:
             log.warning("weights: %s: %s: %s", path, what, listed(names))
 
 
-def with_new_head(model: nn.Module, classes: int) -> nn.Module:
+def with_new_head(model: nn.Module, outputs: int) -> nn.Module:
     """The model with a fresh classifier.
 
     Raises:
@@ -141,16 +141,16 @@ def with_new_head(model: nn.Module, classes: int) -> nn.Module:
     """
     reset = getattr(model, "reset_classifier", None)
     if reset is None:
-        raise KtError(f"{type(model).__name__} has no method reset_classifier(classes), so it cannot get a new head")
-    reset(classes)
+        raise KtError(f"{type(model).__name__} has no method reset_classifier(outputs), so it cannot get a new head")
+    reset(outputs)
     return model
 
 
-def pretrained(tag: str, args: Mapping[str, Any], channels: int, classes: int) -> nn.Module:
+def pretrained(tag: str, args: Mapping[str, Any], channels: int, outputs: int) -> nn.Module:
     """A timm model with its published weights, from the Hugging Face cache or the hub.
 
-    timm replaces a head of another class count by a random one without a word; here ``classes`` is the head's own
-    count (``kt.zoo.registry``), so that loading is strict.
+    timm silently replaces a head of another number of outputs by a random one; here ``outputs`` is that of the head
+    (``kt.zoo.registry``), so that loading is strict.
 
     Raises:
         KtError: the weights are neither in the cache nor within reach, or timm refuses the arguments.
@@ -158,7 +158,7 @@ def pretrained(tag: str, args: Mapping[str, Any], channels: int, classes: int) -
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return models.build(tag, dict(args), classes, channels, pretrained=True)
+        return models.build(tag, dict(args), outputs, channels, pretrained=True)
     except GatedRepoError as error:
         raise KtError(
             f"{tag}: its authors ask to accept a licence on the hub first; then log in: hf auth login"
