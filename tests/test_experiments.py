@@ -446,6 +446,10 @@ def test_keys_change_with_what_determines_a_result_and_with_nothing_else():
     assert not keys() & keys(student={"arch": "tiny_mixer"})
 
 
+def test_keys_of_finished_units_stay():
+    assert min(keys()) == "2f9e0cfe5743e1bc837889efa84901d56f22b2a67d70b7c0cdf0b7ef672c776a"
+
+
 def test_finished_units_of_the_earlier_block_are_not_taken_for_those_of_the_published_one():
     """The earlier block had the same parameters, but BatchNorm, and no learning rates by part."""
     _, chosen = experiment()

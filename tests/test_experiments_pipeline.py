@@ -21,7 +21,7 @@ from test_pipeline import Checkout, without_seconds
 pytestmark = pytest.mark.slow
 
 NET = {"arch": "resnet10t", "args": {"channels": [4, 8, 8, 8], "stem_width": 4}}
-TRIALS = 3 * 2 + 2 + 2
+UNITS = 3 * 2 + 2 + 2
 """Three methods with two seeds, two teachers alone, two ensembles."""
 
 
@@ -63,18 +63,18 @@ def test_specialists_are_measured_on_their_classes_and_stay_out_of_pairs(finishe
     assert csv.loc["low", "classes"] == "0 1 2 3 4"
 
 
-def test_every_trial_is_a_row_of_transfers_and_of_its_detail_table(finished: tuple[Checkout, str]) -> None:
+def test_every_unit_is_a_row_of_transfers_and_of_its_detail_table(finished: tuple[Checkout, str]) -> None:
     checkout = finished[0]
     transfers, details = checkout.table("transfers"), checkout.table("amalgamation")
     rows = transfers[transfers["student"] == "halves"]
-    assert len(rows) == TRIALS
+    assert len(rows) == UNITS
     assert rows["teacher"].isna().all()
     assert rows["delta"].isna().all()
     assert rows["acc_after"].notna().all()
     assert set(details["key"]) == set(rows["key"]) <= checkout.ledger()
     overall = details[details["part"] == "all"].set_index("key")["acc"]
     assert overall.to_dict() == pytest.approx(rows.set_index("key").loc[overall.index, "acc_after"].to_dict())
-    assert len(details) == 3 * (TRIALS - 2) + 2
+    assert len(details) == 3 * (UNITS - 2) + 2
     zoo = checkout.table("zoo").set_index("name")
     alone = details[details["method"] == "teachers"].set_index("part")["acc"]
     assert alone.to_dict() == pytest.approx(zoo.loc[["low", "high"], "acc"].to_dict())
@@ -84,7 +84,7 @@ def test_every_trial_is_a_row_of_transfers_and_of_its_detail_table(finished: tup
 
 def test_a_second_run_does_nothing_and_says_that_all_is_done(finished: tuple[Checkout, str]) -> None:
     printed = finished[0].succeed("--until", "tables")
-    assert f"{TRIALS + 1} trainings: {TRIALS + 1} done, 0 to do" in printed
+    assert f"{UNITS + 1} trainings: {UNITS + 1} done, 0 to do" in printed
     assert "amalgamation halves" not in printed
 
 
