@@ -54,7 +54,7 @@ def _warn_of_size(study: Study, stored: tuple[int, ...]) -> None:
 
 
 def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
-    """Run a model once over every split that later stages read; a run that was killed goes on where it was."""
+    """Run a model once over every split that later stages read; a killed run continues where it was."""
     from kt.data.inputs import inputs
     from kt.zoo import weights
     from kt.zoo.inference import predict as run
@@ -81,7 +81,7 @@ def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
 
 
 def _warn_of_order(study: Study, name: str, dataset: Dataset, path: Path) -> None:
-    """Say where a model's outputs fit the classes far better in another order, by the validation images."""
+    """Warn where a model's outputs fit the classes far better in another order, by the validation images."""
     classes = labels_of(name, study.zoo.models[name], dataset.class_names)
     labels = positions(dataset.labels[dataset.rows("validation")], classes)
     predicted = predictions.read(path, "validation").kept

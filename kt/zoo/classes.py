@@ -53,7 +53,7 @@ def labels_named(at: str, classes: Sequence[int | str], known: Sequence[str]) ->
 
 
 def positions(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each label stands among ``classes``, int64 [N]; −1 for a label that is not one of them.
+    """Position of each label among ``classes``, int64 [N]; −1 for a label that is not one of them.
 
     Args:
         labels: of the data set, int64 [N]; negative where there is none.
@@ -73,7 +73,7 @@ GAIN = 0.1
 
 
 class BetterOrder(NamedTuple):
-    """Another order of the classes: what it is called, and the accuracies without and with it, in [0, 1]."""
+    """Another order of the classes: its name, and the accuracies without and with it, in [0, 1]."""
 
     order: str
     accuracy: float

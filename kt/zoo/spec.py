@@ -46,7 +46,7 @@ class Thin(Spec):
 
 
 class Recipe(Spec):
-    """How the pipeline trains a member on the zoo split: AdamW, one-cycle schedule, cross-entropy."""
+    """Training of a member on the zoo split: AdamW, one-cycle schedule, the task's own loss."""
 
     augment: Literal["none", "shift", "noise", "erase"] = "none"
     epochs: PositiveInt
@@ -64,7 +64,7 @@ class Recipe(Spec):
 
 
 class FineTune(Recipe):
-    """How given weights are fitted to the study's images: a new head alone, or all weights."""
+    """Fitting of given weights to the study's images: a new head alone, or all weights."""
 
     mode: Literal["linear", "full"] = Field(description="`linear` trains the classifier alone, `full` all weights")
     lr: PositiveFloat = Field(1e-3, description="peak learning rate")
@@ -95,8 +95,8 @@ class Member(Spec):
     classes: tuple[ClassName, ...] | None = Field(
         None,
         min_length=2,
-        description="a specialist: the only classes it tells apart, by number or name, in the order of its outputs; it "
-        "has no part in `pairs` and `groups` and can teach in `amalgamate`",
+        description="a specialist: the only classes it distinguishes, by number or name, in the order of its outputs; "
+        "it has no part in `pairs` and `groups` and can teach in `amalgamate`",
     )
     pretraining: str | None = Field(None, description="what the weights were trained on, for the zoo table")
     kind: Kind | None = Field(None, description="overrides what is known of the architecture")
@@ -156,7 +156,7 @@ class ZooSpec(Spec):
 
     @property
     def generalists(self) -> list[str]:
-        """Names of the members that tell all classes apart, in the order of the file."""
+        """Names of the members that know all classes, in the order of the file."""
         return [name for name, member in self.models.items() if member.classes is None]
 
     def input_of(self, name: str) -> InputSpec:
