@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kt import predictions, store
 from kt.data import datasets
@@ -27,6 +30,7 @@ from kt.zoo import registry
 from kt.zoo.classes import better_order, labels_of, positions
 from kt.zoo.knowledge import read_overrides, read_published
 from kt.zoo.members import check_heads
+from kt.zoo.spec import Member
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +111,15 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
     dataset = Dataset.open(layout.data)
     corrected, extra = read_overrides(study.zoo.overrides, study.members) if study.zoo.overrides else ({}, {})
     published = read_published(study.zoo.published) if study.zoo.published else {}
+    truth = {split: dataset.truth[dataset.rows(split)] for split in ("validation", "test")}
     table = gather.zoo(
         [
             store.read_json(layout.member(name)) | {"published_acc": member.published(published)}
             for name, member in study.zoo.models.items()
         ],
         {name: layout.predictions(name) for name in study.members},
-        {name: labels_of(name, m, dataset.class_names) for name, m in study.zoo.models.items() if m.classes},
-        {split: dataset.truth[dataset.rows(split)] for split in ("validation", "test")},
+        {name: _specialist(name, m, dataset, truth) for name, m in study.zoo.models.items() if m.classes},
+        truth,
         corrected,
         extra,
         study.task,
@@ -129,6 +134,11 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
     values = table["acc"].to_pylist()
     span = f"{metric.shown(min(values))} to {metric.shown(max(values))}{unit}"
     log.info("zoo: %d models, test %s %s", len(values), metric.name, span)
+
+
+def _specialist(name: str, member: Member, dataset: Dataset, truth: Mapping[str, NDArray[Any]]) -> gather.Specialist:
+    classes = labels_of(name, member, dataset.class_names)
+    return gather.Specialist(classes, {split: positions(labels, classes) for split, labels in truth.items()})
 
 
 def preview(study: Study, layout: Layout, tera_macs: float) -> str:
