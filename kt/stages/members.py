@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kt import predictions, store
 from kt.data import datasets
 from kt.data.datasets import Dataset
-from kt.data.listing import ORDERS
+from kt.data.listing import ORDERS, ordered
 from kt.data.spec import in_pixels
 from kt.errors import listed
 from kt.layout import Layout
@@ -25,12 +25,12 @@ from kt.stages.common import build, known_model, metadata, pick_device
 from kt.study.check import check_checkpoints, check_classes, check_splits
 from kt.study.study import Study
 from kt.tables import gather, schema
+from kt.tasks.classification import positions
 from kt.zoo import preview as previewing
 from kt.zoo import registry
-from kt.zoo.classes import better_order, labels_of, positions
 from kt.zoo.knowledge import read_overrides, read_published
 from kt.zoo.members import check_heads
-from kt.zoo.spec import Member
+from kt.zoo.spec import Member, labels_of
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,65 @@ def _warn_of_order(study: Study, name: str, dataset: Dataset, path: Path) -> Non
             "(%s); if the weights were trained so, set %s",
             *(name, 100 * found.accuracy, 100 * found.reordered, found.order, key),
         )
+
+
+Permutation = NDArray[np.int64]
+"""The class that each output stands for, [K]."""
+
+GAIN = 0.1
+"""Accuracy by which another order has to be better, beyond two standard errors of a coin."""
+
+
+class BetterOrder(NamedTuple):
+    """Another order of the classes: its name, and the accuracies without and with it, in [0, 1]."""
+
+    order: str
+    accuracy: float
+    reordered: float
+
+
+def better_order(predicted: NDArray[np.int64], labels: NDArray[np.int64], names: Sequence[str]) -> BetterOrder | None:
+    """The order of classes under which a model is far more often right; None where there is none.
+
+    Tried are the usual orders of class folders, labels that are off by one, and whatever order half of the images
+    suggest, on the other half.
+
+    Args:
+        predicted: the largest output of each image, int64 [n].
+        labels: its class, int64 [n].
+        names: of the classes, [K].
+    """
+    accuracy, least = float((predicted == labels).mean()), GAIN + 1 / np.sqrt(len(labels))
+    tried = {order: float((classes[predicted] == labels).mean()) for order, classes in _usual(names).items()}
+    order = max(tried, key=tried.__getitem__)
+    if tried[order] > accuracy + least:
+        return BetterOrder(order, accuracy, tried[order])
+    half, rest = np.array_split(np.random.default_rng(0).permutation(len(labels)), 2)
+    fitted = _suggested(predicted[half], labels[half], len(names))
+    held_out = float((fitted[predicted[rest]] == labels[rest]).mean()) if len(rest) else 0.0
+    return BetterOrder("other", accuracy, held_out) if held_out > accuracy + least else None
+
+
+def _usual(names: Sequence[str]) -> dict[str, Permutation]:
+    orders = {order: ordered(names, order) for order in ORDERS}
+    orders["case-insensitive"] = sorted(names, key=str.lower)
+    place = {name: label for label, name in enumerate(names)}
+    numbers = np.arange(len(names))
+    return {
+        **{order: np.array([place[name] for name in those]) for order, those in orders.items()},
+        "labels from 1": np.roll(numbers, 1),
+        "labels from -1": np.roll(numbers, -1),
+    }
+
+
+def _suggested(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Permutation:
+    """The order under which most images are right, every output a class of its own."""
+    from scipy.optimize import linear_sum_assignment
+
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (predicted, labels), 1)
+    found: Permutation = linear_sum_assignment(counts, maximize=True)[1]
+    return found
 
 
 def zoo(study: Study, layout: Layout, out: Path) -> None:

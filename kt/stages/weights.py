@@ -15,11 +15,11 @@ from kt.progress import Progress, on_signal
 from kt.spec import as_written
 from kt.stages.common import build, channels, known_model, outputs, pick_device
 from kt.study.study import Study
+from kt.tasks.classification import positions
 from kt.zoo import header, knowledge, registry
-from kt.zoo.classes import labels_of, positions
 from kt.zoo.fit import check_head
 from kt.zoo.header import differing
-from kt.zoo.spec import FineTune, Member
+from kt.zoo.spec import FineTune, Member, labels_of
 
 if TYPE_CHECKING:
     from torch import nn

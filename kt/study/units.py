@@ -12,11 +12,12 @@ from kt.errors import KtError
 from kt.layout import Layout
 from kt.study.study import Study
 from kt.tables import schema
+from kt.tasks.classification import positions
 from kt.transfer import groups, search
 from kt.transfer.experiments import Experiment, Problem
 from kt.transfer.method import Method
 from kt.transfer.unit import Plan, Plans, Unit, of_groups, of_pairs
-from kt.zoo.classes import labels_of, positions
+from kt.zoo.spec import labels_of
 
 
 def plans(study: Study, data: str) -> Plans:

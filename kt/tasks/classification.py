@@ -87,6 +87,19 @@ class Classification(Task):
         return {"ece": calibration_error(answers, scores), **sharpness(answers)}
 
 
+def positions(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Position of each label among ``classes``, int64 [N]; −1 for a label that is not one of them.
+
+    Args:
+        labels: of the data set, int64 [N]; negative where there is none.
+        classes: distinct labels, int64 [K].
+    """
+    where = np.full(max(int(classes.max()), int(labels.max(initial=-1))) + 2, -1, np.int64)
+    where[classes] = np.arange(len(classes))
+    found: NDArray[np.int64] = where[labels.clip(-1)]
+    return found
+
+
 def rounded(exact: Tensor, predicted: Tensor) -> Tensor:
     """Logits in float16 whose largest, the first of equals, is the predicted class.
 

@@ -23,12 +23,12 @@ from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import draw_views
 from kt.errors import KtError
 from kt.predictions import Logits
+from kt.tasks.classification import positions
 from kt.tasks.task import Array, Task
 from kt.transfer import memory
 from kt.transfer.engine import State, weights_of
 from kt.transfer.experiments import Problem
 from kt.transfer.training import Training
-from kt.zoo.classes import positions
 from kt.zoo.inference import classes
 from kt.zoo.models import build
 

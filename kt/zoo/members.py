@@ -11,12 +11,11 @@ from kt import store
 from kt.data.spec import InputSpec
 from kt.errors import KtError, listed, nearest
 from kt.zoo import header, knowledge, registry
-from kt.zoo.classes import labels_of
 from kt.zoo.fit import check_head, fit
 from kt.zoo.header import Header
 from kt.zoo.knowledge import read_overrides, read_published
 from kt.zoo.registry import Pretrained, Registry, Size
-from kt.zoo.spec import Member, Select, ZooSpec
+from kt.zoo.spec import Member, Select, ZooSpec, labels_of
 
 Sizes = Callable[[list[str]], Mapping[str, Size | None]]
 
