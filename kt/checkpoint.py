@@ -89,3 +89,16 @@ class Checkpoint:
         """Delete the state: the unit is finished."""
         self.path.unlink(missing_ok=True)
         self._steps.unlink(missing_ok=True)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """State of torch's own generators, as part of a checkpoint's state."""
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"random": torch.get_rng_state(), "random_device": on_device}
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Go back to the state of torch's own generators that a checkpoint holds."""
+    torch.set_rng_state(state["random"].cpu())
+    if state["random_device"] is not None:
+        torch.cuda.set_rng_state(state["random_device"].cpu(), device)

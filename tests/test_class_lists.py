@@ -87,8 +87,8 @@ def test_folders_with_odd_names_are_found_from_the_configuration_and_from_files(
         ("c.yaml", "[[a]]", "is no name of a class"),
         ("c.yaml", "- a\n- \n", "'' is no name of a class"),
         ("c.json", "[" * 100_000, "recursion"),
-        ("c.yaml", "{a: 1000000}", "needs one class a line"),
-        ("c.yaml", "{a: 1.5}", "needs one class a line"),
+        ("c.yaml", "{a: 1000000}", "needs one class per line"),
+        ("c.yaml", "{a: 1.5}", "needs one class per line"),
         ("c.json", LFS_POINTER, "c.json: a Git LFS pointer, not the file itself; run `git lfs pull`"),
     ],
 )

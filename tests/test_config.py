@@ -460,6 +460,8 @@ def vectors(plain, tmp_path) -> dict[str, Any]:
     changes = {"data.task": Vectors.name, "data.source": str(tmp_path / "v.npz"), "complementarity": {}}
     for key, value in (changes | {"transfer.methods": {"kl": {}}, "analysis": {}}).items():
         plain = changed(plain, key, value)
+    for model in plain["zoo"]["models"].values():
+        model["train"].pop("thin", None)
     return plain
 
 

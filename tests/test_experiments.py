@@ -37,9 +37,8 @@ from kt.transfer.rows import of_experiment as row_of
 from kt.transfer.session import Left
 from kt.transfer.session import compute as compute_unit
 from kt.transfer.unit import Unit, by_key
-from kt.zoo.classes import labels_of
 from kt.zoo.inference import logits
-from kt.zoo.spec import Member
+from kt.zoo.spec import Member, labels_of
 
 CPU, TASK, AT = torch.device("cpu"), Classification(), "amalgamate.two"
 NET = {"arch": "resnet10t", "args": {"channels": [4, 8, 8, 8], "stem_width": 4}}

@@ -159,7 +159,7 @@ def test_stages_of_any_backbone_are_read_written_and_changed(arch: str, args: di
     assert [stage.module for stage in stages] == [entry["module"] for entry in _listed(model)]
     assert [stage.channels for stage in stages] == [entry["num_chs"] for entry in _listed(model)]
     maps = features(model, x, stages)
-    assert [tuple(m.shape) for m in maps] == [(2, s.channels, s.side, s.side) for s in stages]
+    assert [tuple(m.shape) for m in maps] == [(2, s.channels, *s.grid) for s in stages]
     with torch.no_grad():
         plain = model(x)
         with changing(model, dict.fromkeys(stages, lambda tensor: tensor)):
@@ -192,7 +192,7 @@ def test_maps_are_timms_own_intermediate_features() -> None:
 @given(st.sampled_from(["first", "last", "tokens", "vector"]), st.integers(1, 4), st.integers(1, 5), st.integers(0, 2))
 def test_reading_undoes_writing(form: str, side: int, channels: int, prefix: int) -> None:
     side, prefix = (1 if form == "vector" else side), (prefix if form == "tokens" else 0)
-    stage = Stage("m", form, channels, side, prefix, None, 1.0)  # type: ignore[arg-type]
+    stage = Stage("m", form, channels, (side, side), prefix, None, 1.0)  # type: ignore[arg-type]
     shape = {
         "first": (2, channels, side, side),
         "last": (2, side, side, channels),
@@ -242,6 +242,20 @@ def test_a_stage_that_is_not_there_is_one_clear_line(chosen: list[int | str], sa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 16), (16, 36), (36, 4)])
+@pytest.mark.parametrize("class_token", [False, True])
+def test_tokens_of_oblong_images_are_maps_of_their_shape(height: int, width: int, class_token: bool) -> None:
+    size = {"img_size": [height, width], "class_token": class_token, "global_pool": "token" if class_token else "avg"}
+    model = build("vit_tiny_patch16_224", **{**VIT, **size})
+    x = torch.rand(2, 1, height, width, generator=torch.Generator().manual_seed(0))
+    stages = find(model, x[:1], (), "here")
+    assert {stage.grid for stage in stages} == {(height // 4, width // 4)}
+    with torch.no_grad():
+        theirs = model.forward_intermediates(x, norm=False, intermediates_only=True)
+    for ours, other in zip(features(model, x, stages), theirs, strict=True):
+        assert torch.allclose(ours, other, atol=1e-5)
+
+
 def test_shapes_that_cannot_be_matched_are_one_clear_line() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -252,9 +266,8 @@ def test_shapes_that_cannot_be_matched_are_one_clear_line() -> None:
             self.wide(x)
             return self.tokens(x[..., :3]).transpose(1, 2).mean((1, 2))
 
-    with pytest.raises(KtError, match=r"here: the stage 'wide' of Model gives maps of 16 x 8; only square ones"):
-        find(Model(), images(1), ["wide"], "here")
-    with pytest.raises(KtError, match=r"here: the stage 'tokens' of Model gives 3 tokens, which are no square"):
+    assert [stage.grid for stage in find(Model(), images(1), ["wide"], "here")] == [(16, 8)]
+    with pytest.raises(KtError, match=r"here: the stage 'tokens' of Model gives 3 tokens, which are no grid"):
         find(Model(), images(1, 5, 3), ["tokens"], "here")
     with pytest.raises(KtError, match="here: Model never runs the module 'unused', so it gives no features"):
         find(Model(), images(1), ["unused"], "here")
@@ -271,18 +284,18 @@ def test_mix_by_hand() -> None:
         double.weight.fill_(2.0)
         double.bias.fill_(1.0)
     given = torch.arange(16.0).reshape(1, 1, 4, 4)  # means of its quarters: 2.5, 4.5, 10.5, 12.5
-    stage = Stage("m", "first", 1, 2, 0, None, 1.0)
+    stage = Stage("m", "first", 1, (2, 2), 0, None, 1.0)
     found = mix(torch.tensor([0.75, 0.25]), [double], [given], stage, torch.full((1, 1, 2, 2), 8.0))
     taken = [6 + (2 * mean + 1) / 4 for mean in (2.5, 4.5, 10.5, 12.5)]
     assert found.flatten().tolist() == taken
-    tokens = Stage("m", "tokens", 1, 2, 1, None, 1.0)
+    tokens = Stage("m", "tokens", 1, (2, 2), 1, None, 1.0)
     found = mix(torch.tensor([0.75, 0.25]), [double], [given], tokens, torch.full((1, 5, 1), 8.0))
     assert found.flatten().tolist() == [sum(taken) / 4, *taken]
 
 
 def test_candidates_are_of_nearest_depth_or_all() -> None:
     def stages(n: int) -> list[Stage]:
-        return [Stage(f"m{i}", "first", 1, 1, 0, None, (i + 1) / n) for i in range(n)]
+        return [Stage(f"m{i}", "first", 1, (1, 1), 0, None, (i + 1) / n) for i in range(n)]
 
     near = inlets(stages(2), [stages(4), stages(3)], every=False)
     assert [[(c.teacher, c.stage.module) for c in inlet.candidates] for inlet in near] == [

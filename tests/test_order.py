@@ -16,9 +16,8 @@ from kt.data.datasets import Dataset
 from kt.data.sources import check_source
 from kt.data.spec import DataSpec
 from kt.errors import KtError
-from kt.stages.members import _warn_of_order
+from kt.stages.members import _warn_of_order, better_order
 from kt.study.study import Study
-from kt.zoo.classes import better_order
 from kt.zoo.spec import Member, ZooSpec
 
 NAMES = [f"class{i}" for i in range(1, 13)]

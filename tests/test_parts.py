@@ -46,7 +46,7 @@ def test_a_part_that_is_not_there_is_answered_with_those_that_are(tmp_path):
         (["data/train/a", "data/val/a"], "only one class folder, 'data'"),
         (["a"], "only one class folder, 'a'; a study needs at least two classes"),
         (["train/a", "val/a"], "only one class folder, 'a'"),
-        (["train", "val"], "train: no class folders in it; a part needs a folder a class"),
+        (["train", "val"], "train: no class folders in it; a part needs one folder per class"),
         (
             ["train_images/a", "train_images/b", "val_images/a", "val_images/b"],
             "folders are called like official parts",

@@ -1,6 +1,7 @@
 """Plans of the workflow only read: jobs whose tables hold rows of damaged records are planned, and change the records.
 
-The study is made of empty files, which is all that a plan looks at; only the ledger and the jobs' tables are real.
+A plan looks at files' times alone, so that most files of the study are empty; the data set, the ledger and the tables
+of the jobs are real.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ import pytest
 from test_pipeline import Checkout
 
 from kt import status
+from kt.cli import main
 from kt.layout import Layout
-from kt.transfer.ledger import Ledger, key
+from kt.study import units as requested
+from kt.study.load import load
+from kt.transfer.ledger import Ledger
+from kt.transfer.unit import Unit
 
 pytestmark = pytest.mark.slow
 
@@ -33,43 +38,59 @@ TABLES = {
 TARGETS = [f"results/{table}" for table in TABLES.values()]
 
 
+def rule_of(unit: Unit) -> str:
+    """The workflow's rule whose job does a unit."""
+    if "." in unit.student:
+        return unit.student.split(".")[0]
+    return "search" if unit.split == "validation" else "groups" if len(unit.teachers) > 1 else "transfer"
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, dict[str, Path]]:
-    """A study that lacks nothing, and the record of each of ``TABLES``."""
+    """A study that lacks nothing, and a record of a unit in each of ``TABLES``."""
     checkout = Checkout(tmp_path_factory.mktemp("planned"))
     study, recipe = checkout.study, {"arch": "tiny_mixer", "train": {"epochs": 1}}
     study["zoo"]["models"] = {name: copy.deepcopy(recipe) for name in MEMBERS}
     study["pairs"] = {"select": "explicit", "pairs": [{"teacher": "mixer", "student": "byob"}]}
-    study["transfer"] |= {"methods": {"xekl": {}}, "search": {"methods": {"xekl": {"alpha": [0.5, 1.0]}}, "pairs": 1}}
+    search = {"methods": {"xekl": {"alpha": [0.5, 1.0]}}, "pairs": 1}
+    study["transfer"] |= {"methods": {"kl": {}, "xekl": {}}, "search": search}
     sets = [{"teachers": ["mixer", "third"], "student": "byob"}]
     study["groups"] = {"choose": {"select": "explicit", "sets": sets}, "methods": {"soup": {}}}
-    experiment = {
-        "teachers": ["byob", "mixer"],
-        "student": {"arch": "tiny_mixer"},
-        "methods": {"kd": {}},
-        "overlap": "mean",
-    }
-    study["amalgamate"] = {"both": {**experiment, "training": {"epochs": 1, "batch_size": 20}}}
+    experiment = {"teachers": ["byob", "mixer"], "student": {"arch": "tiny_mixer"}, "methods": {"kd": {}}}
+    training = {"epochs": 1, "batch_size": 20}
+    study["amalgamate"] = {"both": {**experiment, "overlap": "mean", "training": training}}
     checkout.command()
+    assert main(["data", "--config", str(checkout.folder / "config.yaml")]) == 0
     results = checkout.folder / "results"
     files = ["data/images.npy", "data/labels.npy", "data/splits.parquet", "data/meta.json"]
+    real = {*files, *TABLES.values()}
     files += [f"zoo/{name}.{kind}" for name in MEMBERS for kind in ("safetensors", "json")]
     files += [f"predictions/{name}.safetensors" for name in MEMBERS]
     files += ["tables/zoo.parquet", TABLES["search"], "tables/search.csv", "tables/search.parquet"]
     files += [TABLES["transfer"], TABLES["groups"], TABLES["amalgamate"], "experiments/amalgamate/both/details.parquet"]
-    ledger, records = Ledger(Layout(results).ledger), {}
-    for rule, table in TABLES.items():
-        unit = {"unit": rule}
-        ledger.add(unit, {"status": "ok"})
-        records[rule] = ledger.path(key(unit))
-        (results / table).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({"key": [key(unit)]}), results / table)
-    for age, name in enumerate(files):
+    for name in files:
         (results / name).parent.mkdir(parents=True, exist_ok=True)
-        if name not in TABLES.values():
-            (results / name).write_text('{"hash": "d", "fingerprint": "f"}')
+        if name not in real:
+            (results / name).write_text(f'{{"fingerprint": "{Path(name).stem}"}}')
+    records = write_records(checkout.folder / "config.yaml", Layout(results))
+    for age, name in enumerate(files):
         os.utime(results / name, (1e9 + age, 1e9 + age))
     return checkout, records
+
+
+def write_records(config: Path, layout: Layout) -> dict[str, Path]:
+    """Records of one unit of every rule, and the tables that hold their keys."""
+    study, ledger, records = load(config), Ledger(layout.ledger), {}
+    prints = {name: name for name in MEMBERS}
+    prints["amalgamate.both"] = requested.student_print(study, study.amalgamate["both"])
+    jobs = requested.jobs(study, layout, requested.teachers_of(study, layout))
+    for unit in (unit for job in jobs if job.known for unit in job.units):
+        if (rule := rule_of(unit)) not in records:
+            ledger.add(unit.describe(prints), {"status": "ok"})
+            records[rule] = ledger.path(unit.key(prints))
+            pq.write_table(pa.table({"key": [unit.key(prints)]}), layout.root / TABLES[rule])
+    assert set(records) == set(TABLES)
+    return records
 
 
 def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import said
 from torch import nn
+from vectors import Vectors
 
 from kt import predictions
 from kt.complementarity.sources import Files
@@ -268,17 +269,22 @@ def test_an_accuracy_agrees_with_the_published_one_within_three_standard_errors(
     assert not agrees(99, 100, 100.0)
 
 
+MEMBER = {
+    **dict.fromkeys(("params", "macs", "input_size", "feature_width"), 1),
+    "arch": "a",
+    "pretraining": "x",
+    "recipe": [],
+    "fingerprint": "print",
+}
+
+
 def test_the_table_of_models_compares_measured_and_published_accuracy(tmp_path):
     labels = np.zeros(100, np.int64)
     logits = np.zeros((100, 2), np.float16)
     logits[:20, 1] = 1  # 80 % right
     splits = {split: said(logits, np.arange(100)) for split in ("validation", "test")}
-    known = {
-        "arch": "a", "params": 1, "macs": 1, "input_size": 8, "feature_width": 1, "pretraining": "x", "recipe": [],
-        "fingerprint": "print",
-    }  # fmt: skip
-    members = [known | {"name": "near", "published_acc": 85.0}, known | {"name": "far", "published_acc": 95.0}]
-    members.append(known | {"name": "unknown"})
+    members = [MEMBER | {"name": "near", "published_acc": 85.0}, MEMBER | {"name": "far", "published_acc": 95.0}]
+    members.append(MEMBER | {"name": "unknown"})
     paths = {member["name"]: tmp_path / member["name"] for member in members}
     for path in paths.values():
         predictions.write(path, splits, "print", "data")
@@ -286,6 +292,19 @@ def test_the_table_of_models_compares_measured_and_published_accuracy(tmp_path):
     assert table["acc"].to_pylist() == [80.0] * 3
     assert table["acc_published"].to_pylist() == [85.0, 95.0, None]
     assert table["acc_agrees"].to_pylist() == [True, False, None]
+
+
+def test_the_table_of_models_of_a_real_valued_task(tmp_path):
+    kept, truth = np.random.default_rng(0).random(50), np.zeros((50, 3), np.float32)
+    outputs = predictions.Outputs(np.zeros((50, 3), np.float32), kept, np.arange(50))
+    predictions.write(tmp_path / "m", dict.fromkeys(("validation", "test"), outputs), "print", "data")
+    members = [MEMBER | {"name": "m", "published_acc": 0.9}]
+    both = {"validation": truth, "test": truth}
+    (row,) = final.zoo(members, {"m": tmp_path / "m"}, {}, both, {}, {}, Vectors()).to_pylist()
+    assert row["acc"] == row["acc_validation"] == pytest.approx(1 - kept.mean())
+    assert row["acc_se"] == pytest.approx(kept.std() / math.sqrt(50))
+    assert row["acc_agrees"] is False
+    assert [row[name] for name in ("ece", "log_ratio", "entropy", "classes")] == [None] * 4
 
 
 # a model's run over the images

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kt.tables import schema
 from kt.tables.of_study import SHARES
-from kt.tasks import named
+from kt.tasks.task import named
 from kt.transfer import rows, unit
 from kt.transfer.ledger import key as ledger_key
 from kt.transfer.ledger import pack

@@ -15,7 +15,7 @@ from kt.data import datasets
 from kt.data.inputs import Inputs
 from kt.study.load import load
 from kt.tasks import losses
-from kt.tasks import named
+from kt.tasks.task import named
 from kt.transfer import engine
 from kt.transfer.method import Method, registry
 from kt.transfer.optimise import learning_rate, optimiser_of

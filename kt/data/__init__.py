@@ -1,1 +1,1 @@
-"""The data set: decoding, splits, and what a model sees of an image."""
+"""The data set: sources, decoding, splits, and the inputs of models."""

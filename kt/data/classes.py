@@ -22,7 +22,7 @@ from kt.data.strict_yaml import load_names
 from kt.data.walk import entries, is_folder, is_hidden, subfolders
 from kt.errors import KtError, listed, nearest
 from kt.spec import as_written
-from kt.tasks import named
+from kt.tasks.task import named
 
 TRAINING = frozenset(["train", "training"])
 USUAL = TRAINING | {"val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
@@ -33,14 +33,14 @@ _LIKE_A_PART = re.compile(rf"(?<![a-z])(?:{'|'.join(sorted(USUAL))})(?:set)?(?![
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """Where a folder data set keeps its classes.
+    """Class folders of a data set, by official part.
 
     Attributes:
         root: the source.
         parts: the official parts that are read, [""] where there are none.
         default: the part that splits draw from unless they name another.
         folders: of every part, the path below ``root`` of each class's folder, by the class's name.
-        order: of the classes' labels, a name in ``kt.data.listing.ORDERS``.
+        order: order of the classes' labels, a name in ``kt.data.listing.ORDERS``.
     """
 
     root: str
@@ -59,8 +59,8 @@ def class_folders(spec: DataSpec) -> ClassFolders:
     """Find parts and classes; no image is looked for.
 
     Raises:
-        KtError: a part that a split names is not there, there are fewer than two class folders, or folders that are
-            parts or data sets stand where classes should.
+        KtError: a part that a split names is not there, there are fewer than two class folders, or class folders
+            are really parts or data sets.
     """
     root = spec.source
     at, inside = f"data.source: {shown(root)}", subfolders(root)
@@ -76,7 +76,7 @@ def class_folders(spec: DataSpec) -> ClassFolders:
     places = ClassFolders(root, parts, default or DEFAULT_PART, folders, spec.class_order)
     classes = places.classes
     if not classes:
-        raise KtError(f"{at}: no class folders in it; it needs a folder a class, with images inside")
+        raise KtError(f"{at}: no class folders in it; it needs one folder per class, with images inside")
     if len(classes) == 1:
         below = os.path.join(root, parts[0], next(iter(folders[parts[0]].values()), ""))
         deeper = f"; is the source {shown(below)}?" if parts == [""] and len(subfolders(below)) > 1 else ""
@@ -114,14 +114,14 @@ def _by_name(root: str, part: str) -> dict[str, str]:
         found[name] = os.path.join(part, folder_name)
     if part and not found:
         raise KtError(
-            f"data.source: {shown(os.path.join(root, part))}: no class folders in it; a part needs a folder a class, "
-            "with images inside"
+            f"data.source: {shown(os.path.join(root, part))}: no class folders in it; a part needs one folder per "
+            "class, with images inside"
         )
     return found
 
 
 def _refuse_parts_as_classes(at: str, root: str, inside: Sequence[str], spec: DataSpec) -> None:
-    """Fail where what stands for classes is called like parts, or holds nothing but parts; not where classes are named.
+    """Fail where class folders have names of official parts, or hold nothing but parts; not where classes are named.
 
     Raises:
         KtError: with what to write instead.
@@ -157,7 +157,7 @@ def _holds_parts_alone(path: str) -> bool:
 
 
 def class_map(spec: DataSpec) -> dict[str, int] | None:
-    """From the names of the classes taken to their labels; None takes all as they are.
+    """Labels of the classes that are taken, by name; None where all are taken as they are.
 
     Raises:
         KtError: the file of classes is missing, names a class twice, or is neither a list nor a mapping to integers
@@ -180,12 +180,12 @@ def class_map(spec: DataSpec) -> dict[str, int] | None:
         raise KtError(f"{at}: {' '.join(str(error).split())}") from error
     labels = list(value.values()) if isinstance(value, dict) else list(range(len(names)))
     if not names or not all(type(label) is int and 0 <= label < MOST_CLASSES for label in labels):
-        raise KtError(f"{at}: needs one class a line (.txt), or a list or a mapping from class to integer ≥ 0")
+        raise KtError(f"{at}: needs one class per line (.txt), or a list or a mapping from class to integer ≥ 0")
     return dict(zip(names, labels, strict=True))
 
 
 def check_chosen(chosen: Iterable[str], classes: Iterable[str], spec: DataSpec) -> None:
-    """Fail where a class that is to be taken is not in the source."""
+    """Fail where a requested class is not in the source."""
     known = set(map(composed, classes))
     for name in (name for name in chosen if name not in known):
         key = "class_file" if spec.class_file else "classes"

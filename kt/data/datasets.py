@@ -28,7 +28,7 @@ from kt.data.splits import assign, warn_repeated
 from kt.errors import KtError, listed
 from kt.spec import as_written
 from kt.tables import schema
-from kt.tasks import named
+from kt.tasks.task import named
 
 log = logging.getLogger(__name__)
 

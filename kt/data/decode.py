@@ -30,10 +30,10 @@ from kt.store import Growing
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 25
-"""Bytes of decoded images that are held at once, about."""
+"""Approximate bytes of decoded images that are held at once."""
 
 LARGEST = 1 << 24
-"""Pixels of a resized picture beyond which it is cropped before it is resized: those of extremely oblong ones."""
+"""Pixels of a resized picture beyond which it is cropped first, as extremely oblong ones are."""
 
 ORIENTATION = 0x0112
 TURNS = {
@@ -45,11 +45,11 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientations that are not upright, and what makes them so."""
+"""Turns that make an image upright, by its EXIF orientation."""
 
 
 class NotReadable(Exception):
-    """A file is no image that can be read, or does not say what its pixels mean; its text says why."""
+    """A file is no readable image, or the meaning of its pixels is unknown; the message gives the reason."""
 
 
 _BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
@@ -103,7 +103,7 @@ def fit(picture: Picture, size: int | tuple[int, int] | None, channels: int) -> 
         channels: 1 or 3, for PIL images.
 
     Raises:
-        NotReadable: pixels of 32 bits, whose range is not known.
+        NotReadable: pixels of 32 bits, whose range is unknown.
     """
     if isinstance(picture, np.ndarray):
         if size is None or picture.shape[:2] == height_and_width(size):
@@ -149,20 +149,20 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A loaded picture with eight bits a channel.
+    """A loaded picture with eight bits per channel.
 
     Raises:
-        NotReadable: pixels of 32 bits, whose range is not known.
+        NotReadable: pixels of 32 bits, whose range is unknown.
     """
     tags = getattr(picture, "tag_v2", {})
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
         bits = max(tags.get(_BITS, (16,)))
         values = np.asarray(picture).astype(np.int64) >> (bits - 8)
-        inverted = tags.get(_PHOTOMETRIC) == 0  # white is zero, which Pillow heeds up to eight bits
+        inverted = tags.get(_PHOTOMETRIC) == 0  # white is zero, which Pillow handles up to eight bits
         return Image.fromarray((255 - values if inverted else values).astype(np.uint8))
     if picture.mode in ("I", "F"):
         kind = "whole numbers" if picture.mode == "I" else "floating-point numbers"
-        raise NotReadable(f"pixels are {kind} of 32 bits, whose black and white are not known; convert to 8 or 16 bits")
+        raise NotReadable(f"pixels are {kind} of 32 bits, whose black and white are unknown; convert to 8 or 16 bits")
     if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
         return picture.convert("RGBA")  # straight to RGB, Pillow warns for every file
     return picture
@@ -199,12 +199,12 @@ def stored_shape(listing: Listing, spec: DataSpec) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What decoding says of the images.
+    """Result of decoding.
 
     Attributes:
         content: a hash of all of them.
-        digests: a hash of each image's stored pixels, uint64 [n]; equal for images that no model can tell apart.
-        damaged: of every image that cannot be decoded its index and the reason.
+        digests: a hash of each image's stored pixels, uint64 [n]; equal for images that no model can distinguish.
+        damaged: reason why an image cannot be decoded, by its index.
     """
 
     content: str
@@ -266,7 +266,7 @@ def _digest(image: NDArray[np.uint8]) -> int:
 
 @contextmanager
 def _whole_files() -> Iterator[None]:
-    """Truncated images are damaged, whatever other modules asked of Pillow."""
+    """Treat truncated images as damaged, whatever other modules have told Pillow."""
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         yield

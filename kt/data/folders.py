@@ -1,4 +1,4 @@
-"""Images in folders: a folder a class, with official parts or without, and folders of images without labels."""
+"""Images in folders: one folder per class, with or without official parts, and folders of images without labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FolderImages:
         places: where its classes lie.
         images: paths below the source of each part's images, in no order, by the class's name; no class that is
             taken is empty in all parts.
-        left_out: files and folders that are not read, counted by what they are.
+        left_out: files and folders that are not read, counted by kind.
         warnings: lines about classes that a part lacks.
         folders: paths without links of the folders that are read.
     """
@@ -80,7 +80,7 @@ def folder(spec: DataSpec) -> Listing:
     """A folder of class folders, or one with official parts whose subfolders are classes.
 
     Raises:
-        KtError: as ``check_folder`` does, or two files have names that are written alike.
+        KtError: as ``check_folder`` does, or the names of two files have the same form.
     """
     found = check_folder(spec)
     parts, classes, root = found.places.parts, found.places.classes, found.places.root
@@ -133,7 +133,7 @@ def with_unlabelled(listing: Listing, place: str) -> Listing:
 
 
 def unlabelled_images(place: str, labelled: Collection[str] = ()) -> tuple[list[str], Counter[str]]:
-    """Paths of the images of a folder without labels, in natural order, and what is left out.
+    """Paths of the images of a folder without labels, in natural order, and the files that are left out.
 
     Args:
         place: the folder.
@@ -154,7 +154,7 @@ def unlabelled_images(place: str, labelled: Collection[str] = ()) -> tuple[list[
 
 
 def _beside(places: ClassFolders) -> Counter[str]:
-    """What lies beside the parts and beside the class folders."""
+    """Files and folders beside the parts and beside the class folders, counted by kind."""
     found = Counter[str]()
     for part in dict.fromkeys(["", *places.parts]):
         for entry in entries(os.path.join(places.root, part)):
@@ -174,7 +174,7 @@ def _beside(places: ClassFolders) -> Counter[str]:
 def _lacking(
     at: str, places: ClassFolders, images: Mapping[str, Mapping[str, list[str]]], wanted: Sequence[str]
 ) -> list[str]:
-    """A line for each part that has no image of some classes.
+    """One line per part that has no image of some classes.
 
     Raises:
         KtError: a part has no class of the first one, or has a class in another case or with other spaces around it.
@@ -200,10 +200,10 @@ def _lacking(
 
 
 def _names(paths: Sequence[str]) -> Sequence[str]:
-    """Paths as they are written in tables and in files of images.
+    """Paths as they appear in tables and in files of images.
 
     Raises:
-        KtError: two are written alike.
+        KtError: two have the same form.
     """
     names = [shown(path) for path in paths]
     if names != paths and (twice := [name for name, n in Counter(names).items() if n > 1]):

@@ -48,7 +48,7 @@ def resized(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
 
 
 def resize(x: Tensor, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> Tensor:
-    """Float images [B, C, H, W] in [0, 1] at another size; bicubic's overshoots are cut off after rows and columns."""
+    """Float images [B, C, H, W] in [0, 1] at another size; overshoots of bicubic are clipped after rows and columns."""
     if x.shape[-2:] == size:
         return x
     if interpolation == "bilinear":
@@ -78,8 +78,8 @@ def cut(images: NDArray[np.uint8], boxes: Boxes, spec: InputSpec, device: torch.
 
     Args:
         images: the images.
-        boxes: one crop an image, [B, 5].
-        spec: the model's input; its own crop plays no part.
+        boxes: one crop per image, [B, 5].
+        spec: the model's input; its own crop is not used.
         device: where the crops are computed.
     """
     x = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True).permute(0, 3, 1, 2)
@@ -92,7 +92,7 @@ def cut(images: NDArray[np.uint8], boxes: Boxes, spec: InputSpec, device: torch.
 
 
 def show(images: NDArray[np.uint8], drawn: Drawn, spec: InputSpec, device: torch.device) -> Tensor:
-    """Views of images uint8 [B, H, W, C], one an image, as ``cut`` gives them, with their colours changed."""
+    """Views of images uint8 [B, H, W, C], one per image, as ``cut`` gives them, with their colours changed."""
     if drawn.centre:
         mirrored = torch.from_numpy(drawn.boxes[:, 4] > 0).to(device)
         x = to_unit(images, spec, device)
@@ -115,7 +115,7 @@ class Inputs:
         images: uint8 [N, H, W, C], memory-mapped or in memory.
         rows: which of them, int64 [n]; position i is the image at ``rows[i]``.
         spec: the model's input.
-        device: where the prepared images are wanted.
+        device: of the prepared images.
         keep: false for a single pass over the images, which are then never all in memory.
         drawn: fixed views of the images, V · n of them; position i is then the view i, of the image at ``rows[i % n]``.
 
@@ -167,7 +167,7 @@ def inputs(
 
 
 def _shift(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Move every image by up to a sixteenth of its shorter side in both directions; what comes in is black."""
+    """Move every image by up to a sixteenth of its shorter side in both directions; new borders are black."""
     n, _, height, width = x.shape
     reach = max(1, min(height, width) // 16)
     padded = F.pad(x, (reach, reach, reach, reach))
@@ -179,7 +179,7 @@ def _shift(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Add Gaussian noise of standard deviation 0.1 and stay in [0, 1]."""
+    """Add Gaussian noise of standard deviation 0.1 and clip to [0, 1]."""
     return (x + 0.1 * torch.randn(x.shape, generator=generator, device=x.device)).clamp_(0, 1)
 
 

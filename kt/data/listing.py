@@ -25,7 +25,7 @@ Picture = Image.Image | NDArray[np.uint8]
 """One decoded image: a PIL image, or uint8 [H, W, C]."""
 
 Stream = Callable[[NDArray[np.int64]], Iterator[Callable[[], Picture]]]
-"""From increasing positions in a listing to one call an image, in that order; the calls may run in any thread."""
+"""From increasing positions in a listing to one call per image, in that order; the calls may run in any thread."""
 
 DEFAULT_PART = "train"
 """The official part that splits draw from unless they name another."""
@@ -33,7 +33,7 @@ DEFAULT_PART = "train"
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds; position i is the i-th image.
+    """Contents of a source; position i is the i-th image.
 
     Attributes:
         labels: class of each image, int64 [N]; −1 where it has none, 0 for all where the task has no classes.
@@ -43,8 +43,8 @@ class Listing:
         stream: gives the images.
         shape: [H, W, C] of every image, where they are arrays of one shape.
         default: the part that splits draw from unless they name another.
-        left_out: files and folders that are not read, counted by what they are.
-        warnings: lines about the source that its user should see.
+        left_out: files and folders that are not read, counted by kind.
+        warnings: lines about the source for its user.
         folders: paths without links of the folders that are read.
         truth: of each image where the task has no classes, [N, …].
     """
@@ -78,7 +78,7 @@ ORDERS: dict[str, Callable[[str], Any]] = {"natural": natural, "sorted": str}
 
 
 def ordered(names: Iterable[str], order: str = "natural") -> list[str]:
-    """Names in an order of ``ORDERS``; those that tie in it (`A` and `a`, `1` and `01`) in that of their characters."""
+    """Names in an order of ``ORDERS``; ties (`A` and `a`, `1` and `01`) are ordered by their characters."""
     return sorted(names, key=lambda name: (ORDERS[order](name), name))
 
 
@@ -96,7 +96,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def numbered(labels: NDArray[np.integer]) -> list[str]:
-    """Names of classes that have none but their label."""
+    """Names of classes that have no other: their labels."""
     return [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
 
 

@@ -19,7 +19,7 @@ from kt.data.listing import BUILTIN, DEFAULT_PART, Listing, npz
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
 from kt.errors import KtError, nearest, quoted, short, unknown
 from kt.spec import RULE, Place, as_written, beside, check_all
-from kt.tasks import named
+from kt.tasks.task import named
 
 TORCHVISION = (
     "cifar10",
@@ -38,19 +38,19 @@ TORCHVISION = (
 """Data sets of torchvision that timm reads, as ``torch/…``."""
 
 WITHOUT_PARTS = ("folder", "image_folder")
-"""Of ``TORCHVISION`` those that read one and the same folder, whatever part is asked for."""
+"""Those of ``TORCHVISION`` that read one and the same folder for every part."""
 
 WITH_COLUMNS = ("hfds", "hfids", "tfds", "wds")
-"""Of ``TIMM_PREFIXES`` those whose images and labels lie in columns that have names."""
+"""Those of ``TIMM_PREFIXES`` whose images and labels lie in named columns."""
 
 
 def made_or_named(spec: DataSpec) -> list[str]:
-    """Keys whose paths need not be there before anything runs."""
+    """Keys whose paths need not exist before anything runs."""
     return ["data.source", "data.root"] if spec.download else ["data.source"]
 
 
 def check_source(spec: DataSpec) -> None:
-    """Fail where the source cannot be there, without reading it.
+    """Fail where the source cannot exist, without reading it.
 
     Raises:
         KtError: naming the source, what is allowed and the nearest name.
@@ -112,7 +112,7 @@ def _is_there(source: Place) -> bool:
 
 
 def known_count(spec: DataSpec) -> int | None:
-    """Number of images where it is quickly known; None for folders, timm's data sets and chosen classes."""
+    """Number of images where it is known quickly; None for folders, timm's data sets and chosen classes."""
     if spec.classes or spec.class_file:
         return None
     if spec.source in BUILTIN:
@@ -145,9 +145,9 @@ class PartSizes:
 
 
 def part_sizes(spec: DataSpec) -> PartSizes | None:
-    """How many images there are, without reading one.
+    """Numbers of images, without reading one.
 
-    None where that takes long: for timm's data sets, and for chosen classes of those that ship with packages.
+    None where that takes long: for timm's data sets, and for chosen classes of built-in ones.
 
     Raises:
         KtError: as ``read`` does, or a class that is to be taken is not in a folder.

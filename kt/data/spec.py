@@ -102,7 +102,7 @@ class Take(Spec, json_schema_extra=_short_forms):
         None,
         description="official part to draw from, e.g. `val`; alone it means all that is left of it; default: `train`",
     )
-    file: File | None = Field(None, description="text file with the name of one image a line")
+    file: File | None = Field(None, description="text file with one name of an image per line")
     folder: Folder | None = Field(
         None,
         description="folder of images without labels, at any depth, to draw from; only for `transfer`",
@@ -136,7 +136,7 @@ class Take(Spec, json_schema_extra=_short_forms):
 
 
 class SplitSizes(Spec):
-    """Which images each split gets; no image is in two splits."""
+    """Images of each split; no image is in two splits."""
 
     zoo: Take = Field(Take(images=0), description="images that train zoo members without weights")
     transfer: Take = Field(description="images that knowledge is transferred on")
@@ -155,11 +155,11 @@ class SplitSizes(Spec):
         return self
 
     def takes(self) -> dict[str, Take]:
-        """What each split takes, by the split's name."""
+        """Images of each split, by its name."""
         return {name: getattr(self, name) for name in SPLITS}
 
     def known(self, split: str) -> int | None:
-        """Number of images of a split where the configuration says it; None for shares, parts and files."""
+        """Number of images of a split where the configuration gives it; None for shares, parts and files."""
         images: int | None = self.takes()[split].images
         return images
 
@@ -184,7 +184,7 @@ DEFAULT_TASK = "classification"
 
 
 class DataSpec(Spec):
-    """Where the images come from, how they are split, and how they are kept."""
+    """Source of the images, their splits, and the form in which they are stored."""
 
     source: Source = Field(
         description="`digits` (ships with scikit-learn); an .npz file with `images` and `labels`; a folder of class "
@@ -216,7 +216,7 @@ class DataSpec(Spec):
         json_schema_extra=_list_or_mapping,
     )
     class_file: File | None = Field(
-        None, description="the same as a file: .txt with one class a line, or a list or mapping in .yaml or .json"
+        None, description="the same as a file: .txt with one class per line, or a list or mapping in .yaml or .json"
     )
     class_order: Literal["natural", "sorted"] = Field(
         "natural",
@@ -249,12 +249,12 @@ class DataSpec(Spec):
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the default task, so that hashes of before that key stay."""
+        """Without the default task, so that earlier hashes stay."""
         return {name: value for name, value in dump(self).items() if (name, value) != ("task", DEFAULT_TASK)}
 
     @property
     def files(self) -> list[str]:
-        """Single files that the data set is made from; whatever changes in them changes it."""
+        """Single files that the data set is made from; a change of one changes it."""
         npz = [self.source] if self.source.endswith(".npz") else []
         return [*npz, *filter(None, [self.class_file, *(take.file for take in self.splits.takes().values())])]
 
@@ -288,10 +288,12 @@ class ColourSpec(Spec):
 class ViewsSpec(Spec):
     """Fixed augmented views of the transfer images, the same for all models: crops, flipped or not, colours changed.
 
-    Every model's targets are computed once for each view; training shows one view an epoch, one after another.
+    Every model's targets are computed once per view; training shows one view per epoch, one after another.
     """
 
-    n: PositiveInt = Field(description="views of every image; costs as many predictions of the transfer split a model")
+    n: PositiveInt = Field(
+        description="views of every image; each costs one more prediction of the transfer split per model"
+    )
     crop: Literal["random", "center"] = Field(
         "random", description="`random` crops, resized; `center` shows images as evaluation does, flipped or not"
     )
@@ -312,13 +314,13 @@ class ViewsSpec(Spec):
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what is not asked for, so that views of before these keys have the hash that they had."""
+        """Without defaults of later keys, so that earlier hashes stay."""
         defaults = {"crop": "random", "colour": None, "grey": 0.0}
         return {name: value for name, value in dump(self).items() if defaults.get(name, ...) != value}
 
 
 class InputSpec(Spec):
-    """What a model expects of its input image."""
+    """Input that a model expects: size, normalisation and cropping."""
 
     size: Size = Field(description="side of the square input, pixels, or [height, width]")
     mean: tuple[float, ...] = Field(min_length=1, description="mean of every channel, images in [0, 1]")

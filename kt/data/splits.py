@@ -47,7 +47,7 @@ def split_counts(takes: Mapping[str, Take], images: int, part: str | None) -> di
         part: its name.
 
     Raises:
-        KtError: the splits ask for more images than there are.
+        KtError: the splits request more images than there are.
     """
     of_part = f" of the part {part!r}" if part else ""
     wanted = {split: round(take.share * images) if take.share else take.images for split, take in takes.items()}
@@ -91,7 +91,7 @@ def assign(
         The table ``splits`` as a data frame; ``row`` and ``image_id`` are positions in the source.
 
     Raises:
-        KtError: the splits ask for more images than there are, or for an image twice.
+        KtError: the splits request more images than there are, or an image twice.
     """
     check_parts(sizes, [] if parts is None else np.unique(parts).tolist())
     taken: dict[str, Rows] = {}
@@ -161,7 +161,7 @@ def _listed_in_file(
 
 
 def _as_known(line: str, known: Mapping[str, int], by_letters: Mapping[str, str]) -> str:
-    """A line as the data set writes this name, which may have spaces around it and accents of two characters."""
+    """A line as the data set writes this name; the line may have spaces around it, and accents of two characters."""
     name = line if line in known else line.strip()
     return name if name in known else by_letters.get(composed(name), name)
 
@@ -169,8 +169,8 @@ def _as_known(line: str, known: Mapping[str, int], by_letters: Mapping[str, str]
 def warn_repeated(splits: pd.DataFrame, digests: NDArray[np.uint64]) -> dict[str, int]:
     """Warn of pictures that are in two splits, or under two classes.
 
-    Two images are the same where their stored pixels are: what no model can tell apart, whatever file, name, format
-    or metadata it comes from. Copies that were compressed anew are not found.
+    Two images are the same where their stored pixels are, so that no model can distinguish them, whatever their files,
+    names, formats or metadata. Copies that were compressed again are not found.
 
     Args:
         splits: the table ``splits``, ``row`` counting in ``digests``.

@@ -103,7 +103,7 @@ def _same_images(one: _Part, two: _Part) -> bool:
     try:
         pairs = list(zip(*(_pictures(part.data, part.rows[:3]) for part in (one, two)), strict=True))
         return all(np.array_equal(np.asarray(first()), np.asarray(second())) for first, second in pairs)
-    except Exception:  # a damaged image, which is said when it is decoded
+    except Exception:  # a damaged image, which is reported when it is decoded
         return False
 
 
@@ -117,7 +117,7 @@ def _tar_folders(data: Any) -> list[str]:
 
 
 def _check_tar_classes(spec: DataSpec, folders: Collection[str]) -> None:
-    """Fail where timm would read a tar file otherwise than a folder: it takes the innermost folders as classes.
+    """Fail where timm would read a tar file differently than a folder: it takes the innermost folders as classes.
 
     Raises:
         KtError: naming two folders, of one class or one inside the other.
@@ -193,7 +193,7 @@ def _refuse_columns(spec: DataSpec, part: str) -> None:
             known = list(datasets.load_dataset(name, split=part, cache_dir=spec.root).column_names)
         else:
             known = list(datasets.load_dataset_builder(name, cache_dir=spec.root).info.features or ())
-    except Exception:  # what is wrong with the data set itself is said by the error that led here
+    except Exception:  # an error of the data set itself is reported by the error that led here
         return
     for key, default in (("image_key", "image"), ("label_key", "label")):
         column = getattr(spec, key) or default

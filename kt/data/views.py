@@ -36,8 +36,8 @@ class Colours(NamedTuple):
 
     Attributes:
         amounts: factors of brightness, contrast and saturation, and turns of the hue, float64 [V · n, 4].
-        order: in which they come, int64 [V · n, 4].
-        grey: where the view is grey in the end, bool [V · n].
+        order: order of the changes, int64 [V · n, 4].
+        grey: whether the view becomes grey in the end, bool [V · n].
     """
 
     amounts: NDArray[np.float64]
@@ -50,11 +50,11 @@ class Colours(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What V · n views of n images show, view after view.
+    """V · n views of n images, view after view.
 
     Attributes:
-        boxes: the crops; where ``centre`` is true, only whether they are mirrored counts.
-        centre: the part that evaluation shows instead of the crops.
+        boxes: the crops; where ``centre`` is true, only their mirroring is used.
+        centre: whether views show the part that evaluation shows, instead of the crops.
         colours: changes of colour, if any.
     """
 
@@ -68,7 +68,7 @@ class Drawn(NamedTuple):
 
 
 def draw_views(views: ViewsSpec, rows: NDArray[np.int64], height: int, width: int) -> Drawn:
-    """All views of some images; what a view shows depends on its image's row and its number alone.
+    """All views of some images; a view depends on its image's row and its own number alone.
 
     Args:
         views: how many, how large, and how their colours change.
@@ -92,7 +92,7 @@ def _boxes(views: ViewsSpec, rows: NDArray[np.int64], height: int, width: int, v
 
 
 def draw_colours(views: ViewsSpec, rows: NDArray[np.int64]) -> Colours | None:
-    """The changes of some images, in all views, or None; an image's depend on its row and the view alone.
+    """Changes of colour of some images in all views, or None; they depend on the image's row and the view alone.
 
     Args:
         views: how many, and how strong.

@@ -33,7 +33,7 @@ FORMATS = (
     "TIFF",
     "WEBP",
 )
-"""Pillow's formats that hold pictures and that it tells by their first bytes; HEIF needs a plugin of Pillow."""
+"""Pillow's formats of pictures that it recognises by their first bytes; HEIF needs a plugin of Pillow."""
 
 SYSTEM = frozenset(
     [
@@ -106,7 +106,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """What lies in a folder, in no order.
+    """Entries of a folder, in no order.
 
     Raises:
         KtError: the folder cannot be read.
@@ -124,8 +124,8 @@ class Walk:
 
     Attributes:
         images: paths of each folder's images, below the folder, in no order.
-        left_out: files and folders that are not read, counted by what they are.
-        same: two of the folders that are one and the same, where there are such.
+        left_out: files and folders that are not read, counted by kind.
+        same: two of the folders that are the same one, if any.
         folders: paths without links of all folders that are read.
     """
 
@@ -138,8 +138,8 @@ class Walk:
 def walk(starts: Sequence[str]) -> Walk:
     """Find the images below folders, at any depth, each folder once.
 
-    Links to folders are followed after all folders that are none, so that what a link leads back to is read where it
-    lies. A link to a folder that holds the link, or to one that is read without it, is left out.
+    Links to folders are followed after all real folders, so that the target of a link is read where it lies. A link to
+    a folder that holds the link, or to one that is read without it, is left out.
 
     Raises:
         KtError: a folder cannot be read.
@@ -209,13 +209,13 @@ class _Search:
 
 
 def _kind(entry: os.DirEntry[str]) -> str | None:
-    """Of a file that is no image what it is; None of one that is, or that its ending says is one."""
+    """Kind of a file that is no image; None for images, by content or by ending."""
     ending = os.path.splitext(entry.name)[1].lower()
     try:
         if not entry.is_file() and (not entry.is_symlink() or os.path.exists(entry.path)):
-            return "neither file nor folder"  # a pipe would be waited on for ever
+            return "neither file nor folder"  # reading a pipe would block for ever
     except OSError:
-        pass  # what is wrong with it is said when it is decoded
+        pass  # an error is reported when it is decoded
     if ending in endings():
         return None
     return shown(ending) or (None if _is_picture(entry.path) else "files without an ending")
@@ -228,7 +228,7 @@ def _is_picture(path: str) -> bool:
     except UnidentifiedImageError:
         return store.is_pointer(Path(path))
     except (PermissionError, Image.DecompressionBombError):
-        return True  # it may be one: said when it is decoded
+        return True  # it may be one: reported when it is decoded
     except Exception:  # plugins raise anything on files that are no images
         return False
     return True

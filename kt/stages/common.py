@@ -39,7 +39,7 @@ def pick_device(name: str, threads: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise KtError(f"device: {name!r} is asked for, but torch finds no GPU here; allowed: auto, cpu")
+        raise KtError(f"device: {name!r}, but torch finds no GPU here; allowed: auto, cpu")
     return torch.device(name)
 
 

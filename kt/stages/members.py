@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kt import predictions, store
 from kt.data import datasets
 from kt.data.datasets import Dataset
-from kt.data.listing import ORDERS
+from kt.data.listing import ORDERS, ordered
 from kt.data.spec import in_pixels
 from kt.errors import listed
 from kt.layout import Layout
@@ -25,9 +28,9 @@ from kt.tables import gather, schema
 from kt.tasks.classification import positions
 from kt.zoo import preview as previewing
 from kt.zoo import registry
-from kt.zoo.classes import better_order, labels_of
 from kt.zoo.knowledge import read_overrides, read_published
 from kt.zoo.members import check_heads
+from kt.zoo.spec import Member, labels_of
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ def _warn_of_size(study: Study, stored: tuple[int, ...]) -> None:
 
 
 def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
-    """Run a model once over every split that later stages read; a run that was killed goes on where it was."""
+    """Run a model once over every split that later stages read; a killed run continues where it was."""
     from kt.data.inputs import inputs
     from kt.zoo import weights
     from kt.zoo.inference import predict as run
@@ -82,7 +85,7 @@ def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
 
 
 def _warn_of_order(study: Study, name: str, dataset: Dataset, path: Path) -> None:
-    """Say where a model's outputs fit the classes far better in another order, by the validation images."""
+    """Warn where a model's outputs fit the classes far better in another order, by the validation images."""
     classes = labels_of(name, study.zoo.models[name], dataset.class_names)
     labels = positions(dataset.labels[dataset.rows("validation")], classes)
     predicted = predictions.read(path, "validation").kept
@@ -103,19 +106,79 @@ def _warn_of_order(study: Study, name: str, dataset: Dataset, path: Path) -> Non
         )
 
 
+Permutation = NDArray[np.int64]
+"""The class that each output stands for, [K]."""
+
+GAIN = 0.1
+"""Accuracy by which another order has to be better, beyond two standard errors of a coin."""
+
+
+class BetterOrder(NamedTuple):
+    """Another order of the classes: its name, and the accuracies without and with it, in [0, 1]."""
+
+    order: str
+    accuracy: float
+    reordered: float
+
+
+def better_order(predicted: NDArray[np.int64], labels: NDArray[np.int64], names: Sequence[str]) -> BetterOrder | None:
+    """The order of classes under which a model is far more often right; None where there is none.
+
+    Tried are the usual orders of class folders, labels that are off by one, and whatever order half of the images
+    suggest, on the other half.
+
+    Args:
+        predicted: the largest output of each image, int64 [n].
+        labels: its class, int64 [n].
+        names: of the classes, [K].
+    """
+    accuracy, least = float((predicted == labels).mean()), GAIN + 1 / np.sqrt(len(labels))
+    tried = {order: float((classes[predicted] == labels).mean()) for order, classes in _usual(names).items()}
+    order = max(tried, key=tried.__getitem__)
+    if tried[order] > accuracy + least:
+        return BetterOrder(order, accuracy, tried[order])
+    half, rest = np.array_split(np.random.default_rng(0).permutation(len(labels)), 2)
+    fitted = _suggested(predicted[half], labels[half], len(names))
+    held_out = float((fitted[predicted[rest]] == labels[rest]).mean()) if len(rest) else 0.0
+    return BetterOrder("other", accuracy, held_out) if held_out > accuracy + least else None
+
+
+def _usual(names: Sequence[str]) -> dict[str, Permutation]:
+    orders = {order: ordered(names, order) for order in ORDERS}
+    orders["case-insensitive"] = sorted(names, key=str.lower)
+    place = {name: label for label, name in enumerate(names)}
+    numbers = np.arange(len(names))
+    return {
+        **{order: np.array([place[name] for name in those]) for order, those in orders.items()},
+        "labels from 1": np.roll(numbers, 1),
+        "labels from -1": np.roll(numbers, -1),
+    }
+
+
+def _suggested(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Permutation:
+    """The order under which most images are right, every output a class of its own."""
+    from scipy.optimize import linear_sum_assignment
+
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (predicted, labels), 1)
+    found: Permutation = linear_sum_assignment(counts, maximize=True)[1]
+    return found
+
+
 def zoo(study: Study, layout: Layout, out: Path) -> None:
     """Make the table ``zoo``."""
     dataset = Dataset.open(layout.data)
     corrected, extra = read_overrides(study.zoo.overrides, study.members) if study.zoo.overrides else ({}, {})
     published = read_published(study.zoo.published) if study.zoo.published else {}
+    truth = {split: dataset.truth[dataset.rows(split)] for split in ("validation", "test")}
     table = gather.zoo(
         [
             store.read_json(layout.member(name)) | {"published_acc": member.published(published)}
             for name, member in study.zoo.models.items()
         ],
         {name: layout.predictions(name) for name in study.members},
-        {name: labels_of(name, m, dataset.class_names) for name, m in study.zoo.models.items() if m.classes},
-        {split: dataset.truth[dataset.rows(split)] for split in ("validation", "test")},
+        {name: _specialist(name, m, dataset, truth) for name, m in study.zoo.models.items() if m.classes},
+        truth,
         corrected,
         extra,
         study.task,
@@ -130,6 +193,11 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
     values = table["acc"].to_pylist()
     span = f"{metric.shown(min(values))} to {metric.shown(max(values))}{unit}"
     log.info("zoo: %d models, test %s %s", len(values), metric.name, span)
+
+
+def _specialist(name: str, member: Member, dataset: Dataset, truth: Mapping[str, NDArray[Any]]) -> gather.Specialist:
+    classes = labels_of(name, member, dataset.class_names)
+    return gather.Specialist(classes, {split: positions(labels, classes) for split, labels in truth.items()})
 
 
 def preview(study: Study, layout: Layout, tera_macs: float) -> str:

@@ -1,4 +1,4 @@
-"""The stage ``weights``: a member's weights, trained here, given or published, and what is known of them."""
+"""The stage ``weights``: a member's weights, trained here, given or published, and their facts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from kt.stages.common import build, channels, known_model, outputs, pick_device
 from kt.study.study import Study
 from kt.tasks.classification import positions
 from kt.zoo import header, knowledge, registry
-from kt.zoo.classes import labels_of
 from kt.zoo.fit import check_head
 from kt.zoo.header import differing
-from kt.zoo.spec import FineTune, Member
+from kt.zoo.spec import FineTune, Member, labels_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
-    """Train a zoo member, or load and fine-tune its weights; write them and what is known of them."""
+    """Train a zoo member, or load and fine-tune its weights; write them and their facts."""
     import torch
 
     from kt.zoo import models
@@ -135,7 +134,7 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
 
 
 def _known(study: Study, member: Member) -> dict[str, Any]:
-    """Properties of a member that need no measurement; None where they are not known."""
+    """Properties of a member that need no measurement; None where they are unknown."""
     known = registry.load(study.zoo.modules)
     arch, _, tag = member.arch.partition(".")
     family = known.models[arch]

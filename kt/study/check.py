@@ -20,7 +20,7 @@ from kt.transfer import groups
 from kt.transfer.training import Training
 from kt.zoo import members as zoo_members
 from kt.zoo import registry
-from kt.zoo.classes import labels_of
+from kt.zoo.spec import labels_of
 
 
 def check(study: Study) -> Study:

@@ -17,7 +17,7 @@ from kt.transfer import groups, search
 from kt.transfer.experiments import Experiment, Problem
 from kt.transfer.method import Method
 from kt.transfer.unit import Plan, Plans, Unit, of_groups, of_pairs
-from kt.zoo.classes import labels_of
+from kt.zoo.spec import labels_of
 
 
 def plans(study: Study, data: str) -> Plans:

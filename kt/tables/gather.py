@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from kt import predictions
 from kt.errors import KtError
 from kt.predictions import Answers, Prediction
 from kt.tables import schema
-from kt.tasks.classification import Classification, positions
+from kt.tasks.classification import Classification
 from kt.tasks.task import Task
 
 CLASSIFICATION = Classification()
@@ -30,10 +30,23 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
+class Specialist(NamedTuple):
+    """Classes of a member that has its own.
+
+    Attributes:
+        classes: the labels behind its outputs, int64 [K].
+        places: of the splits ``validation`` and ``test``, the output that is each image's class, int64 [n]; −1 where
+            its class is none of them.
+    """
+
+    classes: NDArray[np.int64]
+    places: Mapping[str, NDArray[np.int64]]
+
+
 def zoo(
     members: Sequence[Mapping[str, Any]],
     files: Mapping[str, Path],
-    specialists: Mapping[str, NDArray[np.int64]],
+    specialists: Mapping[str, Specialist],
     truth: Mapping[str, NDArray[Any]],
     overrides: Mapping[str, Mapping[str, Any]],
     extra: Mapping[str, pa.DataType],
@@ -44,8 +57,7 @@ def zoo(
     Args:
         members: the facts of each member, as its JSON file holds them.
         files: each member's predictions.
-        specialists: the labels behind the outputs of the members that have classes of their own, int64 [K]; they are
-            measured on the images of these classes.
+        specialists: of the members that have classes of their own; they are measured on the images of these classes.
         truth: of the splits ``validation`` and ``test``, [n, …].
         overrides: the user's own values, by model and column.
         extra: types of the columns that only ``overrides`` has.
@@ -66,7 +78,7 @@ def zoo(
         if own is None:
             known = {split: (p.answers, task.scores(p.kept, truth[split])) for split, p in found.items()}
         else:
-            known = {split: _of_classes(name, split, p, truth[split], own, task) for split, p in found.items()}
+            known = {split: _of_classes(name, split, p, own.places[split], task) for split, p in found.items()}
         answers, scores = known["test"]
         rows.append(
             {
@@ -77,7 +89,7 @@ def zoo(
                 "acc_agrees": None if published is None else task.agrees(scores, published),
                 "acc_validation": task.value(known["validation"][1]),
                 **task.describe(answers[:], scores),
-                "classes": None if own is None else own.tolist(),
+                "classes": None if own is None else own.classes.tolist(),
                 **overrides.get(name, {}),
             }
         )
@@ -85,13 +97,13 @@ def zoo(
 
 
 def _of_classes(
-    name: str, split: str, found: Prediction, labels: NDArray[np.int64], own: NDArray[np.int64], task: Task
+    name: str, split: str, found: Prediction, places: NDArray[np.int64], task: Task
 ) -> tuple[Answers, NDArray[Any]]:
-    """Answers and scores on the images of a specialist's classes; ``own`` are the labels behind its outputs."""
-    where = positions(labels, own)
-    if not (where >= 0).any():
+    """Answers and scores on the images of a specialist's classes."""
+    its_own = places >= 0
+    if not its_own.any():
         raise KtError(f"zoo.models.{name}.classes: the split {split!r} has no image of them")
-    return found.answers[where >= 0], task.scores(found.kept, where)[where >= 0]
+    return found.answers[its_own], task.scores(found.kept, places)[its_own]
 
 
 def transfers(files: Sequence[Path]) -> pa.Table:

@@ -88,7 +88,7 @@ class Classification(Task):
 
 
 def positions(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each label stands among ``classes``, int64 [N]; −1 for a label that is not one of them.
+    """Position of each label among ``classes``, int64 [N]; −1 for a label that is not one of them.
 
     Args:
         labels: of the data set, int64 [N]; negative where there is none.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kt.errors import KtError
+from kt.errors import KtError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,3 +184,27 @@ class Task(ABC):
     def describe(self, answers: Array, scores: Array) -> dict[str, float | None]:
         """Further columns of the table ``zoo``, from a model's answers to the test examples and their scores."""
         return {}
+
+
+def registry() -> dict[str, type[Task]]:
+    """All tasks that are defined, by name; the project's own are by the import of this package."""
+    found: dict[str, type[Task]] = {}
+    pending = list(Task.__subclasses__())
+    while pending:
+        task = pending.pop()
+        pending += task.__subclasses__()
+        if "name" in task.__dict__:
+            found[task.name] = task
+    return dict(sorted(found.items()))
+
+
+def named(name: str, at: str = "data.task") -> Task:
+    """A task by its name.
+
+    Raises:
+        KtError: there is none; ``at`` is the key that names it.
+    """
+    known = registry()
+    if name not in known:
+        raise KtError(f"{at}: {unknown('task', name, known)}")
+    return known[name]()

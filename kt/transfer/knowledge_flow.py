@@ -195,7 +195,7 @@ def mix(
     weights = weights.to(tensor.dtype)
     total = weights[0] * tensor
     for weight, transform, other in zip(weights[1:], transforms, given, strict=True):
-        resized = F.adaptive_avg_pool2d(other, stage.side)
+        resized = F.adaptive_avg_pool2d(other, stage.grid)
         total = total + weight * stage.write(transform(resized)).to(tensor.dtype)
     return total
 

@@ -19,7 +19,7 @@ from kt.zoo.header import Header, clip
 from kt.zoo.pickled import Entry
 
 WRAPPING = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What data parallelism, torch.compile and checkpointing put into names, at any place."""
+"""Words that data parallelism, torch.compile and checkpointing put into names, at any place."""
 
 AVERAGED = frozenset(["ema", "average", "averaged", "swa", "shadow"])
 """Words in the name of weights that are averaged over steps."""
@@ -77,13 +77,13 @@ Outline = Mapping[str, Slot]
 
 @dataclass(frozen=True)
 class Fit:
-    """How a checkpoint fills an architecture.
+    """Fit of a checkpoint to an architecture.
 
     Attributes:
         place: the keys and the prefix below which the weights lie, "" where they lie bare.
         entries: the file's tensor for each of the architecture's names that it fills.
         outputs: of its head, None where it has none.
-        left: what else lies in the same dictionary, by group.
+        left: other tensors of the same dictionary, by group.
         others: places of other sets of weights that would fit, or nearly.
     """
 
@@ -264,7 +264,7 @@ def _check_numbers(chosen: _Try, outline: Outline) -> None:
 
 
 def _closest(tries: list[_Try], outline: Outline, header: Header) -> str:
-    """What the set of weights that fits best lacks and has too much."""
+    """Missing and superfluous names of the set of weights that fits best."""
     best = min(tries, key=lambda a: (len(a.missing) + len(a.wrong) + len(a.headless), len(a.unexpected)))
     place = f" (closest: {best.place})" if best.place and best.entries else ""
     beside = f"; beside it {_names(best.left)}" if best.left and best.entries else ""

@@ -1,6 +1,6 @@
 """Contents of a checkpoint file by name: read without torch, without its tensors, and without running any of it.
 
-What a file says of its own training is compared with the member's settings (``differing``).
+Settings of its own training in the file are compared with the member's (``differing``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OTHERS = (
     (257, b"ustar", "a tar archive; unpack it first"),
     (0, b"{", "JSON text; give the file of weights that it describes"),
 )
-"""Kinds of files that are given in place of weights: where their signature lies, and what is said."""
+"""Kinds of files that are given in place of weights: offset of their signature, the signature, and the error."""
 
 NUMBERS = {
     "F64": "float64",
@@ -65,13 +65,13 @@ DEPTH = 5
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint file holds.
+    """Contents of a checkpoint file.
 
     Attributes:
         path: the file.
         content: nested dictionaries with an ``Entry`` for every tensor.
         places: where the numbers of a file of ``torch.save`` lie; None for .safetensors.
-        config: what the hub's ``config.json`` beside the file says.
+        config: of the hub's ``config.json`` beside the file.
     """
 
     path: Path
@@ -88,7 +88,7 @@ class Header:
         return list(_lists(self.content, (), set()))
 
     def settings(self) -> list[Mapping[Any, Any]]:
-        """What the file says of its training: its own plain values, then those of its settings."""
+        """Settings of the training in the file: its own plain values, then those of its dictionaries of settings."""
         inside = self.content if isinstance(self.content, Mapping) else {}
         found = [self.config, self.config.get("pretrained_cfg"), inside, *map(inside.get, SETTINGS)]
         states = [item.state if isinstance(item, Inert) and not item else item for item in found]
@@ -131,7 +131,7 @@ def read(at: str, path: Path) -> Header:
         path: of the file.
 
     Raises:
-        KtError: there is none, it is of another kind, damaged, or holds no tensors by name; with what helps.
+        KtError: there is none, it is of another kind, damaged, or holds no tensors by name; with advice.
     """
     _check_kind(at, path)
     try:
@@ -168,7 +168,7 @@ def _check_kind(at: str, path: Path) -> None:
         raise KtError(f"{at}: {str(path)!r} cannot be read ({error.strerror})") from error
     if not start:
         raise KtError(f"{at}: {str(path)!r} is not weights (the file is empty)")
-    kinds = [said for at, signature, said in OTHERS if start[at:].startswith(signature)]
+    kinds = [error for offset, signature, error in OTHERS if start[offset:].startswith(signature)]
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         kinds.append("a web page; download the file itself")
     if start[0] == 8 and start[2:3] == b"\x12":
@@ -210,7 +210,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _content(value: Any) -> str:
-    """What a file without tensors by name holds, and what helps."""
+    """Description of a file without tensors by name, and advice."""
     if isinstance(value, Entry):
         return "a single tensor"
     if not isinstance(value, Mapping):
@@ -235,7 +235,7 @@ def _clip(name: Any) -> str:
 
 
 def clip(name: str) -> str:
-    """A name of a file as it may stand in a line: printable, and not too long."""
+    """A name of a file for one line: printable, and not too long."""
     shown = "".join(c if c.isprintable() else "?" for c in name)
     return shown if len(shown) <= 80 else f"{shown[:77]}…"
 
@@ -254,16 +254,16 @@ def differing(file: Header, args: Mapping[str, Any], spec: InputSpec) -> list[st
     """
     settings = file.settings()
 
-    def said(key: str) -> Any:
+    def stored(key: str) -> Any:
         return next((value for each in settings if (value := each.get(key)) not in (None, "")), None)
 
     wanted: dict[str, Any] = {key: getattr(spec, key) for key in ("mean", "std", "crop_pct", "interpolation")}
-    found = {key: said(key) for key in wanted}
-    shape = said("input_size")
+    found = {key: stored(key) for key in wanted}
+    shape = stored("input_size")
     wanted["size"] = spec.size
-    found["size"] = _size(shape) if isinstance(shape, list | tuple) and shape else said("img_size")
-    kwargs = said("model_kwargs")
-    given = {argument: said(option) for option, argument in ARGUMENTS.items()}
+    found["size"] = _size(shape) if isinstance(shape, list | tuple) and shape else stored("img_size")
+    kwargs = stored("model_kwargs")
+    given = {argument: stored(option) for option, argument in ARGUMENTS.items()}
     given |= {str(key): value for key, value in kwargs.items()} if isinstance(kwargs, Mapping) else {}
     wanted |= {f"args.{key}": args.get(key) for key in given}
     found |= {f"args.{key}": value for key, value in given.items()}

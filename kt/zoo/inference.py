@@ -1,6 +1,6 @@
 """Inference: answers and features of a model on images, before and after transfer; predictions on disk.
 
-Answers are in float32 until the task says what is kept of them. Predictions of all splits are streamed to disk; a
+Answers are in float32 until the task turns them into what is stored. Predictions of all splits are streamed to disk; a
 killed run continues where it was.
 """
 
@@ -29,10 +29,10 @@ from kt.zoo.features import answer_and_features
 log = logging.getLogger(__name__)
 
 CPU_BYTES = 1 << 24
-"""Bytes of the largest batch on the CPU, whose memory does not say when it is full."""
+"""Bytes of the largest batch on the CPU, which gives no error when its memory is full."""
 
 PART_BYTES = 1 << 24
-"""Bytes of outputs after which they are safely on disk, about."""
+"""Approximate bytes of outputs that are lost when a run is killed."""
 
 
 class Found(NamedTuple):
@@ -40,7 +40,7 @@ class Found(NamedTuple):
 
     Attributes:
         answer: float32 [b, …].
-        features: penultimate features [b, D], where they were asked for.
+        features: penultimate features [b, D], where they are needed.
     """
 
     answer: Tensor
@@ -56,7 +56,7 @@ def forward(model: nn.Module, x: Tensor, features: bool = False) -> Found:
     """A batch through a model in eval mode.
 
     Raises:
-        KtError: the model has no penultimate features, which are asked for.
+        KtError: the model has no penultimate features, which are needed.
     """
     with torch.inference_mode(), autocast(x.device):
         if not features:
@@ -72,7 +72,7 @@ def batches(model: nn.Module, inputs: Inputs, start: int = 0, features: bool = F
         model: in eval mode, on the inputs' device.
         inputs: the images.
         start: position of the first image.
-        features: whether penultimate features are wanted.
+        features: whether penultimate features are needed.
 
     Raises:
         torch.OutOfMemoryError: a single image does not fit.
@@ -102,7 +102,7 @@ def answers(model: nn.Module, inputs: Inputs, task: Task) -> NDArray[np.float16]
 
 
 def kept(model: nn.Module, inputs: Inputs, truth: Array, task: Task) -> Array:
-    """What the task keeps of a model's answers to score them, [n, …]; the model's mode is left as it was.
+    """Parts of a model's answers that the task needs to score them, [n, …]; the model's mode is left as it was.
 
     Args:
         model: on the inputs' device.
@@ -124,7 +124,7 @@ def classes(model: nn.Module, inputs: Inputs) -> NDArray[np.int64]:
 
 
 def _evaluated(model: nn.Module, inputs: Inputs, keep: Callable[[Tensor, slice], Tensor]) -> NDArray[Any]:
-    """What is kept of a model's answers in eval mode, batch by batch; at the end its mode is what it was."""
+    """A function of a model's answers in eval mode, batch by batch; at the end its mode is what it was."""
     training, done, parts = model.training, 0, []
     model.eval()
     for found in batches(model, inputs):

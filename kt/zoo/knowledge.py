@@ -2,8 +2,8 @@
 
 Kinds and years lie in ``families.csv``: the first row whose family and glob fit the architecture. The year is that of
 the first paper on the architecture. Everything else is read from the words of timm's pretrained tag; a word that is
-not in the tables below says nothing, and what no word says is unknown. The user's own tables correct properties, add
-columns (``read_overrides``), and list published accuracies (``read_published``).
+not in the tables below is ignored, and a property without a word is unknown. The user's own tables correct properties,
+add columns (``read_overrides``), and list published accuracies (``read_published``).
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ OTHER_SIGNALS = (
     *("self-supervised", "language-supervised", "weakly-supervised", "semi-weakly-supervised", "semi-supervised"),
     "distilled",
 )
-"""Recipes whose first training had more or other signals than the labels of the data set that the tag names."""
+"""Recipes whose first training used more or other signals than the labels of the data set that the tag names."""
 
 ARCHITECTURES = {
     **dict.fromkeys(("beit", "beitv2", "beit3", "dinov2", "dinov3", "eva", "eva02"), "self-supervised"),
     **dict.fromkeys(("clip", "siglip"), "language-supervised"),
     "distilled": "distilled",
 }
-"""Words of an architecture's name that say how all of its weights were trained, where the tags do not."""
+"""Recipes of all weights of an architecture, by words of its name, where the tags do not tell."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a tag's weights came about, as far as its words say.
+    """Training of a tag's weights, as far as its words tell.
 
     Attributes:
         pretraining: data sets of the first training, joined by `+`.
@@ -134,8 +134,8 @@ Rows = dict[str, dict[str, Any]]
 def read_overrides(path: str, names: Sequence[str]) -> tuple[Rows, dict[str, pa.DataType]]:
     """A CSV file with a column ``name``, read to values by model and the types of columns that ``zoo`` does not have.
 
-    An empty cell says nothing. A new column holds whole numbers, numbers, `true`/`false`, or text, whichever fits all
-    of its cells. Several recipe tags are separated by spaces.
+    An empty cell changes nothing. A new column holds whole numbers, numbers, `true`/`false`, or text, whichever fits
+    all of its cells. Several recipe tags are separated by spaces.
 
     Raises:
         KtError: the file cannot be read, has no column ``name``, corrects what is measured, or names no model.

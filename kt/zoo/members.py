@@ -11,12 +11,11 @@ from kt import store
 from kt.data.spec import InputSpec
 from kt.errors import KtError, listed, nearest
 from kt.zoo import header, knowledge, registry
-from kt.zoo.classes import labels_of
 from kt.zoo.fit import check_head, fit
 from kt.zoo.header import Header
 from kt.zoo.knowledge import read_overrides, read_published
 from kt.zoo.registry import Pretrained, Registry, Size
-from kt.zoo.spec import Member, Select, ZooSpec
+from kt.zoo.spec import Member, Select, ZooSpec, labels_of
 
 Sizes = Callable[[list[str]], Mapping[str, Size | None]]
 
@@ -39,7 +38,7 @@ def expand(zoo: ZooSpec, registry: Registry, sizes: Sizes) -> ZooSpec:
     Args:
         zoo: as the configuration has it.
         registry: what timm and the user's modules register.
-        sizes: parameters and operations of tags, asked for only where a filter needs them.
+        sizes: parameters and operations of tags; called only where a filter needs them.
 
     Raises:
         KtError: a filter selects nothing, a pretrained name is not known, two models have one name, or a model has no
@@ -217,8 +216,8 @@ def _check_twins(zoo: ZooSpec) -> None:
 def _check_source(at: str, member: Member) -> None:
     sources = [key for key in ("train", "checkpoint", "pretrained") if getattr(member, key)]
     if len(sources) != 1:
-        said = f"not {' and '.join(sources)}" if sources else "one is needed"
-        raise KtError(f"{at}: give one of `train`, `checkpoint` and `pretrained`, {said}")
+        given = f"not {' and '.join(sources)}" if sources else "one is needed"
+        raise KtError(f"{at}: give one of `train`, `checkpoint` and `pretrained`, {given}")
     if member.train and member.finetune:
         raise KtError(f"{at}.finetune: fits given weights; a member that is trained here has none")
 
@@ -233,7 +232,7 @@ def check_heads(zoo: ZooSpec, known: Registry, outputs: int) -> None:
     """Fail where a published head has another number of outputs than is needed, and no new one is trained.
 
     Raises:
-        KtError: naming the models and what helps.
+        KtError: with the models and advice.
     """
     heads = {
         name: (known.tags[member.arch].num_classes, len(member.classes or ()) or outputs)
@@ -261,7 +260,7 @@ def check_checkpoints(
         outputs: that a member needs; None where they are not known yet.
 
     Raises:
-        KtError: naming the member, the file and what helps.
+        KtError: with the member, the file and advice.
     """
     files = {at: header.read(f"{at}.checkpoint", Path(str(member.checkpoint))) for at, (member, _) in members.items()}
     for at, (member, _) in members.items():
@@ -280,8 +279,8 @@ def check_checkpoints(
 
 
 def _check_arch(at: str, arch: str, file: Header, known: Registry) -> None:
-    """Fail where a checkpoint says that it is of another architecture, whose tensors may have the same names."""
-    said = next(filter(None, map(known.arch, file.architectures())), None)
-    if said not in (None, known.arch(arch)):
+    """Fail where a checkpoint names another architecture, whose tensors may have the same names."""
+    other = next(filter(None, map(known.arch, file.architectures())), None)
+    if other not in (None, known.arch(arch)):
         advice = "give that, or a file with the state_dict() alone"
-        raise KtError(f"{at}.arch: {arch!r}, but {file.path} says that its weights are of {said!r}; {advice}")
+        raise KtError(f"{at}.arch: {arch!r}, but according to {file.path} its weights are of {other!r}; {advice}")

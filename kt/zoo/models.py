@@ -35,7 +35,7 @@ PLAIN = ("mean", "std", "crop_pct", "crop_mode", "interpolation", "num_classes",
 """Settings of a pretrained tag that are listed as timm has them."""
 
 OUTPUTS = (1009, 1013)
-"""Numbers of outputs by which a head is told from the rest of an architecture: no other width is one of them."""
+"""Two numbers of outputs that distinguish a head from the rest of an architecture: no other width is one of them."""
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ def macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
 
 
 def run_once(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, Any]:
-    """Multiply-accumulate operations of one image's forward pass, and what the model gives; as ``macs``."""
+    """Multiply-accumulate operations of one image's forward pass, and the model's output; as ``macs``."""
     training, device = model.training, next(iter(model.parameters()), torch.empty(0)).device
     image = torch.linspace(-1, 1, shape[0] * shape[1] * shape[2], device=device).reshape(1, *shape)
     model.eval()
@@ -146,7 +146,7 @@ def check_training(model: nn.Module, shape: tuple[int, int, int], answer: tuple[
     """Fail where a model gives answers of another shape while it is trained; it is left as it was.
 
     Raises:
-        KtError: with what it gives instead, or that it does not take two images.
+        KtError: with its output, or that it does not take two images.
     """
     training, kept = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
     images = torch.linspace(-1, 1, 2 * shape[0] * shape[1] * shape[2]).reshape(2, *shape)
@@ -168,14 +168,14 @@ def check_training(model: nn.Module, shape: tuple[int, int, int], answer: tuple[
 
 
 def check_outputs(given: Any, answer: tuple[int, ...]) -> None:
-    """Fail where what a model gives for one image is no tensor of finite numbers of the shape of an answer.
+    """Fail where a model's output for one image is no tensor of finite numbers of an answer's shape.
 
     Args:
-        given: by the model's forward pass.
+        given: output of the model's forward pass.
         answer: shape of the answer to one image.
 
     Raises:
-        KtError: with what it gives instead.
+        KtError: with its output.
     """
     wanted = f"needed: one tensor of floating-point numbers, {[1, *answer]}"
     if not isinstance(given, torch.Tensor):
@@ -198,7 +198,7 @@ def sizes(model: nn.Module) -> dict[str, int]:
 
 
 def everything() -> dict[str, Any]:
-    """Architectures with their module, and pretrained tags with what timm says of them."""
+    """Architectures with their module, and pretrained tags with timm's facts about them."""
     families = {name: timm.model_entrypoint(name).__module__.split(".")[-1] for name in timm.list_models()}
     tags = {}
     for name in timm.list_pretrained():
@@ -246,7 +246,7 @@ def _size(name: str, shape: tuple[int, int, int]) -> dict[str, int | None]:
 
 
 def outlines(wanted: Iterable[tuple[str, dict[str, Any], int]]) -> list[dict[str, Any] | str]:
-    """The tensors of architectures with arguments and colour channels, or why there is no such architecture."""
+    """Tensors of architectures with arguments and colour channels, or the reason why there is no such architecture."""
     found: list[dict[str, Any] | str] = []
     for arch, args, channels in wanted:
         try:
@@ -267,7 +267,7 @@ def table(found: Mapping[str, Mapping[str, int | None] | None]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write one listing; 1 where a module fails to import, with one line that says which and why."""
+    """Write one listing; 1 where a module fails to import, with one line on which and why."""
     what, out, *modules = argv
     warnings.filterwarnings("ignore")
     try:

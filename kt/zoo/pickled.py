@@ -115,7 +115,7 @@ PLAIN = ("OrderedDict", "defaultdict", "Counter")
 
 
 class _Plain(dict[Any, Any]):
-    """Stands for the dictionaries of ``collections``; what a default factory would make is never asked for."""
+    """Stands for the dictionaries of ``collections``; a default factory is never called."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*(item for item in args if isinstance(item, dict | list)))
@@ -177,7 +177,7 @@ BUILDERS: dict[str, Any] = {
     "torch._utils._rebuild_device_tensor_from_numpy": _strange("of another device"),
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first,
 }
-"""What a pickle may call: the functions of torch that rebuild tensors, replaced by ones that describe them."""
+"""Functions that a pickle may call: those of torch that rebuild tensors, replaced by ones that describe them."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -188,7 +188,7 @@ class _Unpickler(pickle.Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a global name of the file: nothing is imported. All is new, since a file may alter it."""
+        """Stand-in for a global name of the file: nothing is imported. Each is new, since a file may alter it."""
         if module in ("torch", "torch.storage", "torch.cuda") and name in STORAGES:
             return STORAGES[name]
         if module == "torch" and (name in SIZES or name.startswith(("float8", "float4"))):
@@ -212,7 +212,7 @@ class _Unpickler(pickle.Unpickler):
 
 @dataclass(frozen=True)
 class Pickled:
-    """What a file of ``torch.save`` holds.
+    """Contents of a file of ``torch.save``.
 
     Attributes:
         content: dictionaries, lists and plain values, ``Entry`` for tensors, ``Inert`` for all else.

@@ -22,7 +22,7 @@ TRAINING = 3
 
 @dataclass(frozen=True)
 class Line:
-    """What is known of one member; None where it is only known once the model is built.
+    """Facts of one member; None where they are known only once the model is built.
 
     Attributes:
         name: the member's.
@@ -51,7 +51,7 @@ def lines(
     trained: int,
     rate: float,
 ) -> list[Line]:
-    """One line a member, in the zoo's order.
+    """One line per member, in the zoo's order.
 
     Args:
         zoo: with every member complete.
@@ -59,7 +59,7 @@ def lines(
         sizes: parameters and operations of pretrained tags.
         predicted: images that every model runs on once.
         trained: images of the zoo split.
-        rate: multiply-accumulate operations that a GPU does in a second.
+        rate: multiply-accumulate operations of a GPU per second.
     """
     tags = {name: tag for name, member in zoo.models.items() if not member.args and (tag := registry.tag(member.arch))}
     known = sizes(sorted(set(tags.values())))
@@ -85,7 +85,7 @@ def lines(
 
 
 def _passes(member: Member, trained: int) -> float:
-    """Forward passes that a member's training is worth."""
+    """Forward passes that cost as much as a member's training."""
     recipe: Recipe | None = member.train or member.finetune
     if recipe is None:
         return 0
@@ -109,7 +109,7 @@ def cached(repository: str) -> bool:
 
 
 def render(found: list[Line], rate: float) -> str:
-    """The preview as text: a line a model, and the sums."""
+    """The preview as text: one line per model, and the sums."""
     width = max(len(line.name) for line in found)
     head = f"{'model':{width}}  {'kind':11}  {'params':>8}  {'GMACs':>7}  {'input':>5}  {'download':>8}  {'GPU':>8}"
     rows = [
@@ -123,7 +123,7 @@ def render(found: list[Line], rate: float) -> str:
     unknown = sum(line.params is None for line in found)
     total = (
         f"{len(found)} models, {params / 1e6:.0f} million parameters, {download / 1e9:.1f} GB to download, about "
-        f"{hours:.2g} GPU-hours for training and predictions at {rate / 1e12:g} trillion multiply-adds a second"
+        f"{hours:.2g} GPU-hours for training and predictions at {rate / 1e12:g} trillion multiply-adds per second"
     )
     missing = f"; {unknown} models have no published size and count for nothing" if unknown else ""
     return "\n".join([head, *rows, total + missing])

@@ -33,7 +33,7 @@ TABLE = Path(__file__).with_name("sizes.csv")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What timm's configuration says of one pretrained tag.
+    """Configuration of one pretrained tag in timm.
 
     Attributes:
         arch: the architecture's name, without the tag.
@@ -113,7 +113,7 @@ def source(module: str) -> Path:
 
 
 def load(modules: Sequence[str] = ()) -> Registry:
-    """All that ``timm.create_model`` knows, with the models that the user's modules register.
+    """Architectures and tags of ``timm.create_model``, with the models that the user's modules register.
 
     Raises:
         KtError: a module cannot be found, or fails to import.
@@ -161,7 +161,7 @@ def _slots(outline: dict[str, Any]) -> dict[str, Slot]:
 
 
 def cache_folder() -> Path:
-    """Where answers of timm are kept."""
+    """Folder in which answers of timm are cached."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kt"
 
 

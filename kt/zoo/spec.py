@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, StringConstraints
 
 from kt.data.spec import InputSpec
-from kt.errors import quoted
+from kt.errors import KtError, quoted, unknown
 from kt.spec import NAME, File, Spec
 
 Kind = Literal["cnn", "transformer", "mlp", "hybrid"]
@@ -46,7 +48,7 @@ class Thin(Spec):
 
 
 class Recipe(Spec):
-    """How the pipeline trains a member on the zoo split: AdamW, one-cycle schedule, cross-entropy."""
+    """Training of a member on the zoo split: AdamW, one-cycle schedule, the task's own loss."""
 
     augment: Literal["none", "shift", "noise", "erase"] = "none"
     epochs: PositiveInt
@@ -64,7 +66,7 @@ class Recipe(Spec):
 
 
 class FineTune(Recipe):
-    """How given weights are fitted to the study's images: a new head alone, or all weights."""
+    """Fitting of given weights to the study's images: a new head alone, or all weights."""
 
     mode: Literal["linear", "full"] = Field(description="`linear` trains the classifier alone, `full` all weights")
     lr: PositiveFloat = Field(1e-3, description="peak learning rate")
@@ -95,8 +97,8 @@ class Member(Spec):
     classes: tuple[ClassName, ...] | None = Field(
         None,
         min_length=2,
-        description="a specialist: the only classes it tells apart, by number or name, in the order of its outputs; it "
-        "has no part in `pairs` and `groups` and can teach in `amalgamate`",
+        description="a specialist: the only classes it distinguishes, by number or name, in the order of its outputs; "
+        "it has no part in `pairs` and `groups` and can teach in `amalgamate`",
     )
     pretraining: str | None = Field(None, description="what the weights were trained on, for the zoo table")
     kind: Kind | None = Field(None, description="overrides what is known of the architecture")
@@ -156,7 +158,7 @@ class ZooSpec(Spec):
 
     @property
     def generalists(self) -> list[str]:
-        """Names of the members that tell all classes apart, in the order of the file."""
+        """Names of the members that know all classes, in the order of the file."""
         return [name for name, member in self.models.items() if member.classes is None]
 
     def input_of(self, name: str) -> InputSpec:
@@ -164,3 +166,42 @@ class ZooSpec(Spec):
         spec = self.models[name].input or self.input
         assert spec is not None, "kt.zoo.members.expand fills this in"
         return spec
+
+
+def labels_of(name: str, member: Member, known: Sequence[str]) -> NDArray[np.int64]:
+    """The data set's label behind each of a member's outputs, int64 [K]; all labels where it is no specialist.
+
+    Args:
+        name: the member's.
+        member: its section of the configuration.
+        known: names of the data set's classes, by label.
+
+    Raises:
+        KtError: as ``labels_named``.
+    """
+    if member.classes is None:
+        return np.arange(len(known))
+    return labels_named(f"zoo.models.{name}.classes", member.classes, known)
+
+
+def labels_named(at: str, classes: Sequence[int | str], known: Sequence[str]) -> NDArray[np.int64]:
+    """The data set's labels of classes that are given by number or name, int64 [K].
+
+    Args:
+        at: their place in the configuration.
+        classes: numbers or names.
+        known: names of the data set's classes, by label.
+
+    Raises:
+        KtError: a class is not in the data set, or is given twice, by number and by name.
+    """
+    found = list[int]()
+    for given in classes:
+        if isinstance(given, int) and not 0 <= given < len(known):
+            raise KtError(f"{at}: no class {given}; the data set has {len(known)}, counted from 0")
+        if isinstance(given, str) and given not in known:
+            raise KtError(f"{at}: {unknown('class', given, known)}")
+        found.append(given if isinstance(given, int) else list(known).index(given))
+        if found[-1] in found[:-1]:
+            raise KtError(f"{at}: the class {given!r} is given twice")
+    return np.array(found, np.int64)

@@ -1,4 +1,4 @@
-"""Where features leave a backbone and where they enter it: a timm model's stages, as maps of one common form.
+"""Feature stages of a model, where features leave and enter it: maps of one common form, and penultimate features.
 
 timm names in ``feature_info`` the modules whose outputs are a backbone's feature stages. Those outputs are maps, with
 channels first or last, or tokens, with or without others in front that stand for no place in the image. All are read
@@ -21,8 +21,11 @@ from torch import Tensor, nn
 from kt.errors import KtError, listed, nearest
 from kt.zoo.features import Featured
 
+Grid = tuple[int, int]
+"""Height and width of a map."""
+
 Change = Callable[[Tensor], Tensor]
-"""What happens to a stage's tensor, in its own form, on its way through the model."""
+"""Change of a stage's tensor, in its own form, on its way through the model."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,16 @@ class Stage:
         module: name of the module whose output it is.
         form: channels first [B, C, H, W] or last [B, H, W, C], tokens [B, P + H · W, C], or a vector [B, C].
         channels: C.
-        side: H and W.
+        grid: H and W.
         prefix: P, tokens in front that stand for no place in the image; they are not read.
-        item: which tensor of the module's output it is, where that output is several.
+        item: index of the tensor in the module's output, where that is several.
         depth: share of the model's stages that end here, above 0 and at most 1.
     """
 
     module: str
     form: Literal["first", "last", "tokens", "vector"]
     channels: int
-    side: int
+    grid: Grid
     prefix: int
     item: int | None
     depth: float
@@ -66,7 +69,7 @@ class Stage:
             return tensor.permute(0, 3, 1, 2)
         if self.form == "vector":
             return tensor[:, :, None, None]
-        return tensor[:, self.prefix :].transpose(1, 2).reshape(len(tensor), -1, self.side, self.side)
+        return tensor[:, self.prefix :].transpose(1, 2).reshape(len(tensor), -1, *self.grid)
 
     def write(self, image: Tensor) -> Tensor:
         """A map [B, C, H, W] in the stage's own form; tokens that stand for no place hold its mean."""
@@ -90,7 +93,7 @@ def find(model: nn.Module, image: Tensor, chosen: Sequence[int | str], at: str) 
 
     Args:
         model: on any device; its mode is left as it was.
-        image: one image as the model sees it, [1, C, S, S].
+        image: one image as the model sees it, [1, C, H, W].
         chosen: positions among the model's feature stages, negative ones from the end, or names of modules; all
             feature stages that can be read when empty.
         at: the place in the configuration that an error names.
@@ -109,7 +112,7 @@ def find(model: nn.Module, image: Tensor, chosen: Sequence[int | str], at: str) 
     for name, output in outputs.items():
         depth = (known.index(name) + 1) / len(known) if name in known else 0.0
         try:
-            found[name] = _stage(model, name, output, widths.get(name), depth)
+            found[name] = _stage(model, name, output, widths.get(name), depth, tuple(image.shape[2:]))
         except ValueError as error:
             if wanted:
                 raise KtError(f"{at}: the stage {name!r} of {type(model).__name__} {error}") from error
@@ -144,7 +147,7 @@ def _named(model: nn.Module, choice: int | str, known: Sequence[str], at: str) -
 
 
 def _outputs(model: nn.Module, image: Tensor, wanted: Sequence[str]) -> dict[str, Any]:
-    """What the wanted modules give for an image, in the order in which they are run."""
+    """Outputs of the wanted modules for an image, in the order in which they are run."""
     found: dict[str, Any] = {}
     training = model.training
     model.eval()
@@ -164,8 +167,8 @@ def _keeper(found: dict[str, Any], name: str) -> Callable[[Any], Any]:
     return keep
 
 
-def _stage(model: nn.Module, name: str, output: Any, width: int | None, depth: float) -> Stage:
-    """What a module's output is; raises ``ValueError`` with the reason where it cannot be read as a map."""
+def _stage(model: nn.Module, name: str, output: Any, width: int | None, depth: float, image: tuple[int, ...]) -> Stage:
+    """The stage that a module's output is; raises ``ValueError`` with the reason where it cannot be read as a map."""
     item = None
     if isinstance(output, tuple | list):
         fitting = [i for i, part in enumerate(output) if isinstance(part, Tensor) and part.ndim >= 2]
@@ -179,23 +182,26 @@ def _stage(model: nn.Module, name: str, output: Any, width: int | None, depth: f
         if width is not None and (shape[1] == width) != (shape[3] == width):
             last = shape[3] == width
         height, breadth = shape[1:3] if last else shape[2:]
-        if height != breadth:
-            raise ValueError(f"gives maps of {height} x {breadth}; only square ones can be matched")
-        return Stage(name, "last" if last else "first", shape[3 if last else 1], height, 0, item, depth)
+        return Stage(name, "last" if last else "first", shape[3 if last else 1], (height, breadth), 0, item, depth)
     if output.ndim == 3:
         for prefix in (int(getattr(model, "num_prefix_tokens", 0) or 0), 0):
-            side = math.isqrt(max(0, shape[1] - prefix))
-            if side and side * side == shape[1] - prefix:
-                return Stage(name, "tokens", shape[2], side, prefix, item, depth)
-        raise ValueError(f"gives {shape[1]} tokens, which are no square of places in the image")
+            if grid := _grid(shape[1] - prefix, image):
+                return Stage(name, "tokens", shape[2], grid, prefix, item, depth)
+        raise ValueError(f"gives {shape[1]} tokens, which are no grid of places in the image")
     if output.ndim == 2:
-        return Stage(name, "vector", shape[1], 1, 0, item, depth)
+        return Stage(name, "vector", shape[1], (1, 1), 0, item, depth)
     raise ValueError(f"gives a tensor of shape {shape}, neither maps nor tokens nor vectors")
+
+
+def _grid(places: int, image: tuple[int, ...]) -> Grid | None:
+    """Height and width of a grid of so many square patches of an image; None where they make none."""
+    height, width = (round(math.sqrt(max(0, places) * side / other)) for side, other in (image, image[::-1]))
+    return (height, width) if 0 < height * width == places else None
 
 
 @contextmanager
 def watching(model: nn.Module, changes: Mapping[str, Callable[[Any], Any]]) -> Iterator[None]:
-    """While this holds, what the named modules give is first passed through the functions."""
+    """Pass the outputs of the named modules through the functions, while this holds."""
     handles = [
         model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output, change=change: change(output))
         for name, change in changes.items()
@@ -208,7 +214,7 @@ def watching(model: nn.Module, changes: Mapping[str, Callable[[Any], Any]]) -> I
 
 
 def changing(model: nn.Module, changes: Mapping[Stage, Change]) -> AbstractContextManager[None]:
-    """While this holds, the tensors of some stages are changed on their way through the model."""
+    """Change the tensors of some stages on their way through the model, while this holds."""
 
     def changer(stage: Stage, change: Change) -> Callable[[Any], Any]:
         return lambda output: stage.put(output, change(stage.pick(output)))
@@ -232,9 +238,6 @@ def features(model: nn.Module, x: Tensor, stages: Sequence[Stage]) -> list[Tenso
     return [found[stage.module] for stage in stages]
 
 
-Grid = tuple[int, int]
-
-
 class Staged(nn.Module):
     """A classifier that also gives feature maps; tokens become maps, without class and other extra tokens.
 
@@ -248,7 +251,7 @@ class Staged(nn.Module):
         self.model, self.stages = model, stages
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits [B, K], and for each stage a map [B, C, H, W]."""
+        """Logits [B, K], and a map [B, C, H, W] per stage."""
         timm_model: Any = self.model
         final, maps = timm_model.forward_intermediates(x, indices=self.stages, output_fmt="NCHW")
         return timm_model.forward_head(final), maps

@@ -1,6 +1,6 @@
 """Training of zoo members on the zoo split: from random weights, or fitting given ones; resumable.
 
-AdamW with decoupled weight decay and a one-cycle schedule. The loop knows nothing of files or images: it asks for
+AdamW with decoupled weight decay and a one-cycle schedule. The loop knows nothing of files or images: it requests
 batches. Killed at any step and resumed from its checkpoint, it gives bit-identical weights on the CPU. Linear probing
 (``linear``) trains a classifier on the features of a model that stays as it is.
 """
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kt.checkpoint import Checkpoint
+from kt.checkpoint import Checkpoint, random_state, set_random_state
 from kt.costs import EVALUATED
 from kt.data.inputs import AUGMENTATIONS, normalise, to_unit
 from kt.data.spec import InputSpec
@@ -33,7 +33,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Loss of each example, float32 [b], from answers and truths [b, …]."""
 
 Batches = Callable[[NDArray[np.int64], torch.Generator], Tensor]
-"""What a model sees of the training examples at some positions; anything random comes from the generator."""
+"""Inputs of a model for the training examples at some positions; anything random comes from the generator."""
 
 
 def choose(labels: Array, recipe: Recipe) -> NDArray[np.int64]:
@@ -46,7 +46,7 @@ def choose(labels: Array, recipe: Recipe) -> NDArray[np.int64]:
         recipe: which images it takes.
 
     Raises:
-        KtError: it asks for more images than the zoo split has, thins a class that is not there, or leaves fewer than
+        KtError: it requests more images than the zoo split has, thins a class that is not there, or leaves fewer than
             one batch.
     """
     generator = np.random.default_rng(recipe.seed)
@@ -73,14 +73,14 @@ def choose(labels: Array, recipe: Recipe) -> NDArray[np.int64]:
 def batches(
     images: NDArray[np.uint8], rows: NDArray[np.int64], augment: str, spec: InputSpec, device: torch.device
 ) -> Batches:
-    """Batches of augmented images as a model sees them, float32 [b, C, height, width]; read when they are asked for.
+    """Batches of augmented images as a model sees them, float32 [b, C, height, width]; read on demand.
 
     Args:
         images: uint8 [N, H, W, C], memory-mapped or in memory.
         rows: the training images, int64 [n].
         augment: a name in ``AUGMENTATIONS``.
         spec: the model's input.
-        device: where they are wanted.
+        device: of the batches.
     """
 
     def batch(positions: NDArray[np.int64], generator: torch.Generator) -> Tensor:
@@ -92,7 +92,7 @@ def batches(
 
 @dataclass
 class _Run:
-    """All that changes while a model trains, but for torch's own random state."""
+    """State that changes while a model trains, except torch's own random state."""
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
@@ -105,14 +105,13 @@ class _Run:
     epoch_order: Tensor | None = None
 
     def state(self) -> dict[str, Any]:
-        """Everything that a resumed training needs, as tensors and plain values."""
+        """State that a resumed training needs, as tensors and plain values."""
         device = self.total.device
         return {
             **{name: getattr(self, name).state_dict() for name in ("model", "optimiser", "schedule")},
             **{name: getattr(self, name).get_state() for name in ("order", "augmenting")},
             **{name: getattr(self, name) for name in ("total", "epoch", "step", "epoch_order")},
-            "random": torch.get_rng_state(),
-            "random_device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            **random_state(device),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -123,9 +122,7 @@ class _Run:
             getattr(self, name).set_state(state[name].cpu())
         for name in ("total", "epoch", "step", "epoch_order"):
             setattr(self, name, state[name])
-        torch.set_rng_state(state["random"].cpu())
-        if state["random_device"] is not None:
-            torch.cuda.set_rng_state(state["random_device"].cpu(), self.total.device)
+        set_random_state(state, self.total.device)
 
 
 def train(
@@ -150,7 +147,7 @@ def train(
         device: where to train.
         report: called after each epoch with the epoch, counted from 1, and its mean loss.
         checkpoint: where progress is kept; its state, if any, is where training starts.
-        only: parts of the model that learn, while all others stay in eval mode; the whole model when empty.
+        only: parts of the model that learn, while all others stay in eval mode; the whole model if empty.
 
     Raises:
         KtError: the loss is not finite.

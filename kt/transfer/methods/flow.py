@@ -15,9 +15,8 @@ from kt.transfer.ledger import Record, unpack
 from kt.transfer.method import Method
 from kt.transfer.rows import measured
 from kt.transfer.training import Training
-from kt.zoo.classes import labels_named
 from kt.zoo.registry import Registry
-from kt.zoo.spec import ZooSpec
+from kt.zoo.spec import ZooSpec, labels_named
 
 if TYPE_CHECKING:
     from kt.costs import Needs
