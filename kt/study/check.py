@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from kt import pairs, spec, store, tasks
+from kt import pairs, spec, store
 from kt.complementarity.spec import MEASURES, possible
 from kt.data.classes import class_map, known_classes, known_names
 from kt.data.folders import check_folder
@@ -16,6 +16,7 @@ from kt.spec import Options
 from kt.study.study import Study
 from kt.tables import schema
 from kt.tables.columns import with_metric
+from kt.tasks import task as tasks
 from kt.transfer import groups
 from kt.transfer.training import Training
 from kt.zoo import members as zoo_members

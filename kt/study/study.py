@@ -10,12 +10,13 @@ from collections.abc import Mapping
 
 from pydantic import Field, PositiveFloat
 
-from kt import store, tasks
+from kt import store
 from kt.complementarity.spec import ComplementaritySpec
 from kt.data.spec import DEFAULT_TASK, DataSpec, InputSpec
 from kt.layout import Layout
 from kt.pairs import All, PairRule
 from kt.spec import DEVICE, Folder, Spec, shown
+from kt.tasks import task as tasks
 from kt.tasks.task import Task
 from kt.transfer.experiments import Experiment
 from kt.transfer.groups import GroupSpec
