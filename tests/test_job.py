@@ -21,9 +21,9 @@ from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
 from kt.errors import Interrupted
-from kt.tasks import named, partition
+from kt.tasks import partition
 from kt.tasks.classification import Classification
-from kt.tasks.task import Task
+from kt.tasks.task import Task, named
 from kt.transfer import engine, session
 from kt.transfer.bench import Begun, Bench, Settings
 from kt.transfer.ledger import Ledger, unpack
