@@ -156,7 +156,7 @@ class HeldOut:
     Attributes:
         predictions: columns ``rung``, ``scheme``, ``repeat``, ``fold``, ``row`` (of the outcomes), ``predicted`` and
             ``average`` (of the pairs learned from).
-        importances: rows of the table ``importances``, one per group of properties; empty where trees predict too little.
+        importances: rows of the table ``importances``, one per group of properties; empty where the trees fail.
     """
 
     predictions: pd.DataFrame

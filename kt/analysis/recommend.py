@@ -44,8 +44,8 @@ def recommend(
 
     Returns:
         Columns ``method``, ``teacher``, ``predicted``, ``low``, ``high`` (in units of the metric; infinite where
-        there are too few students), ``p_harm`` (0 to 1), ``measured`` (delta, where the pair was transferred), ``rung``, ``r2``
-        (held-out students).
+        there are too few students), ``p_harm`` (0 to 1), ``measured`` (delta, where the pair was transferred),
+        ``rung``, ``r2`` (held-out students).
 
     Raises:
         KtError: the student or the method is unknown, or no method finished enough pairs to learn from.

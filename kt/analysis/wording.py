@@ -85,18 +85,13 @@ def examples(task: Words) -> str:
 
 def caption_words(task: Words) -> dict[str, str]:
     """Words of a task for the braces in captions of figures."""
-    return {
-        "metric": task.metric.name,
-        "difference": task.metric.difference,
-        "example": task.example,
-        "flips": f"the share of {plural(examples(task))} that the student gets wrong and the teacher gets right"
-        if task.metric.binary
-        else f"the teacher's lead on the {plural(examples(task))} where it leads, averaged over all of them",
-        "rate": f"the share of the {plural(examples(task))} only the teacher got right that the student gets right"
-        " afterwards"
-        if task.metric.binary
-        else "the share of the teacher's lead, where it led, that the student has made up afterwards",
-    }
+    flips = f"the share of {plural(examples(task))} that the student gets wrong and the teacher gets right"
+    rate = "the share of positive flips that the student gets right afterwards"
+    if not task.metric.binary:
+        flips = f"the teacher's lead on the {plural(examples(task))} where it leads, averaged over all of them"
+        rate = "the share of the teacher's lead that the student has made up afterwards"
+    words = {"metric": task.metric.name, "difference": task.metric.difference, "example": task.example}
+    return {**words, "flips": flips, "rate": rate}
 
 
 def decimals(task: Words, of_percent: int = 2) -> int:
