@@ -129,7 +129,7 @@ def test_the_control_is_named_where_a_method_with_labels_falls_behind():
     found = of({"kl": (3, 0), "kl_dp": (4, 0), "self": (0, 0), "finetune": (5, 0)})
     assert found.headline.endswith("with labels, fine-tuning does as well or better.")
     assert re.search(
-        r"^Of 2 methods, 1 \(`kl`\) gains clearly more than its control and 1 \(`kl_dp`\) gains clearly less than it\."
+        r"^Of 2 methods, 1 \(`kl`\) gains clearly more than its control and 1 \(`kl_dp`\) gains clearly less\."
         r" The best, `kl`, differs from `self` by \+3\.\d\d ± 0\.\d\d percentage points \(56 pairs\)\.$",
         found.bullets[0],
     )

@@ -229,15 +229,15 @@ def _works(found: list[Gain], task: Words) -> str:
     size = f"{_sized(best.beyond, task)}."
     missing = f" No control finished for {counted(len(alone), 'other method')}." if alone else ""
     if len(compared) == 1:
-        control = f"its control `{best.control}`: the difference is {size}"
-        return f"`{best.method}` {_VERBS[best.beyond.sign][0]} {control}{missing}"
+        verb, _, than = _VERBS[best.beyond.sign]
+        return f"`{best.method}` {verb} {than} its control `{best.control}`: the difference is {size}{missing}"
     parts: list[str] = []
-    for sign, verbs in _VERBS.items():
+    for sign, (one, many, than) in _VERBS.items():
         names = [f"`{gain.method}`" for gain in compared if gain.beyond.sign == sign]
         if names:
             shown = f" ({listing(names)})" if len(names) <= MOST_NAMES else ""
-            control = "it" if parts else "its control"
-            parts.append(f"{len(names):,}{shown} {verbs[len(names) > 1]} {control}")
+            control = "" if parts else f" {than} its control" if len(names) == 1 else f" {than} their controls"
+            parts.append(f"{len(names):,}{shown} {one if len(names) == 1 else many}{control}")
     return (
         f"Of {len(compared)} methods, {listing(parts)}. The best, `{best.method}`, differs from `{best.control}` by"
         f" {size}{missing}"
@@ -245,9 +245,9 @@ def _works(found: list[Gain], task: Words) -> str:
 
 
 _VERBS = {
-    1: ("gains clearly more than", "gain clearly more than"),
-    -1: ("gains clearly less than", "gain clearly less than"),
-    0: ("is too close to tell from", "are too close to tell from"),
+    1: ("gains clearly more", "gain clearly more", "than"),
+    -1: ("gains clearly less", "gain clearly less", "than"),
+    0: ("is too close to tell", "are too close to tell", "from"),
 }
 """Verbs for one method and for several beside their control, by the sign of the difference."""
 

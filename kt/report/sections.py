@@ -54,10 +54,8 @@ class Section(NamedTuple):
 
 
 def _knows(facts: Facts) -> Part:
-    task = facts.tables.task
-    bound = f"{'' if task.metric.binary else 'where the teacher leads, '}the most that a teacher could teach"
-    before = f"Positive flips are measured before any transfer: they are {bound}."
-    return Part([knowledge(facts.tables.inputs, facts.equal_within), before], [], [])
+    bound = "Positive flips are measured before any transfer: they are the most that a teacher could teach."
+    return Part([knowledge(facts.tables.inputs, facts.equal_within), bound], [], [])
 
 
 def _works(facts: Facts) -> Part:
