@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from kt.transfer.batch import forward, join
 from kt.transfer.failures import most_pieces
-from kt.transfer.pieces import forward, join
 
 
 class Two(NamedTuple):
