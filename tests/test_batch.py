@@ -1,9 +1,10 @@
-"""Batches in pieces whose samples are compared: the joined outputs and gradients are those of the whole batch."""
+"""Batches: what is read of them and when; and parts of a batch whose images are compared."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,130 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kt.transfer.batch import forward, join
+from kt.compression import largest
+from kt.tasks.classification import Classification
+from kt.transfer import batch as batches
+from kt.transfer.batch import Chosen, Examples, forward, join, mapped, merging
 from kt.transfer.failures import most_pieces
+from kt.transfer.method import Method, registry
+
+CPU, TASK = torch.device("cpu"), Classification()
+SEEDS = st.integers(0, 2**32)
+METHODS = [
+    pytest.param(method(), id=name)
+    for name, method in registry().items()
+    if method.trains and method.takes != "experiment" and name not in ("sequential", "soup")
+]
+
+
+class Unread:
+    """Answers that nobody may look at."""
+
+    shape = (12, 5)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        pytest.fail("answers are read that the loss does not need")
+
+
+def draw(seed: int, n: int = 12, classes: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Float16 answers of two teachers and of the frozen student, with many ties, and labels."""
+    rng = np.random.default_rng(seed)
+    teachers, frozen = rng.integers(-2, 3, (2, n, classes)), rng.integers(-2, 3, (n, classes))
+    return (teachers / 2).astype(np.float16), (frozen / 2).astype(np.float16), rng.integers(0, classes, n)
+
+
+def examples(method: Method, teachers: np.ndarray, frozen: np.ndarray, labels: np.ndarray) -> Examples:
+    rows = [] if method.control else list(teachers if method.takes != "pair" else teachers[:1])
+    return Examples(CPU, labels, rows, frozen, merge=merging(method, TASK))
+
+
+# what is known of a batch
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_targets_merged_batch_by_batch_are_those_of_all_images_at_once_to_the_bit(method):
+    @given(SEEDS)
+    def check(seed):
+        teachers, frozen, labels = draw(seed)
+        known = examples(method, teachers, frozen, labels)
+        source = torch.from_numpy(teachers).float()
+        source = torch.from_numpy(frozen).float() if method.control else source if method.takes != "pair" else source[0]
+        expected = method.targets(TASK, source, torch.from_numpy(frozen).float(), torch.from_numpy(labels))
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
+        for positions in (*order.split(5), order):
+            batch = known.at(positions)
+            assert torch.equal(batch.targets, expected[0][positions])
+            assert torch.equal(batch.taught, expected[1][positions])
+            assert torch.equal(batch.positions, positions)
+            assert torch.equal(batch.truth, torch.from_numpy(labels)[positions])
+            assert batch.targets.dtype == torch.float32
+        share = 100 * float(expected[1].double().mean())
+        assert known.share() == share
+        monkey.setattr(batches, "BLOCK", 5 * 4)  # four images at once
+        assert [len(batch) for batch in known.blocks()] == [4, 4, 4]
+        assert known.share() == share
+        monkey.undo()
+
+    monkey = pytest.MonkeyPatch()
+    check()
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m.values[0].name in ("finetune", "bikd")])
+def test_a_loss_without_targets_reads_no_answers(method):
+    labels = np.zeros(12, np.int64)
+    known = Examples(CPU, labels, [Unread(), Unread()], Unread(), merge=merging(method, TASK))
+    output = torch.zeros(2, 3, 5) if method.joint else torch.zeros(3, 5)
+    assert len(method.loss(TASK, output, known.at(torch.tensor([1, 5, 2])))) == 3
+
+
+def test_rows_are_read_once_in_a_batch():
+    class Counted:
+        shape = (4, 2)
+        read: ClassVar[list[list[int]]] = []
+
+        def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+            self.read.append(rows.tolist())
+            return np.zeros((len(rows), 2), np.float16)
+
+    batch = Examples(CPU, np.zeros(4, np.int64), [Counted()]).at(torch.tensor([3, 1]))
+    assert batch.teachers[0].shape == batch.teachers[0].shape == (2, 2)
+    assert Counted.read == [[3, 1]]
+
+
+def test_answers_of_compressed_predictions_are_expanded_a_batch_at_a_time():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(50, 20)).astype(np.float16)
+    kept = largest(logits, 3)
+    at_once = torch.from_numpy(np.asarray(kept)).float()
+    positions = torch.tensor([7, 0, 49])
+    batch = Examples(CPU, np.zeros(50, np.int64), [kept]).at(positions)
+    assert torch.equal(batch.teachers[0], at_once[positions])
+
+
+def test_rows_of_chosen_images_by_hand():
+    chosen = Chosen(np.arange(10, dtype=np.float16)[:, None], np.array([9, 2, 4]))
+    assert chosen.shape == (3, 1)
+    batch = Examples(CPU, np.zeros(2), [Chosen(chosen, np.array([2, 0]))]).at(torch.tensor([1, 0]))
+    assert batch.teachers[0].tolist() == [[9], [4]]
+
+
+def test_a_method_that_asks_for_what_is_not_there_says_so():
+    batch = Examples(CPU, np.zeros(3)).at(torch.tensor([0]))
+    for name in ("targets", "frozen", "features"):
+        with pytest.raises(AssertionError, match="this training has no"):
+            getattr(batch, name)
+
+
+def test_mapped_rows_are_those_given_and_leave_no_file(tmp_path):
+    parts = [np.arange(6, dtype=np.float16).reshape(2, 3), np.ones((1, 3), np.float16)]
+    rows = mapped(iter(parts), tmp_path / "new")
+    assert isinstance(rows, np.memmap)
+    assert np.array_equal(rows, np.concatenate(parts))
+    assert rows.dtype == np.float16
+    assert not list((tmp_path / "new").iterdir())
+
+
+# parts of a batch
 
 
 class Two(NamedTuple):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kt.tasks.task import Task
     from kt.transfer.method import Method
 
-BLOCK = 1 << 21
+BLOCK = 1 << 19
 """Values of one model's answers that are handled at once where all images are gone through."""
 
 
