@@ -44,6 +44,7 @@ from torch import Tensor
 from ways.transfer import METHODS, Bench, Settings, flat, looped, vectorised
 
 from kt.data import datasets
+from kt.predictions import Logits
 from kt.stages import common
 from kt.study.load import load
 
@@ -64,12 +65,12 @@ def _ready(_: int) -> None:
     time.sleep(1)
 
 
-def _cached(teacher: int | None) -> NDArray[np.float32]:
-    return _bench.cached(teacher).numpy()
+def _cached(teacher: int | None) -> Logits:
+    return _bench.cached(teacher)
 
 
-def _transfer(teacher: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.float32]:
-    return _bench.transfer(torch.from_numpy(teacher), torch.from_numpy(own)).numpy()
+def _transfer(teacher: Logits, own: Logits) -> NDArray[np.float32]:
+    return _bench.transfer(teacher, own).numpy()
 
 
 def _alone() -> NDArray[np.float32]:

@@ -217,7 +217,7 @@ def analysed(study: Mapping[str, pd.DataFrame]) -> analyse.Analysis:
 def whole(study: Mapping[str, pd.DataFrame]) -> Tables:
     """A study with its analysis, as figures and report take them."""
     made = analysed(study)
-    return Tables.of(study, made.tables, made.summary)
+    return Tables.of(study, made.tables, made.equal_within)
 
 
 def with_groups(study: dict[str, pd.DataFrame], gain: float = 4.0) -> dict[str, pd.DataFrame]:

@@ -10,10 +10,11 @@ import tables
 from kt.analysis import prediction, recommend
 from kt.analysis.analyse import analyse, as_table
 from kt.analysis.effects import TOGETHER, independent
-from kt.analysis.inputs import load, prepare
-from kt.analysis.outcomes import gather
+from kt.analysis.inputs import CLASSIFICATION, load, prepare
+from kt.analysis.outcomes import Pairs, gather
 from kt.analysis.prediction import TREES, ladder
 from kt.cli import main
+from kt.cli.analysis import plan_text, recommended_text
 from kt.errors import KtError
 from kt.tables import schema
 from kt.tables.of_analysis import ANALYSIS
@@ -90,7 +91,7 @@ def test_no_regression_contains_flips_both_ways_and_the_accuracy_difference():
     together = set(rows.loc[rows["given"] == TOGETHER, "property"])
     assert {"acc_difference", "pos_flips"} <= together
     assert not {"teacher_acc", "student_acc"} <= together  # they make up the accuracy difference
-    assert "No regression here contains all three" in result.summary
+    assert "No regression contains all three" in result.summary
 
 
 def test_columns_that_others_determine_are_left_out():
@@ -192,7 +193,7 @@ def test_few_models_are_described_and_no_more(models):
 def test_all_units_failed():
     transfers, zoo, scores = zoo_of(5)
     text = check_tables(quick(transfers.assign(status="failed"), zoo, scores))
-    assert "No transfer finished" in text
+    assert "No transfer has finished" in text
     assert "40 trainings failed" in text
 
 
@@ -288,12 +289,12 @@ def test_recommendations_rank_teachers_for_students_with_and_without_transfers(t
     assert (rows["low"] < rows["high"]).all()
     assert rows["p_harm"].between(0, 1).all()
     assert rows["p_harm"].is_monotonic_increasing
-    assert "hardly better" not in recommend.as_text(rows, "m3", 0.8, 5)
+    assert "hardly better" not in recommended_text(rows, "m3", 0.8, 5, CLASSIFICATION)
     known = recommend.recommend(prepare(transfers, zoo, scores), "m3")
     assert known.set_index("teacher")["measured"][truth.index].tolist() == pytest.approx(truth.tolist())
     few = recommend.recommend(prepare(*zoo_of(4)), "m0", level=0.9)
     assert np.isinf(few["low"]).all()
-    assert "too few students" in recommend.as_text(few, "m0", 0.9, 5)
+    assert "too few students" in recommended_text(few, "m0", 0.9, 5, CLASSIFICATION)
 
 
 def test_recommended_intervals_cover_new_students_about_as_often_as_they_say():
@@ -322,13 +323,13 @@ def test_next_keeps_to_its_budget_and_takes_what_teaches_most():
     assert "m7" in {student for _, student in chosen[:2]}  # nothing is known of it as a student
     assert plan.pairs["error"].is_monotonic_decreasing
     assert plan.error > plan.pairs["error"].iloc[0]
-    assert "10 pairs of" in recommend.plan_text(plan)
+    assert "10 pairs of" in plan_text(plan, CLASSIFICATION)
 
 
 def test_the_form_over_pairs_is_that_of_rows_written_out():
     rng = np.random.default_rng(0)
     outcomes = gather(prepare(*zoo_of(5)), everyone=True)[0]
-    pairs = recommend.Pairs(outcomes.teachers, outcomes.students, outcomes.x)
+    pairs = Pairs(outcomes.teachers, outcomes.students, outcomes.x)
     x = rng.normal(size=(len(outcomes), 3))
     rows = np.array([recommend._row(a, t, s, 5) for a, t, s in zip(x, pairs.teachers, pairs.students, strict=True)])
     matrix = rng.normal(size=(13, 13))
@@ -375,7 +376,7 @@ def test_controls_that_name_no_teacher_are_no_pairs():
     transfers, zoo, scores = zoo_of(5, seeds=1)
     alone = [{"teacher": None, "student": f"m{i}", "method": "self", "seed": 0, "delta": 0.1} for i in range(5)]
     text = check_tables(quick(pd.concat([transfers, pd.DataFrame(alone)]), zoo, scores))
-    assert "`self` would do without a teacher" in text
+    assert "Gains of `self` without a teacher" in text
     assert "with several teachers" not in text
 
 

@@ -7,7 +7,6 @@ import pytest
 import tables
 
 from kt.analysis import dyadic, statistics
-from kt.analysis.answer import answer
 from kt.analysis.deltas import compare, summarise
 from kt.errors import KtError
 from kt.tables import schema
@@ -235,80 +234,3 @@ def test_methods_are_compared_over_the_pairs_and_seeds_that_both_finished():
     nothing = compare(data, scores(), 2.0, "kl", "self", "stronger")
     assert math.isnan(nothing.mean)
     assert (nothing.n, nothing.sign) == (0, 0)
-
-
-def answer_of(study):
-    return answer(study["methods"], study["transfers"], study["complementarity"], tables.EQUAL_WITHIN)
-
-
-def answer_with(**effects):
-    return answer_of(tables.study(effects=tables.EFFECTS | effects))
-
-
-def test_answer_states_the_size_of_the_study_and_how_common_complementary_knowledge_is():
-    study = tables.study()
-    text = answer_of(study)
-    flips = study["complementarity"]["pos_flips"]
-    assert text.startswith("8 models were compared on 1,000 test images")
-    assert "56 ordered pairs" in text
-    assert "2 seeds" in text
-    assert f"{flips.min():.1f}–{flips.max():.1f} % (median {flips.median():.1f} %)" in text
-    assert "every one of the 56 scored pairs" in text
-
-
-def test_answer_on_weaker_teachers_follows_the_effect():
-    assert "(`kl`) makes students worse" in answer_with()
-    assert "(`kl`) makes students better" in answer_with(kl=lambda gap: 4.0)
-    assert "(`kl`) has no clear effect" in answer_of(tables.study(effects={"kl": lambda gap: 0.0}, noise=2.0))
-    assert "(`kl_dp`) gives" in answer_with()
-    assert "does better than `kl`" in answer_with()
-    assert "does worse than `kl`" in answer_with(kl=lambda gap: 9.0)
-
-
-def test_answer_claims_teacher_knowledge_only_beyond_finetuning():
-    assert "`kl_dp` gains no more than fine-tuning" in answer_with(kl_dp=lambda gap: 3.5, finetune=lambda gap: 3.5)
-    assert "`kl_dp` gains less than fine-tuning" in answer_with(kl_dp=lambda gap: 1.0, finetune=lambda gap: 3.5)
-    more = answer_with(kl_dp=lambda gap: 6.0, finetune=lambda gap: 3.5)
-    assert "more than fine-tuning on the same labels: that much may be called knowledge of the teachers" in more
-    assert "cannot be called knowledge" not in more
-
-
-def test_answer_claims_label_free_gain_only_beyond_self_distillation():
-    assert "beats `self` by +2" in answer_with(kl_dp_unsup=lambda gap: 2.5)
-    assert "`kl_dp_unsup` does not clearly beat `self`" in answer_with(kl_dp_unsup=lambda gap: 0.0)
-    assert "`kl_dp_unsup` falls behind `self`" in answer_with(kl_dp_unsup=lambda gap: -2.0)
-
-
-def test_answer_names_the_best_method_among_the_harmless():
-    harmless = {"kl_dp": lambda gap: 3.0, "kl": lambda gap: 6 + 1.5 * gap}
-    assert "`kl_dp` gains most" in answer_with(**harmless)  # kl gains more on average, but harms with weaker teachers
-    assert "`kl_dp_unsup` gains most" in answer_with(kl_dp=lambda gap: 3.0, kl_dp_unsup=lambda gap: 5.0)
-    harm = dict.fromkeys(("kl", "kl_dp", "kl_dp_unsup"), lambda gap: -3.0)
-    assert "Every method clearly lowers accuracy" in answer_with(**harm)
-
-
-@pytest.mark.parametrize("methods", [("kl",), ("self",), ("kl_dp",), ("kl_dp_unsup", "finetune"), ("self", "finetune")])
-def test_answer_copes_with_methods_that_are_not_there(methods):
-    text = answer_of(tables.study(models=4, effects={name: tables.EFFECTS[name] for name in methods}))
-    for name in set(tables.EFFECTS) - set(methods) - {"self", "finetune"}:
-        assert f"`{name}`" not in text
-    if "kl_dp" in methods:
-        assert "cannot be told without the control `finetune`" in text
-    assert "nan" not in text
-    assert "None" not in text
-
-
-def test_answer_counts_failures_and_survives_when_everything_failed():
-    study = tables.study(models=4)
-    tables.fail(study, study["transfers"]["method"] == "kl")
-    assert "24 of 88 trainings failed" in answer_of(study)  # 12 pairs × 2 seeds; controls train once a student
-    tables.fail(study, study["transfers"]["seed"] >= 0)
-    text = answer_of(study)
-    assert "no transfer finished" in text
-    assert "88 of 88 trainings failed" in text
-    assert "gains" not in text
-
-
-def test_answer_warns_where_no_honest_error_can_be_had():
-    assert "errors below are too small" in answer_of(tables.study(models=3))
-    assert "errors below are too small" not in answer_of(tables.study(models=4))

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import all_taught
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
 from kt.transfer.amalgamate import rates
+from kt.transfer.batch import Batch
 from kt.transfer.common_space import Learner, Output, Space, soft_cross_entropy
 from kt.transfer.engine import epoch_order, train
 from kt.transfer.methods.amalgamation import CFL, Amalgamation
-from kt.transfer.samples import Samples
 from kt.transfer.training import Training
 
 IMAGES, BATCH, EPOCHS = 8, 4, 4
@@ -159,9 +160,9 @@ def test_the_weights_after_training_are_those_of_the_reference(tmp_path: Path):
     before = doubles(found.learner)
     expected = trained(before, found, training.lr, drop_after=2)
     labels = torch.zeros(IMAGES, dtype=torch.int64)
-    known = Samples(found.targets, labels, labels == 0, torch.arange(IMAGES))
+    known = all_taught(found.targets, labels)
 
-    def loss(output: Output, batch: Samples) -> Tensor:
+    def loss(output: Output, batch: Batch) -> Tensor:
         return soft_cross_entropy(batch.targets, output.logits) + 10 * (
             output.mmd(METHOD.sigmas) + output.reconstruction
         )

@@ -517,3 +517,19 @@ def test_defaults_in_percentage_points_follow_the_scale_of_the_metric(plain, vec
     assert other.pairs.gaps == pytest.approx((-0.1, -0.02, 0.02, 0.1))
     given = changed(vectors, "analysis", {"equal_within": 0.5})
     assert check(load.parse(given, "c.yaml")).analysis.equal_within == 0.5
+
+
+def test_tasks_that_cannot_be_used_are_refused(python):
+    code = """
+import kt.tasks.task as t
+for name, key in (("half", "m"), ("odd", "mean IoU"), ("classification", "m")):
+    try:
+        type("Mine", (t.Task,), {"name": name, "metric": t.Metric(key, "m", "", "", "")})
+        t.named(name)
+    except t.KtError as error:
+        print(error)
+"""
+    half, odd, taken = python(code).stdout.splitlines()
+    assert half.startswith("data.task: the task 'half' does not define answer_shape, check_truth, ")
+    assert odd == "metric: the key 'mean IoU' is no name of a column; allowed: a-z, 0-9 and _"
+    assert taken.startswith("zoo.modules: a module defines the task 'classification', which kt has already")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from batches import CPU
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -13,10 +15,10 @@ from torch import Tensor, nn
 from kt.errors import KtError
 from kt.tasks import losses
 from kt.tasks.classification import Classification
+from kt.transfer.batch import Batch, Examples
 from kt.transfer.learners import Contrast, InBatch, MemoryBank
 from kt.transfer.methods.cd import CD
 from kt.transfer.methods.contrastive import CRD, InfoNCE
-from kt.transfer.samples import Samples
 from kt.zoo.features import Featured, classifier
 
 TASK = Classification()
@@ -27,9 +29,13 @@ def features(seed: int, n: int, width: int) -> Tensor:
     return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
 
 
-def batch_of(labels: Tensor, of_teacher: Tensor, positions: Tensor | None = None) -> Samples:
-    positions = torch.arange(len(labels)) if positions is None else positions
-    return Samples(torch.zeros(len(labels), 3), labels, labels.bool(), positions, of_teacher)
+def batch_of(labels: Tensor, of_teacher: Tensor, positions: Tensor | None = None) -> Batch:
+    """Images with features of a teacher; at some positions among many, if they are given."""
+    where = torch.arange(len(labels)) if positions is None else positions
+    n = int(where.max()) + 1
+    truth, rows = np.zeros(n, np.int64), np.zeros((n, of_teacher.shape[1]), np.float32)
+    truth[where], rows[where] = labels.numpy(), of_teacher.numpy()
+    return Examples(CPU, truth, features=rows).at(where)
 
 
 def unit_length(rows: Tensor) -> list[list[float]]:
@@ -199,10 +205,10 @@ def test_penultimate_features_are_the_input_of_the_classifier():
 @pytest.mark.parametrize("method", [InfoNCE(dim=8), CRD(dim=8, weight=0.5)])
 def test_contrastive_methods_add_their_contrast_to_the_cross_entropy(method):
     model, x, labels = Net(), torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
-    samples = batch_of(labels, features(1, 6, 5))
-    learner = method.learner([model], samples)
+    examples = Examples(CPU, labels.numpy(), features=features(1, 6, 5).numpy())
+    learner = method.learner([model], examples)
     assert isinstance(learner, Contrast)
-    loss = method.loss(TASK, learner(x), samples)
+    loss = method.loss(TASK, learner(x), examples.at(torch.arange(6)))
     entropy = losses.cross_entropy(model(x), labels)
     assert (loss > entropy).all()
     loss.sum().backward()

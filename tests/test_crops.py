@@ -8,6 +8,7 @@ from threading import Event
 import numpy as np
 import pytest
 import torch
+from batches import all_taught
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -17,7 +18,6 @@ from kt.data.inputs import Inputs, cut, normalise
 from kt.data.spec import ColourSpec, InputSpec, ViewsSpec
 from kt.data.views import draw_views
 from kt.transfer import engine
-from kt.transfer.samples import Samples
 from kt.transfer.training import Training
 
 CPU = torch.device("cpu")
@@ -119,7 +119,7 @@ class Watched:
 
 def test_every_epoch_shows_one_view_in_turn(tmp_path: Path):
     seen, model = Watched(3 * 8), nn.Linear(2, 2)
-    samples = Samples(torch.zeros(24, 2), torch.zeros(24).long(), torch.zeros(24).bool(), torch.arange(24))
+    samples = all_taught(torch.zeros(24, 2), torch.zeros(24).long())
     training = Training(epochs=4, batch_size=4, lr=1e-3)
     nothing = Checkpoint(tmp_path / "none.pt", "none", float("inf"), Event())
     engine.train(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import all_taught, taught_by
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -25,11 +26,11 @@ from kt.data.spec import InputSpec
 from kt.errors import Interrupted
 from kt.tasks import losses
 from kt.tasks.classification import Classification
+from kt.transfer.batch import Batch, Examples
 from kt.transfer.engine import Diverged, History, epoch_order, train
 from kt.transfer.learners import Views
 from kt.transfer.method import Method, registry
-from kt.transfer.samples import Samples, SlowWeights
-from kt.transfer.training import Training
+from kt.transfer.training import SlowWeights, Training
 
 TASK = Classification()
 CPU = torch.device("cpu")
@@ -87,13 +88,13 @@ def run(
 ) -> tuple[dict[str, Tensor], History]:
     """Train a student by a method; ``at_loss`` is called with the number of the loss, counted from 1 in this run."""
     chosen, calls, models = registry()[method](), iter(range(1, 1000)), [student(start)]
-    samples = lesson(method)
+    examples = lesson(method)
     if chosen.joint:
         models.append(student(start + 1))
     torch.manual_seed(start)
-    learner = chosen.learner(models, samples)
+    learner = chosen.learner(models, examples)
 
-    def loss(output: Any, batch: Samples) -> Tensor:
+    def loss(output: Any, batch: Batch) -> Tensor:
         at_loss(next(calls))
         return chosen.loss(TASK, output, batch)
 
@@ -102,28 +103,22 @@ def run(
 
     images = Views([inputs(), inputs()]) if chosen.joint else inputs()
     history = train(
-        learner, images, samples, loss, validate_first, TRAINING, seed, checkpoint, chosen.slow_weights(), pieces
+        learner, images, examples, loss, validate_first, TRAINING, seed, checkpoint, chosen.slow_weights(), pieces
     )
     return {name: tensor.clone() for name, tensor in learner.state_dict().items()}, history
 
 
-def lesson(method: str) -> Samples:
-    """What a method makes of random logits, labels and features."""
+def lesson(method: str) -> Examples:
+    """Random logits, labels and features with the targets of a method."""
     generator = torch.Generator().manual_seed(1)
     teacher, frozen = (2 * torch.randn(N, CLASSES, generator=generator) for _ in range(2))
     labels = torch.randint(0, CLASSES, (N,), generator=generator)
     features = torch.randn(N, 5, generator=generator)
     chosen = registry()[method]()
-    source = teacher[None] if chosen.takes != "pair" else teacher
-    targets, taught = chosen.targets(TASK, frozen if chosen.control else source, frozen, labels)
-    return Samples(targets, labels, taught, torch.arange(N), features)
+    return taught_by(chosen, teacher, frozen, labels, features)
 
 
-def taught_by(targets: Tensor, labels: Tensor) -> Samples:
-    return Samples(targets, labels, torch.ones(len(labels), dtype=torch.bool), torch.arange(len(labels)))
-
-
-def entropy(output: Tensor, batch: Samples) -> Tensor:
+def entropy(output: Tensor, batch: Batch) -> Tensor:
     return losses.cross_entropy(output, batch.truth)
 
 
@@ -402,14 +397,16 @@ def test_batches_follow_the_epochs_order_with_their_own_targets_and_labels(tmp_p
         CPU,
     )
 
-    def loss(output: Tensor, batch: Samples) -> Tensor:
+    def loss(output: Tensor, batch: Batch) -> Tensor:
         asked.append((batch.targets[:, 0].int().tolist(), batch.truth.tolist()))
         assert batch.positions.tolist() == asked[-1][0]
         return output.sum(1) ** 2
 
     targets, labels = torch.arange(10.0)[:, None].expand(10, 2), torch.arange(10) + 100
     training = Training(epochs=2, batch_size=4, lr=0.1)
-    history = train(model, images, taught_by(targets, labels), loss, lambda m: 0.0, training, 3, Saving(tmp_path / "c"))
+    history = train(
+        model, images, all_taught(targets, labels), loss, lambda m: 0.0, training, 3, Saving(tmp_path / "c")
+    )
     expected = [epoch_order(10, 3, epoch)[i : i + 4].tolist() for epoch in (0, 1) for i in (0, 4)]
     assert model.seen == expected
     assert [rows for rows, _ in asked] == expected
@@ -424,7 +421,7 @@ def test_one_step_is_adamw_at_the_scheduled_rate(tmp_path):
     labels = torch.tensor([0, 0, 0, 1])
     training = Training(epochs=3, batch_size=4, lr=0.1, weight_decay=0.5)
 
-    samples = taught_by(torch.zeros(4, 2), labels)
+    samples = all_taught(torch.zeros(4, 2), labels)
     history = train(model, images, samples, entropy, lambda m: 0.0, training, 0, Saving(tmp_path / "c"))
     optimiser, found = torch.optim.AdamW(other.parameters(), 0.1, weight_decay=0.5), []
     for step, rate in enumerate((0.1, 0.075, 0.025)):
@@ -443,7 +440,7 @@ def test_parts_of_the_learner_move_as_much_faster_as_they_are_asked_to(tmp_path)
     """In one step of plain gradient descent the distance is the learning rate."""
     training = Training(epochs=1, batch_size=4, lr=0.1, optimiser="sgd", momentum=0.0, schedule="constant")
     images = Inputs(np.full((4, 1, 1, 1), 255, np.uint8), np.arange(4), InputSpec(size=1, mean=(0.0,), std=(1.0,)), CPU)
-    samples, moved = taught_by(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])), []
+    samples, moved = all_taught(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])), []
     for times in (1.0, 10.0):
         model = nn.Sequential(nn.Flatten(), nn.Linear(1, 3), nn.Linear(3, 2))
         for i, parameter in enumerate(model.parameters()):
@@ -488,7 +485,7 @@ def test_the_seed_changes_the_training_of_a_student_without_random_parts(tmp_pat
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
         labels = torch.arange(N) % CLASSES
         train(
-            model, inputs(), taught_by(torch.zeros(N, CLASSES), labels), entropy, validate, TRAINING, seed,
+            model, inputs(), all_taught(torch.zeros(N, CLASSES), labels), entropy, validate, TRAINING, seed,
             Saving(tmp_path / str(seed)),
         )  # fmt: skip
         return model[1].weight.detach()
@@ -505,7 +502,7 @@ def test_gradients_left_by_another_training_play_no_part(tmp_path):
                 parameter.grad = torch.full_like(parameter, 100.0)
         labels = torch.zeros(N, dtype=torch.int64)
         train(
-            model, inputs(), taught_by(torch.zeros(N, CLASSES), labels), entropy, validate, TRAINING, 0,
+            model, inputs(), all_taught(torch.zeros(N, CLASSES), labels), entropy, validate, TRAINING, 0,
             Saving(tmp_path / str(left_over)),
         )  # fmt: skip
         return model.state_dict()
@@ -515,11 +512,11 @@ def test_gradients_left_by_another_training_play_no_part(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_the_training_in_its_epoch(tmp_path, value):
-    def loss(output: Tensor, batch: Samples) -> Tensor:
+    def loss(output: Tensor, batch: Batch) -> Tensor:
         return entropy(output, batch) + (value if next(calls) == 6 else 0)
 
     calls = iter(range(1, 100))
-    samples = taught_by(torch.zeros(N, CLASSES), torch.zeros(N, dtype=torch.int64))
+    samples = all_taught(torch.zeros(N, CLASSES), torch.zeros(N, dtype=torch.int64))
     arguments = (samples, loss, validate, TRAINING, 0)
     with pytest.raises(Diverged, match="the loss is not finite in epoch 2"):
         train(student(), inputs(), *arguments, Saving(tmp_path / "c.pt"))
@@ -533,13 +530,13 @@ def test_self_has_zero_loss_at_step_zero_for_a_student_without_random_parts(tmp_
         frozen = model(inputs()[slice(None)])
     labels, method, seen = torch.zeros(N, dtype=torch.int64), registry()["self"](), []
 
-    def loss(output: Tensor, batch: Samples) -> Tensor:
+    def loss(output: Tensor, batch: Batch) -> Tensor:
         seen.append(method.loss(TASK, output, batch))
         return seen[-1]
 
     targets, _ = method.targets(TASK, frozen, frozen, labels)
     training = TRAINING.model_copy(update={"lr": 1e-9, "weight_decay": 0.0})
-    train(model, inputs(), taught_by(targets, labels), loss, validate, training, 0, Saving(tmp_path / "c.pt"))
+    train(model, inputs(), all_taught(targets, labels), loss, validate, training, 0, Saving(tmp_path / "c.pt"))
     assert seen[0].abs().max() < 1e-6
     torch.testing.assert_close(model.state_dict(), before)
 
@@ -550,14 +547,14 @@ def test_a_weight_that_is_not_finite_after_the_last_step_ends_the_training(tmp_p
     def validating(learner: nn.Module) -> float:
         pytest.fail("a student with a broken weight is not evaluated")
 
-    def loss(output: Tensor, batch: Samples) -> Tensor:
+    def loss(output: Tensor, batch: Batch) -> Tensor:
         if next(calls) == 4:
             with torch.no_grad():
                 model[1].weight[0, 0] = float("nan")
         return entropy(output, batch)
 
     calls = iter(range(1, 100))
-    samples = taught_by(torch.zeros(N, CLASSES), torch.zeros(N, dtype=torch.int64))
+    samples = all_taught(torch.zeros(N, CLASSES), torch.zeros(N, dtype=torch.int64))
     with pytest.raises(Diverged, match="a weight is not finite after epoch 1"):
         train(model, inputs(), samples, loss, validating, TRAINING, 0, Saving(tmp_path / "c.pt"))
 
@@ -636,7 +633,7 @@ def test_a_training_with_every_habit_of_slow_weights_resumes_bit_identical(tmp_p
     def ended(checkpoint: Checkpoint, at_step: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
         model, steps = student(), iter(range(1, 1000))
 
-        def loss(output: Tensor, batch: Samples) -> Tensor:
+        def loss(output: Tensor, batch: Batch) -> Tensor:
             at_step(next(steps))
             return entropy(output, batch)
 

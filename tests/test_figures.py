@@ -143,7 +143,7 @@ def test_figures_say_what_they_rest_on():
         assert "standard error" in footer, name
         if CAPTIONS[name].section != "knows":
             assert "2 seeds" in footer, name
-        unit = ("points", "percent", "%", "test images", "(number)", "student", "R²", "−1 to 1")
+        unit = ("points", "pp", "percent", "%", "test images", "(number)", "student", "R²", "−1 to 1")
         labelled = [axes for axes in drawing.figure.axes if axes.axison and axes.get_xlabel()]
         assert labelled, name
         assert all(any(u in axes.get_xlabel() for u in unit) for axes in labelled), name
@@ -269,8 +269,11 @@ RAN = {  # as published, but for what the last two change
 def test_published_values_stand_beside_methods_with_the_published_parameters_alone():
     texts_of = {name: parameters and json.dumps(parameters) for name, parameters in RAN.items()}
     methods = pd.DataFrame({"method": list(texts_of), "parameters": list(texts_of.values())})
-    assert set(published.comparable(published.SUCCESS, methods)) == {"kl", "kl_dp"}
-    assert published.comparable(published.SUCCESS_OF_KIND, methods) == published.SUCCESS_OF_KIND
+    study = tables.study(models=2, seeds=1) | {"methods": methods}
+    same, other = (Tables.of(study, data=data) for data in ("imagenet-1k", "digits"))
+    assert set(published.comparable(published.SUCCESS, same)) == {"kl", "kl_dp"}
+    assert published.comparable(published.SUCCESS_OF_KIND, same) == published.SUCCESS_OF_KIND
+    assert published.comparable(published.SUCCESS, other) == {}
     assert set(published.SUCCESS) == set(published.PARAMETERS)
     for name, parameters in published.PARAMETERS.items():
         assert set(parameters) == set(registry()[name]().parameters())
@@ -279,11 +282,18 @@ def test_published_values_stand_beside_methods_with_the_published_parameters_alo
         assert (registry()[name]().parameters() == parameters) == (name != "xekl_mcl")
 
 
-def test_no_published_value_is_drawn_beside_other_parameters():
+def test_no_published_value_is_drawn_beside_other_parameters_or_another_data_set():
     study = tables.study(models=6, seeds=1, effects={"kl_dp": lambda gap: 1.0, "self": lambda gap: 0.0})
-    for text, drawn in (('{"temperature": 1.0}', True), ('{"temperature": 4.0}', False), (None, False)):
-        study["methods"] = study["methods"].assign(parameters=text)
-        whole = tables.whole(study)
+    analysis = tables.analysed(study).tables
+    one, four = '{"temperature": 1.0}', '{"temperature": 4.0}'
+    for text, data, drawn in (
+        (one, "ImageNet", True),
+        (four, "imagenet", False),
+        (None, "imagenet", False),
+        (one, "digits", False),
+        (one, "", False),
+    ):
+        whole = Tables.of(study | {"methods": study["methods"].assign(parameters=text)}, analysis, 2.0, data=data)
         for name in ("success_by_method", "delta_by_method", "delta_by_kind"):
             figure = FIGURES[name](whole).figure
             stars = [line for axes in figure.axes for line in axes.get_lines() if line.get_marker() == "*"]
@@ -335,8 +345,8 @@ def test_accuracies_of_an_amalgamation_are_means_over_seeds_with_paired_differen
     assert drawing.figure.axes[0].texts[0].get_text() == "82.0 ± 2.0  (+2.00 ± 1.00)"
     assert amalgamation(Tables.of(study)).missing == "no amalgamation finished"
     assert answer(Tables.of({**study, "amalgamation": pd.DataFrame(rows)})) == (  # two standard errors are not more
-        "One student of several specialists: against plain distillation (`kd`), `cfl` is clearly better in 0 of 1"
-        " experiment and clearly worse in 0 (+2.00 points; 2 seeds)."
+        "One student of several specialists: compared with plain distillation (`kd`), `cfl` is clearly better in 0 of 1"
+        " experiment and clearly worse in 0 (+2.00 percentage points; 2 seeds)."
     )
 
 

@@ -66,9 +66,10 @@ def test_the_answer_counts_experiments_that_are_clearly_ahead_and_behind(flow: p
     ]
     more = schema.build("flow", worse + control).to_pandas()
     assert answer(with_flow(pd.concat([flow, more]))) == (  # gains 20 and 14; -10 and -11; for the control 1 and -1
-        "Knowledge flow: against training from `scratch`, `flow` is clearly better in 1 of 2 experiments and clearly"
-        " worse in 1 (−10.50 to +17.00 points; 2 seeds). With teachers that know nothing, `flow_untrained` is clearly"
-        " better in 0 of 1 experiment and clearly worse in 0 (+0.00 points; 2 seeds)."
+        "Knowledge flow: compared with training from `scratch`, `flow` is clearly better in 1 of 2 experiments and"
+        " clearly worse in 1 (−10.50 to +17.00 percentage points; 2 seeds). With teachers that know nothing,"
+        " `flow_untrained` is clearly better in 0 of 1 experiment and clearly worse in 0 (+0.00 percentage points; 2"
+        " seeds)."
     )
 
 

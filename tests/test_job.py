@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from batches import Given
 from stopping import again_and_again
 from studies import stored_digits
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from kt.tasks import partition
 from kt.tasks.classification import Classification
 from kt.tasks.task import Task, named
 from kt.transfer import engine, session
+from kt.transfer.batch import Batch, Examples
 from kt.transfer.bench import Begun, Bench, Settings
 from kt.transfer.ledger import Ledger, unpack
 from kt.transfer.ledger import key as ledger_key
@@ -32,7 +34,6 @@ from kt.transfer.method import Method, registry
 from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.kl import KL
 from kt.transfer.methods.kl_dp import KLDP
-from kt.transfer.samples import Samples
 from kt.transfer.session import Session
 from kt.transfer.training import Training
 from kt.transfer.unit import Plans, Unit
@@ -262,7 +263,7 @@ def test_sequential_is_one_transfer_after_another_from_where_the_last_one_ended(
     history = engine.train(
         student_of(bench),
         bench.view("transfer"),
-        Samples(targets, labels, taught, torch.arange(40)),
+        Given(targets, labels, taught, torch.arange(40)),
         partial(KLDP().loss, TASK),
         lambda m: 0.0,
         TRAINING,
@@ -335,11 +336,11 @@ def test_the_teachers_features_are_the_cached_ones(bench, monkeypatch, undisturb
 class Failing(KL):
     """A method that fails in its third step."""
 
-    def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    def learner(self, students: Sequence[nn.Module], examples: Examples) -> nn.Module:
         CALLS.clear()
-        return super().targets(task, teacher, frozen, truth)
+        return super().learner(students, examples)
 
-    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
         CALLS.append(1)
         return super().loss(task, output, batch) if len(CALLS) < 3 else self.fail(output)
 
@@ -413,7 +414,7 @@ class FitsInPieces(KL):
 
     most: int = 4
 
-    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
         if len(output) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return super().loss(task, output, batch)
@@ -437,10 +438,10 @@ def test_samples_that_are_compared_meet_all_others_though_their_batch_is_cut(ben
     class Comparing(KL):
         whole_batch: ClassVar[bool] = True
 
-        def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
+        def learner(self, students: Sequence[nn.Module], examples: Examples) -> nn.Module:
             return Narrow(students[0])
 
-        def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+        def loss(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
             seen.add(len(output))
             return super().loss(task, output, batch)
 
@@ -484,7 +485,7 @@ def test_an_interrupted_unit_goes_on_from_its_checkpoint_and_then_forgets_it(sto
 class Stopping(Failing):
     """Sets the bench's flag in its third step and trains on."""
 
-    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
         CALLS.append(1)
         if len(CALLS) == 3:
             STOP[0].set()

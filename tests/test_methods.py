@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from batches import Given
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -24,9 +25,8 @@ from kt.transfer.methods.kl_dp import KLDP
 from kt.transfer.methods.kl_dp_unsup import KLDPUnsupervised
 from kt.transfer.methods.xekl import XEKL
 from kt.transfer.methods.xekl_mcl import XEKLMCL
-from kt.transfer.samples import Samples, SlowWeights
 from kt.transfer.spec import Methods
-from kt.transfer.training import Training
+from kt.transfer.training import SlowWeights, Training
 
 TASK = Classification()
 SEEDS = st.integers(0, 2**32)
@@ -50,9 +50,9 @@ def draw(seed: int, n: int = 10, classes: int = 4) -> tuple[Tensor, Tensor, Tens
     return teacher, frozen, logits, torch.randint(0, classes, (n,), generator=generator)
 
 
-def lesson(method: Method, teacher: Tensor, frozen: Tensor, labels: Tensor) -> Samples:
+def lesson(method: Method, teacher: Tensor, frozen: Tensor, labels: Tensor) -> Given:
     targets, taught = method.targets(TASK, teacher, frozen, labels)
-    return Samples(targets, labels, taught, torch.arange(len(labels)))
+    return Given(targets, labels, taught, torch.arange(len(labels)))
 
 
 def softmax(z: list[float]) -> list[float]:
@@ -391,7 +391,7 @@ def example(method: Method) -> tuple[Tensor, Tensor]:
         teacher = torch.stack([teacher, torch.full((2, 3, 1), 3.0)])
     targets, taught = method.targets(Points(), teacher, frozen, truth)
     output = torch.zeros(2, 3, 1)
-    return targets, method.loss(Points(), output, Samples(targets, truth, taught, torch.arange(2)))
+    return targets, method.loss(Points(), output, Given(targets, truth, taught, torch.arange(2)))
 
 
 def test_methods_of_any_task_by_hand_on_answers_of_another_shape():
@@ -413,7 +413,7 @@ def test_models_of_any_task_train_together():
     output = torch.tensor([[1.0, 4.0], [2.0, 2.0]])[..., None, None].expand(2, 2, 3, 1)
     truth = torch.zeros(2, 3)
     assert registry()["bikd"].masks(Points(), output, truth).tolist() == [[True, False], [False, True]]
-    batch = Samples(output[0], truth, truth[:, 0].bool(), torch.arange(2))
+    batch = Given(output[0], truth, truth[:, 0].bool(), torch.arange(2))
     assert registry()["bikd"]().loss(Points(), output, batch).tolist() == [3 + 6 + 3, 12 + 6 + 6]
 
 

@@ -215,10 +215,9 @@ def test_cd(bench):
 def heads(bench: Bench, name: str) -> nn.Module:
     """The trained heads of a contrastive method as they are at its start, in float64."""
     method = registry()[name].model_validate({"dim": 6})
-    session, frozen = bench.session(method), torch.from_numpy(bench.zoo.logits("s", "transfer"))
-    samples, _ = session._samples(method, ["s"], ["t"], frozen)
+    examples = bench.session(method)._examples(method, "s", ["t"], bench.zoo.logits("s", "transfer"))
     torch.manual_seed(SEED)
-    return method.learner([bench.zoo.load("s")], samples).heads.double()
+    return method.learner([bench.zoo.load("s")], examples).heads.double()
 
 
 def test_infonce(bench):

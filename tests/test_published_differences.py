@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.flip import ByFlips
 from kt.transfer.methods.xekl_mcl import XEKLMCL
 from kt.transfer.session import Session
+from kt.zoo.inference import logits
 
 TASK = Classification()
 TESTS = Path(__file__).parent
@@ -107,8 +109,14 @@ def test_negatives_of_crd_may_repeat():
 
 
 def test_a_later_frozen_student_is_rounded_as_cached_predictions_are(bench):
+    folder = bench.bench.settings.checkpoints
+    before = sorted(folder.glob("*"))
     now = bench.session(registry()["kl"]())._now(bench.weights)
-    assert torch.equal(now, now.half().float())
+    student, view = bench.bench.model("s", bench.weights), bench.bench.view("transfer")
+    assert now.dtype == np.float16
+    assert np.array_equal(now, logits(student, view))
+    assert isinstance(now, np.memmap)  # it takes no memory,
+    assert sorted(folder.glob("*")) == before  # and leaves no file
 
 
 def test_of_two_equal_models_the_one_with_the_larger_fingerprint_teaches(bench):

@@ -4,14 +4,14 @@ from html.parser import HTMLParser
 import pytest
 import tables
 
-from kt.analysis.answer import answer
 from kt.analysis.deltas import PAIR
+from kt.analysis.inputs import CLASSIFICATION
+from kt.analysis.wording import answer, caption_words
 from kt.errors import KtError
 from kt.figures.captions import CAPTIONS
 from kt.figures.draw import FIGURES, draw
 from kt.figures.tables import Tables
 from kt.report import code, render
-from kt.report.verdict import verdict
 from kt.tables.of_study import EXPERIMENTS
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -79,14 +79,19 @@ def test_page_is_whole_and_asks_nothing_of_the_network(page):
 
 def test_sections_come_in_the_order_of_a_readers_questions(page):
     ids = [attributes["id"] for attributes in Page(page).all("section")]
-    questions = ["works", "whom", "predicts", "recommend", "knows", "zoo", "pairs", "unsaid"]
+    questions = ["knows", "works", "whom", "predicts", "recommend", "zoo", "pairs", "limits"]
     assert ids == ["answer", "asked", *questions, "methods", "reproduce"]
 
 
-def test_answer_is_the_one_that_the_tables_give(page, study):
-    words = answer(study["methods"], study["transfers"], study["complementarity"], tables.EQUAL_WITHIN)
-    assert words.replace("`", "") in Page(page).text
-    assert verdict(tables.whole(study), tables.EQUAL_WITHIN).replace("`", "") in Page(page).text
+def test_the_answer_is_a_headline_and_bullets_the_same_as_in_the_summary(page, study):
+    made = tables.whole(study)
+    found = answer(made.inputs, made.analysis, tables.EQUAL_WITHIN)
+    box = page.split('<div class="answer">')[1].split("</div>")[0]
+    bullets = [bullet.replace("`", "") for bullet in found.bullets]
+    assert [Page(text).text for text in re.findall(r"<li>(.*?)</li>", box)] == bullets
+    assert found.headline.replace("`", "") in Page(page).text
+    summary = tables.analysed(study).summary
+    assert all(line in summary for line in (found.headline, *found.bullets))
 
 
 def test_summary_shows_every_method_with_its_error_and_success(page, study):
@@ -96,7 +101,7 @@ def test_summary_shows_every_method_with_its_error_and_success(page, study):
     for row in study["methods"].query("group == 'all'").itertuples():
         cells = shown[f"{row.method} (control)" if row.control else row.method]
         value = f"{row.delta:+.2f} ± {row.delta_se:.2f}".replace("-", "−")
-        assert cells[:3] == [value, f"{row.success:.0f}", str(row.pairs)]
+        assert cells[:2] == [value, f"{row.success:.0f}"]
 
 
 def test_every_figure_has_a_caption_a_text_alternative_and_a_size(page):
@@ -107,7 +112,8 @@ def test_every_figure_has_a_caption_a_text_alternative_and_a_size(page):
     assert all(len(image["alt"]) > 40 and int(image["width"]) > 0 for image in parsed.all("img"))
     unseen = {"several_teachers", *EXPERIMENTS}
     for name, caption in CAPTIONS.items():
-        assert name in unseen or caption.reading.replace("`", "") in parsed.text
+        told = caption.told(caption_words(CLASSIFICATION))
+        assert name in unseen or told.reading.replace("`", "") in parsed.text
 
 
 def test_a_figure_that_could_not_be_drawn_is_a_line_that_says_why(tmp_path):
@@ -116,7 +122,7 @@ def test_a_figure_that_could_not_be_drawn_is_a_line_that_says_why(tmp_path):
     tables.analysed(study).write(tmp_path / "analysis")
     parsed = Page(report(tmp_path, study, analysis=tmp_path / "analysis"))
     assert len(parsed.all("img")) == 1
-    assert "Not drawn: “Who teaches how much”, no method shares the images out" in parsed.text
+    assert "Not drawn: “Who teaches how much”, no method divides the images" in parsed.text
 
 
 def test_page_is_accessible(page):
@@ -166,7 +172,7 @@ def test_page_copes_without_figures_and_where_everything_failed(tmp_path):
     tables.fail(study, study["transfers"]["seed"] >= 0)
     parsed = Page(report(tmp_path, study))
     assert parsed.all("img") == []
-    assert "no transfer finished" in parsed.text
+    assert "No transfer has finished" in parsed.text
 
 
 def test_unknown_values_are_dashes(tmp_path):
@@ -188,60 +194,6 @@ def test_a_missing_table_is_named(tmp_path):
         render(Tables.read(tmp_path), tmp_path, "", {}, "t", 2.0)
 
 
-def sentence(**effects):
-    """The verdict on a study of these methods' effects."""
-    return verdict(Tables.of(tables.study(models=8, effects=effects)), tables.EQUAL_WITHIN)
-
-
-def test_the_verdict_follows_when_an_effect_is_turned_round():
-    beyond = sentence(kl_dp=lambda gap: 3.0, finetune=lambda gap: 1.0)
-    assert beyond.startswith("Knowledge transfers: beyond what training gives without a teacher, `kl_dp` gains +2.")
-    assert re.search(
-        r"points more than `finetune`\. From teachers weaker .* too, over \d+ pairs: `kl_dp` gains", beyond
-    )
-    behind = sentence(kl_dp=lambda gap: 1.0, finetune=lambda gap: 3.0)
-    assert behind.startswith("No transfer of knowledge is shown")
-    assert "clearly less than `finetune`" in behind
-    assert "From teachers weaker than their student by over 2 points no method clearly gains more" in behind
-    assert "56 ordered pairs of 8 models with 2 seeds and 1,000 test images" in behind
-
-
-def test_the_verdict_tells_weaker_teachers_from_others():
-    only_better = sentence(kl=lambda gap: 4.0 if gap > 0 else 0.0, self=lambda gap: 0.0)
-    assert "`kl` gains" in only_better
-    assert "no method clearly gains more than its control (the best, `kl` against `self`" in only_better
-    harmless = sentence(kl=lambda gap: 0.5 * gap - 6, self=lambda gap: -9.0)
-    assert "though its own gain" in harmless  # beats its control, and still harms
-    assert "`kl` even clearly lowers accuracy" in harmless
-
-
-def test_each_method_is_held_against_the_control_of_its_labels():
-    text = sentence(kl=lambda gap: 1.0, kl_dp=lambda gap: 1.0, self=lambda gap: -1.0, finetune=lambda gap: 3.0)
-    assert re.search(r"`kl` gains \+\S+ ± \S+ points more than `self`\. No clear gain over the control: `kl_dp` ", text)
-
-
-def test_the_verdict_claims_nothing_without_controls_teachers_or_transfers():
-    assert "cannot be told: no control finished" in sentence(kl=lambda gap: 2.0)
-    assert sentence(self=lambda gap: 0.0) == "Only controls finished, so nothing can be said about teachers."
-    study = tables.study(models=3)
-    tables.fail(study, study["transfers"]["seed"] >= 0)
-    assert verdict(Tables.of(study), 2.0) == "No transfer finished, so nothing can be said about transfer."
-    few = verdict(Tables.of(tables.study(models=3)), 2.0)
-    assert "take all this for a description" in few
-
-
-def test_the_verdict_names_the_property_that_is_planted_and_no_other():
-    study = tables.study(models=12, seeds=1, effects={"kl": lambda gap: gap, "self": lambda gap: -20.0}, noise=0.1)
-    made = tables.whole(study)
-    effects = made.analysis["effects"].copy()
-    effects["p_bh"] = (effects["property"] != "acc_difference").astype(float)
-    found = Tables.of(study, {**made.analysis, "effects": effects}, made.summary)
-    assert re.search(r"of `kl` correlates with the accuracy gap \(\+\S+ ± \S+\), in points", verdict(found, 2.0))
-    assert "predicts it with R²" in verdict(found, 2.0)
-    none = Tables.of(study, {**made.analysis, "effects": effects.assign(p_bh=1.0)}, made.summary)
-    assert "none clearly correlates with the gain of `kl`" in verdict(none, 2.0)
-
-
 def test_paired_differences_stand_beside_their_controls(page, study):
     section = page.split('id="works"')[1].split("</section>")[0]
     rows = dict(re.findall(r'<th scope="row">(\w+)</th>\s*<td>(\w+)</td>', section))
@@ -251,8 +203,8 @@ def test_paired_differences_stand_beside_their_controls(page, study):
     assert f"{difference:+.2f}".replace("-", "−") in section
 
 
-def test_what_cannot_be_said_is_on_the_page(page):
-    said = page.split('id="unsaid"')[1].split("</section>")[0]
+def test_limits_are_on_the_page(page):
+    said = page.split('id="limits"')[1].split("</section>")[0]
     assert "4 models are few" in said
     assert "Causes: models were found, not assigned" in said
 
@@ -282,11 +234,11 @@ def unmeasured():
 @pytest.mark.parametrize(
     ("make", "said", "absent"),
     [
-        (all_failed, "nothing can be said about transfer", ["works", "whom", "predicts", "recommend"]),
-        (lambda: tables.study(models=3, seeds=1), "take all this for a description", ["predicts", "recommend"]),
+        (all_failed, "No transfer has finished", ["works", "whom", "predicts", "recommend"]),
+        (lambda: tables.study(models=3, seeds=1), "take all numbers as a description", ["predicts", "recommend"]),
         (lambda: tables.study(models=5, effects={"kl": lambda gap: 1.0}), "no control finished", ["failures"]),
         (lambda: tables.study(models=3, effects={"self": lambda gap: 0.0}), "Only controls finished", ["recommend"]),
-        (unmeasured, "Of the variance between pairs", ["several"]),
+        (unmeasured, "Variance components", ["several"]),
     ],
 )
 def test_little_data_makes_a_page_that_says_what_cannot_be_said(tmp_path, make, said, absent):

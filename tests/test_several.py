@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from batches import all_taught
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
 from kt.transfer.methods.kl_dp import KLDP
 from kt.transfer.methods.kl_dp_unsup import KLDPUnsupervised
 from kt.transfer.methods.parallel import Parallel, ParallelUnsupervised
-from kt.transfer.samples import Samples
 
 TASK = Classification()
 SEEDS = st.integers(0, 2**32)
@@ -99,7 +99,7 @@ def test_bikd_by_hand():
     logits = torch.tensor([[[math.log(3.0), 0.0]] * 2, [[0.0, 0.0]] * 2])
     labels = torch.tensor([0, 1])
     assert BiKD.masks(TASK, logits, labels).tolist() == [[True, False], [False, True]]
-    samples = Samples(logits[0], labels, labels.bool(), labels)
+    samples = all_taught(logits[0], labels)
     first = -math.log(0.75) - math.log(0.5) + divergence([0.75, 0.25], [0.5, 0.5])
     second = -math.log(0.25) - math.log(0.5) + divergence([0.5, 0.5], [0.75, 0.25])
     assert BiKD().loss(TASK, logits, samples).tolist() == pytest.approx([first, second], abs=1e-6)
@@ -110,9 +110,9 @@ def test_bikd_agrees_with_a_loop_over_samples(seed, models, weight, stop):
     generator = torch.Generator().manual_seed(seed)
     logits, labels = 2 * torch.randn(models, 8, 4, generator=generator), torch.randint(0, 4, (8,), generator=generator)
     method = BiKD(weight=weight, stop_gradient=stop)
-    found = method.loss(TASK, logits, Samples(logits[0], labels, labels.bool(), labels))
+    found = method.loss(TASK, logits, all_taught(logits[0], labels))
     assert found.tolist() == pytest.approx(bikd_slowly(method, logits, labels), rel=1e-4, abs=1e-5)
-    turned = method.loss(TASK, logits.flip(0), Samples(logits[0], labels, labels.bool(), labels))
+    turned = method.loss(TASK, logits.flip(0), all_taught(logits[0], labels))
     torch.testing.assert_close(turned, found)
 
 
@@ -138,7 +138,7 @@ def test_at_most_one_model_teaches_and_always_one_of_two(seed, models):
 
 def test_the_gradient_reaches_the_teaching_model_only_as_published():
     logits, labels = torch.tensor([[[2.0, 0.0]], [[0.0, 0.0]]]), torch.tensor([0])
-    samples = Samples(logits[0], labels, labels.bool(), labels)
+    samples = all_taught(logits[0], labels)
 
     def gradient(stop: bool, weight: float) -> Tensor:
         z = logits.clone().requires_grad_(True)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from kt.checkpoint import Checkpoint
 from kt.data import datasets
 from kt.data.inputs import Inputs
+from kt.predictions import Logits
 from kt.study.load import load
 from kt.tasks import losses
 from kt.tasks.task import named
 from kt.transfer import engine
+from kt.transfer.batch import Examples
 from kt.transfer.method import Method, registry
 from kt.transfer.optimise import learning_rate, optimiser_of
-from kt.transfer.samples import Samples
 from kt.transfer.training import Training
 from kt.zoo import models
 from kt.zoo.inference import autocast, logits
@@ -134,22 +135,22 @@ class Bench:
         self.teachers = [build(1 + i) for i in range(teachers)]
         self.start = {name: tensor.clone() for name, tensor in self.frozen.state_dict().items()}
 
-    def cached(self, teacher: int | None) -> Tensor:
+    def cached(self, teacher: int | None) -> Logits:
         """Logits of a teacher, or of the student, on all transfer images."""
-        model = self.frozen if teacher is None else self.teachers[teacher]
-        return torch.from_numpy(logits(model, self.inputs)).float()
+        return logits(self.frozen if teacher is None else self.teachers[teacher], self.inputs)
 
-    def transfer(self, teacher: Tensor, own: Tensor) -> Tensor:
+    def transfer(self, teacher: Logits, own: Logits) -> Tensor:
         """Run our transfers from one teacher by all methods; returns the student's final weights, flat."""
-        teacher, own = teacher.to(self.labels.device), own.to(self.labels.device)
         for method in self.methods:
             self.student.load_state_dict(self.start)
-            targets, taught = method.targets(TASK, teacher, own, self.labels)
-            samples = Samples(targets, self.labels, taught, torch.arange(len(self.labels), device=self.labels.device))
+            examples = Examples(
+                self.inputs.device, self.labels.cpu().numpy(), [teacher], own, merge=partial(method.merge, TASK)
+            )
+            examples.share()  # found before every transfer
             engine.train(
                 self.student,
                 self.inputs,
-                samples,
+                examples,
                 partial(method.loss, TASK),
                 lambda model: 0.0,
                 self.training,

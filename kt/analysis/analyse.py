@@ -1,4 +1,4 @@
-"""The whole analysis: from tables to tables, and a summary in words."""
+"""The analysis of a study: from its tables to those of ``docs/tables.md``, and a summary in words."""
 
 from __future__ import annotations
 
@@ -14,37 +14,70 @@ from threadpoolctl import threadpool_limits
 
 from kt import store
 from kt.analysis import breakdown, prediction
-from kt.analysis.deltas import records
-from kt.analysis.effects import ALONE, GAP, GIVEN_GAP, LEAST_MODELS, MODELS_PER_PROPERTY, TOGETHER, effects
+from kt.analysis.deltas import WITHIN, records
+from kt.analysis.effects import (
+    ALONE,
+    CLEAR,
+    DESERVES,
+    GAP,
+    GIVEN_GAP,
+    LEAST_MODELS,
+    MODELS_PER_PROPERTY,
+    TOGETHER,
+    effects,
+)
 from kt.analysis.inputs import Inputs
 from kt.analysis.outcomes import Outcomes, gather, informative
-from kt.analysis.prediction import DESERVES, TREES, HeldOut, best_rung
-from kt.analysis.wording import counted, listing, number, signed, with_error
+from kt.analysis.prediction import TREES, HeldOut, best_rung
+from kt.analysis.wording import (
+    FEW_MODELS,
+    answer,
+    counted,
+    decimals,
+    knowledge,
+    listing,
+    number,
+    predictor_words,
+    signed,
+    with_error,
+)
 from kt.errors import listed
 from kt.progress import Progress
 from kt.tables import schema
+from kt.tables.columns import with_metric
 from kt.tables.of_analysis import ANALYSIS
+from kt.tasks.task import Words
 
 BOOTSTRAP = 1_000
 """Bootstrap samples of the models, for every mean and every effect."""
 
 EQUAL_WITHIN = 2.0
-"""Percentage points within which a teacher counts as equal to its student, where nothing else is asked for."""
+"""In units of the metric: a teacher this close to its student counts as equal, where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The tables by name, as ``docs/tables.md`` has them, and the summary as Markdown."""
+    """The tables by name, as ``docs/tables.md`` has them, the summary as Markdown, and what both depend on.
+
+    Attributes:
+        tables: by name.
+        summary: the answer, and the numbers behind it.
+        task: the words of what was learnt.
+        equal_within: a teacher this close to its student, in units of the metric, counts as equal.
+    """
 
     tables: Mapping[str, pd.DataFrame]
     summary: str
+    task: Words
+    equal_within: float
 
-    def write(self, out: Path, metadata: Mapping[str, str] | None = None) -> None:
+    def write(self, out: Path) -> None:
         """Write every table as Parquet and CSV, and ``summary.md``."""
+        metadata = {schema.TASK: self.task.to_json(), WITHIN: repr(self.equal_within)}
         for name, frame in self.tables.items():
             table = as_table(name, frame)
             schema.write(out / f"{name}.parquet", name, table, metadata)
-            schema.write_csv(out / f"{name}.csv", table)
+            schema.write_csv(out / f"{name}.csv", table, name, metadata)
         store.write_text(out / "summary.md", self.summary)
 
 
@@ -72,7 +105,7 @@ def analyse(
 
     Args:
         inputs: the tables.
-        equal_within: percentage points; a teacher this close to its student counts as equal.
+        equal_within: a teacher this close to its student, in units of the metric, counts as equal.
         bootstrap: bootstrap samples of the models.
         draws: permutations of the models' labels; as many as the pairs allow where None.
         seed: seed of the folds, the bootstrap and the permutations.
@@ -101,7 +134,7 @@ def _analyse(inputs: Inputs, equal_within: float, bootstrap: int, draws: int | N
     made["spread"] = breakdown.spread(made["by_model"])
     made["expertise"] = breakdown.expertise(inputs)
     made["several"] = breakdown.several(inputs, outcomes)
-    return Analysis(made, summary(made, inputs, outcomes, bootstrap))
+    return Analysis(made, summary(made, inputs, outcomes, equal_within, bootstrap), inputs.task, equal_within)
 
 
 def _together(name: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -126,176 +159,167 @@ def _predictions(outcomes: Outcomes, held: HeldOut, rung: str) -> pd.DataFrame:
     )
 
 
-CLEAR = 0.05
-FEW_MODELS = 20
-"""Below this, intervals are wider than they need be, and most properties cannot be told from chance."""
-
-IDENTITY = (
-    "Positive flips − negative flips = accuracy difference, exactly, for every pair. No regression here contains all"
-    " three: given two of them the third says nothing new, and their separate coefficients would mean nothing."
-    " Negative flips are left out."
-)
-
 Tables = Mapping[str, pd.DataFrame]
 
 
-def summary(tables: Tables, inputs: Inputs, outcomes: list[Outcomes], bootstrap: int) -> str:
-    """The summary of an analysis.
+def identity(task: Words) -> str:
+    """The reason why negative flips are left out of all regressions."""
+    return (
+        f"Positive flips − negative flips = {task.metric.name} difference, exactly, for every pair. No regression"
+        " contains all three: given two of them, the third adds nothing, and their separate coefficients would mean"
+        " nothing. Negative flips are left out."
+    )
+
+
+def summary(tables: Tables, inputs: Inputs, outcomes: list[Outcomes], equal_within: float, bootstrap: int) -> str:
+    """The summary of an analysis, as Markdown: the answer, then the numbers method by method, limits, and methods used.
 
     Args:
         tables: the analysis's tables.
         inputs: what it started from.
         outcomes: the finished pairs of every method.
+        equal_within: a teacher this close to its student, in units of the metric, counts as equal.
         bootstrap: how many bootstrap samples were drawn.
     """
+    found = answer(inputs, tables, equal_within)
     parts = [
-        ("What was analysed", list(_size(inputs, outcomes))),
-        ("What each method does", list(_gains(tables))),
-        ("Which properties correlate with gains", list(_properties(tables, outcomes))),
-        ("Can gains be predicted for models never seen", list(_prediction(tables))),
-        ("What cannot be said", list(_unsaid(tables, inputs, outcomes))),
-        ("How", list(_how(bootstrap, outcomes))),
+        ("Complementary knowledge", [knowledge(inputs, equal_within)]),
+        ("Gains by method", list(_gains(tables, inputs.task))),
+        ("Properties that correlate with gains", list(_properties(tables, inputs.task))),
+        ("Prediction for models left out of the fit", list(_prediction(tables, inputs.task))),
+        ("Limits", limits(tables, inputs, outcomes)),
+        ("How it is computed", list(_how(bootstrap, outcomes))),
     ]
-    text = ["# Which model properties predict gains"]
+    text = ["# The answer", "", f"**{found.headline}**", "", *(f"- {line}" for line in found.bullets)]
     for heading, lines in parts:
         if lines:
             text += ["", f"## {heading}", "", *(f"- {line}" for line in lines)]
     return "\n".join(text) + "\n"
 
 
-def _size(inputs: Inputs, outcomes: list[Outcomes]) -> Iterator[str]:
-    rows = inputs.transfers
-    failed = rows.loc[rows["delta"].isna(), "key"].nunique()
-    models = len(outcomes[0].known.names) if outcomes else len(set(rows["teacher"]) | set(rows["student"]))
-    methods = rows["method"].nunique()
-    yield f"{counted(len(rows), 'transfer row')}, {counted(methods, 'method')}, {counted(models, 'model')}."
-    if failed:
-        yield f"{counted(failed, 'training')} failed and {'is' if failed == 1 else 'are'} left out."
-    if not outcomes:
-        yield "No transfer finished: nothing can be said about gains."
-
-
-def _gains(tables: Tables) -> Iterator[str]:
-    groups = tables["groups"]
+def _gains(tables: Tables, task: Words) -> Iterator[str]:
+    groups, unit, digits = tables["groups"], task.metric.difference, decimals(task)
     spread = {(row["method"], row["role"]): row for row in records(tables["spread"])}
     for row in records(groups[groups["grouping"] == "all"]) if len(groups) else []:
         name = f"`{row['method']}`{' (control)' if row['control'] else ''}"
         text = (
-            f"{name}: {with_error(row['delta'], row['se'])} points over {counted(row['pairs'], 'pair')},"
+            f"{name}: {with_error(row['delta'], row['se'], digits)} {unit} over {counted(row['pairs'], 'pair')},"
             f" success in {number(row['success'], 0)} %"
         )
-        of_students = spread[(row["method"], "student")]
-        text += f" (students: median {_quartiles(of_students)} %"
+        text += f" (median over students {_quartiles(spread[(row['method'], 'student')])} %"
         if (row["method"], "teacher") in spread:
-            text += f"; teachers: median {_quartiles(spread[(row['method'], 'teacher')])} %"
+            text += f", over teachers {_quartiles(spread[(row['method'], 'teacher')])} %"
         text += ")"
         weak = groups[(groups["method"] == row["method"]) & (groups["grouping"] == "teacher")]
         weaker = records(weak[weak["level"] == "weaker"])
         if weaker and not row["control"]:
-            text += f"; with weaker teachers {with_error(weaker[0]['delta'], weaker[0]['se'])}"
-            text += f", their best quarter {signed(weaker[0]['top_quartile'])}"
+            taught = weaker[0]
+            text += (
+                f"; with weaker teachers {with_error(taught['delta'], taught['se'], digits)} over"
+                f" {counted(taught['pairs'], 'pair')}, and {signed(taught['top_quartile'], digits)} in the quarter"
+                " of these pairs that gains most"
+            )
         yield f"{text}."
     for row in records(tables["variance"]):
         if not row["control"] and pd.notna(row["student"]):
             student, teacher, pair = (number(row[name], 0) for name in ("student", "teacher", "pair"))
             yield (
                 f"`{row['method']}`: of the variance of delta between pairs, {student} % is due to the student,"
-                f" {teacher} % to the teacher and {pair} % to neither alone{_chance(row)}."
+                f" {teacher} % to the teacher and {pair} % to the single pair{_chance(row)}."
             )
     for row in records(tables["several"]):
-        text = f"`{row['method']}` with several teachers: {with_error(row['delta'], row['se'])} points"
+        text = f"`{row['method']}` with several teachers: {with_error(row['delta'], row['se'], digits)} {unit}"
         if pd.notna(row["single_mean"]):
             text += (
-                f"; `{row['single']}` from one of the same teachers {signed(row['single_mean'])} on average,"
-                f" {signed(row['single_best'])} from the best, known only afterwards"
+                f"; `{row['single']}` from one of the same teachers {signed(row['single_mean'], digits)} on average,"
+                f" and {signed(row['single_best'], digits)} from the best of them, known only afterwards"
             )
         yield f"{text}."
 
 
 def _quartiles(row: dict[str, Any]) -> str:
     low, middle, high = (number(row[f"success_{name}"], 0) for name in ("quartile_1", "median", "quartile_3"))
-    return f"{middle} ({low}–{high})"
+    return f"{middle} (quartiles {low} to {high})"
 
 
 def _chance(row: dict[str, Any]) -> str:
-    return (
-        f", of which {number(row['of_which_seeds'], 0)} is chance of the seeds"
-        if pd.notna(row["of_which_seeds"])
-        else ""
-    )
+    return f", of which {number(row['of_which_seeds'], 0)} % to its seeds" if pd.notna(row["of_which_seeds"]) else ""
 
 
-def _properties(tables: Tables, outcomes: list[Outcomes]) -> Iterator[str]:
+def _properties(tables: Tables, task: Words) -> Iterator[str]:
     effects = tables["effects"]
     if effects.empty:
         return
     for method, rows in effects.groupby("method", sort=False):
-        for given, words in ((ALONE, "taken alone"), (GIVEN_GAP, "at equal accuracy difference")):
+        for given, words in ((ALONE, "taken alone"), (GIVEN_GAP, f"at equal {task.metric.name} difference")):
             tried = rows[rows["given"] == given]
             if tried.empty:
                 continue
             clear = tried[tried["p_bh"] < CLEAR].sort_values("p_bh", kind="stable")
-            texts = [f"`{r['property']}` {with_error(r['effect'], r['se'])}" for r in records(clear.head(8))]
+            texts = [
+                f"`{with_metric(r['property'], task.metric.key)}` {with_error(r['effect'], r['se'], decimals(task))}"
+                for r in records(clear.head(8))
+            ]
             more = f" and {len(clear) - 8} more" if len(clear) > 8 else ""
             found = f"{listing(texts)}{more}" if texts else "none clearly"
-            yield f"`{method}`, {words}, of {len(tried)} properties: {found}."
-    yield "Effects are points of delta for one standard deviation more of the property (± standard error)."
-    yield IDENTITY
+            yield f"`{method}`, {words}, of {counted(len(tried), 'property')}: {found}."
+    yield f"Effects are {task.metric.difference} of delta per standard deviation of the property, ± standard error."
+    yield identity(task)
 
 
-def _prediction(tables: Tables) -> Iterator[str]:
+def _prediction(tables: Tables, task: Words) -> Iterator[str]:
     ladder = tables["ladder"]
     for method, scores in ladder.groupby("method", sort=False) if len(ladder) else []:
         texts = []
-        for scheme, words in (
-            ("students", "unseen students"),
-            ("teachers", "unseen teachers"),
-            ("both", "both unseen"),
-        ):
+        for scheme, words in (("students", "new students"), ("teachers", "new teachers"), ("both", "pairs of both")):
             rows = scores[(scores["scheme"] == scheme) & scores["r2"].notna()]
             if len(rows):
                 row = records(rows[rows["rung"] == best_rung(scores, scheme)])[0]
-                texts.append(f"{words}: {row['rung']}, R² {number(row['r2'], 2)}")
+                texts.append(f"{words}: {predictor_words(row['rung'], task)}, R² {number(row['r2'], 2)}")
         if not texts:
             continue
         text = f"`{method}`: the best predictor for {'; for '.join(texts)}."
         row = records(scores[(scores["scheme"] == "students") & (scores["rung"] == best_rung(scores))])[0]
         if pd.notna(row["tau"]):
-            text += f" It ranks an unseen student's teachers with weighted τ {number(row['tau'], 2)}"
+            text += f" It ranks the teachers of a new student with weighted τ {number(row['tau'], 2)}"
             if pd.notna(row["hours_saved_3"]):
-                saved, hours, regret = (
-                    number(row["hours_saved_3"], 0),
-                    f"{row['hours']:.3g}",
-                    number(row["regret_3"], 2),
-                )
+                saved, regret = number(row["hours_saved_3"], 0), number(row["regret_3"], decimals(task))
                 text += (
-                    f"; transferring only from its three best saves {saved} % of {hours} hours"
-                    f" and misses the best teacher by {regret} points"
+                    f"; transferring only from the three ranked first saves {saved} % of {row['hours']:.3g} hours and"
+                    f" gains {regret} {task.metric.difference} less than the best teacher"
                 )
             text += "."
         if pd.notna(row["r2_ceiling"]):
             text += f" Chance of the seeds limits any R² to {number(row['r2_ceiling'], 2)}."
         yield text
-        yield from _importance(str(method), tables["importances"], scores)
+        yield from _importance(str(method), tables["importances"], scores, task)
 
 
-def _importance(method: str, importances: pd.DataFrame, scores: pd.DataFrame) -> Iterator[str]:
+def _importance(method: str, importances: pd.DataFrame, scores: pd.DataFrame, task: Words) -> Iterator[str]:
     of_method = importances[importances["method"] == method] if len(importances) else importances
     if of_method.empty:
         if (scores["rung"] == TREES).any():
-            yield f"`{method}`: trees explain too little (held-out R² below {DESERVES}) to ask what they use."
+            yield f"`{method}`: trees predict too little (R² below {DESERVES}) to ask which properties they use."
         return
-    top = [f"{row['properties']} ({number(row['importance'], 2)})" for row in records(of_method.head(3))]
+    top = [
+        f"{with_metric(row['properties'], task.metric.key)} ({number(row['importance'], 2)})"
+        for row in records(of_method.head(3))
+    ]
     yield f"`{method}`: shuffling these groups of properties costs the trees most R²: {'; '.join(top)}."
 
 
-def _unsaid(tables: Tables, inputs: Inputs, outcomes: list[Outcomes]) -> Iterator[str]:
+def limits(tables: Tables, inputs: Inputs, outcomes: list[Outcomes]) -> list[str]:
+    """Lines on what these tables cannot show, and why."""
+    return list(_limits(tables, inputs, outcomes))
+
+
+def _limits(tables: Tables, inputs: Inputs, outcomes: list[Outcomes]) -> Iterator[str]:
     if not inputs.measured:
         yield "Flips, agreement and other measures of pairs: there is no table `complementarity`."
     apart = inputs.several.loc[inputs.several["control"], "method"].unique()
     if len(apart):
         controls = listing([f"`{name}`" for name in apart])
-        yield f"What {controls} would do without a teacher: the rows name no teacher, so that they belong to no pair."
+        yield f"Gains of {controls} without a teacher: their rows name no teacher, so they belong to no pair."
     if not outcomes:
         return
     taught = [found for found in outcomes if not found.control]
@@ -313,18 +337,21 @@ def _unsaid(tables: Tables, inputs: Inputs, outcomes: list[Outcomes]) -> Iterato
     if taught and max(int(found.seeds.max()) for found in taught) == 1:
         yield "How much is chance of the seeds: every pair has one seed only."
     if taught and GAP not in taught[0].x:
-        yield "Weaker and stronger teachers: neither `acc` in the zoo nor `acc_difference` is known."
+        key = inputs.task.metric.key
+        yield f"Weaker and stronger teachers: neither `{key}` in the zoo nor `{key}_difference` is known."
     for found in taught[:1]:
         _, dropped = informative(found.x)
         for why in dict.fromkeys(dropped.values()):
-            names = [f"`{name}`" for name, reason in dropped.items() if reason == why]
+            names = [
+                f"`{with_metric(name, inputs.task.metric.key)}`" for name, reason in dropped.items() if reason == why
+            ]
             yield f"Effects of properties that are {why}: {listed(names)}."
     if taught and (effects := tables["effects"]).size and not (effects["given"] == TOGETHER).any():
         yield (
             "Which of several related properties is the cause: one regression on all would need"
             f" {MODELS_PER_PROPERTY} models for each property."
         )
-    yield "Causes: models were found, not assigned; properties of the same models go together for many reasons."
+    yield "Causes: models were found, not assigned, and their properties are correlated for many reasons."
 
 
 def _how(bootstrap: int, outcomes: list[Outcomes]) -> Iterator[str]:
@@ -333,10 +360,10 @@ def _how(bootstrap: int, outcomes: list[Outcomes]) -> Iterator[str]:
     yield (
         "Standard errors are robust to pairs that share a model (Aronow, Samii, Assenova 2015), `boot_` intervals come"
         f" from {bootstrap:,} bootstrap samples of models, `p_permutation` from shuffling models' labels; an effect is"
-        f" called clear where its p-value is below {CLEAR} after correction for all properties tried with the method"
+        f" clear where its p-value is below {CLEAR} after correction for all properties tried with the method"
         " (Benjamini-Hochberg)."
     )
     yield (
-        "R² is measured on pairs of models that the predictor never saw in any role, against the mean of the pairs it"
-        " learned from: a constant has R² 0."
+        "R² is measured on pairs of models that the predictor was not fitted on in any role, against the mean of the"
+        " pairs that it was fitted on: a constant has R² 0."
     )

@@ -1,4 +1,4 @@
-"""Descriptions as the papers give them: who gains, by how good the teacher is, by kind and family, model by model."""
+"""Gains by group, as the papers give them: by the teacher's lead, by kind and family, and by model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def groups(outcomes: Outcomes, bootstrap: int, equal_within: float, rng: np.rand
     Args:
         outcomes: the method's pairs.
         bootstrap: bootstrap samples of the models.
-        equal_within: percentage points; a teacher this close to its student counts as equal.
+        equal_within: a teacher this close to its student, in units of the metric, counts as equal.
         rng: random numbers.
     """
     drawn = statistics.weights(len(outcomes.known.names), bootstrap, rng)
@@ -72,7 +72,7 @@ def _members(outcomes: Outcomes, equal_within: float) -> Iterator[Member]:
             edges = np.unique(np.quantile(values[known], np.linspace(0, 1, GAP_BINS + 1)))
             place = np.clip(np.searchsorted(edges, values, "right") - 1, 0, len(edges) - 2)
             for bin_, (low, high) in enumerate(pairwise(edges)):
-                yield "accuracy difference", str(bin_ + 1), known & (place == bin_), float(low), float(high)
+                yield f"{outcomes.metric} difference", str(bin_ + 1), known & (place == bin_), float(low), float(high)
     for name in NAMED:
         if name not in outcomes.known.labels:
             continue
@@ -152,7 +152,7 @@ def spread(models: pd.DataFrame) -> pd.DataFrame:
 
 
 def variance(outcomes: Outcomes) -> dict[str, Any]:
-    """A row of table ``variance``: whose doing the differences between pairs are."""
+    """The row of table ``variance`` for one method: variance components of delta over pairs."""
     found = statistics.moments(outcomes.delta, outcomes.teachers, outcomes.students)
     total = found.total
     of_seeds = float((outcomes.noise / outcomes.seeds).mean()) if np.isfinite(outcomes.noise) else float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,13 @@ from kt.errors import KtError
 from kt.tables.schema import arrow_schema
 
 PAIR = ["teacher", "student"]
+WITHIN = "equal_within"
+"""Key of a file's metadata: a teacher this close to its student, in units of the metric, counted as equal."""
+
 GROUPS = ("all", "weaker", "equal", "stronger")
 
 TINY = 1e-9
-"""Percentage points: a mean over seeds that is zero in exact arithmetic may come out as 1e-17."""
+"""In units of the metric: a mean over seeds that is zero in exact arithmetic may come out as 1e-17."""
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -30,7 +34,9 @@ def of_pairs(transfers: pd.DataFrame) -> pd.DataFrame:
 
 
 def on_test(complementarity: pd.DataFrame) -> pd.DataFrame:
-    """The rows measured on the test split, where the table holds several splits."""
+    """The rows measured on the test split, where the table says on which split."""
+    if "split" not in complementarity:
+        return complementarity
     test = complementarity["split"] == "test"
     return complementarity[test] if test.any() else complementarity
 
@@ -53,11 +59,11 @@ def with_scores(transfers: pd.DataFrame, complementarity: pd.DataFrame) -> pd.Da
 
 
 def pair_deltas(transfers: pd.DataFrame, complementarity: pd.DataFrame) -> pd.DataFrame:
-    """One row a method and pair, averaged over the seeds that finished; pairs without any are left out.
+    """One row per method and pair, averaged over the seeds that finished; pairs without any are left out.
 
     Returns:
         Columns ``method``, ``control``, ``uses_labels``, ``trains``, ``teacher``, ``student``, ``seeds`` (finished
-        ones), ``delta``, ``delta_se`` (mean over seeds of the error over test images), ``transfer_rate``,
+        ones), ``delta``, ``delta_se`` (mean over seeds of the error over test examples), ``transfer_rate``,
         ``transfer_rate_published``, ``taught_errors``, ``acc_difference``, ``pos_flips``.
     """
     finished = with_scores(transfers[transfers["status"] == "ok"], complementarity)
@@ -73,7 +79,7 @@ def pair_deltas(transfers: pd.DataFrame, complementarity: pd.DataFrame) -> pd.Da
 
 
 def over_seeds(finished: pd.DataFrame, **more: tuple[str, str]) -> pd.DataFrame:
-    """Rows of finished transfers averaged over seeds: one a method and pair, and ``more`` as pandas aggregates it."""
+    """Rows of finished transfers averaged over seeds: one per method and pair, and ``more`` as pandas aggregates it."""
     return finished.groupby(["method", *PAIR], sort=False, as_index=False, observed=True).agg(
         control=("control", "first"),
         seeds=("seed", "nunique"),
@@ -85,7 +91,7 @@ def over_seeds(finished: pd.DataFrame, **more: tuple[str, str]) -> pd.DataFrame:
 
 
 def group_of(acc_difference: pd.Series[float], equal_within: float) -> pd.Series[str]:
-    """``weaker``, ``equal`` or ``stronger`` for teacher − student accuracies and a threshold, in percentage points."""
+    """``weaker``, ``equal`` or ``stronger``, from teacher − student and a threshold in units of the metric."""
     names = pd.Series("equal", index=acc_difference.index, dtype=object)
     names[acc_difference < -equal_within - TINY] = "weaker"
     names[acc_difference > equal_within + TINY] = "stronger"
@@ -94,10 +100,10 @@ def group_of(acc_difference: pd.Series[float], equal_within: float) -> pd.Series
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much more of something one method has than another, over the pairs that both finished.
+    """Mean paired difference of two methods over the pairs that both finished, or a mean over pairs.
 
     Attributes:
-        mean: mean difference, of transfer deltas for example, percentage points; NaN without common pairs.
+        mean: mean difference, of transfer deltas for example, in units of the metric; NaN without common pairs.
         se: its standard error, robust to pairs that share a model.
         n: common pairs.
     """
@@ -105,6 +111,11 @@ class Comparison:
     mean: float
     se: float
     n: int
+
+    @classmethod
+    def of_none(cls) -> Comparison:
+        """Over no pair."""
+        return cls(math.nan, math.inf, 0)
 
     @property
     def sign(self) -> int:
@@ -118,27 +129,29 @@ def clear_sign(mean: float, se: float) -> int:
 
 
 def compare(
-    transfers: pd.DataFrame,
-    complementarity: pd.DataFrame,
-    equal_within: float,
-    method: str,
-    against: str,
-    group: str = "all",
+    transfers: pd.DataFrame, scores: pd.DataFrame, equal_within: float, method: str, against: str, group: str = "all"
 ) -> Comparison:
     """Paired difference ``method`` − ``against`` over the same pairs and seeds.
 
     Args:
         transfers: the table ``transfers``.
-        complementarity: the table ``complementarity``.
-        equal_within: percentage points within which a teacher counts as equal.
+        scores: pairs with their ``acc_difference``; not needed for all pairs.
+        equal_within: a teacher this close to its student, in units of the metric, counts as equal.
         method: the method.
-        against: the method or control it is held against.
-        group: ``all``, ``weaker``, ``equal`` or ``stronger`` teachers.
+        against: the method or control that it is compared with.
+        group: ``all`` pairs, or those with a ``weaker``, ``equal`` or ``stronger`` teacher.
     """
-    both = with_scores(beside(transfers, method, against, "delta"), complementarity)
-    if group != "all":
-        both = both[group_of(both["acc_difference"], equal_within) == group]
-    return difference(both, "delta")
+    return difference(in_group(beside(transfers, method, against, "delta"), scores, equal_within, group), "delta")
+
+
+def in_group(rows: pd.DataFrame, scores: pd.DataFrame, equal_within: float, group: str) -> pd.DataFrame:
+    """The rows whose teacher is of a group; of ``all`` every row, of another none whose accuracies are unknown."""
+    if group == "all":
+        return rows
+    if "acc_difference" not in scores:
+        return rows[:0]
+    gap = rows[PAIR].merge(on_test(scores)[[*PAIR, "acc_difference"]], how="left", on=PAIR)["acc_difference"]
+    return rows[(gap.notna() & (group_of(gap, equal_within) == group)).to_numpy()]
 
 
 def beside(transfers: pd.DataFrame, method: str, against: str, column: str) -> pd.DataFrame:
@@ -156,21 +169,77 @@ def difference(both: pd.DataFrame, column: str) -> Comparison:
     return Comparison(mean, se, len(of_pair))
 
 
-SELF = "self"
-"""The control that has no teacher and no labels."""
+FINETUNE, SELF = "finetune", "self"
+"""The controls: training on the labels alone, and the student as its own teacher, without labels."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Gain of a teaching method over the pairs of one group, and its part beyond the control.
+
+    Attributes:
+        method: the method.
+        control: the control that it must beat; None where that finished nothing.
+        uses_labels: whether it learns from labels too.
+        own: mean transfer delta.
+        beyond: mean paired difference to the control; of no pair where there is no control.
+    """
+
+    method: str
+    control: str | None
+    uses_labels: bool
+    own: Comparison
+    beyond: Comparison
+
+
+def gains(transfers: pd.DataFrame, scores: pd.DataFrame, equal_within: float, group: str = "all") -> list[Gain]:
+    """Every teaching method over the pairs of one group, the largest mean delta first.
+
+    The control of methods with labels is ``finetune``, that of the others ``self``. Where the table does not say which
+    methods use labels, it is the control that gained most.
+
+    Args:
+        transfers: the table ``transfers``, rows with one teacher.
+        scores: pairs with their ``acc_difference``; not needed for all pairs.
+        equal_within: a teacher this close to its student, in units of the metric, counts as equal.
+        group: ``all`` pairs, or those with a ``weaker``, ``equal`` or ``stronger`` teacher.
+    """
+    finished = in_group(transfers[transfers["status"] == "ok"], scores, equal_within, group)
+    controls = finished[finished["control"]].groupby("method")["delta"].mean().sort_values()
+    found = []
+    for method, rows in finished[~finished["control"] & finished["trains"]].groupby("method", sort=True):
+        labels = rows["uses_labels"].iloc[0]
+        name = (controls.index[-1] if len(controls) else None) if pd.isna(labels) else FINETUNE if labels else SELF
+        control = str(name) if name in controls.index else None
+        beyond = compare(finished, scores, equal_within, str(method), control) if control else Comparison.of_none()
+        found.append(Gain(str(method), control, not pd.isna(labels) and bool(labels), mean_delta(rows), beyond))
+    return sorted(found, key=lambda gain: -gain.own.mean)
+
+
+def mean_delta(rows: pd.DataFrame) -> Comparison:
+    """Mean transfer delta over the pairs of finished rows of one method, each first averaged over its seeds."""
+    of_pair = over_seeds(rows)
+    mean, se = dyadic.mean(of_pair["delta"].to_numpy(np.float64), *(of_pair[name].tolist() for name in PAIR))
+    return Comparison(mean, se, len(of_pair))
+
+
+def furthest(found: list[Gain]) -> Gain | None:
+    """The method clearly and furthest beyond its control, those first that clearly gain at all; None without any."""
+    ahead = [gain for gain in found if gain.beyond.sign > 0]
+    return max(ahead, key=lambda gain: (gain.own.sign > 0, gain.beyond.mean)) if ahead else None
 
 
 def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_within: float) -> pd.DataFrame:
-    """The table ``methods``: a row a method and group of pairs: the best mean delta first, controls last.
+    """The table ``methods``: one row per method and group of pairs, the best mean delta first, controls last.
 
-    A pair's delta is averaged over its finished seeds first. A control is one training a student and seed, repeated
+    A pair's delta is averaged over its finished seeds first. A control is one training per student and seed, repeated
     for each of the student's pairs: ``delta_se`` allows for that, because those pairs share the student.
     ``delta_se_iid`` does not.
 
     Args:
         transfers: the table ``transfers``.
-        complementarity: the table ``complementarity``; its test split decides who is weaker.
-        equal_within: percentage points; a teacher this close to its student counts as equal.
+        complementarity: the table ``complementarity``; its test split decides which teachers are weaker.
+        equal_within: a teacher this close to its student, in units of the metric, counts as equal.
 
     Returns:
         The columns of ``methods`` in ``kt/tables/of_study.py``, parameters unknown; groups without a finished pair are
@@ -198,7 +267,7 @@ def _in_group(rows: pd.DataFrame, group: str) -> pd.DataFrame:
 
 
 def _beyond(taught: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, float | None]:
-    """How many errors were taught beyond those that the control `self` has by itself, over some pairs."""
+    """Taught errors beyond those that the control `self` has by itself, over some pairs."""
     found = difference(taught.merge(pairs[PAIR], on=PAIR), "taught_errors")
     known = {"taught_errors_beyond": found.mean, "taught_errors_beyond_se": found.se}
     return {name: value if found.n else None for name, value in known.items()}

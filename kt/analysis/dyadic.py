@@ -1,6 +1,6 @@
-"""Means and regressions over ordered pairs, with standard errors that know that pairs share models.
+"""Means and regressions over ordered pairs, with standard errors robust to pairs that share models.
 
-Thousands of pairs come from a few dozen models: one bad student spoils every pair it is in, so pairs are far from
+Thousands of pairs come from a few dozen models: one bad student spoils all of its pairs, so pairs are far from
 independent, and the ordinary standard error is too small.
 """
 
@@ -96,7 +96,7 @@ class Fit:
         se: their standard errors, robust to pairs that share a model, [k]; infinite where none can be had.
         se_two_way: standard errors clustered by teacher and by student, which miss that one model is both, [k].
         se_iid: the ordinary standard errors, as if pairs were independent, [k].
-        df: degrees of freedom of the t distribution that ``beta / se`` is held against, [k].
+        df: degrees of freedom of the t distribution that ``beta / se`` is compared with, [k].
         n: pairs.
         models: distinct models among them.
     """
@@ -141,7 +141,7 @@ def ols(y: ArrayLike, x: ArrayLike, dyads: Dyads) -> Fit:
     models carry a coefficient, as for a property that one model alone has.
 
     Args:
-        y: one number a pair, [n].
+        y: one number per pair, [n].
         x: regressors, [n, k], the constant among them if there is to be one; of full rank.
         dyads: the models of the pairs.
 
@@ -176,14 +176,14 @@ def ols(y: ArrayLike, x: ArrayLike, dyads: Dyads) -> Fit:
 
 
 def _left(weights: Floats, x: Floats, inverse: Floats, dyads: Dyads) -> Floats:
-    """What fitting leaves of each coefficient's variance where errors are independent, [k]."""
+    """Share of each coefficient's variance that is left after fitting, where errors are independent, [k]."""
     k = x.shape[1]
     taken = [float((inverse * dyads.over_sharing(weights[:, [j]] * x)).sum()) for j in range(k)]
     return np.asarray(1 - np.array(taken) / (weights**2).sum(0), np.float64)
 
 
 def _carried(weights: Floats, found: Components, dyads: Dyads) -> Floats:
-    """What each model, then each pair, carries of a coefficient's variance if there is nothing else, [m + n, k].
+    """Parts of each model, then of each pair, in a coefficient's variance if there is nothing else, [m + n, k].
 
     Half of a pair's residual is the pair's own, the other half is shared by its two models: alone, the first gives too
     many degrees of freedom in small zoos and the second too few (benchmarks/inference.py).
@@ -204,7 +204,7 @@ def mean(values: ArrayLike, teachers: Sequence[Any], students: Sequence[Any]) ->
     """Mean over ordered pairs, and its standard error robust to pairs that share a model.
 
     Args:
-        values: one number a pair, [n].
+        values: one number per pair, [n].
         teachers: model of each pair, [n].
         students: the other model of each pair, [n].
 

@@ -1,23 +1,25 @@
-"""Properties that correlate with gains: a regression for every property, with errors and tests that know shared models.
+"""Properties that correlate with gains: one regression per property, with errors and tests robust to shared models.
 
 Every property is tried alone and with the accuracy difference held fixed, and all together where there are models
 enough. pos_flips − neg_flips = accuracy difference exactly, so no regression contains all three: with two of them the
-third has nothing left to say.
+third has nothing left to say. Properties that a fitted predictor uses are found by shuffling correlated ones together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 
 from kt.analysis import statistics
 from kt.analysis.dyadic import Dyads, Fit, ols
-from kt.analysis.outcomes import Outcomes, informative
+from kt.analysis.outcomes import Outcomes, Pairs, informative
 
 Floats = NDArray[np.float64]
 
@@ -25,6 +27,9 @@ GAP = "acc_difference"
 ALONE, GIVEN_GAP, TOGETHER = "nothing", GAP, "all others"
 LEAST_MODELS = 4
 """Below this, every pair shares a model with every other, and no honest standard error can be had."""
+
+CLEAR = 0.05
+"""A corrected p-value below this makes an effect clear."""
 
 MODELS_PER_PROPERTY = 5
 """All properties go into one regression only where there are this many models for each."""
@@ -149,7 +154,7 @@ def _filled(x: Floats) -> Floats:
 
 
 def _residual(values: Floats, others: Floats) -> Floats:
-    """What a constant and the other columns leave of values; zero where they are unknown."""
+    """Residuals of values after a constant and the other columns; zero where they are unknown."""
     known = np.isfinite(values)
     design = np.column_stack([np.ones(int(known.sum())), others[known]])
     left = np.zeros(len(values))
@@ -193,3 +198,75 @@ def _adjusted(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     for corrected, correct in (("p_holm", statistics.holm), ("p_bh", statistics.benjamini_hochberg)):
         rows[corrected] = start.groupby(rows["given"]).transform(lambda p, how=correct: how(p.to_numpy(np.float64)))
     return rows
+
+
+MOST_SHUFFLED = 5_000
+"""Held-out pairs of one fold shuffled at most: more take time and change nothing visible."""
+
+DESERVES = 0.1
+"""Held-out R² from which on it is worth asking which properties a predictor uses."""
+
+RELATED = 0.6
+"""Properties whose absolute rank correlation is at least this, on average, are shuffled together."""
+
+
+def related(outcomes: Outcomes) -> dict[str, list[str]]:
+    """Groups of correlated properties, by average linkage of their absolute rank correlations."""
+    names, _ = informative(outcomes.x)
+    if len(names) < 2:
+        return {name: [name] for name in names}
+    rows = np.random.default_rng(0).permutation(len(outcomes))[:5_000]
+    correlation = outcomes.x[names].iloc[rows].corr("spearman").abs().fillna(0).to_numpy(copy=True)
+    np.fill_diagonal(correlation, 1)
+    distance = squareform(1 - np.clip((correlation + correlation.T) / 2, 0, 1), checks=False)
+    label = fcluster(linkage(distance, "average"), 1 - RELATED, "distance")
+    members: dict[int, list[str]] = {}
+    for name, group in zip(names, label, strict=True):
+        members.setdefault(int(group), []).append(name)
+    return {", ".join(group): group for group in members.values()}
+
+
+def errors_shuffled(
+    outcomes: Outcomes,
+    pairs: Pairs,
+    test: NDArray[np.bool_],
+    predict: Callable[[Pairs], Floats],
+    groups: dict[str, list[str]],
+    average: float,
+    rng: np.random.Generator,
+) -> Iterator[dict[str, Any]]:
+    """Squared errors on held-out students with one group of properties after another shuffled among their pairs."""
+    rows = np.flatnonzero(test)
+    if len(rows) > MOST_SHUFFLED:
+        rows = np.sort(rng.choice(rows, MOST_SHUFFLED, replace=False))
+    if len(rows) < 2:
+        return
+    others, delta = Pairs(pairs.teachers[rows], pairs.students[rows], pairs.x.iloc[rows]), outcomes.delta[rows]
+    whole = float(((delta - average) ** 2).sum())
+    error = float(((delta - predict(others)) ** 2).sum())
+    for name, group in groups.items():
+        x = others.x.copy()
+        x[group] = x[group].to_numpy()[rng.permutation(len(x))]
+        worse = float(((delta - predict(Pairs(others.teachers, others.students, x))) ** 2).sum())
+        yield {"properties": name, "error": error, "worse": worse, "whole": whole}
+
+
+def importances(method: str, r2: float, shuffled: pd.DataFrame) -> pd.DataFrame:
+    """The rows of table ``importances``: loss of held-out R² by shuffling; none where the trees predict too little."""
+    if shuffled.empty or not r2 >= DESERVES:
+        return pd.DataFrame()
+    rows = []
+    for name, folds in shuffled.groupby("properties", sort=False):
+        whole = float(folds["whole"].sum())
+        lost = (folds["worse"] - folds["error"]).to_numpy(np.float64)
+        error = float(lost.std(ddof=1)) * np.sqrt(len(lost)) / whole if len(lost) > 1 else np.inf
+        rows.append(
+            {
+                "method": method,
+                "properties": name,
+                "importance": float(lost.sum()) / whole,
+                "importance_se": error,
+                "r2": r2,
+            }
+        )
+    return pd.DataFrame(rows).sort_values("importance", ascending=False, kind="stable", ignore_index=True)

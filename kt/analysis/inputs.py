@@ -1,4 +1,4 @@
-"""Tables from anywhere: what the analysis needs of them, and no more.
+"""Tables from anywhere, with only the columns that the analysis needs.
 
 The stages' tables keep to their schema; here a table may lack columns or bring its own, as Parquet or CSV. What is
 missing is left out of the analysis; what must be there is named in one line.
@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from kt.analysis.deltas import PAIR, on_test
 from kt.errors import KtError, listed, nearest, quoted, unknown
+from kt.tables import schema
+from kt.tasks.classification import Classification
+from kt.tasks.task import Words
 
 REQUIRED = {
     "transfers": ("teacher", "student", "method", "delta"),
@@ -24,20 +28,25 @@ REQUIRED = {
 CONTROLS = ("self", "finetune")
 """Methods without a teacher, where the table does not say which they are."""
 
-OPTIONAL = ("seconds", "transfer_rate", "delta_se", "acc_before")
+CLASSIFICATION = Classification().words
+"""The task of tables that name none."""
+
+OPTIONAL = ("n", "seconds", "transfer_rate", "delta_se", "acc_before")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an analysis starts from.
+    """The tables that an analysis starts from.
 
     Attributes:
         transfers: rows of one teacher and one student, failed ones with a null ``delta``; has ``seed``, ``control``,
-            ``trains``, ``key``, ``seconds``, ``transfer_rate``, ``delta_se`` and ``acc_before`` whatever the file held.
+            ``trains``, ``uses_labels`` (null where unknown), ``status``, ``key``, ``n``, ``seconds``,
+            ``transfer_rate``, ``delta_se`` and ``acc_before`` whatever the file held.
         several: rows of methods with several teachers, apart: they are no pairs.
         zoo: properties of models, indexed by name.
         scores: measures of ordered pairs, with ``acc_difference`` where accuracies are known; empty without any.
         measured: whether there was a table ``complementarity``.
+        task: the words of what was learnt.
     """
 
     transfers: pd.DataFrame
@@ -45,18 +54,23 @@ class Inputs:
     zoo: pd.DataFrame
     scores: pd.DataFrame
     measured: bool
+    task: Words
 
 
 def load(transfers: Path, zoo: Path, complementarity: Path | None = None) -> Inputs:
     """Read the tables; raises ``KtError`` where a file or column is missing, or names or values make no sense."""
     scores = None if complementarity is None else read(complementarity, "complementarity")
-    return prepare(read(transfers, "transfers"), read(zoo, "zoo"), scores)
+    task = schema.words(transfers) if transfers.suffix != ".csv" else CLASSIFICATION
+    return prepare(read(transfers, "transfers"), read(zoo, "zoo"), scores, task)
 
 
 def read(path: Path, table: str) -> pd.DataFrame:
-    """One table with all its columns, from Parquet or, where the name ends so, CSV."""
+    """One table with all its columns, from Parquet or, where the name ends so, CSV.
+
+    A Parquet file that names its task has the columns of all tasks in memory: ``acc`` stands for its metric.
+    """
     try:
-        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        frame = pd.read_csv(path) if path.suffix == ".csv" else _parquet(path, table)
     except FileNotFoundError as error:
         raise KtError(f"{path}: no such file") from error
     except (OSError, ValueError, pd.errors.ParserError) as error:
@@ -70,7 +84,17 @@ def read(path: Path, table: str) -> pd.DataFrame:
     return frame
 
 
-def prepare(transfers: pd.DataFrame, zoo: pd.DataFrame, complementarity: pd.DataFrame | None = None) -> Inputs:
+def _parquet(path: Path, table: str) -> pd.DataFrame:
+    frame: pd.DataFrame = schema.from_file(table, pq.read_table(path), schema.words(path).metric.key).to_pandas()
+    return frame
+
+
+def prepare(
+    transfers: pd.DataFrame,
+    zoo: pd.DataFrame,
+    complementarity: pd.DataFrame | None = None,
+    task: Words = CLASSIFICATION,
+) -> Inputs:
     """The same from frames in memory; models that know some classes only are no part of it."""
     zoo = _indexed(zoo[zoo["classes"].isna()] if "classes" in zoo else zoo)
     apart = transfers["teacher"].isna()
@@ -80,7 +104,12 @@ def prepare(transfers: pd.DataFrame, zoo: pd.DataFrame, complementarity: pd.Data
         name = single.loc[single["teacher"] == single["student"], "teacher"].iloc[0]
         raise KtError(f"table transfers: {name!r} is its own teacher")
     return Inputs(
-        single, _complete(transfers[apart]), zoo, _scores(complementarity, zoo, single), complementarity is not None
+        single,
+        _complete(transfers[apart]),
+        zoo,
+        _scores(complementarity, zoo, single),
+        complementarity is not None,
+        task,
     )
 
 
@@ -108,6 +137,9 @@ def _complete(rows: pd.DataFrame) -> pd.DataFrame:
         made["seed"] = known.groupby([*PAIR, "method"], dropna=False).cumcount()
     if "key" not in known:
         made["key"] = pd.Series(np.arange(len(known)).astype(str), known.index)
+    if "uses_labels" not in known:
+        made["uses_labels"] = pd.Series(None, known.index, dtype=object)
+    made["status"] = pd.Series(np.where(made["delta"].notna(), "ok", "failed"), known.index)
     if "trains" not in known:
         made["trains"] = pd.Series(True, known.index)
     return known.assign(**made).astype({"control": bool, "trains": bool})

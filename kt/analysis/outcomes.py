@@ -26,8 +26,8 @@ NO_PROPERTY = ("fingerprint", "arch", "train_seconds", "acc_validation")
 """Of a model: names rather than properties, what the run took, and accuracy a second time."""
 
 NO_MEASURE = ("split", "n", "acc_teacher", "acc_student", "neg_flips", "pos_flips_untrained")
-"""Of a pair: what the models' own properties say already (flips of an untrained teacher are the student's accuracy
-again), and negative flips: pos_flips − neg_flips is the accuracy difference exactly, so that two of the three say all.
+"""Of a pair: what the models' own properties hold already (flips of an untrained teacher are the student's accuracy
+again), and negative flips: pos_flips − neg_flips is the accuracy difference exactly, so two of the three are enough.
 """
 
 MOST_NAMES = 12
@@ -111,7 +111,7 @@ def _spans_orders(values: NDArray[np.float64]) -> bool:
 
 
 def _tags(name: str, column: pd.Series[str]) -> dict[str, NDArray[np.float64]]:
-    """One flag a tag that at least two models have and two have not."""
+    """One flag per tag that at least two models have and two have not."""
     tags = sorted({str(tag) for value in column if _is_list(value) for tag in value})
     flags = {
         f"{name}:{tag}": np.array([float(tag in map(str, v)) if _is_list(v) else np.nan for v in column])
@@ -121,7 +121,7 @@ def _tags(name: str, column: pd.Series[str]) -> dict[str, NDArray[np.float64]]:
 
 
 def _flags(name: str, column: pd.Series[str]) -> dict[str, NDArray[np.float64]]:
-    """One flag a name that at least two models have; of two names, one flag says all."""
+    """One flag per name that at least two models have; of two names, one flag is enough."""
     count = column.value_counts()
     several = sorted(map(str, count.index[count > 1]))
     if len(count) > MOST_NAMES:
@@ -149,7 +149,7 @@ def _measures(inputs: Inputs, names: list[str]) -> pd.DataFrame:
 
 
 def informative(frame: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
-    """Which columns can explain anything, and for the others why not."""
+    """Columns that can explain anything, and for the others the reason why not."""
     kept, dropped = [], {}
     for name in map(str, frame.columns):
         values = frame[name].to_numpy(np.float64)
@@ -157,7 +157,7 @@ def informative(frame: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
         if len(known) == 0:
             dropped[name] = "unknown for all pairs"
         elif np.ptp(known) <= 1e-9 * max(1.0, float(np.abs(known).max())):
-            dropped[name] = "the same for all pairs" if len(known) == len(values) else "the same wherever it is known"
+            dropped[name] = "the same for all pairs" if len(known) == len(values) else "the same wherever known"
         elif len(known) < 3:
             dropped[name] = "known for fewer than 3 pairs"
         else:
@@ -173,7 +173,7 @@ class Outcomes:
         method: the method.
         control: whether it has no teacher.
         trains: false for ensembles, which improve no student.
-        delta: mean over seeds, percentage points, [n].
+        delta: mean over seeds, in units of the metric, [n].
         teachers: number of each pair's teacher among ``known.names``, int [n].
         students: number of each pair's student, int [n].
         x: properties of the pairs, [n, columns].
@@ -182,6 +182,7 @@ class Outcomes:
         seeds: finished seeds, int [n].
         noise: variance over seeds of a single training's delta, pooled over pairs; NaN without repeats.
         known: the properties that ``x`` was made from.
+        metric: name of the task's metric, for names of predictors.
     """
 
     method: str
@@ -196,6 +197,7 @@ class Outcomes:
     seeds: Ints
     noise: float
     known: Properties
+    metric: str
 
     def __len__(self) -> int:
         return len(self.delta)
@@ -249,12 +251,12 @@ def gather(inputs: Inputs, everyone: bool = False) -> list[Outcomes]:
         key = (teachers.tobytes(), students.tobytes())
         if key not in shared:
             shared[key] = known.of(teachers, students)
-        made.append(_outcomes(str(method), of_method, teachers, students, shared[key], known))
+        made.append(_outcomes(str(method), of_method, teachers, students, shared[key], known, inputs.task.metric.name))
     return sorted(made, key=lambda found: (found.control, -len(found)))
 
 
 def _outcomes(
-    method: str, pairs: pd.DataFrame, teachers: Ints, students: Ints, x: pd.DataFrame, known: Properties
+    method: str, pairs: pd.DataFrame, teachers: Ints, students: Ints, x: pd.DataFrame, known: Properties, metric: str
 ) -> Outcomes:
     repeats = pairs["repeats"].to_numpy(np.int64)
     variance = pairs["variance"].to_numpy(np.float64)
@@ -274,4 +276,18 @@ def _outcomes(
         seeds=repeats,
         noise=noise,
         known=known,
+        metric=metric,
     )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs to learn from or to predict: their models' numbers, int [n] each, and properties, [n, columns]."""
+
+    teachers: Ints
+    students: Ints
+    x: pd.DataFrame
+
+    def rows(self, which: NDArray[np.bool_]) -> Pairs:
+        """Some of the pairs."""
+        return Pairs(self.teachers[which], self.students[which], self.x[which])

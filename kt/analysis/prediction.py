@@ -1,6 +1,6 @@
 """Predictors of transfer deltas, from a constant to boosted trees on all properties: a ladder of what must be known.
 
-A predictor learns from some pairs and predicts others, perhaps of models it has never seen.
+A predictor learns from some pairs and predicts others, perhaps of models left out of its fit.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 from scipy.stats import weightedtau
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import RidgeCV
 
 from kt.analysis import statistics
-from kt.analysis.outcomes import Outcomes, informative
+from kt.analysis.effects import errors_shuffled, importances, related
+from kt.analysis.outcomes import Outcomes, Pairs, informative
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -34,24 +33,11 @@ LEAST_FOR_ALL = 5
 """Predictors on all properties need this many pairs at least."""
 
 MEASURES = ("pos_flips", "agreement", "kappa", "capa", "cka", "leep")
-STATIC = {"teacher size": ("teacher_log10_params", "teacher_params"), "teacher accuracy": ("teacher_acc",)}
+STATIC = {"teacher size": ("teacher_log10_params", "teacher_params"), "teacher {metric}": ("teacher_acc",)}
 """Properties of the teacher alone, by one name or another: they rank teachers in the same way for every student.
 
 Source: arXiv 2510.06448, where such a ranking is hard to beat."""
 GAP = "acc_difference"
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs to learn from or to predict: their models' numbers, int [n] each, and properties, [n, columns]."""
-
-    teachers: Ints
-    students: Ints
-    x: pd.DataFrame
-
-    def rows(self, which: NDArray[np.bool_]) -> Pairs:
-        """Some of the pairs."""
-        return Pairs(self.teachers[which], self.students[which], self.x[which])
 
 
 Predict = Callable[[Pairs], Floats]
@@ -69,10 +55,10 @@ def ladder(outcomes: Outcomes) -> dict[str, Learn]:
     }
     for rung, columns in STATIC.items():
         if known := [name for name in columns if name in names]:
-            rungs[rung] = partial(linear, columns=known)
+            rungs[rung.format(metric=outcomes.metric)] = partial(linear, columns=known)
     gap = [GAP] if GAP in names else []
     if gap:
-        rungs["accuracy gap"] = partial(linear, columns=gap)
+        rungs[f"{outcomes.metric} gap"] = partial(linear, columns=gap)
     for measure in MEASURES:
         if measure in names:
             rungs[" + ".join([*(["gap"] if gap else []), measure])] = partial(linear, columns=[*gap, measure])
@@ -88,7 +74,7 @@ def _constant(pairs: Pairs, delta: Floats) -> Predict:
 
 
 def _effects(pairs: Pairs, delta: Floats, of_teachers: bool) -> Predict:
-    """Means of students, and of teachers where asked, drawn towards the overall mean; that mean for unseen models."""
+    """Means of students, and of teachers where asked, drawn towards the overall mean; that mean for other models."""
     found = statistics.moments(delta, pairs.teachers, pairs.students)
     if not of_teachers:
         found = statistics.Components(0.0, found.student, found.residual + found.teacher)
@@ -158,15 +144,9 @@ FEW_PAIRS, REPEATS = 2_000, 3
 """Up to so many pairs the models are dealt anew so many times, because one deal is chance."""
 
 MOST_RANKINGS = 200
-MOST_SHUFFLED = 5_000
-"""Rankings scored, and held-out pairs of one fold shuffled, at most: more take time and change nothing visible."""
+"""Rankings scored at most: more take time and change nothing visible."""
 
 TOP = (1, 3)
-DESERVES = 0.1
-"""Held-out R² from which on it is worth asking which properties a predictor uses."""
-
-TOGETHER = 0.6
-"""Properties whose absolute rank correlation is at least this, on average, are shuffled together."""
 
 
 @dataclass(frozen=True)
@@ -176,26 +156,26 @@ class HeldOut:
     Attributes:
         predictions: columns ``rung``, ``scheme``, ``repeat``, ``fold``, ``row`` (of the outcomes), ``predicted`` and
             ``average`` (of the pairs learned from).
-        importances: rows of the table ``importances``, one a group of properties; empty where not deserved.
+        importances: rows of the table ``importances``, one per group of properties; empty where the trees fail.
     """
 
     predictions: pd.DataFrame
     importances: pd.DataFrame
 
 
-def hold_out(outcomes: Outcomes, rng: np.random.Generator, importances: bool = True) -> HeldOut | None:
+def hold_out(outcomes: Outcomes, rng: np.random.Generator, ask: bool = True) -> HeldOut | None:
     """Predictions of all rungs for held-out models; None where fewer than four models leave nothing to learn from.
 
     Args:
         outcomes: the method's pairs.
         rng: random numbers: how the models are dealt, and what is shuffled.
-        importances: whether to ask which properties the trees use.
+        ask: whether to ask which properties the trees use.
     """
     if outcomes.control or outcomes.models < 4:
         return None
     rungs = ladder(outcomes)
     parts, shuffled = [], []
-    groups = _groups(outcomes) if importances and TREES in rungs else {}
+    groups = related(outcomes) if ask and TREES in rungs else {}
     for repeat in range(REPEATS if len(outcomes) <= FEW_PAIRS else 1):
         for fold, train, tests in _folds(outcomes, rng):
             pairs = Pairs(outcomes.teachers, outcomes.students, outcomes.x)
@@ -211,11 +191,13 @@ def hold_out(outcomes: Outcomes, rng: np.random.Generator, importances: bool = T
                         )
                     )
                 if rung == TREES and groups and "students" in tests:
-                    shuffled += list(_shuffled(outcomes, pairs, tests["students"], predict, groups, average, rng))
+                    shuffled += list(errors_shuffled(outcomes, pairs, tests["students"], predict, groups, average, rng))
     if not parts:
         return None
     predictions = pd.concat(parts, ignore_index=True)
-    return HeldOut(predictions, _importances(outcomes, predictions, pd.DataFrame(shuffled)))
+    of_trees = predictions[(predictions["rung"] == TREES) & (predictions["scheme"] == "students")]
+    r2 = r_squared(of_trees.assign(delta=outcomes.delta[of_trees["row"]])) if len(of_trees) else math.nan
+    return HeldOut(predictions, importances(outcomes.method, r2, pd.DataFrame(shuffled)))
 
 
 def _folds(outcomes: Outcomes, rng: np.random.Generator) -> Iterator[tuple[int, Mask, dict[str, Mask]]]:
@@ -264,7 +246,7 @@ def r_squared(made: pd.DataFrame) -> float:
 
 
 def _ranking(made: pd.DataFrame) -> dict[str, Any]:
-    """How well teachers are ranked for a student, over students: τ, regret of the predicted best, and hours saved.
+    """Scores of the ranking of each student's teachers: τ, regret of those ranked first, and hours saved.
 
     Of many students, some spread evenly are taken.
     """
@@ -316,72 +298,3 @@ def best_rung(scores: pd.DataFrame, scheme: str = "students") -> str:
     """The rung with the highest held-out R²; ties go to the simpler one."""
     rows = scores[(scores["scheme"] == scheme) & scores["r2"].notna()]
     return CONSTANT if rows.empty else str(rows.sort_values("r2", ascending=False, kind="stable")["rung"].iloc[0])
-
-
-def _groups(outcomes: Outcomes) -> dict[str, list[str]]:
-    """Properties that go together, by average linkage of their absolute rank correlations."""
-    names, _ = informative(outcomes.x)
-    if len(names) < 2:
-        return {name: [name] for name in names}
-    rows = np.random.default_rng(0).permutation(len(outcomes))[:5_000]
-    correlation = outcomes.x[names].iloc[rows].corr("spearman").abs().fillna(0).to_numpy(copy=True)
-    np.fill_diagonal(correlation, 1)
-    distance = squareform(1 - np.clip((correlation + correlation.T) / 2, 0, 1), checks=False)
-    label = fcluster(linkage(distance, "average"), 1 - TOGETHER, "distance")
-    members: dict[int, list[str]] = {}
-    for name, group in zip(names, label, strict=True):
-        members.setdefault(int(group), []).append(name)
-    return {", ".join(group): group for group in members.values()}
-
-
-def _shuffled(
-    outcomes: Outcomes,
-    pairs: Pairs,
-    test: Mask,
-    predict: Any,
-    groups: dict[str, list[str]],
-    average: float,
-    rng: np.random.Generator,
-) -> Iterator[dict[str, Any]]:
-    """Squared errors on held-out students with one group of properties after another shuffled among their pairs."""
-    rows = np.flatnonzero(test)
-    if len(rows) > MOST_SHUFFLED:
-        rows = np.sort(rng.choice(rows, MOST_SHUFFLED, replace=False))
-    if len(rows) < 2:
-        return
-    others, delta = Pairs(pairs.teachers[rows], pairs.students[rows], pairs.x.iloc[rows]), outcomes.delta[rows]
-    whole = float(((delta - average) ** 2).sum())
-    error = float(((delta - predict(others)) ** 2).sum())
-    for name, group in groups.items():
-        x = others.x.copy()
-        x[group] = x[group].to_numpy()[rng.permutation(len(x))]
-        worse = float(((delta - predict(Pairs(others.teachers, others.students, x))) ** 2).sum())
-        yield {"properties": name, "error": error, "worse": worse, "whole": whole}
-
-
-def _importances(outcomes: Outcomes, predictions: pd.DataFrame, shuffled: pd.DataFrame) -> pd.DataFrame:
-    """Loss of held-out R² by shuffling; nothing where the trees explain too little for the question to make sense."""
-    of_trees = predictions[(predictions["rung"] == TREES) & (predictions["scheme"] == "students")]
-    if shuffled.empty or of_trees.empty:
-        return pd.DataFrame()
-    r2 = r_squared(of_trees.assign(delta=outcomes.delta[of_trees["row"]]))
-    if not r2 >= DESERVES:
-        return pd.DataFrame()
-    rows = []
-    for name, folds in shuffled.groupby("properties", sort=False):
-        whole = float(folds["whole"].sum())
-        lost = (folds["worse"] - folds["error"]).to_numpy(np.float64)
-        error = float(lost.std(ddof=1)) * np.sqrt(len(lost)) / whole if len(lost) > 1 else np.inf
-        rows.append(
-            {
-                "method": outcomes.method,
-                "properties": name,
-                "importance": float(lost.sum()) / whole,
-                "importance_se": error,
-                "r2": r2,
-            }
-        )
-    return pd.DataFrame(rows).sort_values("importance", ascending=False, kind="stable", ignore_index=True)
-
-
-__all__ = ["SCHEMES", "HeldOut", "Learn", "best_rung", "hold_out", "r_squared", "score"]

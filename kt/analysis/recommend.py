@@ -10,21 +10,17 @@ pairs that look good.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from kt.analysis import prediction, statistics
-from kt.analysis.deltas import records
 from kt.analysis.effects import independent
 from kt.analysis.inputs import Inputs
-from kt.analysis.outcomes import Outcomes, gather, informative
-from kt.analysis.prediction import Pairs, best_rung, ladder, linear
-from kt.analysis.wording import counted, number, signed
+from kt.analysis.outcomes import Outcomes, Pairs, gather, informative
+from kt.analysis.prediction import best_rung, ladder, linear
 from kt.errors import KtError, unknown
-from kt.store import atomic
 
 Floats = NDArray[np.float64]
 
@@ -47,9 +43,9 @@ def recommend(
         seed: seed of the folds.
 
     Returns:
-        Columns ``method``, ``teacher``, ``predicted``, ``low``, ``high`` (percentage points; infinite where there are
-        too few students), ``p_harm`` (0 to 1), ``measured`` (delta, where the pair was transferred), ``rung``, ``r2``
-        (held-out students).
+        Columns ``method``, ``teacher``, ``predicted``, ``low``, ``high`` (in units of the metric; infinite where
+        there are too few students), ``p_harm`` (0 to 1), ``measured`` (delta, where the pair was transferred),
+        ``rung``, ``r2`` (held-out students).
 
     Raises:
         KtError: the student or the method is unknown, or no method finished enough pairs to learn from.
@@ -72,7 +68,7 @@ def recommend(
 
 
 def _for_method(outcomes: Outcomes, student: str, level: float, rng: np.random.Generator) -> pd.DataFrame:
-    held = prediction.hold_out(outcomes, rng, importances=False)
+    held = prediction.hold_out(outcomes, rng, ask=False)
     if held is None:
         return pd.DataFrame()
     scores = prediction.score(outcomes, held)
@@ -105,7 +101,7 @@ def _for_method(outcomes: Outcomes, student: str, level: float, rng: np.random.G
 
 
 def _errors(outcomes: Outcomes, held: prediction.HeldOut, rung: str) -> tuple[Floats, Floats]:
-    """What was measured minus what was predicted on held-out students, and weights that make every student equal."""
+    """Measured minus predicted deltas of held-out students, and weights that make every student equal."""
     made = held.predictions
     made = made[(made["rung"] == rung) & (made["scheme"] == "students")]
     rows = made["row"].to_numpy(np.int64)
@@ -125,33 +121,6 @@ def _ends(errors: Floats, weights: Floats, level: float, students: int) -> tuple
     ends = np.searchsorted(reached, [(1 - wider) / 2, (1 + wider) / 2 - 1e-12])
     low, high = errors[order][np.minimum(ends, len(errors) - 1)]
     return float(low), float(high)
-
-
-def as_text(rows: pd.DataFrame, student: str, level: float, top: int) -> str:
-    """The first rows as a plain table with what it rests on."""
-    headings = ("teacher", "method", "predicted", f"{100 * level:g} % interval", "harm", "measured")
-    lines = [headings]
-    for row in records(rows.head(top)):
-        known = np.isfinite([row["low"], row["high"]]).all()
-        interval = f"{signed(row['low'])} to {signed(row['high'])}" if known else "too few students"
-        predicted, harm = signed(row["predicted"]), f"{number(100 * row['p_harm'], 0)} %"
-        lines.append((row["teacher"], row["method"], predicted, interval, harm, signed(row["measured"])))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        f"{student}: predicted transfer delta in percentage points, best of {len(rows):,} teachers and methods first"
-    ]
-    text += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    for method, of_method in rows.groupby("method", sort=False):
-        first = of_method.iloc[0]
-        warning = "" if first["r2"] > 0.1 else ": hardly better than the mean"
-        text.append(f"{method}: predicted by {first['rung']}, R² {number(first['r2'], 2)} on unseen students{warning}")
-    return "\n".join(text)
-
-
-def write_csv(path: Path, rows: pd.DataFrame) -> None:
-    """Write rows as CSV, atomically; what is infinite is left empty."""
-    with atomic(path) as temporary:
-        rows.replace([np.inf, -np.inf], np.nan).to_csv(temporary, index=False)
 
 
 Ints = NDArray[np.int64]
@@ -317,23 +286,3 @@ def _form(matrix: Floats, x: Floats, pairs: Pairs, k: int, models: int) -> Float
     linear_part = (x * (matrix[:k, :].T[t] + matrix[:k, :].T[s])).sum(1)
     diagonal = np.diag(matrix)
     return np.asarray((of_x * x).sum(1) + 2 * linear_part + diagonal[t] + diagonal[s] + 2 * matrix[t, s], np.float64)
-
-
-def plan_text(plan: Plan, most: int = 20) -> str:
-    """The plan as a plain table, and what it brings."""
-    lines = [("teacher", "student", "hours", "error after it")]
-    lines += [
-        (row["teacher"], row["student"], f"{row['hours']:.3g}", number(row["error"], 2))
-        for row in records(plan.pairs.head(most))
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    if len(plan.pairs) > most:
-        text.append(f"… and {len(plan.pairs) - most:,} more")
-    after = number(plan.pairs["error"].iloc[-1], 2)
-    text.append(
-        f"{counted(len(plan.pairs), 'pair')} of {plan.left:,} by {plan.method}, {plan.hours:.3g} hours:"
-        f" the expected error of a predicted delta falls from {number(plan.error, 2)} to {after} points"
-    )
-    text.append("criterion: mean variance of the predicted deltas of all pairs not yet done, lowered most per hour")
-    return "\n".join(text)

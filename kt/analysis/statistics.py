@@ -52,7 +52,7 @@ def moments(values: Floats, teachers: Ints, students: Ints) -> Components:
     three linear equations. What comes out negative is set to zero, and the others are scaled to the same sum.
 
     Args:
-        values: one number a pair, [n].
+        values: one number per pair, [n].
         teachers: number of the teacher, int [n].
         students: number of the student, int [n].
 
@@ -111,7 +111,7 @@ def shrunken(
     """Mean, teachers' and students' effects, each effect drawn towards zero as far as its pairs leave it uncertain.
 
     Args:
-        values: one number a pair, [n].
+        values: one number per pair, [n].
         teachers: number of the teacher, int [n].
         students: number of the student, int [n].
         models: how many models there are; those without a pair get the effect zero.
@@ -150,7 +150,7 @@ def shrunken(
 
 
 def weights(models: int, draws: int, rng: np.random.Generator) -> Floats:
-    """How often each model is drawn in each bootstrap sample of the models, [draws, models]."""
+    """Counts of each model in each bootstrap sample of the models, [draws, models]."""
     return rng.multinomial(models, np.full(models, 1 / models), size=draws).astype(np.float64)
 
 
@@ -158,7 +158,7 @@ def over_models(values: Floats, teachers: Ints, students: Ints, drawn: Floats) -
     """Bootstrap sums of pairs, [draws]: a pair counts as often as its teacher was drawn times its student.
 
     Args:
-        values: one number a pair, [n].
+        values: one number per pair, [n].
         teachers: number of the teacher, int [n].
         students: number of the student, int [n].
         drawn: ``weights``, [draws, models].
@@ -179,7 +179,7 @@ def slopes(y: Floats, x: Floats, teachers: Ints, students: Ints, drawn: Floats) 
     """Bootstrap coefficients of a regression over pairs, [draws, k]; NaN where a sample cannot tell them apart.
 
     Args:
-        y: one number a pair, [n].
+        y: one number per pair, [n].
         x: regressors, the constant among them, [n, k].
         teachers: number of the teacher, int [n].
         students: number of the student, int [n].

@@ -162,6 +162,23 @@ def _hash(images: str, truth: NDArray[Any], splits: pd.DataFrame) -> str:
 
 
 @dataclass(frozen=True)
+class Picked:
+    """Some rows of an array that may be memory-mapped, in some order; read where they are indexed.
+
+    Attributes:
+        array: [N, …].
+        rows: int64 [n].
+    """
+
+    array: NDArray[Any]
+    rows: NDArray[np.int64]
+
+    def __getitem__(self, some: slice) -> NDArray[Any]:
+        """A stretch of the rows."""
+        return np.asarray(self.array[self.rows[some]])
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A stored data set, images memory-mapped.
 
@@ -215,6 +232,10 @@ class Dataset:
     def channels(self) -> int:
         """Colour channels of the images."""
         return int(self.images.shape[-1])
+
+    def truths(self, split: str, views: int = 1) -> Picked:
+        """Truth of a split's images, as often as there are views of them; read on demand."""
+        return Picked(self.truth, np.tile(self.rows(split), views))
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of a split in ``images`` and ``truth``, int64 [n], in the split's fixed order."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -12,14 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 
 from kt.analysis.deltas import TINY
-from kt.analysis.wording import number, signed
+from kt.analysis.wording import decimals, examples, flips_unit, number, plural, signed
 from kt.figures import style
-from kt.figures.published import FLIPS, FLIPS_LEAST
+from kt.figures.published import FLIPS, FLIPS_LEAST, same_data
 from kt.figures.style import BLUE, COLUMN, GREEN, GREY, MANY, ORANGE, PAGE, PURPLE, Drawing
 from kt.figures.tables import Tables
 from kt.tables.of_study import SHARES
 
-NOTHING = "no pairs were scored"
+NOTHING, NO_CLASSES = "no pairs were scored", "the task has no classes"
 KIND_MARKS = {
     "same kind": ("o", BLUE),
     "different kinds": ("^", ORANGE),
@@ -28,7 +30,7 @@ KIND_MARKS = {
 
 
 def flips_vs_accuracy(tables: Tables) -> Drawing:
-    """Positive flips of every ordered pair against the accuracy difference."""
+    """Positive flips of every ordered pair against the lead of its teacher."""
     columns = ["teacher", "student", "acc_difference", "pos_flips", "pos_flips_se"]
     data = tables.complementarity[columns].copy()
     kinds = tables.zoo.set_index("name")["kind"]
@@ -38,14 +40,15 @@ def flips_vs_accuracy(tables: Tables) -> Drawing:
     if data.empty:
         return style.nothing(NOTHING, data)
 
+    metric, unit = tables.task.metric, flips_unit(tables.task)
     figure = Figure(figsize=(COLUMN, 3.5), layout="constrained")
     axes: Axes = figure.add_subplot()
     x, y = data["acc_difference"], data["pos_flips"]
     if len(data) <= MANY:
         axes.errorbar(x, y, data["pos_flips_se"], fmt="none", ecolor="#BBBBBB", elinewidth=0.7, zorder=1)
-        error = "bars: ± 1 binomial standard error over images"
+        error = f"bars: ± 1 standard error over {plural(examples(tables.task))}"
     else:
-        error = f"median standard error {number(data['pos_flips_se'].median(), 2)} points (binomial, over images)"
+        error = f"median standard error {number(data['pos_flips_se'].median(), decimals(tables.task))} {metric.short}"
     for kind, (marker, colour) in KIND_MARKS.items():
         of_kind = data[data["kinds"] == kind]
         if len(of_kind):
@@ -58,36 +61,30 @@ def flips_vs_accuracy(tables: Tables) -> Drawing:
                 zorder=2,
                 **style.marks(len(data)),
             )
-    reach = max(float(x.abs().max()), 1.0) * 1.08
-    published = [point for point in FLIPS if point[0] <= reach]
-    axes.plot(
-        *zip(*published, strict=True),
-        "*",
-        markersize=8,
-        markerfacecolor="white",
-        color=PURPLE,
-        zorder=3,
-        label="published, ImageNet",
-    )
-    top = max(float((y + data["pos_flips_se"]).max()) * 1.08, reach, 1.0)
+    reach = float(x.abs().max()) * 1.08 or 1.0
+    landmarks = [point for point in FLIPS if point[0] <= reach] if same_data(tables) else []
+    if landmarks:
+        marks: Any = {"markersize": 8, "markerfacecolor": "white", "color": PURPLE, "zorder": 3}
+        axes.plot(*zip(*landmarks, strict=True), "*", label="published, ImageNet", **marks)
+    top = max(float((y + data["pos_flips_se"]).max()) * 1.08, reach)
     axes.fill_between([0, reach], [0, reach], color="#EFEFEF", linewidth=0, zorder=0)
-    impossible = "impossible: fewer flips than\nthe accuracy difference"
+    impossible = f"impossible: fewer flips than\nthe {metric.name} difference"
     axes.text(reach * 0.97, top * 0.015, impossible, ha="right", va="bottom", fontsize=7, color="#555555")
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
     axes.set(xlim=(-reach, reach), ylim=(-0.02 * top, top))
-    axes.set(xlabel="accuracy of teacher − student (percentage points)", ylabel="positive flips (% of test images)")
+    axes.set(xlabel=f"{metric.name} of teacher − student ({metric.difference})", ylabel=f"positive flips ({unit})")
     style.legend_above(figure, [axes], ncols=2)
-    least = f"Published (FG): 466 ImageNet pairs, each with at least about {FLIPS_LEAST:g} %"
+    least = f"Published (FG): 466 ImageNet pairs, each with at least about {FLIPS_LEAST:g} %" if landmarks else ""
     style.footer(figure, style.scored(tables), error, least)
     return Drawing(figure, data)
 
 
 def flips_heatmap(tables: Tables) -> Drawing:
-    """Positive flips of every ordered pair as a map, models sorted by accuracy."""
+    """Positive flips of every ordered pair as a map, the best models first."""
     data = tables.complementarity[["teacher", "student", "pos_flips", "pos_flips_se"]].copy()
     if data.empty:
         return style.nothing(NOTHING, data)
-    accuracy = tables.compared.set_index("name")["acc"]
+    metric, accuracy = tables.task.metric, tables.compared.set_index("name")["acc"]
     order = [str(name) for name in accuracy.sort_values(ascending=False, kind="stable").index]
     grid = data.pivot_table("pos_flips", "teacher", "student").reindex(index=order, columns=order)
 
@@ -101,22 +98,24 @@ def flips_heatmap(tables: Tables) -> Drawing:
         square=True,
         cmap="mako_r",
         vmin=0,
-        vmax=max(float(data["pos_flips"].max()), 0.1),
+        vmax=float(data["pos_flips"].max()) or 1.0,
         annot=models <= 12,
-        fmt=".1f",
+        fmt=f".{decimals(tables.task, 1)}f",
         annot_kws={"fontsize": 7},
         linewidths=0.5 if models <= 30 else 0,
         rasterized=models > 30,
-        cbar_kws={"label": "positive flips (% of test images)", "shrink": 0.8},
+        cbar_kws={"label": f"positive flips ({flips_unit(tables.task)})", "shrink": 0.8},
     )
     axes.set_facecolor("#DDDDDD")  # the diagonal, and pairs that were not scored
     axes.grid(visible=False)
     positions, names = style.thinned(order, 30)
-    axes.set_yticks(positions + 0.5, [f"{name}  {number(accuracy[name])}" for name in names], rotation=0)
+    axes.set_yticks(
+        positions + 0.5, [f"{name}  {number(accuracy[name], decimals(tables.task, 1))}" for name in names], rotation=0
+    )
     axes.set_xticks(positions + 0.5, names, rotation=90)
     axes.tick_params(length=0)
-    axes.set(xlabel="student", ylabel="teacher, with its accuracy (%)")
-    largest = f"largest standard error {number(data['pos_flips_se'].max())} points (binomial)"
+    axes.set(xlabel="student", ylabel=f"teacher, with its {metric.name} ({metric.unit})")
+    largest = f"largest standard error {number(data['pos_flips_se'].max(), decimals(tables.task))} {metric.short}"
     style.footer(figure, style.scored(tables), largest)
     return Drawing(figure, data)
 
@@ -124,8 +123,8 @@ def flips_heatmap(tables: Tables) -> Drawing:
 def telling(scores: pd.DataFrame) -> list[tuple[str, int]]:
     """At most three distinct pairs that show how flips spread over classes, by rule.
 
-    1. the less accurate teacher with the most positive flips; then, of the pairs with at least the median number
-    of flips (so that a handful of images does not decide), 2. the lowest and 3. the highest entropy over classes.
+    1. the weaker teacher with the most positive flips; then, of the pairs with at least the median number
+    of flips (so that a handful of them does not decide), 2. the lowest and 3. the highest entropy over classes.
 
     Returns:
         The rule in words and the row's index label.
@@ -149,8 +148,10 @@ def telling(scores: pd.DataFrame) -> list[tuple[str, int]]:
 def flips_by_class(tables: Tables) -> Drawing:
     """Positive flips of every class for a few telling pairs."""
     scores = tables.complementarity
-    pairs = telling(scores)
     columns = ["rule", "teacher", "student", "class", "flips", "flips_se"]
+    if not tables.task.has_classes:
+        return style.nothing(NO_CLASSES, pd.DataFrame(columns=columns))
+    pairs, metric = telling(scores), tables.task.metric
     if not pairs:
         return style.nothing("no pair has positive flips", pd.DataFrame(columns=columns))
     if scores["flips_by_class"].isna().any():
@@ -172,9 +173,9 @@ def flips_by_class(tables: Tables) -> Drawing:
             axes.bar(place, flips, width=0.8, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
             axes.errorbar(place, flips, np.minimum(error, [flips, error]), fmt="none", ecolor="#333333", elinewidth=0.8)
             axes.set_xticks(*style.thinned([str(c) for c in order], 15))
+        lead = f"{metric.name} {signed(row['acc_difference'], decimals(tables.task, 1))} {metric.short}"
         axes.set_title(
-            f"{rule}\n{row['teacher']} → {row['student']}\naccuracy {signed(row['acc_difference'], 1)} points, "
-            f"entropy {number(row['class_entropy'], 2)} nats",
+            f"{rule}\n{row['teacher']} → {row['student']}\n{lead}, entropy {number(row['class_entropy'], 2)} nats",
             fontsize=7,
         )
         axes.grid(visible=False, axis="x")
@@ -184,7 +185,7 @@ def flips_by_class(tables: Tables) -> Drawing:
                 rule=rule, teacher=row["teacher"], student=row["student"]
             )[columns]
         )
-    panels[0].set_ylabel("positive flips (test images)")
+    panels[0].set_ylabel(f"positive flips ({plural(examples(tables.task))})")
     uniform = f"entropy of a uniform spread: {number(float(np.log(len(frames[0]))), 2)} nats"
     bars = "bars: ± 1 binomial standard error" if len(frames[0]) <= 30 else "standard error about √flips"
     style.footer(figure, f"teacher → student; {len(pairs)} of {style.scored(tables)}; {bars}; {uniform}")
@@ -201,6 +202,8 @@ def flips_concentration(tables: Tables) -> Drawing:
     columns = ["teacher", "student", "acc_difference", "pos_flips", "n", "class_entropy"]
     areas = [f"{name}_{share}" for name in ("expertise", "expertise_similarity") for share in SHARES]
     data = scores[[*columns, *areas, "class_similarity"]].copy()
+    if not tables.task.has_classes:
+        return style.nothing(NO_CLASSES, data)
     data["flips"] = (data["pos_flips"] / 100 * data["n"]).round().astype(int)
     data = data[data["flips"] > 0].reset_index(drop=True)
     if data.empty:
@@ -209,7 +212,7 @@ def flips_concentration(tables: Tables) -> Drawing:
     classes = len(lists.iloc[0]) if len(lists) else None
     figure = Figure(figsize=(PAGE, 3.1), layout="constrained")
     entropy, holding, similar = figure.subplots(1, 3)
-    _entropy(entropy, data, classes)
+    _entropy(entropy, data, classes, plural(examples(tables.task)))
     enough = data[data["flips"] >= ENOUGH]
     _areas(holding, enough, classes)
     _similarity(similar, enough)
@@ -247,11 +250,11 @@ def even_areas(flips: ArrayLike, classes: int) -> NDArray[np.float64]:
     return np.stack([1 + (held < share / 100 - TINY).sum(1) for share in SHARES], axis=1).astype(np.float64)
 
 
-def _entropy(axes: Axes, data: pd.DataFrame, classes: int | None) -> None:
+def _entropy(axes: Axes, data: pd.DataFrame, classes: int | None, unit: str) -> None:
     weaker = data["acc_difference"] < 0
     for chosen, marker, colour, label in (
-        (weaker, "v", ORANGE, "teacher less accurate"),
-        (~weaker, "o", BLUE, "as accurate or more"),
+        (weaker, "v", ORANGE, "weaker teacher"),
+        (~weaker, "o", BLUE, "equal or stronger teacher"),
     ):
         rows = data[chosen]
         axes.scatter(
@@ -261,7 +264,7 @@ def _entropy(axes: Axes, data: pd.DataFrame, classes: int | None) -> None:
         low, high = int(data["flips"].min()), int(data["flips"].max())
         grid = np.unique(np.geomspace(max(low, 1), max(high, 2), 40).round().astype(int))
         axes.plot(grid, even_entropy(grid, classes), color=GREY, linewidth=1.4, zorder=0)
-    axes.set(xlabel="positive flips (test images)", ylabel="entropy over classes (nats)")
+    axes.set(xlabel=f"positive flips ({unit})", ylabel="entropy over classes (nats)")
     style.log_scale(axes, float(data["flips"].min()) / 1.3, float(data["flips"].max()) * 1.3)
     axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])  # flips of a single class lie at 0, their marks seen whole
 

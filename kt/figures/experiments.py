@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from kt.analysis.deltas import records
-from kt.analysis.wording import counted, counted_range, number, signed
+from kt.analysis.wording import counted, counted_range, decimals, examples, number, plural, with_error
 from kt.figures import published, style
 from kt.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PAGE, PURPLE, SERIES, Drawing
 from kt.figures.tables import Tables
+from kt.tasks.task import Words
 
 
 def several_teachers(tables: Tables) -> Drawing:
@@ -35,7 +36,7 @@ def several_teachers(tables: Tables) -> Drawing:
         axes.plot(
             row["single_best"], y + 0.22, "^", color=GREEN, markersize=4.5, label="the best of them, known afterwards"
         )
-        for value in published.SEVERAL.get(row["method"], ()):
+        for value in published.SEVERAL.get(row["method"], ()) if published.same_data(tables) else ():
             axes.plot(
                 value,
                 y - 0.24,
@@ -48,7 +49,7 @@ def several_teachers(tables: Tables) -> Drawing:
     labels = [f"{row['method']}, {_teachers(row)}\n{counted(row['students'], 'student')}" for row in rows]
     axes.set_yticks(range(len(rows)), labels)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("transfer delta (percentage points)")
+    axes.set_xlabel(f"transfer delta ({tables.task.metric.difference})")
     axes.grid(visible=False, axis="y")
     style.legend_above(figure, [axes], ("together",), ncols=2)
     single = next((row["single"] for row in rows if isinstance(row["single"], str)), None)
@@ -72,14 +73,14 @@ PART_MARKS = (("o", BLUE), ("^", ORANGE), ("D", GREEN), ("v", GREY))
 
 
 def by_part(details: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies by experiment, method and part: mean and standard error over seeds.
+    """The metric by experiment, method and part: mean and standard error over seeds.
 
     Args:
         details: the table ``amalgamation``.
 
     Returns:
-        ``experiment``, ``method``, ``part``, ``n`` (test images), ``seeds``, ``acc`` and ``acc_se`` (over seeds; that
-        over test images where there is one seed), ``gain`` and ``gain_se``: against plain distillation of the same
+        ``experiment``, ``method``, ``part``, ``n`` (test examples), ``seeds``, ``acc`` and ``acc_se`` (over seeds; that
+        over test examples where there is one seed), ``gain`` and ``gain_se``: against plain distillation of the same
         seeds, paired; null where there is none.
     """
     keys = ["experiment", "method", "part"]
@@ -105,7 +106,7 @@ def by_part(details: pd.DataFrame) -> pd.DataFrame:
 
 
 def amalgamation(tables: Tables) -> Drawing:
-    """Accuracy by method with standard errors, a panel an experiment."""
+    """The metric by method with standard errors, one panel per experiment."""
     details = tables.details("amalgamation")
     if details.empty:
         return style.nothing(NO_AMALGAMATION, details)
@@ -116,22 +117,22 @@ def amalgamation(tables: Tables) -> Drawing:
     figure = Figure(figsize=(PAGE, 0.7 + sum(heights)), layout="constrained")
     panels = figure.subplots(len(names), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, name, of_panel in zip(panels, names, methods, strict=True):
-        _amalgams(axes, data[data["experiment"] == name], of_panel)
+        _amalgams(axes, data[data["experiment"] == name], of_panel, tables.task)
         axes.set_title(name)
-    panels[-1].set_xlabel("accuracy on the test images (percent)")
+    panels[-1].set_xlabel(_value(tables.task))
     seeds = data.loc[data["seeds"] > 1, "seeds"]
     over = f"over {counted_range(seeds, 'seed')}, and " if len(seeds) else ""
     style.footer(
         figure,
-        "Squares: all classes. Other marks: the images of one teacher's classes.",
+        f"Squares: all classes. Other marks: the {plural(tables.task.example)} of one teacher's classes.",
         f"At the right: mean ± standard error, and the paired difference to {REFERENCE}.",
-        f"{counted(int(data['n'].max()), 'test image')}. Bars: ± 1 standard error {over}over test images where nothing "
-        "was trained.",
+        f"{counted(int(data['n'].max()), examples(tables.task))}. Bars: ± 1 standard error {over}over"
+        f" {plural(examples(tables.task))} where nothing was trained.",
     )
     return Drawing(figure, data)
 
 
-def _amalgams(axes: Axes, data: pd.DataFrame, methods: list[str]) -> None:
+def _amalgams(axes: Axes, data: pd.DataFrame, methods: list[str], task: Words) -> None:
     """The methods of one experiment from top to bottom."""
     parts = [part for part in data["part"].unique() if part != "all"]
     looks = {part: PART_MARKS[i % len(PART_MARKS)] for i, part in enumerate(parts)}
@@ -154,8 +155,9 @@ def _amalgams(axes: Axes, data: pd.DataFrame, methods: list[str]) -> None:
             zorder=3 if whole else 2,
         )
         if whole:
-            gain = f"  ({signed(row['gain'], 2)} ± {number(row['gain_se'], 2)})" if pd.notna(row["gain_se"]) else ""
-            text = f"{number(row['acc'], 1)} ± {number(row['acc_se'], 1)}{gain}"
+            gain = with_error(row["gain"], row["gain_se"], decimals(task))
+            value, error = (number(row[name], decimals(task, 1)) for name in ("acc", "acc_se"))
+            text = f"{value} ± {error}{f'  ({gain})' if pd.notna(row['gain_se']) else ''}"
             axes.text(1.01, place, text, transform=axes.get_yaxis_transform(), fontsize=7, va="center")
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.set_yticks(range(len(methods)), methods)
@@ -177,15 +179,15 @@ NO_FLOW = "no training of an experiment with knowledge flow finished"
 
 
 def by_method(details: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy of each method by training images: mean and standard error over seeds, and their number.
+    """The metric of each method by training examples: mean and standard error over seeds, and their number.
 
     Args:
         details: the table ``flow``.
 
     Returns:
         Columns ``experiment``, ``images`` (NaN where all were used), ``name`` (the method, and the teacher where each
-        takes the student's place), ``acc`` and ``se`` (percent, percentage points; NaN for one seed), ``seeds``, and
-        ``gain`` and ``gain_se`` against training from scratch, paired by seed (percentage points; NaN without it).
+        takes the student's place), ``acc`` and ``se`` (NaN for one seed), ``seeds``, and
+        ``gain`` and ``gain_se`` against training from scratch, paired by seed (NaN without it).
     """
     trials = details.drop_duplicates("key")
     alone = trials["method"].eq("finetune_teacher")
@@ -201,7 +203,7 @@ def by_method(details: pd.DataFrame) -> pd.DataFrame:
 
 
 def flow(tables: Tables) -> Drawing:
-    """Accuracy by method and number of training images, and below it how the teachers fade and what that costs.
+    """The metric by method and number of training examples; below, how the teachers fade and what that costs.
 
     The table beside the figure has the numbers of its upper part.
     """
@@ -214,20 +216,20 @@ def flow(tables: Tables) -> Drawing:
     heights = [2.4, 0.5 + 1.2 * len(experiments)] if experiments else [2.4]
     figure = Figure(figsize=(PAGE, 0.8 + sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    _flow_by_method(parts[0], data)
+    _flow_by_method(parts[0], data, tables.task)
     for part in parts[1:]:
-        _over_time(part, over_time, experiments)
+        _over_time(part, over_time, experiments, tables.task.metric.unit)
     style.footer(
         figure,
-        f"{counted(int(details['n'].max()), 'test image')}, last epoch. Bars and bands: ± 1 standard error over "
-        f"{counted_range(data['seeds'], 'seed')}.",
-        "Below: weights of the student's own features and of each teacher's, by stage of the student; at the right "
-        "validation accuracy with what flows into the student, and by itself.",
+        f"{counted(int(details['n'].max()), examples(tables.task))}, last epoch. Bars and bands: ± 1 standard error"
+        f" over {counted_range(data['seeds'], 'seed')}.",
+        "Below: weights of the student's own features and of each teacher's, by stage of the student; at the right"
+        f" validation {tables.task.metric.name} with what flows into the student, and by itself.",
     )
     return Drawing(figure, data)
 
 
-def _flow_by_method(figure: SubFigure, data: pd.DataFrame) -> None:
+def _flow_by_method(figure: SubFigure, data: pd.DataFrame, task: Words) -> None:
     sizes = records(data.drop_duplicates("experiment")[["experiment", "images"]])
     place = {row["experiment"]: i for i, row in enumerate(sizes)}
     names = list(data["name"].unique())
@@ -247,18 +249,23 @@ def _flow_by_method(figure: SubFigure, data: pd.DataFrame) -> None:
             capsize=2,
             label=name,
         )
-    axes.set_xticks(range(len(sizes)), [f"{row['experiment']}\n{_images(row['images'])}" for row in sizes])
-    axes.set_ylabel("test accuracy (percent)")
+    axes.set_xticks(range(len(sizes)), [f"{row['experiment']}\n{_images(row['images'], task)}" for row in sizes])
+    axes.set_ylabel(_value(task))
     axes.grid(visible=False, axis="x")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.3)
 
 
-def _images(images: float) -> str:
-    return "all images" if math.isnan(images) else counted(int(images), "image")
+def _images(images: float, task: Words) -> str:
+    return f"all {plural(task.example)}" if math.isnan(images) else counted(int(images), task.example)
 
 
-def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str]) -> None:
-    """A row of panels an experiment: the weights at each stage, and the accuracies."""
+def _value(task: Words) -> str:
+    """The metric and its unit, for an axis."""
+    return f"{task.metric.name} on the {plural(examples(task))} ({task.metric.unit})"
+
+
+def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str], unit: str) -> None:
+    """One row of panels per experiment: the weights at each stage, and the validation metric."""
     stages = list(data["stage"].unique())
     grid = figure.subplots(len(experiments), len(stages) + 1, squeeze=False, sharex="row")
     for name, panels in zip(experiments, grid, strict=True):
@@ -267,7 +274,7 @@ def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str]
         _accuracies(rows, panels[-1])
         panels[0].set_ylabel(f"{name}\nweight")
         panels[-1].yaxis.tick_right()
-    for panel, title in zip(grid[0], [*stages, "validation (percent)"], strict=True):
+    for panel, title in zip(grid[0], [*stages, f"validation ({unit})"], strict=True):
         panel.set_title(title)
     for panel in grid[-1]:
         panel.set_xlabel("epoch")

@@ -28,9 +28,9 @@ LEAST_FOR_TREND = 4
 
 
 def transfer_rate_vs_size(tables: Tables) -> Drawing:
-    """Transfer rate of every student, mean over its teachers, against its parameters; a panel a method.
+    """Transfer rate of every student, mean over its teachers, against its parameters; one panel per method.
 
-    What was published counts more than the same images: it stands beside the rate that counts likewise.
+    The published rate counts more than the same images: it is drawn beside the rate that is counted likewise.
     """
     pairs = pair_deltas(tables.transfers, tables.complementarity)
     pairs = pairs[pairs["transfer_rate"].notna() & pairs["trains"]]
@@ -51,6 +51,7 @@ def transfer_rate_vs_size(tables: Tables) -> Drawing:
     across, down = min(ACROSS, len(names)), math.ceil(len(names) / ACROSS)
     figure = Figure(figsize=(PAGE * max(across, 2) / ACROSS, max(2.6, 1.0 + 1.7 * down)), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    landmarks = published.same_data(tables)
     for axes, name in zip(panels.flat, names, strict=False):
         rows = data[data["method"] == name]
         control = bool(rows["control"].iloc[0])
@@ -64,35 +65,36 @@ def transfer_rate_vs_size(tables: Tables) -> Drawing:
             elinewidth=0.8,
             ecolor="#BBBBBB",
         )
-        axes.plot(
-            rows["params"],
-            rows["as_published"],
-            "o",
-            color=PURPLE,
-            markersize=3,
-            markerfacecolor="none",
-            markeredgewidth=0.7,
-        )
         axes.set_title(f"{style.label(name, control)}{_trend(rows)}")
-        if not control:
+        if landmarks:
+            x, y = rows["params"], rows["as_published"]
+            axes.plot(x, y, "o", color=PURPLE, markersize=3, markerfacecolor="none", markeredgewidth=0.7)
+        if landmarks and not control:
             axes.plot(*zip(*published.RATE_BY_SIZE, strict=True), "*--", color=PURPLE, markerfacecolor="white")
     sizes = data["params"].dropna()
     low, high = float(sizes.min()) / 1.5, float(sizes.max()) * 1.5
-    panels[0, 0].set_ylim(-3, max(103, 1.05 * float(data["as_published"].fillna(0).max())))
+    highest = float(data["as_published"].fillna(0).max()) if landmarks else 0
+    panels[0, 0].set_ylim(-3, max(103, 1.05 * highest))
     style.log_scale(panels[0, 0], low, high, 1e6, "M")
     style.outer_labels(panels, len(names), "parameters of the student", "transfer rate (%)")
-    (small, little), (large, much) = published.RATE_BY_SIZE
-    seen = low <= large and high >= small
     style.footer(
         figure,
         f"{style.transferred(tables)}. Points: {counted(data['student'].nunique(), 'student')}, mean over teachers ± 1"
-        " standard error over them. ρ: rank correlation over students. A control's rate is what training alone puts"
-        " right. Hollow: the rate as published, which counts all gained images of the teacher's classes.",
-        f"FG, ImageNet, to compare with the hollow points: about {little:g} % at {small / 1e6:g}M parameters to"
-        f" {much:g} % at {large / 1e6:g}M"
-        + (" (dashed)." if seen else ", all larger than these models: beyond the right edge." if high < small else "."),
+        " standard error over them. ρ: rank correlation over students. A control's rate is what training puts right"
+        " without a teacher.",
+        _compared(low, high) if landmarks else "",
     )
     return Drawing(figure, data)
+
+
+def _compared(low: float, high: float) -> str:
+    """The published rates, and whether they lie between these numbers of parameters."""
+    (small, little), (large, much) = published.RATE_BY_SIZE
+    where = " (dashed)" if low <= large and high >= small else ", outside these axes"
+    return (
+        f"Hollow: the rate as published, which counts all gained images of the teacher's classes; FG: about"
+        f" {little:g} % at {small / 1e6:g}M parameters to {much:g} % at {large / 1e6:g}M{where}."
+    )
 
 
 def _trend(rows: pd.DataFrame) -> str:
@@ -138,8 +140,8 @@ def _by(tables: Tables, what: str) -> Drawing:
                 y = levels.index(row["level"]) + (place - (len(names) - 1) / 2) * step
                 error = row["se"] if column == "delta" and pd.notna(row["se"]) else 0.0
                 axes.errorbar(row[column], y, xerr=error, fmt=marker, color=colour, markersize=3.5, elinewidth=1)
-        _dress(axes, role, column, what)
-    landmarks = what == "kind" and _published(panels[2], tables.methods, levels, names, step)
+        _dress(axes, role, column, what, tables.task.metric.short)
+    landmarks = what == "kind" and _published(panels[2], tables, levels, names, step)
     if data["delta"].min() < 0 < data["delta"].max():
         for axes in panels[:2]:
             axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
@@ -155,35 +157,31 @@ def _by(tables: Tables, what: str) -> Drawing:
         figure,
         f"{style.transferred(tables)}. Bars: ± 1 standard error over pairs, robust to pairs that share a model; none"
         f" where one pair is all.{left_out}"
-        + (
-            f" A row of one or two models says what those do, not what their {what} does."
-            if min(models.values()) < FEW
-            else ""
-        ),
+        + (f" A row of one or two models shows those models, not their {what}." if min(models.values()) < FEW else ""),
         f"Published success of students by kind: {published.DESIGN}." if landmarks else "",
     )
     return Drawing(figure, data)
 
 
 def _models(groups: pd.DataFrame) -> dict[str, int]:
-    """How many models stand behind every level: those that teach or those that learn, whichever are more."""
+    """Models behind every level: those that teach or those that learn, the larger number of the two."""
     models = groups["students"].where(groups["grouping"].str.startswith("student"), groups["teachers"])
     return {str(level): int(count) for level, count in models.groupby(groups["level"]).max().items()}
 
 
-def _dress(axes: Axes, role: str, column: str, what: str) -> None:
+def _dress(axes: Axes, role: str, column: str, what: str, short: str) -> None:
     if column == "delta":
-        axes.set(xlabel="mean transfer delta (points)", title=f"by {what} of the {role}")
+        axes.set(xlabel=f"mean transfer delta ({short})", title=f"by {what} of the {role}")
         axes.locator_params(axis="x", nbins=4)
     else:
         axes.set(xlabel="success (% of pairs)", xlim=(-5, 105), title=f"by {what} of the {role}")
     axes.grid(visible=False, axis="y")
 
 
-def _published(axes: Axes, methods: pd.DataFrame, levels: list[str], names: list[str], step: float) -> bool:
+def _published(axes: Axes, tables: Tables, levels: list[str], names: list[str], step: float) -> bool:
     """FG's success rates by kind of student; whether any is drawn."""
     drawn = False
-    for name, of_kind in published.comparable(published.SUCCESS_OF_KIND, methods).items():
+    for name, of_kind in published.comparable(published.SUCCESS_OF_KIND, tables).items():
         for level, success in of_kind.items() if name in names else ():
             if level in levels:
                 y = levels.index(level) + (names.index(name) - (len(names) - 1) / 2) * step

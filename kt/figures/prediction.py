@@ -10,22 +10,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kt.analysis.deltas import records
-from kt.analysis.wording import counted, number
+from kt.analysis.effects import CLEAR, GAP
+from kt.analysis.wording import counted, decimals, number, predictor_words, property_words
 from kt.figures import style
 from kt.figures.style import BLUE, GREY, INK, ORANGE, PAGE, Drawing
 from kt.figures.tables import Tables
 
 MOST_METHODS = 3
 MOST_PROPERTIES = 14
-GIVEN = {
-    "nothing": ("alone", -0.17, "o", BLUE),
-    "acc_difference": ("at equal accuracy difference", 0.17, "s", ORANGE),
-}
-CLEAR = 0.05
+GIVEN = {"nothing": ("alone", -0.17, "o", BLUE), GAP: ("at equal {metric} difference", 0.17, "s", ORANGE)}
 SCHEMES = {"students": "new students", "teachers": "new teachers", "both": "both new"}
 SCORES = {"r2": "R² (share of variance)", "tau": "weighted τ (−1 to 1)"}
 PANELS = (("r2", "students"), ("r2", "teachers"), ("r2", "both"), ("tau", "students"))
-RANKED = ", ranking"
+RANKED = "ranking, "
 LEAST = -0.5
 """Where the axes of scores begin: what is worse sits there, hollow."""
 
@@ -35,7 +32,7 @@ NO_PROPERTY = "too few models, or none whose properties differ: no property was 
 
 
 def predictor_ladder(tables: Tables) -> Drawing:
-    """Held-out R² and ranking of every predictor, for students, teachers and pairs never seen, with the ceiling."""
+    """Held-out R² and ranking of every predictor, for students, teachers and pairs left out, with the ceiling."""
     ladder = tables.analysis["ladder"]
     names = [name for name in tables.chosen(MOST_METHODS) if name in set(ladder["method"])]
     data = ladder[ladder["method"].isin(names)].reset_index(drop=True)
@@ -69,8 +66,8 @@ def predictor_ladder(tables: Tables) -> Drawing:
         axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
         axes.set(xlim=(LEAST - 0.05, 1.03), xlabel=SCORES[score], xticks=(-0.5, 0, 0.5, 1))
         pairs = int(data.loc[data["scheme"] == scheme, "pairs"].max())
-        axes.set_title(f"{SCHEMES[scheme]}{RANKED * (score == 'tau')}\n({counted(pairs, 'pair')})")
-    panels[0].set_yticks(range(len(rungs)), rungs)
+        axes.set_title(f"{SCHEMES[scheme]}\n{RANKED * (score == 'tau')}{counted(pairs, 'pair')}")
+    panels[0].set_yticks(range(len(rungs)), [predictor_words(rung, tables.task).removeprefix("the ") for rung in rungs])
     panels[0].set_ylim(len(rungs) - 0.4, -0.6)  # the simplest on top
     style.legend_above(figure, list(panels))
     worse = f" Hollow: below {number(LEAST)}." if (data[list(SCORES)] < LEAST).any(axis=None) else ""
@@ -87,7 +84,7 @@ def predictor_ladder(tables: Tables) -> Drawing:
 
 
 def property_effects(tables: Tables) -> Drawing:
-    """Effect of every property on delta, alone and at equal accuracy difference, with robust and naive intervals."""
+    """Effect of every property on delta, alone and at an equal lead of the teacher, with robust and naive intervals."""
     effects = tables.analysis["effects"]
     names = [name for name in tables.chosen(MOST_METHODS) if name in set(effects["method"])]
     data = effects[effects["method"].isin(names) & effects["given"].isin(list(GIVEN))]
@@ -103,7 +100,7 @@ def property_effects(tables: Tables) -> Drawing:
     reach = 1.15 * max(float(data["effect"].abs().max()), float(ends.quantile(0.75)))
     for axes, name in zip(panels, names, strict=True):
         for given, (label, shift, marker, colour) in GIVEN.items():
-            axes.plot([], [], marker, color=colour, markersize=4, label=label)
+            axes.plot([], [], marker, color=colour, markersize=4, label=label.format(metric=tables.task.metric.name))
             for row in records(data[(data["method"] == name) & (data["given"] == given)]):
                 y = shown.index(row["property"]) + shift
                 clear = row["p_bh"] < CLEAR
@@ -123,9 +120,10 @@ def property_effects(tables: Tables) -> Drawing:
         axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
         of_method = data[data["method"] == name]
         axes.set_title(f"{name}, {counted(int(of_method['pairs'].max()), 'pair')}")
-        axes.set(xlim=(-reach, reach), xlabel="points per standard deviation")
+        axes.set(xlim=(-reach, reach), xlabel=f"{tables.task.metric.short} per standard deviation")
         axes.grid(visible=False, axis="y")
-    panels[0].set_yticks(range(len(shown)), [textwrap.shorten(name, 34, placeholder="…") for name in shown])
+    words = [property_words(name, tables.task).removeprefix("the ") for name in shown]
+    panels[0].set_yticks(range(len(shown)), [textwrap.shorten(name, 34, placeholder="…") for name in words])
     panels[0].set_ylim(len(shown) - 0.4, -0.6)
     style.legend_above(figure, list(panels))
     tried = effects[effects["method"].isin(names)]["property"].nunique()
@@ -133,7 +131,7 @@ def property_effects(tables: Tables) -> Drawing:
     style.footer(
         figure,
         f"{style.transferred(tables)}; {counted(models, 'model')}. Properties shown: {len(shown)} of {tried} that were"
-        " tried, those with the smallest p. Effect: points of delta for one standard deviation more.",
+        " tried, those with the smallest p. Effect: {tables.task.metric.difference} of delta per standard deviation.",
         "Lines: 95 % intervals from standard errors robust to pairs that share a model, cut off at the axis's ends;"
         " grey bars: the naive ones, as if pairs were independent. Filled: permutation p below 0.05 after correction"
         " (Benjamini-Hochberg).",
@@ -142,26 +140,28 @@ def property_effects(tables: Tables) -> Drawing:
 
 
 def predicted_vs_measured(tables: Tables) -> Drawing:
-    """Measured delta of every pair against what was predicted without its student, by the best predictor."""
+    """Measured delta of every pair against its prediction without its student, by the best predictor."""
     predictions = tables.analysis["predictions"]
     names = [name for name in tables.chosen(MOST_METHODS) if name in set(predictions["method"])]
     data = predictions[predictions["method"].isin(names)].reset_index(drop=True)
     if data.empty:
         return style.nothing(tables.why_not("predictions", TOO_FEW), data)
-    figure = Figure(figsize=(PAGE * max(len(names), 1.5) / MOST_METHODS, 3.2), layout="constrained")
+    figure = Figure(figsize=(PAGE * max(len(names), 1.5) / MOST_METHODS, 3.5), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
-    looks = style.looks(names)
+    looks, short = style.looks(names), tables.task.metric.short
     for axes, name in zip(panels, names, strict=True):
         rows = data[data["method"] == name]
         colour, marker = looks[name]
         axes.scatter(rows["predicted"], rows["delta"], marker=marker, color=colour, zorder=2, **style.marks(len(rows)))
         axes.axline((0, 0), slope=1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         error = math.sqrt(float(((rows["delta"] - rows["predicted"]) ** 2).mean()))
-        axes.set_title(f"{name}: {rows['rung'].iloc[0]}\ntypical error {number(error)} points, {len(rows)} pairs")
+        predictor = predictor_words(rows["rung"].iloc[0], tables.task)
+        rests = f"typical error {number(error, decimals(tables.task, 1))} {short}\n{counted(len(rows), 'pair')}"
+        axes.set_title(f"{name}\n{textwrap.shorten(predictor, 34, placeholder='…')}\n{rests}")
         low, high = np.nanmin(rows[["delta"]]), np.nanmax(rows[["delta"]])
-        margin = 0.06 * max(high - low, 1.0)
-        axes.set(ylim=(low - margin, high + margin), xlabel="predicted delta (points)")
-    panels[0].set_ylabel("measured delta (points)")
+        margin = 0.06 * (high - low or 1.0)
+        axes.set(ylim=(low - margin, high + margin), xlabel=f"predicted delta ({short})")
+    panels[0].set_ylabel(f"measured delta ({short})")
     style.footer(
         figure,
         f"{style.transferred(tables)}. Predicted from pairs of other students and teachers only. Dashed: as predicted."

@@ -1,4 +1,4 @@
-"""Published results that ours stand beside: another design (ImageNet, timm's models), so a landmark and no target.
+"""Published results as landmarks in figures of studies of the same data set, ImageNet.
 
 They stand beside a method only where it ran with the published parameters. ``docs/methods.md`` lists what stays
 different.
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from math import nan
 from typing import Any, TypeVar
 
-import pandas as pd
+from kt.figures.tables import Tables
 
 Value = TypeVar("Value")
 
@@ -44,14 +44,25 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 }
 
 
-def comparable(values: Mapping[str, Value], methods: pd.DataFrame) -> dict[str, Value]:
-    """Of published values by method, those of methods that ran with the published parameters.
+IMAGENET = {"imagenet", "imagenet-1k", "imagenet_1k", "imagenet1k", "imagenet2012", "ilsvrc", "ilsvrc2012"}
+"""Names of the data set, in small letters."""
+
+
+def same_data(tables: Tables) -> bool:
+    """True where the study is of the data set of the published results."""
+    return tables.data.lower() in IMAGENET
+
+
+def comparable(values: Mapping[str, Value], tables: Tables) -> dict[str, Value]:
+    """Of published values by method, those of methods that ran on the same data set with the published parameters.
 
     Args:
         values: by method.
-        methods: the table ``methods``; what it holds no parameters of is not compared.
+        tables: of the study; methods whose parameters the table ``methods`` does not hold are not compared.
     """
-    rows = methods.dropna(subset=["parameters"])
+    if not same_data(tables):
+        return {}
+    rows = tables.methods.dropna(subset=["parameters"])
     ran = {name: json.loads(text) for name, text in zip(rows["method"], rows["parameters"], strict=True)}
     return {name: value for name, value in values.items() if name in ran and ran[name] == PARAMETERS[name]}
 

@@ -21,7 +21,7 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
-from kt.analysis.wording import counted
+from kt.analysis.wording import counted, examples
 from kt.figures.tables import HEADLINE, Tables
 from kt.store import atomic
 
@@ -70,7 +70,7 @@ RC: Any = {
 }
 
 LETTERS_PER_INCH = 17
-"""What fits at 7 points."""
+"""Letters of 7 points that fit."""
 
 MANY = 150
 """Points in one panel above which error bars are left out and marks shrink."""
@@ -82,7 +82,7 @@ class Drawing:
 
     Attributes:
         figure: the figure.
-        data: what it shows, a row a mark.
+        data: the numbers drawn, one row per mark.
         missing: why nothing could be drawn; None for a real figure.
     """
 
@@ -108,28 +108,28 @@ def footer(figure: Figure, *parts: str) -> None:
 
 
 def scored(tables: Tables) -> str:
-    """Scored pairs and test images, in words."""
+    """Scored pairs and test examples, in words."""
     n = int(tables.complementarity["n"].max()) if len(tables.complementarity) else 0
-    return f"{counted(len(tables.complementarity), 'ordered pair')}, {counted(n, 'test image')}"
+    return f"{counted(len(tables.complementarity), 'ordered pair')}, {counted(n, examples(tables.task))}"
 
 
 def transferred(tables: Tables) -> str:
-    """Pairs with a finished transfer, seeds, test images and failures, in words."""
+    """Pairs with a finished transfer, seeds, test examples and failures, in words."""
     ok = tables.transfers[tables.transfers["status"] == "ok"]
-    return _rests_on(tables.transfers, counted(ok.groupby(["teacher", "student"]).ngroups, "ordered pair"))
+    return _rests_on(tables, tables.transfers, counted(ok.groupby(["teacher", "student"]).ngroups, "ordered pair"))
 
 
 def of_groups(tables: Tables) -> str:
     """The same of students with several teachers."""
     ok = tables.several[tables.several["status"] == "ok"]
-    return _rests_on(tables.several, counted(ok["student"].nunique(), "student"))
+    return _rests_on(tables, tables.several, counted(ok["student"].nunique(), "student"))
 
 
-def _rests_on(transfers: pd.DataFrame, what: str) -> str:
+def _rests_on(tables: Tables, transfers: pd.DataFrame, what: str) -> str:
     ok = transfers[transfers["status"] == "ok"]
     n = int(ok["n"].max()) if len(ok) else 0
     failed = transfers.loc[transfers["status"] != "ok", "key"].nunique()
-    parts = [what, counted(ok["seed"].nunique(), "seed"), counted(n, "test image")]
+    parts = [what, counted(ok["seed"].nunique(), "seed"), counted(n, examples(tables.task))]
     return ", ".join([*parts, f"{counted(failed, 'failed training')} left out"] if failed else parts)
 
 
@@ -145,7 +145,7 @@ def label(method: str, control: bool) -> str:
 
 
 def marks(points: int) -> dict[str, Any]:
-    """Size, opacity and rasterisation for so many points: dots of a few thousand pairs must not become a blot."""
+    """Size, opacity and rasterisation for so many points: thousands of dots must not merge into a blot."""
     return {
         "s": float(np.clip(600 / max(points, 1), 2, 16)),
         "alpha": float(np.clip(60 / max(points, 1) ** 0.6, 0.15, 0.9)),

@@ -1,20 +1,26 @@
-"""What figures and report are drawn from: the tables of a study, and those of its analysis where it was made."""
+"""Tables that figures and the report are made from: those of a study, and those of its analysis where there is one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
-from kt.analysis.deltas import of_pairs, on_test, records
-from kt.errors import KtError
+from kt.analysis.deltas import WITHIN, of_pairs, on_test, records
+from kt.analysis.inputs import CLASSIFICATION, Inputs, prepare
 from kt.tables import schema
 from kt.tables.of_analysis import ANALYSIS
 from kt.tables.of_study import EXPERIMENTS
+from kt.tasks.task import Words
 
 STUDY = ("zoo", "complementarity", "pairs", "transfers", "methods")
+DATA = "data"
+"""Key of a file's metadata: name of the data set."""
+
 HEADLINE = ("kl", "kl_dp", "kl_dp_unsup")
 """Methods that a figure with room for few shows in any case."""
 
@@ -31,8 +37,11 @@ class Tables:
         several: rows of several teachers.
         methods: the methods over groups of pairs, best mean delta first, controls last.
         analysis: the tables of ``kt analyse``, each empty where there is none.
-        summary: the analysis's summary, Markdown.
         experiments: the detail tables of the study's experiments, those that there are.
+        task: the words of what was learnt.
+        equal_within: the analysis counts a teacher this close to its student, in units of the metric, as equal.
+        data: name of the data set; empty where unknown.
+        everything: all rows of the table ``transfers``.
     """
 
     zoo: pd.DataFrame
@@ -42,12 +51,20 @@ class Tables:
     several: pd.DataFrame
     methods: pd.DataFrame
     analysis: Mapping[str, pd.DataFrame]
-    summary: str
     experiments: Mapping[str, pd.DataFrame]
+    task: Words
+    equal_within: float
+    data: str
+    everything: pd.DataFrame
 
     @classmethod
     def of(
-        cls, study: Mapping[str, pd.DataFrame], analysis: Mapping[str, pd.DataFrame] | None = None, summary: str = ""
+        cls,
+        study: Mapping[str, pd.DataFrame],
+        analysis: Mapping[str, pd.DataFrame] | None = None,
+        equal_within: float = 0.0,
+        task: Words = CLASSIFICATION,
+        data: str = "",
     ) -> Tables:
         """From frames in memory: those of ``STUDY``, any of experiments, and any of the analysis."""
         made = {name: pd.DataFrame(columns=[c.name for c in columns]) for name, columns in ANALYSIS.items()}
@@ -61,8 +78,11 @@ class Tables:
             several=transfers[in_zoo & transfers["teacher"].isna()].reset_index(drop=True),
             methods=study["methods"],
             analysis={**made, **(analysis or {})},
-            summary=summary,
             experiments={name: study[name] for name in EXPERIMENTS if name in study},
+            task=task,
+            equal_within=equal_within,
+            data=data,
+            everything=transfers,
         )
 
     @classmethod
@@ -76,21 +96,16 @@ class Tables:
         """
         there = [name for name in EXPERIMENTS if (folder / f"{name}.parquet").exists()]
         study = {name: schema.read_frame(folder / f"{name}.parquet", name) for name in (*STUDY, *there)}
+        task, data = schema.words(folder / "transfers.parquet"), _fact(folder / "transfers.parquet", DATA)
         if analysis is None:
-            return cls.of(study)
+            return cls.of(study, task=task, data=data)
         made = {name: schema.read_frame(analysis / f"{name}.parquet", name) for name in ANALYSIS}
-        try:
-            summary = (analysis / "summary.md").read_text("utf-8")
-        except OSError as error:
-            raise KtError(f"{analysis / 'summary.md'}: not readable ({error.strerror})") from error
-        return cls.of(study, made, summary)
+        return cls.of(study, made, float(_fact(analysis / "groups.parquet", WITHIN) or 0), task, data)
 
-    @property
-    def equal_within(self) -> float:
-        """Percentage points within which the analysis counts a teacher as equal to its student; 0 where unknown."""
-        groups = self.analysis["groups"]
-        ends = groups.loc[groups["grouping"] == "teacher", ["low_end", "high_end"]].abs().min().min()
-        return float(ends) if pd.notna(ends) else 0.0
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The same tables as the analysis takes them."""
+        return prepare(self.everything, self.zoo, self.complementarity, self.task)
 
     def chosen(self, most: int) -> list[str]:
         """At most so many methods that teach a student: the headline methods, then by mean delta; in table order."""
@@ -109,6 +124,12 @@ class Tables:
         return self.experiments.get(name, pd.DataFrame(columns=[c.name for c in EXPERIMENTS[name]]))
 
     def why_not(self, table: str, otherwise: str) -> str:
-        """Why a table of the analysis has no rows: it was not made, or ``otherwise``."""
+        """The reason why a table of the analysis has no rows: it was not made, or ``otherwise``."""
         made = any(len(frame) for frame in self.analysis.values())
         return otherwise if made else f"no analysis: `kt analyse` makes the table {table}"
+
+
+def _fact(path: Path, name: str) -> str:
+    """A text in a file's metadata, empty where it is not there."""
+    metadata: Mapping[bytes, bytes] = pq.read_schema(path).metadata or {}
+    return metadata.get(name.encode(), b"").decode()

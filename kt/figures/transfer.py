@@ -12,13 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kt.analysis.deltas import PAIR, group_of, pair_deltas, records
-from kt.analysis.wording import counted, in_points, number, with_error
+from kt.analysis.wording import amount, counted, decimals, examples, number, plural, with_error
 from kt.figures import published, style
 from kt.figures.style import BLUE, COLUMN, GREY, INK, MANY, ORANGE, PAGE, PURPLE, Drawing
 from kt.figures.tables import Tables
 
 NOTHING = "no transfer finished"
-WEAKER, STRONGER, CONTROL = "teacher less accurate", "teacher as accurate or more", "student of a control"
+WEAKER, STRONGER, CONTROL = "weaker teacher", "equal or stronger teacher", "student of a control"
 TEACHERS = {WEAKER: ("v", ORANGE), STRONGER: ("o", BLUE), CONTROL: ("D", GREY)}
 PUBLISHED = "published mean (FG, ImageNet)"
 
@@ -31,7 +31,7 @@ def delta_by_method(tables: Tables) -> Drawing:
     data["group"] = group_of(data["acc_difference"], tables.equal_within)
     summary = tables.methods
     names = summary.loc[summary["group"] == "all", "method"].tolist()
-    within = f" by over {in_points(tables.equal_within)}" if tables.equal_within else ""
+    within = f" by over {amount(tables.equal_within, tables.task)}" if tables.equal_within else ""
     blocks = [("all", "All pairs", data)]
     if (weaker := data[data["group"] == "weaker"]).size and (summary["group"] == "weaker").any():
         blocks.append(("weaker", f"Only pairs whose teacher is weaker{within}", weaker))
@@ -41,9 +41,9 @@ def delta_by_method(tables: Tables) -> Drawing:
     panels = figure.subplots(len(blocks), 2, sharex="col", squeeze=False, width_ratios=(0.66, 0.34))
     for (group, title, rows), (axes, beside) in zip(blocks, panels, strict=True):
         _block(axes, rows, records(summary[summary["group"] == group]), names)
-        _columns_of_text(beside, records(summary[summary["group"] == group]), names)
+        _columns_of_text(beside, records(summary[summary["group"] == group]), names, decimals(tables.task))
         axes.set_title(title, pad=8)
-    if landmarks := published.comparable(published.DELTA, summary):
+    if landmarks := published.comparable(published.DELTA, tables):
         places = [names.index(name) for name in landmarks]
         panels[0, 0].plot(
             list(landmarks.values()),
@@ -55,7 +55,7 @@ def delta_by_method(tables: Tables) -> Drawing:
             zorder=5,
             label=PUBLISHED,
         )
-    panels[-1, 0].set_xlabel("transfer delta (percentage points)")
+    panels[-1, 0].set_xlabel(f"transfer delta ({tables.task.metric.difference})")
     style.legend_above(figure, panels[:, 0].tolist(), (*TEACHERS, PUBLISHED))
     style.footer(
         figure,
@@ -66,7 +66,7 @@ def delta_by_method(tables: Tables) -> Drawing:
 
 
 def _block(axes: Axes, data: pd.DataFrame, rows: list[dict[str, Any]], names: Sequence[str]) -> None:
-    """A row a method: box, points, and mean with its error."""
+    """One row per method: box, points, and mean with its error."""
     axes.axvline(0, color=GREY, linewidth=0.8)
     thin = {"color": GREY, "linewidth": 0.8}
     rng = np.random.default_rng(0)  # jitter only
@@ -110,11 +110,11 @@ def _block(axes: Axes, data: pd.DataFrame, rows: list[dict[str, Any]], names: Se
     axes.grid(visible=False, axis="y")
 
 
-def _columns_of_text(axes: Axes, rows: list[dict[str, Any]], names: Sequence[str]) -> None:
+def _columns_of_text(axes: Axes, rows: list[dict[str, Any]], names: Sequence[str], digits: int) -> None:
     """Mean, success and n of every row, level with the rows of the panel to the left."""
     axes.set_ylim(len(names) - 0.4, -0.6)
     columns = (
-        (0.0, "mean ± SE (points)", [with_error(row["delta"], row["delta_se"]) for row in rows]),
+        (0.0, "mean ± SE", [with_error(row["delta"], row["delta_se"], digits) for row in rows]),
         (0.52, "success", [f"{number(row['success'], 0)} %" for row in rows]),
         (0.76, "n", [_counted(row) for row in rows]),
     )
@@ -142,12 +142,12 @@ def _by_teacher(pairs: pd.DataFrame, control: bool) -> Iterator[tuple[str, pd.Da
 
 
 def success_by_method(tables: Tables) -> Drawing:
-    """Success rates of every method: one dot a student over its teachers, and one a teacher over its students."""
+    """Success rates of every method: one dot per student over its teachers, and one per teacher over its students."""
     data = tables.analysis["by_model"]
     if data.empty:
         return style.nothing(tables.why_not("by_model", NOTHING), data)
     rows = records(tables.methods[tables.methods["group"] == "all"])
-    names, landmarks = [row["method"] for row in rows], published.comparable(published.SUCCESS, tables.methods)
+    names, landmarks = [row["method"] for row in rows], published.comparable(published.SUCCESS, tables)
     figure = Figure(figsize=(PAGE, 1.5 + 0.36 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     rng = np.random.default_rng(0)  # jitter only
@@ -170,7 +170,7 @@ def success_by_method(tables: Tables) -> Drawing:
                 axes.plot(middle, place + 0.36, "*", color=PURPLE, markerfacecolor="white", markersize=7, clip_on=False)
         models = data[data["role"] == role]["model"].nunique()
         axes.set_title(f"by {role} (dots: {counted(models, 'model')})")
-        axes.set(xlim=(-3, 103), xlabel=f"success: pairs of the {role} with delta > 0 (%)")
+        axes.set(xlim=(-3, 103), xlabel=f"pairs of the {role} with delta > 0 (%)")
         axes.grid(visible=False, axis="y")
     panels[0].set_ylim(len(names) - 0.4, -0.6)
     panels[0].set_yticks(range(len(names)), [style.label(row["method"], row["control"]) for row in rows])
@@ -195,7 +195,7 @@ MOST_SHARES = 6
 
 
 def delta_vs_accuracy(tables: Tables) -> Drawing:
-    """Transfer delta of every pair against the accuracy difference, one panel a method, with the best quarter."""
+    """Transfer delta of every pair against the lead of its teacher, one panel per method, with the best quarter."""
     data = pair_deltas(tables.transfers, tables.complementarity)
     if data.empty:
         return style.nothing(NOTHING, data)
@@ -204,10 +204,10 @@ def delta_vs_accuracy(tables: Tables) -> Drawing:
     across = min(ACROSS, len(methods))
     figure = Figure(figsize=(PAGE * max(across, 2) / ACROSS, max(3.0, 1.2 + 1.9 * down)), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    reach = max(float(data["acc_difference"].abs().max()), 1.0) * 1.06
-    few = data.groupby("method").size().max() <= MANY
+    reach = (float(data["acc_difference"].abs().max()) or 1.0) * 1.06
+    few, short = data.groupby("method").size().max() <= MANY, tables.task.metric.short
     bins = tables.analysis["groups"]
-    bins = bins[bins["grouping"] == "accuracy difference"]
+    bins = bins[bins["grouping"] == f"{tables.task.metric.name} difference"]
     for axes, row in zip(panels.flat, methods, strict=False):
         points = data[data["method"] == row["method"]]
         x, y = points["acc_difference"], points["delta"]
@@ -221,35 +221,33 @@ def delta_vs_accuracy(tables: Tables) -> Drawing:
         _best_quarter(axes, bins[bins["method"] == row["method"]])
         axes.set_title(f"{style.label(row['method'], row['control'])}, {counted(row['pairs'], 'pair')}")
     low, high = float((data["delta"] - data["delta_se"]).min()), float((data["delta"] + data["delta_se"]).max())
-    margin = 0.05 * max(high - low, 1.0)
+    margin = 0.05 * (high - low or 1.0)
     panels[0, 0].set(xlim=(-reach, reach), ylim=(low - margin, high + margin))
-    style.outer_labels(panels, len(methods), "teacher − student (points)", "transfer delta (points)")
-    bars = "Bars: ± 1 standard error over test images, mean over seeds." if few else _median_error(data)
-    within = f" by over {in_points(tables.equal_within)}" if tables.equal_within else ""
-    quarter = " Orange: mean of the best quarter of each bin's pairs." if len(bins) else ""
+    style.outer_labels(panels, len(methods), f"teacher − student ({short})", f"transfer delta ({short})")
+    over = f"over {plural(examples(tables.task))}"
+    middle = f"Median standard error {number(data['delta_se'].median(), decimals(tables.task))} {short}, {over}."
+    bars = f"Bars: ± 1 standard error {over}, mean over seeds." if few else middle
+    within = f" by over {amount(tables.equal_within, tables.task)}" if tables.equal_within else ""
+    quarter = " Orange: mean of the quarter of each bin's pairs that gains most." if len(bins) else ""
     style.footer(
         figure,
-        f"Both axes in percentage points. Dashed: the student becomes as good as its teacher was. Shaded: the teacher "
-        f"is weaker{within}.{quarter}",
+        f"Both axes in {tables.task.metric.difference}. Dashed: the student becomes as good as its teacher was. Shaded:"
+        f" the teacher is weaker{within}.{quarter}",
         f"{style.transferred(tables)}. {bars}",
     )
     return Drawing(figure, data)
 
 
 def _best_quarter(axes: Axes, bins: pd.DataFrame) -> None:
-    """Mean delta of the best quarter of the pairs in every bin of the accuracy difference, as steps."""
+    """Mean delta of the quarter of the pairs that gains most in every bin of the teacher's lead, as steps."""
     for row in records(bins):
         ends = (row["low_end"], row["high_end"])
         for width, colour in ((2.6, "white"), (1.6, ORANGE)):
             axes.plot(ends, [row["top_quartile"]] * 2, color=colour, linewidth=width, zorder=3, solid_capstyle="butt")
 
 
-def _median_error(data: pd.DataFrame) -> str:
-    return f"Median standard error {number(data['delta_se'].median(), 2)} points, over test images."
-
-
 def teacher_share(tables: Tables) -> Drawing:
-    """Share of the transfer images that the teacher teaches, against the accuracy difference, for every method."""
+    """Share of the transfer examples that the teacher teaches, against the difference of the two, for every method."""
     finished = tables.transfers[(tables.transfers["status"] == "ok") & tables.transfers["teacher_share"].notna()]
     shares = finished.groupby(["method", *PAIR], as_index=False, sort=False)["teacher_share"].mean()
     gap = tables.complementarity[[*PAIR, "acc_difference"]]
@@ -257,11 +255,11 @@ def teacher_share(tables: Tables) -> Drawing:
     varied = {name for name, rows in data.groupby("method") if np.ptp(rows["teacher_share"]) > 0}
     chosen = [name for name in tables.chosen(len(tables.methods)) if name in varied][:MOST_SHARES]
     if not chosen:
-        return style.nothing("no method shares the images out between teacher and student", data)
+        return style.nothing(f"no method divides the {plural(tables.task.example)} between teacher and student", data)
     data = data[data["method"].isin(chosen)].reset_index(drop=True)
     figure = Figure(figsize=(COLUMN, 3.4), layout="constrained")
     axes: Axes = figure.add_subplot()
-    reach = max(float(data["acc_difference"].abs().max()), 1.0) * 1.06
+    reach = (float(data["acc_difference"].abs().max()) or 1.0) * 1.06
     axes.axvspan(-reach, -tables.equal_within, color=SHADE, linewidth=0, zorder=0)
     axes.axhline(50, color=GREY, linewidth=0.8, zorder=1)
     looks = style.looks(chosen)
@@ -280,13 +278,13 @@ def teacher_share(tables: Tables) -> Drawing:
     axes.set(
         xlim=(-reach, reach),
         ylim=(-3, 103),
-        xlabel="accuracy of teacher − student (percentage points)",
-        ylabel="images that the teacher teaches (%)",
+        xlabel=f"{tables.task.metric.name} of teacher − student ({tables.task.metric.difference})",
+        ylabel=f"{plural(tables.task.example)} that the teacher teaches (%)",
     )
     style.legend_above(figure, [axes], ncols=3)
     always = sorted(set(shares["method"]) - set(data["method"]))
     never = f" Share constant: {', '.join(always)}." if always else ""
     spread = float(finished.groupby(["method", *PAIR])["teacher_share"].sem().max())
-    error = f"largest standard error over seeds {number(spread)} points" if math.isfinite(spread) else "one seed"
+    error = f"largest standard error over seeds {number(spread, 2)} %" if math.isfinite(spread) else "one seed"
     style.footer(figure, f"{style.transferred(tables)}. Points: pairs, mean over seeds; {error}.{never}")
     return Drawing(figure, data)

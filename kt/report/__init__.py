@@ -14,12 +14,12 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 import kt
-from kt.analysis.answer import answer
-from kt.figures.captions import CAPTIONS
+from kt.analysis.deltas import gains
+from kt.analysis.wording import answer, caption_words, focus, plural
+from kt.figures.captions import CAPTIONS, Caption
 from kt.figures.tables import Tables
 from kt.report import content
 from kt.report.sections import SECTIONS, SPEAKS_FOR_ITSELF, Facts
-from kt.report.verdict import focus, held, verdict
 from kt.transfer.method import registry
 from kt.transfer.methods.amalgamation import Methods
 from kt.transfer.methods.flow import FlowMethods
@@ -48,14 +48,16 @@ def render(
         config_text: ``config.yaml`` as the user wrote it.
         versions: of Python and the libraries, by name.
         title: the study's title.
-        equal_within: percentage points; a teacher this close to its student counts as equal.
+        equal_within: a teacher this close to its student, in units of the metric, counts as equal.
     """
     template = _environment().get_template("template.html")
     return template.render(
         title=title,
-        verdict=verdict(data, equal_within),
+        answer=answer(data.inputs, data.analysis, equal_within),
         experiments=content.answer(data),
-        answer=answer(data.methods, data.transfers, data.complementarity, equal_within),
+        task=data.task,
+        examples=plural(data.task.example),
+        flips=caption_words(data.task)["flips"],
         sections=list(_sections(data, figures, equal_within)),
         methods=_definitions(data),
         papers=[*PAPERS.items(), *ERRORS.items()],
@@ -66,13 +68,15 @@ def render(
 
 def _sections(data: Tables, folder: Path, equal_within: float) -> Iterator[dict[str, Any]]:
     """Every section that has rows, figures or words of its own."""
-    compared = held(data, equal_within)
-    method = focus(data, compared) if data.chosen(1) else None
-    facts = Facts(data, compared, method, equal_within)
+    found = gains(data.inputs.transfers, data.inputs.scores, equal_within)
+    weaker = gains(data.inputs.transfers, data.inputs.scores, equal_within, "weaker")
+    compared = [gain for gain in found if gain.control]
+    facts = Facts(data, compared, weaker, focus(found) if found else None, equal_within)
+    captions = {name: caption.told(caption_words(data.task)) for name, caption in CAPTIONS.items()}
     for section in SECTIONS:
         part = section.make(facts)
-        names = [name for name, caption in CAPTIONS.items() if caption.section == section.name]
-        drawn = [_figure(path, name) for name in names if (path := folder / f"{name}.png").exists()]
+        names = [name for name, caption in captions.items() if caption.section == section.name]
+        drawn = [_figure(path, name, captions[name]) for name in names if (path := folder / f"{name}.png").exists()]
         grids = [grid for grid in part.grids if grid.rows]
         shown = [figure for figure in drawn if not figure["missing"]]
         if grids or shown or (section.name in SPEAKS_FOR_ITSELF and part.before):
@@ -97,12 +101,12 @@ def code(text: str) -> Markup:
     return Markup(re.sub(r"`+([^`]+)`+", r"<code>\1</code>", str(escape(text))))  # noqa: S704 (escaped just before)
 
 
-def _figure(path: Path, name: str) -> dict[str, Any]:
+def _figure(path: Path, name: str, caption: Caption) -> dict[str, Any]:
     with Image.open(path) as image:
         (width, height), missing = image.size, image.info.get("missing")
     return {
         "name": name,
-        "caption": CAPTIONS[name],
+        "caption": caption,
         "data": base64.b64encode(path.read_bytes()).decode(),
         "width": round(width * SHOWN),  # the page must not jump as it loads
         "height": round(height * SHOWN),
@@ -111,7 +115,7 @@ def _figure(path: Path, name: str) -> dict[str, Any]:
 
 
 def _definitions(data: Tables) -> list[tuple[str, str]]:
-    """The study's methods and what they do, as their own documentation says."""
+    """The study's methods, and what their own documentation says they do."""
     known = {name: type(method) for made in (Methods, FlowMethods) for name, method in made.defaults().items()}
     known |= registry()
     names = pd.concat(frame["method"] for frame in (data.transfers, *data.experiments.values()))

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from kt.analysis.deltas import clear_sign, pair_deltas
-from kt.analysis.wording import counted, counted_range, number, signed
+from kt.analysis.wording import counted, counted_range, decimals, examples, flips_unit, number, plural, signed
 from kt.figures import experiments as drawn
 from kt.figures.tables import Tables
 from kt.report.grids import Cell, Grid, Show, count, error, grid, name, plain, signed_number
+from kt.tasks.task import Words
 
 TOP = 10
 MOST_FAILURES = 50
@@ -26,42 +27,48 @@ def summary(tables: Tables) -> Grid:
             wide = wide.assign(**{f"{group}_{column}": of_group[column].reindex(wide.index)})
     wide["shown"] = [f"{m} (control)" if c else m for m, c in zip(wide["method"], wide["control"], strict=True)]
 
+    short, digits = tables.task.metric.short, decimals(tables.task)
     columns: list[tuple[str, Show]] = [("method", name("shown"))]
     for group, prefix in (("all pairs", ""), ("weaker teacher", "weaker_"), ("stronger teacher", "stronger_")):
+        pairs = wide[f"{prefix}pairs"].dropna().astype(int)
+        size = f" ({counted_range(pairs, 'pair')})" if len(pairs) else ""
         columns += [
-            (f"{group}, points", error(f"{prefix}delta")),
-            (f"{group}: success, %", plain(f"{prefix}success", 0)),
-            (f"{group}: n", count(f"{prefix}pairs")),
+            (f"{group}{size}, {short}", error(f"{prefix}delta", digits)),
+            ("success, %", plain(f"{prefix}success", 0)),
         ]
     if wide["taught_errors_beyond"].notna().any():
-        columns.append(("taught errors beyond `self`, points", error("taught_errors_beyond")))
+        columns.append((f"taught errors, {short}", error("taught_errors_beyond", 1)))
     if wide["failed"].any():
-        columns.append(("failed trainings", count("failed")))
-    return grid("Transfer delta in percentage points: mean ± standard error, success rate and pairs.", wide, columns)
+        columns.append(("failed", count("failed")))
+    unit = tables.task.metric.difference
+    caption = f"Transfer delta in {unit}: mean ± standard error, and the success rate of the same pairs."
+    return grid(caption, wide, columns)
 
 
 def zoo(tables: Tables) -> Grid:
-    """The models, most accurate first."""
+    """The models, the best first."""
     frame = tables.zoo.sort_values("acc", ascending=False, kind="stable")
     frame = frame.assign(recipe=[" ".join(tags) or "–" for tags in frame["recipe"]])
+    metric, digits = tables.task.metric, decimals(tables.task, 1)
+    columns: list[tuple[str, Show]] = [
+        ("model", name("name")),
+        ("architecture", name("arch")),
+        ("kind", name("kind")),
+        ("parameters, thousand", plain("params", 1, 1e3)),
+        ("MACs, million", plain("macs", 2, 1e6)),
+        ("input, pixels", count("input_size")),
+        (f"{metric.name}, {metric.unit}", _value("acc", "acc_se", digits)),
+        ("calibration error, %", plain("ece")),
+        (f"trained on, {plural(tables.task.example)}", count("train_images")),
+        ("training, seconds", plain("train_seconds")),
+        ("pretraining", name("pretraining")),
+        ("recipe", name("recipe")),
+        ("licence", name("licence")),
+    ]
     return grid(
-        "The zoo. Accuracy and calibration error on the test images, ± binomial standard error.",
+        f"The zoo. {metric.name.capitalize()} on the {plural(examples(tables.task))} ± standard error.",
         frame,
-        [
-            ("model", name("name")),
-            ("architecture", name("arch")),
-            ("kind", name("kind")),
-            ("parameters, thousand", plain("params", 1, 1e3)),
-            ("MACs, million", plain("macs", 2, 1e6)),
-            ("input, pixels", count("input_size")),
-            ("accuracy, %", lambda row: Cell(f"{number(row['acc'])} ± {number(row['acc_se'])}", float(row["acc"]))),
-            ("calibration error, %", plain("ece")),
-            ("trained on, images", count("train_images")),
-            ("training, seconds", plain("train_seconds")),
-            ("pretraining", name("pretraining")),
-            ("recipe", name("recipe")),
-            ("licence", name("licence")),
-        ],
+        [column for column in columns if column[0] != "calibration error, %" or frame["ece"].notna().any()],
     )
 
 
@@ -70,31 +77,30 @@ def top_pairs(tables: Tables) -> list[Grid]:
     flips = tables.complementarity.sort_values("pos_flips", ascending=False, kind="stable")
     weaker = flips[flips["acc_difference"] < 0]
     pair: list[tuple[str, Show]] = [("teacher", name("teacher")), ("student", name("student"))]
+    short, digits, unit = tables.task.metric.short, decimals(tables.task), flips_unit(tables.task)
     scores: list[tuple[str, Show]] = [
         *pair,
-        ("teacher − student, points", signed_number("acc_difference", 1)),
-        (
-            "positive flips, % of images",
-            lambda row: Cell(f"{number(row['pos_flips'])} ± {number(row['pos_flips_se'])}", float(row["pos_flips"])),
-        ),
-        ("negative flips, % of images", plain("neg_flips")),
-        ("class entropy, nats", plain("class_entropy", 2)),
+        (f"teacher − student, {short}", signed_number("acc_difference", digits - 1)),
+        (f"positive flips, {unit}", _value("pos_flips", "pos_flips_se", digits - 1)),
+        (f"negative flips, {unit}", plain("neg_flips", digits - 1)),
     ]
+    if tables.task.has_classes:
+        scores.append(("class entropy, nats", plain("class_entropy", 2)))
     deltas = pair_deltas(tables.transfers, tables.complementarity)
     deltas = deltas[~deltas["control"].astype(bool)].sort_values("delta", ascending=False, kind="stable")
     transfers: list[tuple[str, Show]] = [
         *pair,
         ("method", name("method")),
-        ("teacher − student, points", signed_number("acc_difference", 1)),
-        ("transfer delta, points", error("delta")),
+        (f"teacher − student, {short}", signed_number("acc_difference", digits - 1)),
+        (f"transfer delta, {short}", error("delta", digits)),
         ("transfer rate, %", plain("transfer_rate", 0)),
     ]
-    over_images = "averaged over seeds, ± standard error over test images"
+    over = f"averaged over seeds, ± standard error over {plural(examples(tables.task))}"
     grids = [
         grid("Most positive flips.", flips.head(TOP), scores),
-        grid("Most positive flips from a less accurate teacher.", weaker.head(TOP), scores),
-        grid(f"Largest gains, {over_images}.", deltas.head(TOP), transfers),
-        grid(f"Lowest deltas, {over_images}.", deltas.tail(TOP).iloc[::-1], transfers),
+        grid("Most positive flips from a weaker teacher.", weaker.head(TOP), scores),
+        grid(f"Largest gains, {over}.", deltas.head(TOP), transfers),
+        grid(f"Lowest deltas, {over}.", deltas.tail(TOP).iloc[::-1], transfers),
     ]
     return [grid for grid in grids if grid.rows]
 
@@ -122,89 +128,95 @@ def failures(tables: Tables) -> Grid | None:
 
 
 IMAGES = "all"
-"""What stands in place of a number of images where all were used."""
+"""Stands in place of a number of examples where all were used."""
 
 
 def answer(tables: Tables) -> str:
-    """What the experiments show, each beside its control; method names stand in backticks. Empty without any."""
-    return " ".join([*_amalgamation(tables.details("amalgamation")), *_flow(tables.details("flow"))])
+    """Results of the experiments, each beside its control; method names stand in backticks. Empty without any."""
+    task = tables.task
+    return " ".join([*_amalgamation(tables.details("amalgamation"), task), *_flow(tables.details("flow"), task)])
 
 
-def _amalgamation(details: pd.DataFrame) -> Iterator[str]:
+def _amalgamation(details: pd.DataFrame, task: Words) -> Iterator[str]:
     if details.empty:
         return
     rows = drawn.by_part(details)
     gains = rows[(rows["part"] == "all") & rows["gain"].notna()].set_index("method")
     if "cfl" in gains.index:
-        yield f"One student of several specialists: against plain distillation (`kd`), `cfl` is {_tally(gains, 'cfl')}."
+        told = _tally(gains, "cfl", task)
+        yield f"One student of several specialists: compared with plain distillation (`kd`), `cfl` is {told}."
     if "supervised" in gains.index:
-        yield f"With labels, which they do not have, `supervised` is {_tally(gains, 'supervised')}."
+        yield f"With labels, which they do not have, `supervised` is {_tally(gains, 'supervised', task)}."
 
 
-def _flow(details: pd.DataFrame) -> Iterator[str]:
+def _flow(details: pd.DataFrame, task: Words) -> Iterator[str]:
     if details.empty:
         return
     gains = drawn.by_method(details).dropna(subset="gain").set_index("name")
     if "flow" in gains.index:
-        yield f"Knowledge flow: against training from `scratch`, `flow` is {_tally(gains, 'flow')}."
+        yield f"Knowledge flow: compared with training from `scratch`, `flow` is {_tally(gains, 'flow', task)}."
     if "flow_untrained" in gains.index:
-        yield f"With teachers that know nothing, `flow_untrained` is {_tally(gains, 'flow_untrained')}."
+        yield f"With teachers that know nothing, `flow_untrained` is {_tally(gains, 'flow_untrained', task)}."
 
 
-def _tally(gains: pd.DataFrame, method: str) -> str:
+def _tally(gains: pd.DataFrame, method: str, task: Words) -> str:
     """In how many experiments a method is clearly ahead and behind: by more than two standard errors over seeds."""
     rows = gains.loc[[method]]
     signs = [clear_sign(gain, se) for gain, se in zip(rows["gain"], rows["gain_se"], strict=True)]
-    least, most = signed(rows["gain"].min()), signed(rows["gain"].max())
+    least, most = (signed(gain, decimals(task)) for gain in (rows["gain"].min(), rows["gain"].max()))
+    reach = least if least == most else f"{least} to {most}"
     return (
         f"clearly better in {signs.count(1)} of {counted(len(rows), 'experiment')} and clearly worse in"
-        f" {signs.count(-1)} ({least}{f' to {most}' * (least != most)} points; {counted_range(rows['seeds'], 'seed')})"
+        f" {signs.count(-1)} ({reach} {task.metric.difference}; {counted_range(rows['seeds'], 'seed')})"
     )
 
 
 def amalgamation(tables: Tables) -> Grid | None:
-    """Accuracy of every method on all classes and on each teacher's; None without amalgamations."""
+    """The metric of every method on all classes and on each teacher's; None without amalgamations."""
     details = tables.details("amalgamation")
     if details.empty:
         return None
+    metric, digits = tables.task.metric, decimals(tables.task)
     return grid(
-        "Amalgamation: test accuracy after the last epoch, ± standard error over seeds (over test images where nothing"
-        f" was trained); the difference to `{drawn.REFERENCE}` is paired by seed.",
+        f"Amalgamation: test {metric.name} after the last epoch, ± standard error over seeds (over examples where"
+        f" nothing was trained); the difference to `{drawn.REFERENCE}` is paired by seed.",
         drawn.by_part(details),
         [
             ("experiment", name("experiment")),
             ("method", name("method")),
             ("classes of", name("part")),
-            ("accuracy, %", _accuracy("acc", "acc_se")),
-            (f"more than {drawn.REFERENCE}, points", error("gain")),
-            ("test images", count("n")),
+            (f"{metric.name}, {metric.unit}", _value("acc", "acc_se", digits - 1)),
+            (f"more than {drawn.REFERENCE}, {metric.short}", error("gain", digits)),
+            (plural(examples(tables.task)), count("n")),
             ("seeds", count("seeds")),
         ],
     )
 
 
 def flow(tables: Tables) -> Grid | None:
-    """Accuracy of every method by training images; None without knowledge flow."""
+    """The metric of every method by training examples; None without knowledge flow."""
     details = tables.details("flow")
     if details.empty:
         return None
+    metric, digits = tables.task.metric, decimals(tables.task)
     return grid(
-        "Knowledge flow: test accuracy after the last epoch, ± standard error over seeds; the difference to `scratch`"
-        " is paired by seed.",
+        f"Knowledge flow: test {metric.name} after the last epoch, ± standard error over seeds; the difference to"
+        " `scratch` is paired by seed.",
         drawn.by_method(details),
         [
             ("experiment", name("experiment")),
             ("method", name("name")),
-            ("training images", _images),
-            ("accuracy, %", _accuracy("acc", "se")),
-            ("more than scratch, points", error("gain")),
+            (f"training {plural(tables.task.example)}", _images),
+            (f"{metric.name}, {metric.unit}", _value("acc", "se", digits - 1)),
+            (f"more than scratch, {metric.short}", error("gain", digits)),
             ("seeds", count("seeds")),
         ],
     )
 
 
-def _accuracy(column: str, spread: str) -> Show:
-    return lambda row: Cell(f"{number(row[column])} ± {number(row[spread])}", float(row[column]))
+def _value(column: str, error: str, digits: int) -> Show:
+    """A value and its standard error, without a sign."""
+    return lambda row: Cell(f"{number(row[column], digits)} ± {number(row[error], digits)}", float(row[column]))
 
 
 def _images(row: dict[str, Any]) -> Cell:

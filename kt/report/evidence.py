@@ -6,41 +6,40 @@ from typing import Any
 
 import pandas as pd
 
-from kt.analysis.analyse import CLEAR
-from kt.analysis.deltas import records
-from kt.analysis.wording import number, with_error
+from kt.analysis.deltas import Gain, records
+from kt.analysis.effects import CLEAR
+from kt.analysis.wording import decimals, number, predictor_words, property_words, with_error
 from kt.figures.tables import Tables
 from kt.report.grids import Cell, Grid, count, error, grid, name, plain, signed_number
-from kt.report.verdict import Held, words
+from kt.tasks.task import Words
 
 MOST_METHODS = 4
 LEAST_EFFECTS = 3
 """Effects of one method that are shown even where none is clear."""
 
 MOST_STUDENTS = 20
-GIVEN = {"nothing": "nothing", "acc_difference": "accuracy gap", "all others": "all others"}
 
 
-def against_controls(compared: list[Held]) -> Grid:
-    """Every method against the control that it must beat, over the same pairs and seeds."""
-    rows = []
-    for method in dict.fromkeys(h.method for h in compared):
-        of_group = {h.group: h for h in compared if h.method == method}
-        rows.append(
-            [Cell(method), Cell(of_group["all"].control), *_held(of_group["all"]), *_held(of_group.get("weaker"))]
-        )
-    headings = ("method", "control", "all pairs: more than the control, points", "clear?", "n")
-    weaker = ("weaker teacher: more than the control, points", "clear?", "n")
+def beside_controls(compared: list[Gain], weaker: list[Gain], task: Words) -> Grid:
+    """Every method beside the control that it must beat, over the same pairs and seeds."""
+    of_weaker = {gain.method: gain for gain in weaker}
+    rows = [
+        [Cell(gain.method), Cell(gain.control or "–"), *_beyond(gain, task), *_beyond(of_weaker.get(gain.method), task)]
+        for gain in compared
+    ]
+    short = task.metric.short
+    headings = ("method", "control", f"all pairs, {short}", "clear?", "pairs")
+    of_group = (f"weaker teacher, {short}", "clear?", "pairs")
     caption = "What teachers add: paired difference of transfer deltas, method − control, ± standard error."
-    return Grid(caption, (*headings, *weaker), rows)
+    return Grid(caption, (*headings, *of_group), rows)
 
 
-def _held(h: Held | None) -> list[Cell]:
-    if h is None:
+def _beyond(gain: Gain | None, task: Words) -> list[Cell]:
+    if gain is None or gain.control is None:
         return [Cell("–", float("nan")), Cell("–"), Cell("–", float("nan"))]
-    sign = {1: "yes, more", -1: "yes, less", 0: "no"}[h.against.sign]
-    text = with_error(h.against.mean, h.against.se)
-    return [Cell(text, h.against.mean), Cell(sign), Cell(f"{h.against.n:,}", float(h.against.n))]
+    sign = {1: "yes, more", -1: "yes, less", 0: "no"}[gain.beyond.sign]
+    text = with_error(gain.beyond.mean, gain.beyond.se, decimals(task))
+    return [Cell(text, gain.beyond.mean), Cell(sign), Cell(f"{gain.beyond.n:,}", float(gain.beyond.n))]
 
 
 def variance(tables: Tables) -> Grid:
@@ -51,7 +50,7 @@ def variance(tables: Tables) -> Grid:
         frame.assign(shown=_shown(frame)),
         [
             ("method", name("shown")),
-            ("standard deviation, points", plain("sd", 2)),
+            (f"standard deviation, {tables.task.metric.short}", plain("sd", decimals(tables.task))),
             ("the student, %", plain("student", 0)),
             ("the teacher, %", plain("teacher", 0)),
             ("the pair and chance, %", plain("pair", 0)),
@@ -62,75 +61,74 @@ def variance(tables: Tables) -> Grid:
 
 
 def ladder(tables: Tables) -> Grid:
-    """Every predictor's scores on models never seen."""
-    scores = tables.analysis["ladder"]
+    """Every predictor's scores on models left out of its fit."""
+    scores, short, digits = tables.analysis["ladder"], tables.task.metric.short, decimals(tables.task)
     scores = scores[scores["method"].isin(tables.chosen(MOST_METHODS))]
     rows = scores[scores["scheme"] == "students"]
     for scheme in ("teachers", "both"):
         of_scheme = scores[scores["scheme"] == scheme][["method", "rung", "r2"]]
         rows = rows.merge(of_scheme, on=["method", "rung"], how="left", suffixes=("", f"_{scheme}"))
     return grid(
-        "Predictors, simplest first, on models held out in every role. Regret: what the best teacher would have gained"
-        " more than the best of the predicted top.",
-        rows,
+        "Predictors, simplest first, on models held out in every role. Regret: how much more the best teacher gives"
+        " than the best of those ranked first.",
+        rows.assign(shown=[predictor_words(rung, tables.task) for rung in rows["rung"]]),
         [
             ("method", name("method")),
-            ("predictor", name("rung")),
+            ("predictor", name("shown")),
             ("R², new students", plain("r2", 2)),
             ("R², new teachers", plain("r2_teachers", 2)),
             ("R², both new", plain("r2_both", 2)),
             ("ceiling of R²", plain("r2_ceiling", 2)),
             ("weighted τ", plain("tau", 2)),
-            ("regret of the top teacher, points", plain("regret_1", 2)),
-            ("regret of the top 3, points", plain("regret_3", 2)),
-            ("time saved by the top 3, %", plain("hours_saved_3", 0)),
+            (f"regret of the first, {short}", plain("regret_1", digits)),
+            (f"regret of the first 3, {short}", plain("regret_3", digits)),
+            ("time saved by the first 3, %", plain("hours_saved_3", 0)),
             ("pairs", count("pairs")),
         ],
     )
 
 
 def effects(tables: Tables) -> Grid:
-    """Clear effects of properties, and the likeliest where none is, with honest and naive errors side by side."""
+    """Clear effects of properties, and the likeliest where none is, with robust and naive errors side by side."""
     frame = tables.analysis["effects"]
     frame = frame[frame["method"].isin(tables.chosen(MOST_METHODS))].sort_values("p_bh", kind="stable")
     place = frame.groupby(["method", "given"], sort=False).cumcount()
     frame = frame[(frame["p_bh"] < CLEAR) | (place < LEAST_EFFECTS)].sort_values(["method", "given", "p_bh"])
     frame = frame.assign(
-        shown=[words(p) for p in frame["property"]],
-        held=[GIVEN.get(g, g) for g in frame["given"]],
+        shown=[property_words(p, tables.task) for p in frame["property"]],
+        held=[property_words(g, tables.task) for g in frame["given"]],
         effect_se=frame["se"],
     )
     return grid(
-        "Properties and gains: points of delta for one standard deviation more. Clear effects (corrected p below"
-        f" {CLEAR}) and each method's {LEAST_EFFECTS} likeliest others.",
+        f"Properties and gains: {tables.task.metric.difference} of delta per standard deviation. Clear effects"
+        f" (corrected p below {CLEAR}) and each method's {LEAST_EFFECTS} likeliest others.",
         frame,
         [
             ("method", name("method")),
             ("property", name("shown")),
             ("held fixed", name("held")),
-            ("effect ± robust error", error("effect")),
-            ("two-way error", plain("se_two_way", 2)),
-            ("naive error", plain("se_iid", 2)),
-            ("95 % bootstrap over models", lambda row: Cell(_interval(row), float(row["boot_low"]))),
+            ("effect ± robust error", error("effect", decimals(tables.task))),
+            ("naive error", plain("se_iid", decimals(tables.task))),
+            ("95 % bootstrap", lambda row: Cell(_interval(row, decimals(tables.task)), float(row["boot_low"]))),
             ("p, permutation", plain("p_permutation", 4)),
-            ("p, corrected (BH)", plain("p_bh", 3)),
-            ("p, corrected (Holm)", plain("p_holm", 3)),
+            ("p, corrected", plain("p_bh", 3)),
             ("pairs", count("pairs")),
         ],
     )
 
 
-def _interval(row: dict[str, Any]) -> str:
-    return "–" if pd.isna(row["boot_low"]) else f"{number(row['boot_low'], 2)} to {number(row['boot_high'], 2)}"
+def _interval(row: dict[str, Any], digits: int) -> str:
+    low, high = (number(row[name], digits) for name in ("boot_low", "boot_high"))
+    return "–" if pd.isna(row["boot_low"]) else f"{low} to {high}"
 
 
 def importances(tables: Tables) -> Grid:
-    """What boosted trees use, where they predict anything."""
+    """Properties that boosted trees use, where they predict anything."""
     frame = tables.analysis["importances"]
     frame = frame[frame["method"].isin(tables.chosen(MOST_METHODS))]
     frame = frame[frame.groupby("method", sort=False).cumcount() < LEAST_EFFECTS]
     return grid(
-        "What boosted trees use: held-out R² that shuffling a group of related properties costs them.",
+        "Properties that boosted trees use: held-out R² that shuffling a group of related properties costs them.",
         frame,
         [
             ("method", name("method")),
@@ -142,8 +140,8 @@ def importances(tables: Tables) -> Grid:
 
 
 def recommended(tables: Tables, method: str) -> Grid:
-    """The teacher predicted best for every student, without that student's transfers, beside what came of it."""
-    frame = tables.analysis["predictions"]
+    """The teacher ranked first for every student, without that student's transfers, beside its measured delta."""
+    frame, short, digits = tables.analysis["predictions"], tables.task.metric.short, decimals(tables.task)
     rows = []
     for student, of_student in frame[frame["method"] == method].groupby("student", sort=True):
         chosen = of_student.sort_values("predicted", ascending=False, kind="stable").iloc[0]
@@ -161,15 +159,15 @@ def recommended(tables: Tables, method: str) -> Grid:
         )
     more = f" The first {MOST_STUDENTS} students." if len(rows) > MOST_STUDENTS else ""
     return grid(
-        f"Teachers recommended for `{method}` had the student's own transfers not been run, and what came of it.{more}",
+        f"Teachers that `kt recommend` ranks first for `{method}` without the student's own transfers.{more}",
         pd.DataFrame(rows[:MOST_STUDENTS]),
         [
             ("student", name("student")),
             ("recommended teacher", name("teacher")),
-            ("predicted delta, points", signed_number("predicted")),
-            ("measured delta, points", signed_number("delta")),
+            (f"predicted delta, {short}", signed_number("predicted", digits)),
+            (f"measured delta, {short}", signed_number("delta", digits)),
             ("best teacher", name("best")),
-            ("its delta, points", signed_number("best_delta")),
+            (f"its delta, {short}", signed_number("best_delta", digits)),
             ("teachers", count("teachers")),
         ],
     )
@@ -177,28 +175,21 @@ def recommended(tables: Tables, method: str) -> Grid:
 
 def several(tables: Tables) -> Grid:
     """Methods with several teachers beside the same students' single teachers."""
-    frame = tables.analysis["several"]
+    frame, short, digits = tables.analysis["several"], tables.task.metric.short, decimals(tables.task)
     return grid(
         "Several teachers together, and single ones of the same teachers for the same students.",
         frame.assign(delta_se=frame["se"]),
         [
             ("method", name("method")),
             ("teachers", count("teachers")),
-            ("delta, points ± standard error over students", error("delta")),
+            (f"delta ± standard error over students, {short}", error("delta", digits)),
             ("success, % of students", plain("success", 0)),
-            ("one of them: mean, points", signed_number("single_mean")),
-            ("the best of them, points", signed_number("single_best")),
+            (f"one of them: mean, {short}", signed_number("single_mean", digits)),
+            (f"the best of them, {short}", signed_number("single_best", digits)),
             ("single method", name("single")),
             ("students", count("students")),
         ],
     )
-
-
-def unsaid(tables: Tables) -> list[str]:
-    """What the analysis says cannot be said: the lines of that heading in its summary."""
-    _, _, after = tables.summary.partition("## What cannot be said")
-    section = after.partition("\n## ")[0]
-    return [line.removeprefix("- ") for line in section.splitlines() if line.startswith("- ")]
 
 
 def _shown(frame: pd.DataFrame) -> list[str]:

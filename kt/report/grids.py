@@ -1,4 +1,4 @@
-"""Tables of the report as cells: what is shown, how it is printed, and what it is sorted by."""
+"""Tables of the report as cells: a printed text each, and the number that sorts it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def count(column: str) -> Show:
 
 
 def grid(caption: str, frame: pd.DataFrame, columns: Sequence[tuple[str, Show]]) -> Grid:
-    """A table from a frame: a row a row, and for every column a heading and how its cell is printed."""
+    """A table from a frame, with one heading and one way to print its cells per column."""
     rows = [[show(row) for _, show in columns] for row in records(frame)]
     return Grid(caption, tuple(heading for heading, _ in columns), rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from kt.data.datasets import Dataset
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 
 
 def metadata(study: Study) -> dict[str, str]:
-    """The configuration's hash, the task and the libraries' versions, for a table's file."""
+    """The configuration's hash, the task, the data set's name and the libraries' versions, for a table's file."""
     versions = {f"version_{name}": v for name, v in gather.versions().items()}
-    return {"config_hash": study.hash, schema.TASK: study.task.words.to_json(), **versions}
+    facts = {schema.TASK: study.task.words.to_json(), "data": PurePath(study.data.source).name}
+    return {"config_hash": study.hash, **facts, **versions}
 
 
 def known_model(study: Study, name: str) -> str:

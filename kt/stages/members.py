@@ -70,7 +70,7 @@ def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
     run(
         weights.load(build(study, name, dataset), layout.weights(name)).to(device).eval(),
         {s: inputs(dataset, s, spec, device, views, keep=False) for s in predictions.SPLITS},
-        {s: np.concatenate([dataset.truth[dataset.rows(s)]] * study.views(s)) for s in predictions.SPLITS},
+        {s: dataset.truths(s, study.views(s)) for s in predictions.SPLITS},
         {s: np.tile(dataset.ids(s), study.views(s)) for s in predictions.SPLITS},
         layout.predictions(name),
         (fingerprint, study.shown(dataset.hash)),

@@ -375,9 +375,9 @@ class ZooFiles:
         """Hash of architecture, input and weights."""
         return self._fingerprints[name]
 
-    def logits(self, name: str, split: str) -> predictions.Logits:
-        """Cached answers, float16 [N, …]."""
-        return np.asarray(predictions.read(self.layout.predictions(name), split).answers)
+    def logits(self, name: str, split: str) -> predictions.Answers:
+        """Cached answers, floats [N, …], memory-mapped."""
+        return predictions.read(self.layout.predictions(name), split).answers
 
     def predicted(self, name: str, split: str) -> NDArray[np.int64]:
         """Predicted classes, int64 [N]."""

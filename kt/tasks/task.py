@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kt.errors import KtError, unknown
+from kt.errors import KtError, quoted, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,12 @@ class Metric:
     short: str
     scale: float = 1.0
     binary: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.key):
+            raise KtError(f"metric: the key {quoted(self.key)} is no name of a column; allowed: a-z, 0-9 and _")
+        if not 0 < self.scale < math.inf:
+            raise KtError(f"metric: the scale of {self.key!r} must be above 0, not {self.scale}")
 
     def shown(self, value: float, places: int = 3) -> str:
         """A value as text, with so many decimal places of a mean score."""
@@ -187,24 +194,33 @@ class Task(ABC):
 
 
 def registry() -> dict[str, type[Task]]:
-    """All tasks that are defined, by name; the project's own are by the import of this package."""
-    found: dict[str, type[Task]] = {}
+    """All tasks that are defined, by name; the project's own are by the import of this package.
+
+    Raises:
+        KtError: a module of the user's defines a task under a name of the project's own.
+    """
+    found: dict[str, list[type[Task]]] = {}
     pending = list(Task.__subclasses__())
     while pending:
         task = pending.pop()
         pending += task.__subclasses__()
         if "name" in task.__dict__:
-            found[task.name] = task
-    return dict(sorted(found.items()))
+            found.setdefault(task.name, []).append(task)
+    for name, tasks in found.items():
+        if len(tasks) > 1 and any(task.__module__.startswith("kt.") for task in tasks):
+            raise KtError(f"zoo.modules: a module defines the task {name!r}, which kt has already; choose another name")
+    return {name: tasks[0] for name, tasks in sorted(found.items())}
 
 
 def named(name: str, at: str = "data.task") -> Task:
     """A task by its name.
 
     Raises:
-        KtError: there is none; ``at`` is the key that names it.
+        KtError: there is none, or it lacks methods; ``at`` is the key that names it.
     """
     known = registry()
     if name not in known:
         raise KtError(f"{at}: {unknown('task', name, known)}")
+    if lacking := known[name].__abstractmethods__:
+        raise KtError(f"{at}: the task {name!r} does not define {', '.join(sorted(lacking))}")
     return known[name]()

@@ -18,12 +18,11 @@ from kt.data.inputs import IN_MEMORY, Inputs
 from kt.errors import KtError
 from kt.tasks import losses
 from kt.transfer import memory
+from kt.transfer.batch import Batch, Examples, forward
 from kt.transfer.bench import Bench
 from kt.transfer.common_space import Learner, Output, Space, concatenate, soft_cross_entropy
 from kt.transfer.ledger import Record
 from kt.transfer.optimise import Rates
-from kt.transfer.pieces import forward
-from kt.transfer.samples import Samples
 from kt.transfer.session import Session
 from kt.zoo.features import classifier, classifiers
 from kt.zoo.inference import autocast
@@ -35,18 +34,23 @@ Taught: TypeAlias = Any
 """Methods of ``kt.transfer.methods.amalgamation``, which import this module when they run."""
 
 
-def scores(bench: Bench, teachers: Sequence[str], split: str, softmax: bool = False) -> Tensor:
-    """The teachers' concatenated logits, or probabilities, on the chosen images of a split, float32 [n, K]."""
-    parts = [bench.cached(name, split) for name in teachers]
+def examples(bench: Bench, teachers: Sequence[str], split: str, softmax: bool = False) -> Examples:
+    """The chosen images of a split; targets are the teachers' concatenated logits, or probabilities, [n, K]."""
     where = [torch.from_numpy(bench.positions(name)).to(bench.device) for name in teachers]
-    return concatenate([p.softmax(-1) for p in parts] if softmax else parts, where, bench.outputs, float("-inf"))
+
+    def merge(batch: Batch) -> tuple[Tensor, Tensor]:
+        parts = [answers.softmax(-1) for answers in batch.teachers] if softmax else batch.teachers
+        targets = concatenate(parts, where, bench.outputs, float("-inf"))
+        return targets, torch.ones(len(batch), dtype=torch.bool, device=bench.device)
+
+    answers = [bench.cached(name, split) for name in teachers]
+    return Examples(bench.device, bench.truth(split), answers, merge=merge)
 
 
-def samples(bench: Bench, teachers: Sequence[str]) -> Samples:
-    """What is known of the chosen transfer images: the teachers' concatenated logits, and labels for the control."""
-    labels = torch.from_numpy(bench.truth("transfer")).to(bench.device)
-    targets = scores(bench, teachers, "transfer")
-    return Samples(targets, labels, torch.ones_like(labels).bool(), torch.arange(len(labels), device=bench.device))
+def ensemble(bench: Bench, teachers: Sequence[str], split: str, softmax: bool) -> NDArray[np.int64]:
+    """Classes with the teachers' largest concatenated logits, or probabilities, of a split's chosen images, [n]."""
+    batches = examples(bench, teachers, split, softmax).blocks()
+    return np.concatenate([batch.targets.argmax(-1).cpu().numpy() for batch in batches])
 
 
 def rates(method: Taught, student: nn.Module) -> Rates:
@@ -59,12 +63,12 @@ def alone(session: Session, method: Taught, teachers: Sequence[str], seed: int) 
     """The student alone, with soft targets or labels."""
     bench, student = session.bench, session.bench.student(seed)
 
-    def loss(output: Tensor, batch: Samples) -> Tensor:
+    def loss(output: Tensor, batch: Batch) -> Tensor:
         if method.uses_labels:
             return losses.cross_entropy(output, batch.truth)
         return soft_cross_entropy(batch.targets, output)
 
-    known = samples(bench, teachers)
+    known = examples(bench, teachers, "transfer")
     trained = session.fit(student, student, bench.view("transfer"), known, loss, rates=rates(method, student))
     return session.outcome(trained)
 
@@ -76,10 +80,10 @@ def with_common_features(session: Session, method: CFL, teachers: Sequence[str],
     student = bench.student(seed)
     learner = learner_of(bench, method, student, models, seed)
     images = Images.of(bench, method, learner, models, bench.at_once(session.pieces))
-    known = samples(bench, teachers)
+    known = examples(bench, teachers, "transfer")
     del models
 
-    def loss(output: Output, batch: Samples) -> Tensor:
+    def loss(output: Output, batch: Batch) -> Tensor:
         common = method.mmd_weight * output.mmd(method.sigmas) + method.reconstruction_weight * output.reconstruction
         total: Tensor = soft_cross_entropy(batch.targets, output.logits) + common
         return total
@@ -93,7 +97,7 @@ def with_common_features(session: Session, method: CFL, teachers: Sequence[str],
 
 @torch.no_grad()
 def at_end(
-    learner: Learner, images: Images, known: Samples, batch: int, pieces: int, sigmas: Sequence[float]
+    learner: Learner, images: Images, known: Examples, batch: int, pieces: int, sigmas: Sequence[float]
 ) -> dict[str, float]:
     """Mean losses over the transfer images after training, in eval mode, batch by batch as in training."""
     learner.eval()
@@ -101,7 +105,7 @@ def at_end(
     steps = len(images) // batch
     for positions in torch.arange(steps * batch).reshape(steps, batch):
         output: Output = forward(learner, [images[part.numpy()] for part in positions.tensor_split(pieces)])
-        soft = soft_cross_entropy(known.targets[positions.to(images.device)], output.logits).mean()
+        soft = soft_cross_entropy(known.at(positions).targets, output.logits).mean()
         sums += torch.stack([soft, output.mmd(sigmas), output.reconstruction]).cpu()
     return dict(zip(("loss_soft", "loss_mmd", "loss_reconstruction"), (sums / steps).tolist(), strict=True))
 

@@ -22,10 +22,11 @@ from kt.data.inputs import IN_MEMORY, Inputs
 from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import draw_views
 from kt.errors import KtError
-from kt.predictions import Logits
+from kt.predictions import Answers
 from kt.tasks.classification import positions
 from kt.tasks.task import Array, Task
 from kt.transfer import memory
+from kt.transfer.batch import Chosen, Rows
 from kt.transfer.engine import State, weights_of
 from kt.transfer.experiments import Experiment, Problem
 from kt.transfer.training import Training
@@ -56,8 +57,8 @@ class Zoo(Protocol):
     def fresh(self, name: str) -> nn.Module:
         """Its architecture with fresh weights, from torch's global generator."""
 
-    def logits(self, name: str, split: str) -> Logits:
-        """Cached answers on all images of a split, float16 [N, …], memory-mapped."""
+    def logits(self, name: str, split: str) -> Answers:
+        """Cached answers to all images of a split, floats [N, …], memory-mapped."""
 
     def predicted(self, name: str, split: str) -> Array:
         """Its predicted classes on all images of a split, int64 [N]."""
@@ -215,10 +216,10 @@ class Bench:
         assert self.problem is not None
         return self.problem.own[teacher]
 
-    def cached(self, teacher: str, split: str) -> torch.Tensor:
-        """A teacher's cached logits on the chosen images, float32 [n, K'], on the device."""
-        found = torch.from_numpy(self.zoo.logits(teacher, split)[self.chosen[split]])
-        return found.to(self.device, torch.float32)
+    def cached(self, teacher: str, split: str) -> Rows:
+        """A teacher's cached answers to the chosen images of a split, [n, …], read when they are used."""
+        answers = self.zoo.logits(teacher, split)
+        return answers if self.problem is None else Chosen(answers, self.chosen[split])
 
     def predicted(self, teacher: str, split: str) -> NDArray[np.int64]:
         """A teacher's predictions on the chosen images as positions among the student's classes, int64 [n]."""

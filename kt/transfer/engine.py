@@ -1,13 +1,13 @@
 """The one training loop of all transfer methods.
 
-Targets are merged before it starts, so a step is one forward and one backward pass of the learner: the student, as a
-rule. The loop knows nothing of papers, files or tables. Interrupted at any step and resumed from its checkpoint, it
-gives bit-identical results on the CPU: the order of images depends on seed and epoch alone, the learning rate on the
-step alone, and everything random on a state that the checkpoint holds.
+Answers of teachers and frozen student are cached, so a step is one forward and one backward pass of the learner: the
+student, as a rule. The loop knows nothing of papers, files or tables. Interrupted at any step and resumed from its
+checkpoint, it gives bit-identical results on the CPU: the order of images depends on seed and epoch alone, the learning
+rate on the step alone, and everything random on a state that the checkpoint holds.
 
-Where a batch does not fit in memory it is cut into pieces whose gradients add up: images, order, steps, and the mean
-of the losses over the batch stay what they are. What changes is BatchNorm, which normalises each piece by its own
-statistics, and the stream of random numbers. A loss that compares the samples of its batch still sees all of them.
+A batch that does not fit in memory is cut into parts whose gradients add up: images, order, steps, and the mean of the
+losses over the batch stay the same. What changes is BatchNorm, which normalises each part by its own statistics, and
+the stream of random numbers. A loss that compares the images of its batch still sees all of them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
+from kt.transfer.batch import Batch, Examples, forward
 from kt.transfer.optimise import Rates, by_rate, frozen, learning_rate, optimiser_of
-from kt.transfer.pieces import forward
-from kt.transfer.samples import Samples, SlowWeights
-from kt.transfer.training import Training
+from kt.transfer.training import SlowWeights, Training
 from kt.zoo.inference import autocast
 
 State = dict[str, Tensor]
@@ -49,15 +48,15 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class History:
-    """What a training leaves beside the learner's weights.
+    """Outcome of a training beside the learner's last weights.
 
     Attributes:
         loss: mean training loss of each epoch.
-        validation: validation accuracy after each epoch, percent.
+        validation: the metric on validation after each epoch.
         steps: optimiser steps taken.
-        best_epoch: first epoch with the highest validation accuracy, counted from 1.
+        best_epoch: first epoch with the highest of these, counted from 1.
         best: the learner's weights after that epoch.
-        pieces: how many pieces a batch was cut into.
+        pieces: number of parts that a batch was cut into.
     """
 
     loss: list[float]
@@ -74,7 +73,7 @@ def weights_of(learner: nn.Module) -> State:
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of ``n`` images in an epoch, int64 [n]; the same for all methods and teachers of a seed."""
+    """Order of ``n`` images in an epoch, int64 [n]; the same for all methods and teachers of a seed."""
     # torch's CPU generator takes 32 bits of a seed, too few for both numbers
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
 
@@ -82,8 +81,8 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
 def train(
     learner: nn.Module,
     images: Images,
-    samples: Samples,
-    loss: Callable[[Any, Samples], Tensor],
+    examples: Examples,
+    loss: Callable[[Any, Batch], Tensor],
     validate: Callable[[nn.Module], float],
     training: Training,
     seed: int,
@@ -94,21 +93,21 @@ def train(
     whole: bool = False,
     rates: Rates = (),
 ) -> History:
-    """Train ``learner`` in place; it ends with the weights of the last epoch, or with the slow ones where asked for.
+    """Train ``learner`` in place; it ends with the weights of the last epoch, or with the slow ones, if any.
 
     Args:
         learner: on the images' device, with the weights to start from.
         images: the n transfer images.
-        samples: what is known of them, on the same device.
-        loss: of each sample, from the learner's output for a batch and the batch's part of ``samples`` to [B].
-        validate: validation accuracy of the learner, percent; may not touch random state or the learner's mode.
+        examples: their truths and cached answers, for batches on the same device.
+        loss: of each image, [B], from the learner's output for a batch, and the batch.
+        validate: the metric on validation; may not touch random state or the learner's mode.
         training: epochs, batch size, optimiser, schedule.
         seed: of the order of images and of anything random in the learner.
         checkpoint: where progress is kept; its state, if any, is where training starts.
         slow: weights that follow the learner's; validation, the best and the last weights are then theirs.
-        pieces: cut every batch into so many pieces, to save memory; a checkpoint made with more of them goes on so.
+        pieces: cut every batch into so many parts, to save memory; a checkpoint with more of them goes on with those.
         views: the images are so many views of n / views images, view after view; an epoch shows one, in turn.
-        whole: ``loss`` compares the samples of its batch, so that it needs those of all pieces at once.
+        whole: ``loss`` compares the images of its batch, so that it needs all parts at once.
         rates: parts of the learner that move faster or slower than the rest.
 
     Raises:
@@ -140,7 +139,7 @@ def train(
                     positions = torch.cat(together)
                     with autocast(device):
                         output = forward(learner, [images[part.numpy()] for part in together])
-                    mean = loss(output, samples.at(positions.to(device))).mean() * (len(positions) / batch)
+                    mean = loss(output, examples.at(positions)).mean() * (len(positions) / batch)
                     torch.autograd.backward(mean)
                     progress.total += mean.detach()
                 if training.clip:
@@ -171,7 +170,7 @@ def _follow(slow: State, fast: State, tau: float) -> None:
 
 @dataclass
 class _Progress:
-    """How far a training has come; ``total`` is the running sum of the epoch's losses."""
+    """Progress of a training; ``total`` is the running sum of the epoch's losses."""
 
     total: Tensor
     pieces: int

@@ -14,11 +14,11 @@ from kt.costs import Needs
 from kt.data.inputs import Inputs
 from kt.tasks import losses
 from kt.transfer import memory
+from kt.transfer.batch import Batch, Chosen, Examples
 from kt.transfer.bench import Bench
 from kt.transfer.knowledge_flow import Flow, inlets
 from kt.transfer.learners import Views
 from kt.transfer.ledger import Record
-from kt.transfer.samples import Samples
 from kt.transfer.session import Session
 from kt.transfer.training import Training
 from kt.zoo import weights
@@ -32,7 +32,7 @@ KnowledgeFlow: TypeAlias = Any
 Scratch: TypeAlias = Any
 """Methods of ``kt.transfer.methods.flow``, which import this module when they run."""
 
-Loss = Callable[[Tensor, Samples], Tensor]
+Loss = Callable[[Tensor, Batch], Tensor]
 Shape = tuple[int, int, int]
 
 
@@ -75,11 +75,10 @@ class Drawn:
         spec = bench.zoo.input_of(teacher) if teacher else bench.spec
         return bench.images("transfer", bench.chosen["transfer"][self.positions], spec)
 
-    def samples(self) -> Samples:
-        """Labels and positions, among these images; there are no targets."""
-        labels = torch.from_numpy(self.labels).to(self._bench.device)
-        where = torch.arange(len(labels), device=labels.device)
-        return Samples(labels.new_empty(len(labels), 0).float(), labels, labels >= 0, where)
+    def examples(self, teachers: Sequence[str] = ()) -> Examples:
+        """Labels of these images, and answers of some teachers, each of its own classes."""
+        answers = [Chosen(self._bench.cached(name, "transfer"), self.positions) for name in teachers]
+        return Examples(self._bench.device, self.labels, answers)
 
 
 def attached(session: Session, method: KnowledgeFlow, teachers: Sequence[str], seed: int) -> Record:
@@ -90,7 +89,7 @@ def attached(session: Session, method: KnowledgeFlow, teachers: Sequence[str], s
     network = _attach(bench, method, teachers, [make(name) for name in teachers], seed)
     views = [drawn.view(), *(drawn.view(name) for name in teachers)]
 
-    def loss(logits: Tensor, batch: Samples) -> Tensor:
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
         return network.loss(logits, batch.truth, batch.positions, method.dependency, method.stability)
 
     def validate() -> float:
@@ -98,7 +97,7 @@ def attached(session: Session, method: KnowledgeFlow, teachers: Sequence[str], s
         network.record(_value_attached(session, network, teachers) if network.open else alone)
         return alone
 
-    trained = session.fit(network, network.student, Views(views), drawn.samples(), loss, validate)
+    trained = session.fit(network, network.student, Views(views), drawn.examples(), loss, validate)
     return session.outcome(trained) | {
         "weights": network.trace.tolist(),
         "attached": network.attached.tolist(),
@@ -157,12 +156,12 @@ def _value_attached(session: Session, network: Flow, teachers: Sequence[str]) ->
     return 100 * right / len(labels)
 
 
-def _alone(session: Session, model: nn.Module, loss: Loss, drawn: Drawn) -> Record:
-    """A model that learns by itself from the drawn images."""
-    return session.outcome(session.fit(model, model, drawn.view(), drawn.samples(), loss))
+def _alone(session: Session, model: nn.Module, loss: Loss, drawn: Drawn, teachers: Sequence[str] = ()) -> Record:
+    """A model that learns by itself from the drawn images, and cached answers of teachers."""
+    return session.outcome(session.fit(model, model, drawn.view(), drawn.examples(teachers), loss))
 
 
-def _labels(logits: Tensor, batch: Samples) -> Tensor:
+def _labels(logits: Tensor, batch: Batch) -> Tensor:
     return losses.cross_entropy(logits, batch.truth)
 
 
@@ -200,19 +199,17 @@ def restricted(logits: Tensor, labels: Tensor, teacher: Tensor, columns: Tensor,
 def distil(session: Session, method: Distilled, teachers: Sequence[str], seed: int) -> Record:
     """Labels, and the teachers' answers on the images of classes that they know."""
     bench, drawn = session.bench, Drawn(session.bench, seed)
-    where = torch.from_numpy(drawn.positions).to(bench.device)
-    cached = [bench.cached(name, "transfer")[where] for name in teachers]
     columns = [torch.from_numpy(bench.positions(name)).to(bench.device) for name in teachers]
 
-    def loss(logits: Tensor, batch: Samples) -> Tensor:
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
         terms = [
-            restricted(logits, batch.truth, teacher[batch.positions], known, method.temperature)
-            for teacher, known in zip(cached, columns, strict=True)
+            restricted(logits, batch.truth, teacher, known, method.temperature)
+            for teacher, known in zip(batch.teachers, columns, strict=True)
         ]
         total: Tensor = _labels(logits, batch) + method.weight * torch.stack(terms).sum(0)
         return total
 
-    return _alone(session, bench.student(seed), loss, drawn)
+    return _alone(session, bench.student(seed), loss, drawn, teachers)
 
 
 class _Attached(nn.Module):

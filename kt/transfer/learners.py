@@ -1,4 +1,4 @@
-"""What is trained where that is more than one student: several models together, or a student with heads."""
+"""Learners that are more than one student: several models together, or a student with heads."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from kt.data.inputs import Inputs
 from kt.errors import KtError
-from kt.transfer.samples import Samples
+from kt.transfer.batch import Batch
 from kt.zoo.features import Featured
 
 
 class Together(nn.Module):
-    """Several classifiers as one: from each one's view of the same images to their logits, [M, B, C]."""
+    """Several models as one: from each one's view of the same images to their answers, [M, B, …]."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:
-        """Logits of all models, float32 [M, B, C]."""
+        """Answers of all models, float32 [M, B, …]."""
         return torch.stack([model(x).float() for model, x in zip(self.models, views, strict=True)])
 
 
@@ -39,15 +39,15 @@ class Views:
         return len(self.inputs[0])
 
     def __getitem__(self, positions: NDArray[np.int64] | slice) -> list[Tensor]:
-        """One batch a model."""
+        """One batch per model."""
         return [inputs[positions] for inputs in self.inputs]
 
 
 class Contrast(Featured):
     """A student with heads that compare its penultimate features with the teacher's.
 
-    Its output is the logits [B, C], the features [B, D] and the heads: to be called with features and batch, they
-    give the contrastive loss of each sample, float32 [B].
+    Its output is the logits [B, C], the features [B, D] and the heads, which give the contrastive loss per image,
+    float32 [B], when called with features and batch.
     """
 
     def __init__(self, student: nn.Module, heads: nn.Module) -> None:
@@ -60,7 +60,7 @@ class Contrast(Featured):
 
 
 class InBatch(nn.Module):
-    """Contrast with the other images of the batch: both networks' embeddings of an image shall find each other.
+    """Contrast with the other images of the batch: the two networks' embeddings of an image identify each other.
 
     Args:
         student: width of the student's features.
@@ -74,13 +74,12 @@ class InBatch(nn.Module):
         self.student, self.teacher = nn.Linear(student, dim), nn.Linear(teacher, dim)
         self.temperature = temperature
 
-    def embed(self, features: Tensor, batch: Samples) -> tuple[Tensor, Tensor]:
+    def embed(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeddings of length one of student and teacher, float32 [B, dim] each."""
-        assert batch.features is not None
         return F.normalize(self.student(features.float())), F.normalize(self.teacher(batch.features))
 
-    def forward(self, features: Tensor, batch: Samples) -> Tensor:
-        """Mean of the cross-entropies of finding the teacher's embedding and the student's; float32 [B]."""
+    def forward(self, features: Tensor, batch: Batch) -> Tensor:
+        """Mean of the cross-entropies of identifying the teacher's embedding and the student's; float32 [B]."""
         student, teacher = self.embed(features, batch)
         similar = student @ teacher.T / self.temperature
         own = similar.diagonal()
@@ -88,7 +87,7 @@ class InBatch(nn.Module):
 
 
 class MemoryBank(InBatch):
-    """Contrast with remembered embeddings of images of other classes, one entry an image and network.
+    """Contrast with stored embeddings of images of other classes, one entry per image and network.
 
     The loss is noise-contrastive estimation in both directions: h = x / (x + K / N) with x the exponential of the
     similarity over its normaliser, which is set once, by the first batch. The memory follows the embeddings with
@@ -100,7 +99,7 @@ class MemoryBank(InBatch):
         dim: width of the common embedding.
         temperature: of the similarities.
         labels: of all N images, int64 [N].
-        negatives: K; fewer where some class leaves fewer images of other classes.
+        negatives: K; fewer where fewer images are of other classes than the largest one.
 
     Raises:
         KtError: all images are of one class.
@@ -138,8 +137,8 @@ class MemoryBank(InBatch):
         skip = torch.where(place >= self.first[labels][:, None], self.count[labels][:, None], 0)
         return self.sorted[place + skip]
 
-    def forward(self, features: Tensor, batch: Samples) -> Tensor:
-        """Loss of each sample, float32 [B]; the memory then follows the embeddings."""
+    def forward(self, features: Tensor, batch: Batch) -> Tensor:
+        """Loss per image, float32 [B]; the memory then follows the embeddings."""
         student, teacher = self.embed(features, batch)
         which = torch.cat([batch.positions[:, None], self.draw(batch.truth)], 1)
         loss = self._estimate(student, "teacher_memory", which) + self._estimate(teacher, "student_memory", which)

@@ -14,14 +14,14 @@ from kt.errors import KtError, listed
 from kt.spec import Spec
 from kt.tasks.task import Task
 from kt.transfer import methods
-from kt.transfer.training import Changes, Training
+from kt.transfer.training import Changes, SlowWeights, Training
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kt.costs import Needs
+    from kt.transfer.batch import Batch, Examples
     from kt.transfer.ledger import Record
-    from kt.transfer.samples import Samples, SlowWeights
 
 
 class Method(Spec):
@@ -47,7 +47,7 @@ class Method(Spec):
         uses_features: true where the loss needs the teacher's penultimate features.
         joint: true where all models train; the unit of a set of models is then shared by all its students.
         trains: false where no student is trained.
-        whole_batch: true where a loss compares the samples of its batch; where parameters decide: ``together``.
+        whole_batch: true where a loss compares the images of its batch; where parameters decide: ``together``.
         of_classes: true where answers must be logits of classes; such a method is refused for other tasks.
         by_confidence: true where targets depend on how confident models are, which answers of some tasks do not tell.
     """
@@ -85,13 +85,8 @@ class Method(Spec):
 
     @property
     def together(self) -> bool:
-        """Whether the loss needs all pieces of a batch at once with these parameters."""
+        """Whether the loss needs all parts of a batch at once with these parameters."""
         return self.whole_batch
-
-    @property
-    def uses_frozen(self) -> bool:
-        """Whether the loss needs the frozen student's logits beside the targets with these parameters."""
-        return False
 
     @classmethod
     def lacks(cls, task: Task) -> str | None:
@@ -127,7 +122,14 @@ class Method(Spec):
         """
         return frozen, truth.new_zeros(len(truth)).bool()
 
-    def loss(self, task: Task, output: Any, batch: Samples) -> Tensor:
+    def merge(self, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The targets of a batch, as ``targets`` gives them; the teacher of a control is the frozen student."""
+        import torch
+
+        teacher = torch.stack(batch.teachers) if self.takes != "pair" else (batch.teachers or [batch.frozen])[0]
+        return self.targets(task, teacher, batch.frozen, batch.truth)
+
+    def loss(self, task: Task, output: Any, batch: Batch) -> Tensor:
         """Loss per image, float32 [B].
 
         Args:
@@ -137,12 +139,12 @@ class Method(Spec):
         """
         raise NotImplementedError(f"{self.name} has no loss of its own")
 
-    def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
+    def learner(self, students: Sequence[nn.Module], examples: Examples) -> nn.Module:
         """What is trained: the student as it stands.
 
         Args:
             students: the student; for a joint method all models, in an order that all of them agree on.
-            samples: of all transfer images.
+            examples: all transfer images.
         """
         return students[0]
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kt.checkpoint import Checkpoint
 from kt.data.spec import InputSpec
 from kt.transfer import engine
+from kt.transfer.batch import Batch, Examples, Rows, mapped
 from kt.transfer.bench import Architecture, Bench
 from kt.transfer.engine import History, Images, State, weights_of
 from kt.transfer.failures import attempt_in_pieces, resumes
@@ -22,9 +23,8 @@ from kt.transfer.learners import Views
 from kt.transfer.ledger import Record, pack
 from kt.transfer.method import Method
 from kt.transfer.optimise import Rates
-from kt.transfer.samples import Samples
 from kt.transfer.unit import Unit
-from kt.zoo.inference import answers
+from kt.zoo.inference import batches
 
 Order = Literal["ascending", "descending", "random", "given"]
 
@@ -147,9 +147,10 @@ class Session:
         self._learner: nn.Module
         self._members: list[tuple[str, nn.Module]] = []
 
-    def cached(self, name: str, split: str) -> Tensor:
-        """A model's cached logits on a split, float32 [N, C], on the device."""
-        return torch.from_numpy(self.bench.zoo.logits(name, split)).to(self.bench.device, torch.float32)
+    def answered(self, names: Sequence[str]) -> Examples:
+        """The images of the unit's split, with cached answers of some models."""
+        answers = [self.bench.cached(name, self.split) for name in names]
+        return Examples(self.bench.device, self.bench.truth(self.split), answers)
 
     def predicted(self, name: str, split: str) -> Tensor:
         """The predicted classes of a model on a split, int64 [N], on the device."""
@@ -181,21 +182,22 @@ class Session:
         bench = self.bench
         names = sorted([self.student, *teachers], key=bench.zoo.fingerprint) if method.joint else [self.student]
         models = [bench.model(name, start) for name in names]
-        frozen = self.cached(self.student, "transfer") if start is None else self._now(start)
-        samples, shares = self._samples(method, names, teachers, frozen)
+        frozen = bench.cached(self.student, "transfer") if start is None else self._now(start)
+        examples = {name: self._examples(method, name, teachers, frozen) for name in names}
         torch.manual_seed(seed)
-        learner = method.learner(models, samples)
+        learner = method.learner(models, examples[self.student])
         self._takes(learner, list(zip(names, models, strict=True)))
         suffix = "" if stage is None else f".{stage}"
         finished = self.checkpoint(f"{suffix}.done", suffix, 0)
         if stage is not None and (state := finished.load(bench.device)):
             return Trained(**state["trained"])
+        shares = [0.0 if method.control else of_model.share() for of_model in examples.values()]
         views = [bench.view("transfer", bench.zoo.input_of(name)) for name in names]
         progress = self.checkpoint(suffix, suffix)
         history = engine.train(
             learner,
             Views(views) if method.joint else views[0],
-            samples,
+            examples[self.student],
             partial(method.loss, self.task),
             self._value,
             method.trained(bench.settings.training),
@@ -217,8 +219,8 @@ class Session:
         learner: nn.Module,
         student: nn.Module,
         images: Images,
-        samples: Samples,
-        loss: Callable[[Any, Samples], Tensor],
+        examples: Examples,
+        loss: Callable[[Any, Batch], Tensor],
         validate: Callable[[], float] | None = None,
         rates: Rates = (),
         whole: bool = False,
@@ -229,18 +231,18 @@ class Session:
             learner: all that trains.
             student: the part of it that stays.
             images: the transfer images as the learner takes them.
-            samples: truths and targets of these.
-            loss: of each sample, as for ``kt.transfer.engine.train``.
+            examples: their truths and cached answers.
+            loss: of each image, as for ``kt.transfer.engine.train``.
             validate: the metric on validation; the student's own where None.
             rates: parts of the learner that move faster or slower than the rest.
-            whole: ``loss`` compares the samples of its batch.
+            whole: ``loss`` compares the images of its batch.
         """
         bench, method = self.bench, self.unit.method
         self._takes(learner, [(self.student, student)])
         history = engine.train(
             learner,
             images,
-            samples,
+            examples,
             loss,
             self._value if validate is None else lambda _: validate(),
             method.trained(bench.settings.training),
@@ -295,31 +297,32 @@ class Session:
         record: Record = {"status": "ok", "last": text, "best": text, "best_epoch": None, "steps": 0}
         return record | {"loss": [], "validation": [], "teacher_share": None, "pieces": 1}
 
-    def _samples(
-        self, method: Method, names: Sequence[str], teachers: Sequence[str], frozen: Tensor
-    ) -> tuple[Samples, list[float]]:
-        """What is known of the transfer images, and the share of them that a teacher teaches, for each model."""
-        bench = self.bench
-        labels = torch.from_numpy(bench.truth("transfer")).to(bench.device)
-        sources = {name: self.cached(name, "transfer") for name in teachers} | {self.student: frozen}
-        features = None
-        if method.uses_features:
-            features = torch.from_numpy(bench.zoo.features(teachers[0], "transfer")).to(bench.device, torch.float32)
-        parts = {}
-        for name in names:
-            others = [logits for other, logits in sources.items() if other != name]
-            source = torch.stack(others) if method.takes != "pair" else (others or [frozen])[0]
-            parts[name] = method.targets(self.task, source, sources[name], labels)
-        targets, taught = parts[self.student]
-        positions = torch.arange(len(labels), device=bench.device)
-        kept = frozen if method.uses_frozen else None
-        samples = Samples(targets, labels, taught, positions, features, kept)
-        return samples, [100 * float(mask.double().mean()) for _, mask in parts.values()]
+    def _examples(self, method: Method, name: str, teachers: Sequence[str], frozen: Rows) -> Examples:
+        """The transfer images with what a method teaches one of the models that train.
 
-    def _now(self, start: State) -> Tensor:
-        """Logits of the student as it is, rounded as cached ones are; float32 [N, C]."""
-        now = answers(self.bench.model(self.student, start), self.bench.view("transfer"), self.task)
-        return torch.from_numpy(now).to(self.bench.device, torch.float32)
+        Args:
+            method: merges the targets.
+            name: of the model that is taught.
+            teachers: names.
+            frozen: answers of the unit's student before this training.
+        """
+        bench = self.bench
+        answers = {other: bench.cached(other, "transfer") for other in teachers} | {self.student: frozen}
+        own = answers.pop(name)
+
+        features = bench.zoo.features(teachers[0], "transfer") if method.uses_features else None
+        truth, merge = bench.truth("transfer"), partial(method.merge, self.task)
+        return Examples(bench.device, truth, list(answers.values()), own, features, merge)
+
+    def _now(self, start: State) -> Rows:
+        """Answers of the student as it is, rounded like cached ones, in a mapped file beside the checkpoints."""
+        student = self.bench.model(self.student, start)
+        training = student.training
+        student.eval()
+        answers = (self.task.cached(found.answer) for found in batches(student, self.bench.view("transfer")))
+        rows = mapped((part.cpu().numpy() for part in answers), self.bench.settings.checkpoints)
+        student.train(training)
+        return rows
 
     def _takes(self, learner: nn.Module, members: list[tuple[str, nn.Module]]) -> None:
         """Remember what trains."""

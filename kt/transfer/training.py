@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -86,3 +86,36 @@ Changes: type[ChangesBase] = create_model(
     __doc__=ChangesBase.__doc__,
     **{name: _optional(field) for name, field in Training.model_fields.items()},
 )
+
+
+class SlowWeights(NamedTuple):
+    """Weights that follow those in training: at each update, slow ← tau · slow + (1 − tau) · fast.
+
+    Attributes:
+        tau: share of the slow weights that stays.
+        every: steps between two updates.
+        each_epoch: count the steps of each epoch anew and update after its first, then after every ``every`` more; if
+            false, steps are counted through all epochs and the first update follows ``every`` of them.
+        shared: the slow weights are the fast ones until the first update has passed; if false, they start as a copy
+            of the weights before the first step.
+        overwrites: the fast weights go on from the slow ones after each validation; if false, from where they were.
+    """
+
+    tau: float
+    every: int
+    each_epoch: bool = False
+    shared: bool = False
+    overwrites: bool = False
+
+    def stays(self, done: int, step: int) -> float | None:
+        """Share of the slow weights that stays after a step; None where they are not updated.
+
+        Args:
+            done: steps of the training before this one.
+            step: steps of its epoch before this one.
+        """
+        first = 0 if self.each_epoch else self.every - 1
+        if self.shared and done <= first:
+            return 0.0
+        due = step % self.every == 0 if self.each_epoch else (done + 1) % self.every == 0
+        return self.tau if due else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +33,12 @@ CPU_BYTES = 1 << 24
 
 PART_BYTES = 1 << 24
 """Approximate bytes of outputs that are lost when a run is killed."""
+
+
+class Truth(Protocol):
+    """Truth of images in order, whole or read on demand."""
+
+    def __getitem__(self, some: slice, /) -> Array: ...
 
 
 class Found(NamedTuple):
@@ -101,7 +107,7 @@ def answers(model: nn.Module, inputs: Inputs, task: Task) -> NDArray[np.float16]
     return _evaluated(model, inputs, lambda answer, _: task.cached(answer))
 
 
-def kept(model: nn.Module, inputs: Inputs, truth: Array, task: Task) -> Array:
+def kept(model: nn.Module, inputs: Inputs, truth: Truth, task: Task) -> Array:
     """Parts of a model's answers that the task needs to score them, [n, …]; the model's mode is left as it was.
 
     Args:
@@ -134,14 +140,14 @@ def _evaluated(model: nn.Module, inputs: Inputs, keep: Callable[[Tensor, slice],
     return torch.cat(parts).cpu().numpy()
 
 
-def _at(truth: Array, rows: slice, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.array(truth[rows])).to(device)
+def _at(truth: Truth, some: slice, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(truth[some])).to(device)
 
 
 def predict(
     model: nn.Module,
     inputs: Mapping[str, Inputs],
-    truth: Mapping[str, Array],
+    truth: Mapping[str, Truth],
     ids: Mapping[str, NDArray[np.int64]],
     path: Path,
     facts: tuple[str, str],
@@ -168,7 +174,7 @@ def predict(
     first = next(iter(inputs.values()))
     if first.device.type == "cuda":
         model.to(memory_format=torch.channels_last)
-    probe = _rows(task, forward(model, first[slice(0, 1)], features), next(iter(truth.values()))[:1])
+    probe = _rows(task, forward(model, first[slice(0, 1)], features), next(iter(truth.values())), 0)
     row = np.dtype([(name, part.dtype, part.shape[1:]) for name, part in probe.items()])
     if top is not None and top >= (classes := probe["answers"].shape[1]):
         raise KtError(f"transfer.top_k: {top}, but {path.stem} has {classes} classes; allowed: fewer than that")
@@ -207,12 +213,12 @@ def _largest(logits: compression.Logits, top: int, name: str) -> compression.Lar
     return found
 
 
-def _rows(task: Task, found: Found, truth: Array) -> dict[str, Array]:
+def _rows(task: Task, found: Found, truth: Truth, start: int) -> dict[str, Array]:
     """Arrays that are written of a batch: answers, what is kept of them, and likeliest classes and features, if any."""
     answer = found.answer
     parts = {
         "answers": task.cached(answer),
-        "kept": task.kept(answer, torch.from_numpy(np.array(truth)).to(answer.device)),
+        "kept": task.kept(answer, _at(truth, slice(start, start + len(answer)), answer.device)),
         "top": task.likeliest(answer),
         "features": None if found.features is None else found.features.half(),
     }
@@ -224,7 +230,7 @@ def _fill(
     growing: Growing,
     model: nn.Module,
     inputs: Inputs,
-    truth: Array,
+    truth: Truth,
     ids: NDArray[np.int64],
     features: bool,
     task: Task,
@@ -234,7 +240,7 @@ def _fill(
     progress = Progress(what, len(inputs) - growing.rows)
     done, waiting = growing.rows, list[NDArray[np.void]]()
     for found in batches(model, inputs, growing.rows, features):
-        parts = _rows(task, found, truth[done : done + len(found.answer)])
+        parts = _rows(task, found, truth, done)
         rows = np.empty(len(found.answer), growing.dtype)
         for name, part in parts.items():
             rows[name] = part

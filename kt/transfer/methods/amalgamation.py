@@ -117,7 +117,7 @@ class EnsembleLogits(Untrained):
         """The class with the largest concatenated score, from cached logits."""
         from kt.transfer import amalgamate
 
-        return session.untrained(amalgamate.scores(session.bench, teachers, "test", self.softmax).argmax(-1))
+        return session.untrained(amalgamate.ensemble(session.bench, teachers, "test", self.softmax))
 
 
 class EnsembleSoftmax(EnsembleLogits):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kt.tasks.task import Task
-    from kt.transfer.samples import Samples
+    from kt.transfer.batch import Batch, Examples
 
 
 class BiKD(Supervised):
@@ -51,13 +51,13 @@ class BiKD(Supervised):
         best = partition.best_by_fit(task, teacher, truth)
         return frozen, partition.by_fit(task, partition.pick(teacher, best), frozen, truth)
 
-    def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
+    def learner(self, students: Sequence[nn.Module], examples: Examples) -> nn.Module:
         """All models as one; its output is their answers, [M, B, …]."""
         from kt.transfer.learners import Together
 
         return Together(students)
 
-    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
         """Sum of all models' losses per image, float32 [B], from answers [M, B, …]."""
         answers = output.unbind()
         total = output.new_zeros(len(batch.truth))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kt.tasks.task import Task
-    from kt.transfer.samples import Samples
+    from kt.transfer.batch import Batch, Examples
 
 
 class CD(Supervised):
@@ -39,16 +39,15 @@ class CD(Supervised):
         """The frozen student's logits, which the loss does not use; the teacher's features teach every image."""
         return frozen, truth.new_ones(len(truth)).bool()
 
-    def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
+    def learner(self, students: Sequence[nn.Module], examples: Examples) -> nn.Module:
         """The student; its output is logits [B, C] and features [B, D]."""
         from kt.zoo.features import Featured
 
         return Featured(students[0])
 
-    def loss(self, task: Task, output: tuple[Tensor, Tensor], batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         """Loss per image, float32 [B]; its mean over the batch is the method's loss."""
         logits, features = output
-        assert batch.features is not None
         contrast = losses.distillation(losses.cosines(batch.features), losses.cosines(features), 1.0)
         entropy = self.supervised(task, logits, batch.truth)
         return self.label_weight * entropy + self.weight * len(entropy) * contrast

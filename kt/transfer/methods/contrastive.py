@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kt.tasks.task import Task
-    from kt.transfer.samples import Samples
+    from kt.transfer.batch import Batch, Examples
 
 
 class Contrastive(Supervised):
@@ -34,19 +34,22 @@ class Contrastive(Supervised):
         return frozen, truth.new_ones(len(truth)).bool()
 
     @abstractmethod
-    def heads(self, student: int, teacher: int, truth: Tensor) -> nn.Module:
-        """The module that compares features, for the widths of the student's and the teacher's, and the labels [N]."""
+    def heads(self, student: int, teacher: int, labels: Tensor) -> nn.Module:
+        """The module that compares features, for the widths of the student's and the teacher's, and all labels [N]."""
 
-    def learner(self, students: Sequence[nn.Module], samples: Samples) -> nn.Module:
+    def learner(self, students: Sequence[nn.Module], examples: Examples) -> nn.Module:
         """The student with its heads; their output is logits [B, C], features [B, D] and the heads."""
+        import torch
+
         from kt.transfer.learners import Contrast
         from kt.zoo.features import Featured
 
-        assert samples.features is not None
-        heads = self.heads(Featured(students[0]).width, samples.features.shape[1], samples.truth)
-        return Contrast(students[0], heads.to(samples.truth.device))
+        assert examples.features is not None
+        labels = torch.from_numpy(examples.truth)
+        heads = self.heads(Featured(students[0]).width, examples.features.shape[1], labels)
+        return Contrast(students[0], heads.to(examples.device))
 
-    def loss(self, task: Task, output: Any, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Any, batch: Batch) -> Tensor:
         """Loss per image, float32 [B]."""
         logits, features, heads = output
         contrast: Tensor = heads(features, batch)
@@ -63,7 +66,7 @@ class InfoNCE(Contrastive):
     name: ClassVar[str] = "infonce"
     whole_batch: ClassVar[bool] = True
 
-    def heads(self, student: int, teacher: int, truth: Tensor) -> nn.Module:
+    def heads(self, student: int, teacher: int, labels: Tensor) -> nn.Module:
         """In-batch contrast."""
         from kt.transfer.learners import InBatch
 
@@ -82,8 +85,8 @@ class CRD(Contrastive):
     name: ClassVar[str] = "crd"
     negatives: PositiveInt = Field(4096, description="per image; at most as many as there are images of other classes")
 
-    def heads(self, student: int, teacher: int, truth: Tensor) -> nn.Module:
+    def heads(self, student: int, teacher: int, labels: Tensor) -> nn.Module:
         """Contrast with a memory."""
         from kt.transfer.learners import MemoryBank
 
-        return MemoryBank(student, teacher, self.dim, self.nce_t, truth, self.negatives)
+        return MemoryBank(student, teacher, self.dim, self.nce_t, labels, self.negatives)

@@ -33,10 +33,15 @@ class Ensemble(Method):
 
     def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
         """The outcome of the ensemble; nothing is random in it."""
+        import torch
+
         names = (session.student, *teachers)
-        student, teacher = [session.cached(name, session.split) for name in names]
         one, other = [session.predicted(name, session.split) for name in names]
-        return session.untrained(one.where(one == other, self.combine(session.task, teacher, student).argmax(-1)))
+        combined = []
+        for batch in session.answered(names).blocks():
+            student, teacher = batch.teachers
+            combined.append(self.combine(session.task, teacher, student).argmax(-1))
+        return session.untrained(one.where(one == other, torch.cat(combined)))
 
     def budget(self, teachers: int) -> int:
         """No training."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kt.tasks.task import Task
-    from kt.transfer.samples import Samples
+    from kt.transfer.batch import Batch
 
 
 class Supervised(Method):
@@ -46,6 +46,6 @@ class Finetune(Supervised):
     name: ClassVar[str] = "finetune"
     control: ClassVar[bool] = True
 
-    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
         """Loss per image against the truth, float32 [B]."""
         return self.supervised(task, output, batch.truth)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kt.tasks.task import Task
-    from kt.transfer.samples import Samples
+    from kt.transfer.batch import Batch
 
 
 class ByFlips(Distillation):
@@ -31,11 +31,6 @@ class ByFlips(Distillation):
     of_classes: ClassVar[bool] = True
     uses_labels: ClassVar[bool] = True
     student: Literal["frozen", "running"] = Field("frozen", description="the student whose flips count")
-
-    @property
-    def uses_frozen(self) -> bool:
-        """Flips of the running student need the logits of both models that may teach."""
-        return self.student == "running"
 
     @abstractmethod
     def divided(self, teacher: Tensor, frozen: Tensor, student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,13 +53,12 @@ class ByFlips(Distillation):
             truth: labels, int64 [N].
         """
         targets, taught = self.divided(teacher, frozen, frozen, truth)
-        return (teacher if self.uses_frozen else targets), taught
+        return (teacher if self.student == "running" else targets), taught
 
-    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
         """Distillation loss per image, float32 [B]."""
-        if not self.uses_frozen:
+        if self.student == "frozen":
             return super().loss(task, output, batch)
-        assert batch.frozen is not None
         targets, _ = self.divided(batch.targets, batch.frozen, output.float(), batch.truth)
         return task.imitate(targets, output, self.temperature)
 

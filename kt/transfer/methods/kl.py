@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kt.tasks.task import Task
-    from kt.transfer.samples import Samples
+    from kt.transfer.batch import Batch
 
 
 class Distillation(Method):
@@ -20,7 +20,7 @@ class Distillation(Method):
 
     temperature: PositiveFloat = Field(1.0, description="softmax temperature T")
 
-    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
         """Distillation loss per image, float32 [B]."""
         return task.imitate(batch.targets, output, self.temperature)
 

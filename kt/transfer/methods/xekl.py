@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kt.tasks.task import Task
-    from kt.transfer.samples import Samples
+    from kt.transfer.batch import Batch
 
 
 class XEKL(KL, Supervised):
@@ -27,7 +27,7 @@ class XEKL(KL, Supervised):
     uses_labels: ClassVar[bool] = True
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the distillation loss")
 
-    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
         """Mixed loss per image, float32 [B]."""
         distillation = super().loss(task, output, batch)
         return self.alpha * distillation + (1 - self.alpha) * self.supervised(task, output, batch.truth)

@@ -8,13 +8,13 @@ from pydantic import Field, PositiveInt
 
 from kt.tasks import partition
 from kt.transfer.methods.xekl import XEKL
-from kt.transfer.samples import SlowWeights
+from kt.transfer.training import SlowWeights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kt.tasks.task import Task
-    from kt.transfer.samples import Samples
+    from kt.transfer.batch import Batch
 
 
 class XEKLMCL(XEKL):
@@ -73,7 +73,7 @@ class XEKLMCL(XEKL):
         _, negative = partition.flips(teacher, frozen, truth)
         return (teacher if self.flips == "running" else partition.merge(~negative, teacher, frozen)), ~negative
 
-    def loss(self, task: Task, output: Tensor, batch: Samples) -> Tensor:
+    def loss(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
         """Mixed loss per image, float32 [B]; on negative flips the cross-entropy term alone."""
         taught = batch.taught
         if self.flips == "running":
