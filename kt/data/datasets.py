@@ -70,7 +70,7 @@ def write(
     splits = splits[~splits["row"].isin(lost)]
     check(_counts(splits))
     splits = splits.assign(row=np.searchsorted(rows, splits["row"].to_numpy()))
-    with store.atomic(folder / _truth_file(has_classes)) as temporary, temporary.open("wb") as file:
+    with store.atomic(folder / truth_file(has_classes)) as temporary, temporary.open("wb") as file:
         np.save(file, truth[rows])
     schema.write(folder / "splits.parquet", "splits", schema.build("splits", splits.to_dict("series")))
     reasons = decoded.damaged.values()
@@ -146,7 +146,8 @@ def _counts(splits: pd.DataFrame) -> dict[str, int]:
     return counts
 
 
-def _truth_file(has_classes: bool) -> str:
+def truth_file(has_classes: bool) -> str:
+    """Name of the file in a store that holds the truth."""
     return "labels.npy" if has_classes else "truth.npy"
 
 
@@ -207,7 +208,7 @@ class Dataset:
         try:
             images = np.load(folder / "images.npy", mmap_mode="r")
             labelled = "task" not in meta
-            truth = np.load(folder / _truth_file(labelled), mmap_mode=None if labelled else "r")
+            truth = np.load(folder / truth_file(labelled), mmap_mode=None if labelled else "r")
         except (OSError, ValueError, EOFError) as error:
             raise KtError(f"{folder}: the stored data set is incomplete ({error}); delete it and run again") from error
         return cls(
