@@ -85,13 +85,13 @@ def test_the_hub_names_its_architecture_in_the_header_or_beside_the_file(known, 
     save_file(resnet(), tmp_path / "model.safetensors")
     path = str(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"architecture": "test_vit", "num_classes": 5}')
-    with pytest.raises(KtError, match=r"'test_resnet', but .*model.safetensors says .* are of 'test_vit'"):
+    with pytest.raises(KtError, match=r"'test_resnet', but .*model.safetensors its weights are of 'test_vit'"):
         checked(known, path)
     for text in ('{"architecture": "test_resnet"}', "[]", "{", '{"architectures": ["ViTModel"]}'):
         (tmp_path / "config.json").write_text(text)
         checked(known, path)
     save_file(resnet(), tmp_path / "other.safetensors", {"format": "pt", "arch": "test_vit"})
-    with pytest.raises(KtError, match=r"'test_resnet', but .*other.safetensors says .* are of 'test_vit'"):
+    with pytest.raises(KtError, match=r"'test_resnet', but .*other.safetensors its weights are of 'test_vit'"):
         checked(known, str(tmp_path / "other.safetensors"))
 
 

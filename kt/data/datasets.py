@@ -51,7 +51,7 @@ def write(
         What ``meta.json`` holds.
 
     Raises:
-        KtError: the source is not what it should be, the splits do not fit it, or images are damaged.
+        KtError: the source is malformed, the splits do not fit it, or images are damaged.
     """
     listing = sources.read(spec)
     for line in listing.warnings:
@@ -70,7 +70,7 @@ def write(
     splits = splits[~splits["row"].isin(lost)]
     check(_counts(splits))
     splits = splits.assign(row=np.searchsorted(rows, splits["row"].to_numpy()))
-    with store.atomic(folder / _truth_file(has_classes)) as temporary, temporary.open("wb") as file:
+    with store.atomic(folder / truth_file(has_classes)) as temporary, temporary.open("wb") as file:
         np.save(file, truth[rows])
     schema.write(folder / "splits.parquet", "splits", schema.build("splits", splits.to_dict("series")))
     reasons = decoded.damaged.values()
@@ -104,7 +104,7 @@ def _check_classes(spec: DataSpec, classes: Sequence[str], labels: NDArray[np.in
 
 
 def _left_out(listing: Listing, groups: NDArray[np.int64], taken: int, damaged: int) -> dict[str, int]:
-    """Files, folders and images that are in no split, counted by why they are not."""
+    """Files, folders and images that are in no split, counted by reason."""
     found = dict(listing.left_out)
     unlabelled = int((listing.labels < 0).sum())
     foreign = int((groups < 0).sum()) - unlabelled
@@ -125,7 +125,7 @@ def summary(facts: Mapping[str, Any]) -> str:
 
 
 def split_sizes(folder: Path, spec: DataSpec) -> dict[str, int]:
-    """Images of each split: as stored in ``folder``, before that as far as the configuration says it."""
+    """Images of each split: as stored in ``folder``; before that, those that the configuration gives."""
     try:
         stored: dict[str, int] = store.read_json(folder / "meta.json")["images"]
     except (KtError, KeyError):
@@ -146,7 +146,8 @@ def _counts(splits: pd.DataFrame) -> dict[str, int]:
     return counts
 
 
-def _truth_file(has_classes: bool) -> str:
+def truth_file(has_classes: bool) -> str:
+    """Name of the file in a store that holds the truth."""
     return "labels.npy" if has_classes else "truth.npy"
 
 
@@ -163,7 +164,7 @@ def _hash(images: str, truth: NDArray[Any], splits: pd.DataFrame) -> str:
 
 @dataclass(frozen=True)
 class Picked:
-    """Some rows of an array that may be memory-mapped, in some order; read where they are indexed.
+    """Rows of an array that may be memory-mapped, in some order; read on demand.
 
     Attributes:
         array: [N, …].
@@ -207,7 +208,7 @@ class Dataset:
         try:
             images = np.load(folder / "images.npy", mmap_mode="r")
             labelled = "task" not in meta
-            truth = np.load(folder / _truth_file(labelled), mmap_mode=None if labelled else "r")
+            truth = np.load(folder / truth_file(labelled), mmap_mode=None if labelled else "r")
         except (OSError, ValueError, EOFError) as error:
             raise KtError(f"{folder}: the stored data set is incomplete ({error}); delete it and run again") from error
         return cls(

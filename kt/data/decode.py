@@ -169,7 +169,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _attempt(call: Callable[[], Picture], size: int | tuple[int, int] | None, channels: int) -> NDArray[np.uint8] | str:
-    """The stored image, or why there is none."""
+    """The stored image, or the reason why there is none."""
     try:
         return fit(call(), size, channels)
     except KtError:

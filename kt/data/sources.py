@@ -91,7 +91,7 @@ def check_source(spec: DataSpec) -> None:
 
 
 def _check_task(spec: DataSpec) -> None:
-    """Fail where a task without classes is given classes, or a source that has nothing else."""
+    """Fail where a task without classes has keys about classes, or a source without other truths."""
     if named(spec.task).has_classes:
         return
     for key in ("classes", "class_file", "num_classes"):
@@ -183,7 +183,7 @@ def part_sizes(spec: DataSpec) -> PartSizes | None:
 
 
 def read(spec: DataSpec) -> Listing:
-    """List a source; raises as ``check_source`` does, or where the source is not what it should be."""
+    """List a source; raises ``KtError`` as ``check_source`` does, or where the source is malformed."""
     check_source(spec)
     listing = _read(spec)
     unlabelled = spec.splits.transfer.folder

@@ -1,4 +1,4 @@
-"""The ``data`` section of the configuration, and what a model expects of its input image."""
+"""The ``data`` section of the configuration, fixed views of images, and the inputs of models."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 """Kinds of data sets that ``timm.data.create_dataset`` reads by the first part of their name."""
 
 MOST_CLASSES = 1_000_000
-"""Labels lie below; a larger one is a number of something else."""
+"""Upper bound of labels; a larger number is not a label."""
 
 Label = Annotated[int, Field(ge=0, lt=MOST_CLASSES)]
 

@@ -34,7 +34,7 @@ class Loader(yaml.SafeLoader):
         return root
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """A value; raises ``ConstructorError`` with its place where it is not what its form or tag says."""
+        """A value; raises ``ConstructorError`` with its place where it does not match its form or tag."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, TypeError, AttributeError, OverflowError) as error:  # a month 13, ten thousand digits
@@ -134,7 +134,7 @@ def read(text: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The same value with tuples for lists: typed sections are frozen, and strict validation tells the two apart.
+    """The same value with tuples for lists: typed sections are frozen, and strict validation distinguishes the two.
 
     Raises:
         KtError: a line for each value that no JSON has, and each key that is no text.

@@ -97,7 +97,7 @@ def _part(spec: DataSpec, name: str, left_out: Counter[str]) -> _Part:
 
 
 def _same_images(one: _Part, two: _Part) -> bool:
-    """Whether two parts have the same labels and begin with the same pictures; not asked of streams."""
+    """Whether two parts have the same labels and begin with the same pictures; streams are not compared."""
     if _is_stream(one.data) or not np.array_equal(one.labels, two.labels):
         return False
     try:
@@ -170,7 +170,7 @@ def _create(spec: DataSpec, part: str) -> Any:
 
 @contextmanager
 def _all_endings() -> Iterator[None]:
-    """In tar files timm looks for the endings that folders are searched for."""
+    """Let timm search tar files for the endings that folders are searched for."""
     readers: Any = importlib.import_module("timm.data.readers")
     before = readers.get_img_extensions()
     readers.set_img_extensions(sorted(endings()))
@@ -280,7 +280,7 @@ def _same(picture: Picture) -> Picture:
 
 
 def _from_reader(reader: Any, row: int, lock: Lock) -> Picture:
-    """An image past timm's dataset, which would put the next one in the place of one that cannot be decoded."""
+    """An image read past timm's dataset, which would replace one that cannot be decoded by the next one."""
     with lock:  # readers of tar files share one file
         content = reader[row][0].read()
     return open_picture(io.BytesIO(content))

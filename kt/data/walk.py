@@ -1,4 +1,4 @@
-"""Images below folders: each folder once, no hidden and no system folders, and a count of what is left out."""
+"""Images below folders: each folder once, no hidden and no system folders, and a count of skipped files."""
 
 from __future__ import annotations
 

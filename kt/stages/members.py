@@ -110,7 +110,7 @@ Permutation = NDArray[np.int64]
 """The class that each output stands for, [K]."""
 
 GAIN = 0.1
-"""Accuracy by which another order has to be better, beyond two standard errors of a coin."""
+"""Accuracy by which another order has to be better, beyond two standard errors of a fair coin."""
 
 
 class BetterOrder(NamedTuple):
@@ -201,7 +201,7 @@ def _specialist(name: str, member: Member, dataset: Dataset, truth: Mapping[str,
 
 
 def preview(study: Study, layout: Layout, tera_macs: float) -> str:
-    """The zoo's models with their sizes, what is to be downloaded, and about how long a GPU will take."""
+    """The zoo's models with their sizes, downloads and estimated GPU time."""
     rate, modules = tera_macs * 1e12, study.zoo.modules
     images = datasets.split_sizes(layout.data, study.data)
     found = previewing.lines(

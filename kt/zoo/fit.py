@@ -84,7 +84,7 @@ class Fit:
         entries: the file's tensor for each of the architecture's names that it fills.
         outputs: of its head, None where it has none.
         left: other tensors of the same dictionary, by group.
-        others: places of other sets of weights that would fit, or nearly.
+        others: places of other sets of weights that fit, or nearly do.
     """
 
     place: str

@@ -54,13 +54,13 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names under which the hub keeps weights; the ``config.json`` beside them is theirs."""
 
 SETTINGS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt")
-"""Names under which training scripts keep what they were called with."""
+"""Names under which training scripts keep their arguments."""
 
 ARCHITECTURE = ("arch", "architecture", "model_name", "model", "backbone")
 """Names under which they keep the architecture's."""
 
 DEPTH = 5
-"""Dictionaries inside of dictionaries that are looked into."""
+"""Depth of nested dictionaries that are searched."""
 
 
 @dataclass(frozen=True)

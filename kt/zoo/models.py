@@ -190,7 +190,7 @@ def check_outputs(given: Any, answer: tuple[int, ...]) -> None:
 
 
 def sizes(model: nn.Module) -> dict[str, int]:
-    """``params`` and ``feature_width`` (of the features before the classifier; 0 where the model does not say)."""
+    """``params`` and ``feature_width`` (of the features before the classifier; 0 where the model does not tell)."""
     return {
         "params": sum(p.numel() for p in model.parameters()),
         "feature_width": int(getattr(model, "head_hidden_size", 0) or getattr(model, "num_features", 0)),

@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, read without torch and without running what is in them.
+"""Files of ``torch.save``, read without torch and without running their content.
 
 A pickle names functions to call and classes to make. Here only the functions that rebuild tensors are known, and they
 make descriptions; whatever else a training script left beside the weights becomes an ``Inert`` object, which does

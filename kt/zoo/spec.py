@@ -1,4 +1,4 @@
-"""The ``zoo`` section of the configuration: members, where their weights come from, and how to train them."""
+"""The ``zoo`` section of the configuration: members, sources of their weights, training recipes, classes."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Select(Spec):
 
 
 class ZooSpec(Spec):
-    """The zoo: its members by name or by filter, and what they share."""
+    """The zoo: its members by name or by filter, and their common settings."""
 
     modules: tuple[str, ...] = Field(
         (),

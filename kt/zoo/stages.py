@@ -37,7 +37,7 @@ class Stage:
         form: channels first [B, C, H, W] or last [B, H, W, C], tokens [B, P + H · W, C], or a vector [B, C].
         channels: C.
         grid: H and W.
-        prefix: P, tokens in front that stand for no place in the image; they are not read.
+        prefix: P, leading tokens without a place in the image; they are not read.
         item: index of the tensor in the module's output, where that is several.
         depth: share of the model's stages that end here, above 0 and at most 1.
     """
@@ -72,7 +72,7 @@ class Stage:
         return tensor[:, self.prefix :].transpose(1, 2).reshape(len(tensor), -1, *self.grid)
 
     def write(self, image: Tensor) -> Tensor:
-        """A map [B, C, H, W] in the stage's own form; tokens that stand for no place hold its mean."""
+        """A map [B, C, H, W] in the stage's own form; tokens without a place hold its mean."""
         if self.form == "first":
             return image
         if self.form == "last":

@@ -123,7 +123,7 @@ def _view(content: bytearray, entry: Entry) -> Tensor:
 
 
 def _report(path: str, fitted: Fit) -> None:
-    """Say what of a file is loaded, where that is not all of it as it is."""
+    """Log what of a file is loaded, where that is not all of it unchanged."""
     halves = sorted({entry.dtype for entry in fitted.entries.values()} & {"float16", "bfloat16", "float64"})
     if fitted.place or halves:
         kept = f"; {' and '.join(halves)} become float32" if halves else ""
