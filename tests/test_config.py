@@ -499,6 +499,13 @@ def test_keys_about_classes_are_refused_for_a_task_without_them(vectors, key, va
     assert re.match(line, text.removeprefix("c.yaml: ")), text
 
 
+def test_a_search_tries_no_parameter_about_classes_for_a_task_without_them(vectors):
+    raw = changed(vectors, "transfer.methods", {"finetune": {}})
+    searched = {"methods": {"finetune": {"label_smoothing": [0.0, 0.1]}}}
+    text = refusal(changed(raw, "transfer.search", searched)).removeprefix("c.yaml: ")
+    assert text.startswith("transfer.search.methods.finetune.label_smoothing: 0.1 spreads the target over classes")
+
+
 def test_scores_are_named_by_the_key_of_the_metric(plain, vectors):
     rule = {"select": "top", "k": 1, "by": "fit_teacher"}
     assert "pairs.by: unknown value 'fit_teacher'; allowed: acc_teacher, " in refusal(changed(plain, "pairs", rule))

@@ -30,9 +30,13 @@ def images(n: int, height: int = 20, width: int = 24) -> np.ndarray:
 
 
 @given(
-    st.integers(1, 4), st.floats(0.01, 1), st.floats(0.2, 5), st.integers(1, 40), st.integers(1, 40),
+    st.integers(1, 4),
+    st.floats(0.01, 1),
+    st.floats(0.2, 5),
+    st.integers(1, 40),
+    st.integers(1, 40),
     st.lists(st.integers(0, 50), min_size=1, max_size=9, unique=True),
-)  # fmt: skip
+)
 def test_crops_lie_in_their_images(n, scale, ratio, height, width, rows):
     views = ViewsSpec(n=n, scale=(scale / 2, scale), ratio=(ratio / 2, ratio))
     boxes = draw_views(views, np.array(rows), height, width).boxes
@@ -123,9 +127,16 @@ def test_every_epoch_shows_one_view_in_turn(tmp_path: Path):
     training = Training(epochs=4, batch_size=4, lr=1e-3)
     nothing = Checkpoint(tmp_path / "none.pt", "none", float("inf"), Event())
     engine.train(
-        model, seen, samples, lambda out, batch: out.sum(1) + batch.positions, lambda _: 0.0, training, 7, nothing,
+        model,
+        seen,
+        samples,
+        lambda out, batch: out.sum(1) + batch.positions,
+        lambda _: 0.0,
+        training,
+        7,
+        nothing,
         views=3,
-    )  # fmt: skip
+    )
     epochs = [np.concatenate(seen.seen[i : i + 2]) for i in range(0, 8, 2)]
     for epoch, positions in enumerate(epochs):
         assert set(positions // 8) == {epoch % 3}

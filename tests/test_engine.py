@@ -448,9 +448,16 @@ def test_parts_of_the_learner_move_as_much_faster_as_they_are_asked_to(tmp_path)
         nn.init.eye_(model[2].weight)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         train(
-            model, images, samples, entropy, lambda m: 0.0, training, 0, Saving(tmp_path / f"{times}"),
+            model,
+            images,
+            samples,
+            entropy,
+            lambda m: 0.0,
+            training,
+            0,
+            Saving(tmp_path / f"{times}"),
             rates=[(model[2], times)],
-        )  # fmt: skip
+        )
         moved.append({name: tensor - before[name] for name, tensor in model.state_dict().items()})
     slow, fast = moved
     for name in slow:
@@ -485,9 +492,15 @@ def test_the_seed_changes_the_training_of_a_student_without_random_parts(tmp_pat
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
         labels = torch.arange(N) % CLASSES
         train(
-            model, inputs(), all_taught(torch.zeros(N, CLASSES), labels), entropy, validate, TRAINING, seed,
+            model,
+            inputs(),
+            all_taught(torch.zeros(N, CLASSES), labels),
+            entropy,
+            validate,
+            TRAINING,
+            seed,
             Saving(tmp_path / str(seed)),
-        )  # fmt: skip
+        )
         return model[1].weight.detach()
 
     assert torch.equal(ended(0), ended(0))
@@ -502,9 +515,15 @@ def test_gradients_left_by_another_training_play_no_part(tmp_path):
                 parameter.grad = torch.full_like(parameter, 100.0)
         labels = torch.zeros(N, dtype=torch.int64)
         train(
-            model, inputs(), all_taught(torch.zeros(N, CLASSES), labels), entropy, validate, TRAINING, 0,
+            model,
+            inputs(),
+            all_taught(torch.zeros(N, CLASSES), labels),
+            entropy,
+            validate,
+            TRAINING,
+            0,
             Saving(tmp_path / str(left_over)),
-        )  # fmt: skip
+        )
         return model.state_dict()
 
     assert same(ended(True), ended(False))
@@ -655,9 +674,16 @@ def test_a_batch_in_pieces_gives_the_gradient_of_the_whole_where_samples_do_not_
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.LayerNorm(8), nn.Linear(8, CLASSES))
         training = Training(epochs=2, batch_size=5, lr=0.01, optimiser="sgd", clip=0.5)
         history = train(
-            model, inputs(), lesson("finetune"), entropy, validate, training, 0, Saving(tmp_path / str(pieces)),
+            model,
+            inputs(),
+            lesson("finetune"),
+            entropy,
+            validate,
+            training,
+            0,
+            Saving(tmp_path / str(pieces)),
             pieces=pieces,
-        )  # fmt: skip
+        )
         return model.state_dict(), history
 
     whole, history = ended(1)

@@ -167,9 +167,14 @@ def test_a_unit_of_any_method_stopped_again_and_again_ends_bit_identical(
 
 
 HABITS = {
-    "flips": "running", "mean": "taught", "top": 3, "updates": "each_epoch", "start": "shared",
-    "evaluation": "overwrites", "tau": 0.8,
-}  # fmt: skip
+    "flips": "running",
+    "mean": "taught",
+    "top": 3,
+    "updates": "each_epoch",
+    "start": "shared",
+    "evaluation": "overwrites",
+    "tau": 0.8,
+}
 
 
 @pytest.mark.parametrize(

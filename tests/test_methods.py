@@ -33,9 +33,27 @@ SEEDS = st.integers(0, 2**32)
 SUIT_ANY = {"kl", "xekl", "kl_dp", "self", "finetune", "bikd", "sequential", "soup", "parallel"}
 DISTILLING = ["kl", "kl_dp", "kl_dp_unsup", "self", "flip_teacher", "flip_student", "flip_mean"]
 PAPERS = {
-    "kl", "xekl", "xekl_mcl", "kl_dp", "kl_dp_unsup", "flip_teacher", "flip_student", "flip_mean", "self", "finetune",
-    "cd", "crd", "infonce", "bikd", "ensemble_max", "ensemble_mean", "sequential", "parallel", "parallel_unsup", "soup",
-}  # fmt: skip
+    "kl",
+    "xekl",
+    "xekl_mcl",
+    "kl_dp",
+    "kl_dp_unsup",
+    "flip_teacher",
+    "flip_student",
+    "flip_mean",
+    "self",
+    "finetune",
+    "cd",
+    "crd",
+    "infonce",
+    "bikd",
+    "ensemble_max",
+    "ensemble_mean",
+    "sequential",
+    "parallel",
+    "parallel_unsup",
+    "soup",
+}
 PLAIN = [
     pytest.param(method(), id=name)
     for name, method in registry().items()
@@ -95,16 +113,28 @@ def test_the_configuration_knows_every_method_and_keeps_the_chosen_ones():
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
-        ("xekl", {"alpha": -0.1}), ("xekl", {"alpha": 1.1}), ("kl", {"temperature": 0.0}), ("kl", {"temperature": "1"}),
-        ("kl", {"temperature": float("nan")}), ("xekl_mcl", {"tau": 1.5}), ("xekl_mcl", {"every": 0}),
+        ("xekl", {"alpha": -0.1}),
+        ("xekl", {"alpha": 1.1}),
+        ("kl", {"temperature": 0.0}),
+        ("kl", {"temperature": "1"}),
+        ("kl", {"temperature": float("nan")}),
+        ("xekl_mcl", {"tau": 1.5}),
+        ("xekl_mcl", {"every": 0}),
         ("xekl_mcl", {"top": 0}),
-        ("xekl_mcl", {"flips": "student"}), ("flip_mean", {"student": "fast"}), ("cd", {"label_weight": -0.1}),
-        ("cd", {"nce_t": 0.07}), ("finetune", {"label_smoothing": 1.0}),
-        ("crd", {"negatives": 0}), ("crd", {"nce_t": 0.0}),
-        ("bikd", {"weight": -1.0}), ("sequential", {"order": "upwards"}), ("soup", {"base": "soup"}),
-        ("kl", {"training": {"lr": 0.0}}), ("kl", {"training": {"rate": 1.0}}),
+        ("xekl_mcl", {"flips": "student"}),
+        ("flip_mean", {"student": "fast"}),
+        ("cd", {"label_weight": -0.1}),
+        ("cd", {"nce_t": 0.07}),
+        ("finetune", {"label_smoothing": 1.0}),
+        ("crd", {"negatives": 0}),
+        ("crd", {"nce_t": 0.0}),
+        ("bikd", {"weight": -1.0}),
+        ("sequential", {"order": "upwards"}),
+        ("soup", {"base": "soup"}),
+        ("kl", {"training": {"lr": 0.0}}),
+        ("kl", {"training": {"rate": 1.0}}),
     ],
-)  # fmt: skip
+)
 def test_parameters_out_of_range_are_refused(method, parameters):
     with pytest.raises(ValidationError):
         registry()[method].model_validate(parameters)
@@ -271,8 +301,10 @@ def test_label_smoothing_reaches_every_cross_entropy():
         difference = losses.cross_entropy(logits, labels, 0.3) - losses.cross_entropy(logits, labels)
         torch.testing.assert_close(
             method.loss(TASK, logits, samples) - plain.loss(TASK, logits, samples),
-            difference * (0.5 if name == "xekl" else 1.0), atol=1e-5, rtol=1e-4,
-        )  # fmt: skip
+            difference * (0.5 if name == "xekl" else 1.0),
+            atol=1e-5,
+            rtol=1e-4,
+        )
 
 
 # partition by flips
@@ -337,8 +369,12 @@ def test_xekl_mcl_is_xekl_without_distillation_on_negative_flips(seed):
 def test_budgets_count_trainings_of_one_model():
     counts = {name: method().budget(3) for name, method in registry().items()}
     assert {name: n for name, n in counts.items() if n != 1} == {
-        "sequential": 3, "soup": 3, "bikd": 4, "ensemble_max": 0, "ensemble_mean": 0,
-    }  # fmt: skip
+        "sequential": 3,
+        "soup": 3,
+        "bikd": 4,
+        "ensemble_max": 0,
+        "ensemble_mean": 0,
+    }
 
 
 @pytest.mark.parametrize("name", ["sequential", "soup"])

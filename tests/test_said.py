@@ -66,9 +66,16 @@ def run(model: nn.Module, folder: Path, pictures: np.ndarray, top: int | None = 
 def accuracy(path: Path, labels: np.ndarray) -> float:
     """Of the table of models."""
     member = {
-        "name": "m", "arch": "a", "params": 1, "macs": 1, "input_size": 8, "feature_width": 1, "pretraining": "x",
-        "recipe": [], "fingerprint": "print",
-    }  # fmt: skip
+        "name": "m",
+        "arch": "a",
+        "params": 1,
+        "macs": 1,
+        "input_size": 8,
+        "feature_width": 1,
+        "pretraining": "x",
+        "recipe": [],
+        "fingerprint": "print",
+    }
     made = gather.zoo([member], {"m": path}, {}, dict.fromkeys(("validation", "test"), labels), {}, {})
     assert made["acc"] == made["acc_validation"]
     return made["acc"][0].as_py()
@@ -204,9 +211,14 @@ def test_students_after_transfer_experiments_and_knowledge_flow_say_what_they_sa
     pictures = images()
     view, labels = Inputs(pictures, np.arange(60), SPEC, CPU), truth(pictures)
     bench: Any = SimpleNamespace(
-        view=lambda *of: view, truth=lambda split: labels, at_once=lambda pieces: 7, device=CPU, task=Classification(),
-        zoo=SimpleNamespace(input_of=lambda name: SPEC), kept=lambda *of: Bench.kept(bench, *of),
-    )  # fmt: skip
+        view=lambda *of: view,
+        truth=lambda split: labels,
+        at_once=lambda pieces: 7,
+        device=CPU,
+        task=Classification(),
+        zoo=SimpleNamespace(input_of=lambda name: SPEC),
+        kept=lambda *of: Bench.kept(bench, *of),
+    )
     assert np.array_equal(Bench.kept(bench, Close(), "test"), labels)
     assert np.array_equal(Bench.kept(bench, Close(), "test", SPEC), labels)
     assert Bench.value(bench, Close(), "validation") == 100

@@ -240,6 +240,9 @@ def check_keys_of_task(study: Study) -> None:
     for section, methods in _methods(study).items():
         for name, method in methods.options().items():
             method.check(study.task, f"{section}.methods.{name}")
+    for name, candidates in study.transfer.candidates().items():
+        for method in candidates.values():
+            method.check(study.task, f"transfer.search.methods.{name}")
     words, asked = study.task.words, study.complementarity
     for measure in asked.measures if "measures" in asked.model_fields_set else ():
         if not possible(measure, words):

@@ -278,9 +278,11 @@ class Bench:
     def instead(self, name: str) -> Bench:
         """The same bench, with a teacher's architecture in the student's place."""
         begun = self.begun._replace(
-            architecture=self.zoo.architecture(name), spec=self.zoo.input_of(name), channels=self.shape(name)[0],
+            architecture=self.zoo.architecture(name),
+            spec=self.zoo.input_of(name),
+            channels=self.shape(name)[0],
             given=None,
-        )  # fmt: skip
+        )
         return Bench(begun, self.zoo, self.task, self.data, self.settings, self.problem)
 
     # answers

@@ -26,9 +26,10 @@ class Residual(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.ReLU(),
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
-        )  # fmt: skip
+        )
         self.shortcut = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

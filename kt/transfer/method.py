@@ -68,7 +68,7 @@ class Method(Spec):
 
     @property
     def labelled(self) -> bool:
-        """Whether the labels of the training images have a say with these parameters."""
+        """Whether labels of the training images play a part with these parameters."""
         return self.uses_labels
 
     def parameters(self) -> dict[str, Any]:

@@ -144,9 +144,15 @@ class Amalgamation(Experiment):
     rule: ClassVar[str] = "amalgamate"
     table: ClassVar[str] = "amalgamation"
     training_of: ClassVar[Training] = Training(
-        epochs=30, batch_size=64, lr=1e-4, optimiser="adam", weight_decay=1e-4, schedule="step", step_epochs=15,
+        epochs=30,
+        batch_size=64,
+        lr=1e-4,
+        optimiser="adam",
+        weight_decay=1e-4,
+        schedule="step",
+        step_epochs=15,
         step_factor=0.1,
-    )  # fmt: skip
+    )
 
     teachers: tuple[str, ...] = Field(min_length=2, description="members of the zoo, specialists or not")
     methods: Methods
