@@ -527,6 +527,18 @@ def test_scores_that_are_not_finite_are_refused():
         score(Kept(kept), np.zeros((9, 3)), 0, task=Vectors())
 
 
+@pytest.mark.parametrize(("base", "given"), [(Vectors, np.zeros((9, 2))), (Success, np.zeros(9))])
+def test_scores_of_the_wrong_form_are_refused(base, given):
+    class Wrong(base):  # without a name of its own it is not registered
+        def scores(self, kept, truth):
+            return given
+
+    with pytest.raises(
+        KtError, match=r"scores 9 images by float64 \[9(, 2)?\]; needed is (a number|true or false) for"
+    ):
+        score(Kept(numbers(2, 9)), np.zeros((9, 3)), 0, task=Wrong())
+
+
 def test_tables_of_another_task_are_added_to_and_survive_the_file(tmp_path):
     kept, truth = numbers(4, 30), np.zeros((30, 3))
     out, facts = tmp_path / "c.parquet", {schema.TASK: Vectors().words.to_json()}

@@ -153,14 +153,19 @@ def _scored(source: Source, truth: NDArray[Any], classes: int, task: Task) -> tu
         kept = source.kept(model, slice(0, source.images))
         scores = task.scores(kept, truth)
         keys.append(key_of(kept))
-        if task.metric.binary:
-            found.append(places.pack(scores))
-        else:
-            if not np.isfinite(scores).all():
-                bad = int((~np.isfinite(scores)).sum())
-                raise KtError(f"complementarity: {bad} of {len(scores)} scores of {name!r} are not finite")
-            found.append(scores.astype(np.float64))
+        _check_scores(scores, name, len(truth), task)
+        found.append(places.pack(scores) if task.metric.binary else scores.astype(np.float64))
     return Right.of(places, np.stack(found)) if task.metric.binary else Graded(np.stack(found)), keys
+
+
+def _check_scores(scores: NDArray[Any], name: str, images: int, task: Task) -> None:
+    """Fail where a task gives scores of a model that are none."""
+    needed = "true or false" if task.metric.binary else "a number"
+    if scores.shape != (images,) or (scores.dtype == bool) < task.metric.binary:
+        given = f"{scores.dtype} {list(scores.shape)}"
+        raise KtError(f"the task {task.name!r} scores {images} {task.example}s by {given}; needed is {needed} for each")
+    if bad := int((~np.isfinite(scores)).sum()):
+        raise KtError(f"complementarity: {bad} of {images} scores of {name!r} are not finite")
 
 
 def _key(truth: NDArray[Any], classes: int, split: str, task: Task) -> str:
