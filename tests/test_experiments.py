@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from answers import logits
 from stopping import Work, again_and_again
 from studies import small_zoo, stored_digits
 from torch import nn
@@ -37,7 +38,6 @@ from kt.transfer.rows import of_experiment as row_of
 from kt.transfer.session import Left
 from kt.transfer.session import compute as compute_unit
 from kt.transfer.unit import Unit, by_key
-from kt.zoo.inference import logits
 from kt.zoo.spec import Member, labels_of
 
 CPU, TASK, AT = torch.device("cpu"), Classification(), "amalgamate.two"

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
+from answers import logits
 from test_pipeline import STUDY
 
 from kt.cli import main
@@ -18,7 +19,6 @@ from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
 from kt.transfer.ledger import Ledger, unpack
-from kt.zoo.inference import logits
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from answers import logits
 from batches import Given
 from stopping import again_and_again
 from studies import stored_digits
@@ -38,7 +39,6 @@ from kt.transfer.session import Session
 from kt.transfer.training import Training
 from kt.transfer.unit import Plans, Unit
 from kt.zoo.features import Featured
-from kt.zoo.inference import logits
 
 TASK = Classification()
 CPU = torch.device("cpu")

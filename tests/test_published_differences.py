@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from answers import logits
 from published import SEED, TRAINING, Batch, Bench, difference, each
 from studies import stored_digits
 
@@ -20,7 +21,6 @@ from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.flip import ByFlips
 from kt.transfer.methods.xekl_mcl import XEKLMCL
 from kt.transfer.session import Session
-from kt.zoo.inference import logits
 
 TASK = Classification()
 TESTS = Path(__file__).parent

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from answers import classes, logits
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -32,7 +33,7 @@ from kt.transfer.bench import Bench
 from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
 from kt.transfer.session import Session
 from kt.transfer.unit import Plan, Unit
-from kt.zoo.inference import classes, logits, predict
+from kt.zoo.inference import predict
 
 CPU, SPEC = torch.device("cpu"), InputSpec(size=8, mean=(0.5,), std=(0.5,))
 

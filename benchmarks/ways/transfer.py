@@ -23,7 +23,7 @@ from kt.transfer.method import Method, registry
 from kt.transfer.optimise import learning_rate, optimiser_of
 from kt.transfer.training import Training
 from kt.zoo import models
-from kt.zoo.inference import autocast, logits
+from kt.zoo.inference import autocast, batches
 
 TASK = named("classification")
 METHODS = ("kl", "xekl", "kl_dp", "kl_dp_unsup")
@@ -137,7 +137,8 @@ class Bench:
 
     def cached(self, teacher: int | None) -> Logits:
         """Logits of a teacher, or of the student, on all transfer images."""
-        return logits(self.frozen if teacher is None else self.teachers[teacher], self.inputs)
+        model = self.frozen if teacher is None else self.teachers[teacher]
+        return torch.cat([TASK.cached(found.answer) for found in batches(model, self.inputs)]).cpu().numpy()
 
     def transfer(self, teacher: Logits, own: Logits) -> Tensor:
         """Run our transfers from one teacher by all methods; returns the student's final weights, flat."""

@@ -7,9 +7,9 @@ killed run continues where it was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from kt.data.inputs import Inputs
 from kt.errors import KtError
 from kt.progress import Progress
 from kt.store import Growing
-from kt.tasks.classification import Classification
 from kt.tasks.task import Array, Task
 from kt.zoo.features import answer_and_features
 
@@ -102,11 +101,6 @@ def batches(model: nn.Module, inputs: Inputs, start: int = 0, features: bool = F
         yield found
 
 
-def answers(model: nn.Module, inputs: Inputs, task: Task) -> NDArray[np.float16]:
-    """Answers of a model as they are cached, float16 [n, …]; the model's mode is left as it was."""
-    return _evaluated(model, inputs, lambda answer, _: task.cached(answer))
-
-
 def kept(model: nn.Module, inputs: Inputs, truth: Truth, task: Task) -> Array:
     """Parts of a model's answers that the task needs to score them, [n, …]; the model's mode is left as it was.
 
@@ -116,26 +110,12 @@ def kept(model: nn.Module, inputs: Inputs, truth: Truth, task: Task) -> Array:
         truth: of each, [n, …].
         task: what is learnt.
     """
-    return _evaluated(model, inputs, lambda answer, rows: task.kept(answer, _at(truth, rows, inputs.device)))
-
-
-def logits(model: nn.Module, inputs: Inputs) -> NDArray[np.float16]:
-    """Logits float16 [n, C] of a model on the inputs' device; the model's mode is left as it was."""
-    return answers(model, inputs, Classification())
-
-
-def classes(model: nn.Module, inputs: Inputs) -> NDArray[np.int64]:
-    """Predicted classes int64 [n] of a model on the inputs' device; the model's mode is left as it was."""
-    return kept(model, inputs, np.zeros(len(inputs), np.int64), Classification())
-
-
-def _evaluated(model: nn.Module, inputs: Inputs, keep: Callable[[Tensor, slice], Tensor]) -> NDArray[Any]:
-    """A function of a model's answers in eval mode, batch by batch; at the end its mode is what it was."""
-    training, done, parts = model.training, 0, []
+    training, parts, done = model.training, list[Tensor](), 0
     model.eval()
     for found in batches(model, inputs):
-        parts.append(keep(found.answer, slice(done, done + len(found.answer))))
-        done += len(found.answer)
+        n = len(found.answer)
+        parts.append(task.kept(found.answer, _at(truth, slice(done, done + n), inputs.device)))
+        done += n
     model.train(training)
     return torch.cat(parts).cpu().numpy()
 
