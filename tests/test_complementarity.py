@@ -551,6 +551,8 @@ def test_tables_of_another_task_are_added_to_and_survive_the_file(tmp_path):
             return found.measured
 
         assert [made(3), made(4), made(4)] == [6, 6, 0]
+        kept[0] += 1
+        assert made(4) == 6, "pairs of the model whose scores changed"
     again = schema.read(out, "complementarity").to_pandas()
     pd.testing.assert_frame_equal(again, score(Kept(kept), truth, 0, task=Vectors()), check_dtype=False)
     assert "fit_difference" in pq.read_schema(out).names

@@ -31,7 +31,7 @@ class Facts:
     Attributes:
         rows: of the measures in rows, the truth and all else but predictions.
         measures: the same for each measure of all pairs at once.
-        predicted: of what is kept of every model's answers, in the order of the rows.
+        predicted: of every model's predicted classes, or scores where there are none, in the order of the rows.
         content: of all that every model predicts.
     """
 

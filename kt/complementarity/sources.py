@@ -26,7 +26,7 @@ class Source(Protocol):
         """Number of images N."""
 
     def kept(self, model: int, rows: slice) -> NDArray[Any]:
-        """What the task keeps of one model's answers, [n, …]; of classification the predicted classes."""
+        """Kept parts of one model's answers, [n, …]; of classification the predicted classes."""
 
     def top(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
         """The likeliest classes of one model, likeliest first, [n, k]."""
@@ -70,7 +70,7 @@ class Files:
         return np.array(File.open(self._paths[model], self._split).map(f"{self._split}.{name}")[rows])
 
     def kept(self, model: int, rows: slice) -> NDArray[Any]:
-        """What the task keeps of one model's answers, [n, …]."""
+        """Kept parts of one model's answers, [n, …]."""
         return self._rows(model, "predicted", rows)
 
     def top(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
@@ -100,7 +100,7 @@ class Files:
 
 
 def key_of(kept: NDArray[Any]) -> str:
-    """Hash of what is kept of one model's answers; of predicted classes whatever their integer type."""
+    """Hash of kept parts or scores of one model's answers; of predicted classes whatever their integer type."""
     classes = kept.dtype.kind == "u"
     return hashlib.sha256((kept.astype(np.uint32) if classes else kept).tobytes()).hexdigest()
 

@@ -146,13 +146,13 @@ def make(
 
 
 def _scored(source: Source, truth: NDArray[Any], classes: int, task: Task) -> tuple[Right | Graded, list[str]]:
-    """Scores of every model, and a hash of what is kept of its answers; one model's answers are held at a time."""
+    """Scores of every model, and a hash of what they come from; one model's answers are held at a time."""
     places = Places.of(*(truth, classes) if task.has_classes else (np.zeros(len(truth), np.int64), 1))
     found, keys = [], []
     for model, name in enumerate(source.names):
         kept = source.kept(model, slice(0, source.images))
         scores = task.scores(kept, truth)
-        keys.append(key_of(kept))
+        keys.append(key_of(kept if task.has_classes else scores))  # code of a task may change, and with it the scores
         _check_scores(scores, name, len(truth), task)
         found.append(places.pack(scores) if task.metric.binary else scores.astype(np.float64))
     return Right.of(places, np.stack(found)) if task.metric.binary else Graded(np.stack(found)), keys
@@ -173,7 +173,7 @@ def _key(truth: NDArray[Any], classes: int, split: str, task: Task) -> str:
     content = hashlib.sha256(np.ascontiguousarray(truth).data).hexdigest()
     if task.has_classes:
         return store.digest([content, classes, split])
-    return store.digest([content, str(truth.dtype), list(truth.shape), split, task.name])
+    return store.digest([content, str(truth.dtype), list(truth.shape), split, task.words.to_json()])
 
 
 def _pieces(scoring: Scoring, before: Earlier | None, numbers: NDArray[np.int64], pool: Executor) -> Iterator[pa.Table]:

@@ -74,7 +74,7 @@ class Study(Spec):
 
     @property
     def layout(self) -> Layout:
-        """Where its files lie."""
+        """Paths of its files."""
         return Layout(shown(self.results))
 
     @property
