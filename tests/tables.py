@@ -17,7 +17,7 @@ from kt.figures.tables import Tables
 from kt.predictions import Outputs
 from kt.tables import schema
 from kt.tables.of_study import SHARES
-from kt.tasks.task import Task
+from kt.tasks.task import Metric, Task, Words
 
 Effect = Callable[[float], float]
 """Transfer delta in percentage points, given how many points better the teacher is than the student."""
@@ -182,6 +182,27 @@ def _zoo(names: Sequence[str], right: np.ndarray) -> pd.DataFrame:
     )  # fmt: skip
 
 
+DEPTH = Words("depth", Metric("rho", "correlation", "(−1 to 1)", "points of correlation", "Δρ"), "frame", False)
+"""A task without classes and with real-valued scores."""
+
+OF_CLASSES = (
+    "class_entropy", "neg_class_entropy", "class_similarity", "expertise", "flips_by_class", "pos_flips_untrained",
+    *(f"{name}_{share}" for name in ("expertise", "expertise_similarity", "gain_in") for share in SHARES),
+    "taught_errors", "transfer_rate_published", "gain_entropy", "agreement", "ece", "log_ratio", "entropy",
+)  # fmt: skip
+
+
+def of_depth(study: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The same study as one of the task ``DEPTH``: its metric is a hundredth, what is about classes is null."""
+    made = {}
+    for name, frame in study.items():
+        parts = [c for c in frame if c.startswith(("acc", "delta", "pos_flips", "neg_flips", "knowledge"))]
+        small = {c: frame[c].astype(float) / 100 for c in parts if c != "acc_agrees"}
+        made[name] = frame.assign(**small | {c: None for c in OF_CLASSES if c in frame})
+    made["methods"] = summarise(made["transfers"], made["complementarity"], EQUAL_WITHIN / 100)
+    return made
+
+
 def fail(tables: dict[str, pd.DataFrame], rows: pd.Series, reason: str = "diverged: loss is not finite") -> None:
     """Turn some transfers into failures, and summarise again."""
     transfers = tables["transfers"]
@@ -200,11 +221,12 @@ def fail(tables: dict[str, pd.DataFrame], rows: pd.Series, reason: str = "diverg
     tables["methods"] = summarise(transfers, tables["complementarity"], EQUAL_WITHIN)
 
 
-def write(folder: Path, tables: Mapping[str, pd.DataFrame]) -> Path:
+def write(folder: Path, tables: Mapping[str, pd.DataFrame], task: Words | None = None) -> Path:
     """Write the tables as the pipeline does."""
+    facts = {schema.TASK: task.to_json()} if task else None
     for name, frame in tables.items():
-        clean = frame.astype(object).where(frame.notna(), None) if name != "complementarity" else frame
-        schema.write(folder / f"{name}.parquet", name, schema.build(name, clean.to_dict("list")))
+        clean = frame.astype(object).where(frame.notna(), None) if task or name != "complementarity" else frame
+        schema.write(folder / f"{name}.parquet", name, schema.build(name, clean.to_dict("list")), facts)
     return folder
 
 

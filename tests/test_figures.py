@@ -314,6 +314,15 @@ def test_equal_within_is_what_the_analysis_took():
     assert Tables.of(tables.study(models=2, seeds=1)).equal_within == 0
 
 
+def test_equal_within_is_read_from_the_tables_and_not_guessed(tmp_path):
+    study = tables.study(models=3, seeds=1)
+    folder = tables.write(tmp_path, study)
+    assert Tables.read(folder).equal_within == 0
+    methods = schema.build("methods", study["methods"].to_dict("list"))
+    schema.write(folder / "methods.parquet", "methods", methods, {"equal_within": "1.5"})
+    assert Tables.read(folder).equal_within == 1.5
+
+
 def test_entropy_of_flips_spread_at_random_by_hand():
     # one flip lies in one class; two lie in the same class with chance 1/C, else they give ln 2
     assert even_entropy([1, 2], 4) == pytest.approx([0.0, 0.75 * np.log(2)])

@@ -1,11 +1,13 @@
 import re
 from html.parser import HTMLParser
 
+import pyarrow.parquet as pq
 import pytest
 import tables
 
+from kt.analysis.analyse import analyse
 from kt.analysis.deltas import PAIR
-from kt.analysis.inputs import CLASSIFICATION
+from kt.analysis.inputs import CLASSIFICATION, load
 from kt.analysis.wording import answer, caption_words
 from kt.errors import KtError
 from kt.figures.captions import CAPTIONS
@@ -248,3 +250,25 @@ def test_little_data_makes_a_page_that_says_what_cannot_be_said(tmp_path, make, 
     assert said in parsed.text
     assert not re.search(r"\b(nan|None|inf)\b", parsed.text)
     assert not set(absent) & {attributes["id"] for attributes in parsed.all("section")}
+
+
+def test_a_task_without_classes_is_told_in_its_own_words_from_tables_to_report(tmp_path):
+    study = tables.of_depth(tables.study(models=4, seeds=1))
+    folder = tables.write(tmp_path / "tables", study, tables.DEPTH)
+    paths = [folder / f"{name}.parquet" for name in ("transfers", "zoo", "complementarity")]
+    assert "rho_before" in pq.read_schema(paths[0]).names
+    made = analyse(load(*paths), tables.EQUAL_WITHIN / 100, bootstrap=20, draws=99)
+    made.write(tmp_path / "analysis")
+    draw(folder, tmp_path / "figures", analysis=tmp_path / "analysis")
+    data = Tables.read(folder, tmp_path / "analysis")
+    assert (data.task, data.equal_within) == (tables.DEPTH, tables.EQUAL_WITHIN / 100)
+    parsed = Page(render(data, tmp_path / "figures", "title: x\n", {"python": "3"}, "A study", data.equal_within))
+    story = parsed.text.partition("The methods")[0]  # methods tell of themselves
+    for text in (story, made.summary.replace("train_images", ""), *(image["alt"] for image in parsed.all("img"))):
+        assert not re.search(r"accura|[^_]image|percentage|\bacc_", text.replace("train_images", "")), text
+    assert "test frames" in story
+    assert "points of correlation" in story
+    assert "Not drawn: “How concentrated the knowledge is”, the task has no classes." in story
+    assert "Not drawn: “Where the knowledge lies”, the task has no classes." in story
+    assert not re.search(r"\b(nan|None|inf)\b", story)
+    assert "`student_rho`" in made.summary or "student_acc" not in made.summary

@@ -19,7 +19,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import RidgeCV
 
 from kt.analysis import statistics
-from kt.analysis.effects import errors_shuffled, importances, related
+from kt.analysis.effects import LEAST_MODELS, errors_shuffled, importances, related
 from kt.analysis.outcomes import Outcomes, Pairs, informative
 
 Floats = NDArray[np.float64]
@@ -171,7 +171,7 @@ def hold_out(outcomes: Outcomes, rng: np.random.Generator, ask: bool = True) -> 
         rng: random numbers: how the models are dealt, and what is shuffled.
         ask: whether to ask which properties the trees use.
     """
-    if outcomes.control or outcomes.models < 4:
+    if outcomes.control or outcomes.models < LEAST_MODELS:
         return None
     rungs = ladder(outcomes)
     parts, shuffled = [], []

@@ -106,6 +106,7 @@ def flips_unit(task: Words) -> str:
 
 PROPERTIES = {
     "pos_flips": "positive flips",
+    "pos_flips_top5": "top-five positive flips",
     "q_statistic": "the Q statistic",
     "ece": "calibration error",
     "log_ratio": "ratio of first to second probability",
@@ -307,11 +308,10 @@ def _prediction(ladder: pd.DataFrame, method: str, task: Words) -> Iterator[str]
     if pd.isna(best["r2"]) or best["r2"] <= 0:
         yield f"For students left out of the fit, no predictor beats the average gain of `{method}` ({rests})."
         return
-    tau = f", and ranks their teachers with weighted τ {number(best['tau'], 2)}" if pd.notna(best["tau"]) else ""
-    yield (
-        f"For students left out of the fit, {predictor_words(best['rung'], task)} predicts"
-        f" {number(100 * best['r2'], 0)} % of the variance of the gain of `{method}`{tau} ({rests})."
-    )
+    tau = f"; their teachers are ranked with weighted τ {number(best['tau'], 2)}" if pd.notna(best["tau"]) else ""
+    share = f"{number(100 * best['r2'], 0)} % of the variance of the gain of `{method}`"
+    predictor = predictor_words(best["rung"], task)
+    yield f"For students left out of the fit, {share} is predicted by {predictor}{tau} ({rests})."
 
 
 def _basis(inputs: Inputs) -> str:

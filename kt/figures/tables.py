@@ -39,7 +39,7 @@ class Tables:
         analysis: the tables of ``kt analyse``, each empty where there is none.
         experiments: the detail tables of the study's experiments, those that there are.
         task: the words of what was learnt.
-        equal_within: the analysis counts a teacher this close to its student, in units of the metric, as equal.
+        equal_within: a teacher this close to its student, in units of the metric, counts as equal; 0 where unknown.
         data: name of the data set; empty where unknown.
         everything: all rows of the table ``transfers``.
     """
@@ -97,10 +97,10 @@ class Tables:
         there = [name for name in EXPERIMENTS if (folder / f"{name}.parquet").exists()]
         study = {name: schema.read_frame(folder / f"{name}.parquet", name) for name in (*STUDY, *there)}
         task, data = schema.words(folder / "transfers.parquet"), _fact(folder / "transfers.parquet", DATA)
-        if analysis is None:
-            return cls.of(study, task=task, data=data)
-        made = {name: schema.read_frame(analysis / f"{name}.parquet", name) for name in ANALYSIS}
-        return cls.of(study, made, float(_fact(analysis / "groups.parquet", WITHIN) or 0), task, data)
+        made = {name: schema.read_frame(analysis / f"{name}.parquet", name) for name in ANALYSIS} if analysis else None
+        groups = [folder / "methods.parquet", *([analysis / "groups.parquet"] if analysis else [])]
+        within = next((text for path in groups if (text := _fact(path, WITHIN))), "0")
+        return cls.of(study, made, float(within), task, data)
 
     @cached_property
     def inputs(self) -> Inputs:

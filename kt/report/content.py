@@ -50,25 +50,24 @@ def zoo(tables: Tables) -> Grid:
     frame = tables.zoo.sort_values("acc", ascending=False, kind="stable")
     frame = frame.assign(recipe=[" ".join(tags) or "–" for tags in frame["recipe"]])
     metric, digits = tables.task.metric, decimals(tables.task, 1)
-    columns: list[tuple[str, Show]] = [
-        ("model", name("name")),
-        ("architecture", name("arch")),
-        ("kind", name("kind")),
-        ("parameters, thousand", plain("params", 1, 1e3)),
-        ("MACs, million", plain("macs", 2, 1e6)),
-        ("input, pixels", count("input_size")),
-        (f"{metric.name}, {metric.unit}", _value("acc", "acc_se", digits)),
-        ("calibration error, %", plain("ece")),
-        (f"trained on, {plural(tables.task.example)}", count("train_images")),
-        ("training, seconds", plain("train_seconds")),
-        ("pretraining", name("pretraining")),
-        ("recipe", name("recipe")),
-        ("licence", name("licence")),
-    ]
+    columns: dict[str, tuple[str, Show]] = {
+        "name": ("model", name("name")),
+        "arch": ("architecture", name("arch")),
+        "kind": ("kind", name("kind")),
+        "params": ("weights, thousand", plain("params", 1, 1e3)),
+        "macs": ("MACs, million", plain("macs", 2, 1e6)),
+        "input_size": ("input, pixels", count("input_size")),
+        "acc": (f"{metric.name}, {metric.unit}", _value("acc", "acc_se", digits)),
+        "ece": ("calibration error, %", plain("ece")),
+        "train_images": (f"trained on, {plural(tables.task.example)}", count("train_images")),
+        "pretraining": ("pretraining", name("pretraining")),
+        "recipe": ("recipe", name("recipe")),
+        "licence": ("licence", name("licence")),
+    }
     return grid(
         f"The zoo. {metric.name.capitalize()} on the {plural(examples(tables.task))} ± standard error.",
         frame,
-        [column for column in columns if column[0] != "calibration error, %" or frame["ece"].notna().any()],
+        [column for key, column in columns.items() if frame[key].notna().any()],
     )
 
 

@@ -49,7 +49,7 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     for rule, experiments in study.experiments.items():
         for name in {experiment.table for experiment in experiments.values()}:
             made[name] = pa.concat_tables([schema.read(layout.details(rule, n), name) for n in experiments])
-    facts = metadata(study)
+    facts = metadata(study) | {deltas.WITHIN: repr(study.analysis.equal_within)}
     for name, table in made.items():
         schema.write(out / f"{name}.parquet", name, table, facts)
     for name in set(EXPERIMENTS) - set(made):  # of experiments that are no longer in the configuration
