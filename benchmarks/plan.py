@@ -1,13 +1,14 @@
-"""Time and memory of `snakemake -n` for a large study, and of `kt status` with its trainings finished.
+"""Time and memory of `snakemake -n` and of `kt status` for a large study, also with its trainings finished.
 
 Writes to a temporary folder a study of many timm architectures with training recipes, random pairs, four methods and
 two controls, and the properties of every model, with simulated sizes.
 
     python benchmarks/plan.py                      # 1,000 models, 100,000 pairs
-    python benchmarks/plan.py --done 100000        # and `kt status` with this many simulated finished trainings
+    python benchmarks/plan.py --done 100000        # and both with this many simulated finished trainings
 
 The last line is JSON: seconds and peak memory of the dry run, its jobs, pairs and trainings, and the GPU-hours that it
-predicts; for `kt status`, seconds and memory of the first call, which reads every record, and of the second one.
+predicts. With finished trainings, the same of a dry run and of `kt status` that read every record, and of those after
+them, which read the ledger's index; `kt status` writes it, a dry run does not.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=100_000)
     parser.add_argument("--pairs-per-job", type=int, default=100)
-    parser.add_argument("--done", type=int, default=0, help="simulated finished trainings for `kt status`")
+    parser.add_argument("--done", type=int, default=0, help="simulated finished trainings")
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="plan") as name:
         folder = Path(name)
@@ -136,10 +137,13 @@ def main() -> None:
         result["hours"] = float(re.findall(r"about ([\d,.]+) hours", summary)[0].replace(",", ""))
         if arguments.done:
             write_records(folder, arguments.done)
-            first, shown = measure(folder, "kt", "status")
+            plan, status = ["snakemake", *profile, "-n"], ["kt", "status"]
+            (planned, _), (first, shown) = measure(folder, *plan), measure(folder, *status)
             print(shown, flush=True)
-            again, _ = measure(folder, "kt", "status")
-            result["status"] = {"done": arguments.done, "first": first, "again": again}
+            (replanned, _), (again, _) = measure(folder, *plan), measure(folder, *status)
+            result["done"] = arguments.done
+            result["plan"] = {"first": planned, "again": replanned}
+            result["status"] = {"first": first, "again": again}
     print(json.dumps(result))
 
 
