@@ -28,7 +28,7 @@ from kt.errors import KtError, nearest, quoted, short, unknown
 
 DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-"""Patterns of texts, for editors; ``kt.study.explain`` has them in words."""
+"""Patterns of texts, for editors; ``kt.study.load`` has them in words."""
 
 
 class Spec(BaseModel):

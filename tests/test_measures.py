@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from kt.tables.of_study import SHARES
-from kt.transfer.measures import change, gains, taught_errors, transfer_rate
+from kt.tasks.classification import Classification
+from kt.transfer import rows
+from kt.transfer.rows import gains, taught_errors, transfer_rate
+
+change = partial(rows.change, Classification())
 
 THREE = hnp.arrays(bool, st.tuples(st.just(3), st.integers(1, 200)))
 """Teacher, student before and student after on the same images."""

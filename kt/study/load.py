@@ -5,16 +5,19 @@ Loading a configuration imports neither torch nor timm.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from kt.data import strict_yaml
-from kt.errors import KtError, short
-from kt.study import explain
+from kt.errors import KtError, quoted, short, unknown
+from kt.spec import DEVICE, NAME
 from kt.study.check import check
 from kt.study.study import Study
 
@@ -53,7 +56,7 @@ def parse(raw: Any, name: str, folder: str = "") -> Study:
     try:
         return Study.model_validate(strict_yaml.plain(raw), context={"folder": folder})
     except ValidationError as error:
-        raise KtError("\n".join(f"{name}: {line}" for line in explain.lines(error))) from error
+        raise KtError("\n".join(f"{name}: {line}" for line in _lines(error))) from error
     except KtError as error:
         raise KtError("\n".join(f"{name}: {line}" for line in str(error).split("\n"))) from error
 
@@ -83,3 +86,70 @@ def _text(path: Path) -> str:
 
 def _prefixed(line: str, name: str) -> str:
     return line if line.startswith(f"{name}: ") else f"{name}: {line}"
+
+
+RULES: dict[tuple[int | str, ...], str] = {
+    ("pairs",): "all, random, explicit, top or stratified",
+    ("groups", "choose"): "explicit, random or ranked",
+}
+"""Rules by the section whose key `select` names one; pydantic puts it into the location of an error."""
+
+MOST = 20
+"""Lines for one configuration."""
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """One line for each thing that is wrong: where, what is wrong, what was given, what is allowed."""
+    found = list(dict.fromkeys(_line(detail) for detail in _causes(error.errors())))
+    return found[:MOST] + ([f"… and {len(found) - MOST} mistakes more"] if len(found) > MOST else [])
+
+
+def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """The errors, without those of lists that are too short only because their wrong items were left out."""
+    inside = {detail["loc"][:-1] for detail in details}
+    return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inside]
+
+
+def _line(error: ErrorDetails) -> str:
+    kind, location, context = error["type"], _location(error), error.get("ctx") or {}
+    text = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    text = re.sub(r"valid dictionary( or .*)?$", "mapping of keys to values", text)
+    if kind == "literal_error":
+        return f"{location}: {unknown('value', str(error['input']), _quoted(context.get('expected')))}"
+    if kind == "string_pattern_mismatch":
+        return f"{location}: {_form(str(error['input']), context.get('pattern'))}"
+    if kind == "union_tag_invalid":
+        return f"{location}.select: {unknown('rule', str(context.get('tag')), _quoted(context.get('expected_tags')))}"
+    if kind == "union_tag_not_found":
+        return f"{location}: the key 'select' is missing; it names the rule: {RULES[error['loc']]}"
+    if kind == "too_short":
+        return f"{location}: at least {context.get('min_length')} needed, not {_given(error)}"
+    if kind == "missing":
+        return f"{location}: this key is missing"
+    if kind in ("unknown_key", "value_error"):
+        return f"{location}: {text}" if location else text
+    return f"{location}: {text[0].lower()}{text[1:]}, not {_given(error)}"
+
+
+def _form(value: str, pattern: str | None) -> str:
+    """The form that a text must have, in words."""
+    if pattern == DEVICE:
+        return unknown("device", value, ["auto", "cpu", "cuda", "cuda:0", "cuda:1", "…"])
+    assert pattern == NAME, "every pattern of a configuration has its words here"
+    return f"{quoted(value)} is no name: letters, digits, '_', '.' and '-' are allowed, a letter or digit first"
+
+
+def _given(error: ErrorDetails) -> str:
+    return short(json.dumps(error["input"], default=str, ensure_ascii=False))
+
+
+def _location(error: ErrorDetails) -> str:
+    """The dotted key, without what pydantic adds to it: a rule, and a mark where the key itself is wrong."""
+    at = error["loc"]
+    rule = next((len(section) for section in RULES if at[: len(section)] == section), len(at))
+    return short(".".join(str(part) for part in at[:rule] + at[rule + 1 :] if part != "[key]"))
+
+
+def _quoted(text: object) -> list[str]:
+    """The names that stand in single quotes."""
+    return re.findall(r"'([^']*)'", str(text))
