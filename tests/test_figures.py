@@ -138,6 +138,7 @@ def test_figures_say_what_they_rest_on():
             assert name in {"several_teachers", "teacher_share", *EXPERIMENTS}
             continue
         footer = drawing.figure.get_supxlabel().replace("\n", " ")
+        assert "{" not in "".join(text.get_text() for text in texts(drawing.figure)), name
         assert "56 ordered pairs" in footer, name
         assert "1,000 test images" in footer, name
         assert "standard error" in footer, name
@@ -382,3 +383,23 @@ def test_a_logarithmic_axis_has_plain_numbers_and_never_fewer_than_two(low, high
     axes = Figure().subplots()
     log_scale(axes, low, high, 1e6, "M")
     assert [tick.get_text() for tick in axes.get_xticklabels()] == labels
+
+
+def test_titles_of_predictions_fit_their_panels_with_many_pairs():
+    study = tables.study(models=3, seeds=1)
+    rng = np.random.default_rng(0)
+    frames = [
+        pd.DataFrame({"predicted": rng.normal(size=16_000), "delta": rng.normal(size=16_000)}).assign(
+            method=method, rung=rung, teacher="model_0", student="model_1"
+        )
+        for method, rung in (("kl", "gap + pos_flips"), ("kl_dp", "all, boosted trees"), ("kl_dp_unsup", "gap + kappa"))
+    ]
+    with mpl.rc_context(RC):
+        drawing = FIGURES["predicted_vs_measured"](Tables.of(study, {"predictions": pd.concat(frames)}))
+        drawing.figure.draw_without_rendering()
+    titles = [axes.title if axes.title.get_text() else axes._left_title for axes in drawing.figure.axes]
+    extents = [title.get_window_extent() for title in titles]
+    assert all("16,000 pairs" in title.get_text() for title in titles)
+    assert all(one.x1 <= following.x0 for one, following in pairwise(extents))
+    assert extents[-1].x1 <= drawing.figure.bbox.x1
+    assert all(extent.y1 <= drawing.figure.bbox.y1 for extent in extents)

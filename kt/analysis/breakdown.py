@@ -18,7 +18,7 @@ from kt.analysis.outcomes import Outcomes
 Floats = NDArray[np.float64]
 
 GAP_BINS = 8
-"""At most so many bins of the accuracy difference, of equally many pairs."""
+"""At most so many bins of the teacher's lead, of equally many pairs."""
 
 NAMED = ("kind", "family", "pretraining")
 AREAS = (2, 5, 20, 50)

@@ -145,7 +145,7 @@ def compare(
 
 
 def in_group(rows: pd.DataFrame, scores: pd.DataFrame, equal_within: float, group: str) -> pd.DataFrame:
-    """The rows whose teacher is of a group; of ``all`` every row, of another none whose accuracies are unknown."""
+    """The rows whose teacher is of a group; of ``all`` every row, of another none whose models are not measured."""
     if group == "all":
         return rows
     if "acc_difference" not in scores:

@@ -1,8 +1,8 @@
 """Properties that correlate with gains: one regression per property, with errors and tests robust to shared models.
 
-Every property is tried alone and with the accuracy difference held fixed, and all together where there are models
-enough. pos_flips − neg_flips = accuracy difference exactly, so no regression contains all three: with two of them the
-third has nothing left to say. Properties that a fitted predictor uses are found by shuffling correlated ones together.
+Every property is tried alone and with the teacher's lead (``acc_difference``) held fixed, and all together where there
+are models enough. pos_flips − neg_flips is that lead exactly, so no regression contains all three: with two of them the
+third adds nothing. Properties that a fitted predictor uses are found by shuffling correlated ones together.
 """
 
 from __future__ import annotations

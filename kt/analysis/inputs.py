@@ -44,7 +44,7 @@ class Inputs:
             ``transfer_rate``, ``delta_se`` and ``acc_before`` whatever the file held.
         several: rows of methods with several teachers, apart: they are no pairs.
         zoo: properties of models, indexed by name.
-        scores: measures of ordered pairs, with ``acc_difference`` where accuracies are known; empty without any.
+        scores: measures of ordered pairs, with ``acc_difference`` where the models are measured; empty without any.
         measured: whether there was a table ``complementarity``.
         task: the words of what was learnt.
     """
@@ -164,7 +164,7 @@ def _known(rows: pd.DataFrame, zoo: pd.DataFrame, table: str) -> None:
 
 
 def _scores(complementarity: pd.DataFrame | None, zoo: pd.DataFrame, transfers: pd.DataFrame) -> pd.DataFrame:
-    """Measures of pairs; accuracies of the zoo stand in where the table does not hold their difference."""
+    """Measures of pairs; ``acc`` of the zoo gives ``acc_difference`` where the table does not hold it."""
     if complementarity is None:
         scores = _all_pairs(zoo, transfers)
     else:

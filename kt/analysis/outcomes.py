@@ -23,11 +23,11 @@ Ints = NDArray[np.int64]
 
 
 NO_PROPERTY = ("fingerprint", "arch", "train_seconds", "acc_validation")
-"""Of a model: names rather than properties, what the run took, and accuracy a second time."""
+"""Of a model: names rather than properties, what the run took, and the metric a second time."""
 
 NO_MEASURE = ("split", "n", "acc_teacher", "acc_student", "neg_flips", "pos_flips_untrained")
-"""Of a pair: what the models' own properties hold already (flips of an untrained teacher are the student's accuracy
-again), and negative flips: pos_flips − neg_flips is the accuracy difference exactly, so two of the three are enough.
+"""Of a pair: what the models' own properties hold already (flips of an untrained teacher are the student's metric
+again), and negative flips: pos_flips − neg_flips is ``acc_difference`` exactly, so two of the three are enough.
 """
 
 MOST_NAMES = 12

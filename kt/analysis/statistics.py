@@ -27,7 +27,7 @@ class Components:
         teacher: variance of the teachers' effects.
         student: variance of the students' effects.
         residual: variance of what is left, of the pair itself and of chance.
-        covariance: of a model's effect as a teacher with its effect as a student; accurate models teach well and gain
+        covariance: of a model's effect as a teacher with its effect as a student; good models teach well and gain
             little, so that it is often negative.
         known: false where the pairs cannot tell the three apart; then all is called residual.
     """

@@ -107,6 +107,9 @@ def flips_unit(task: Words) -> str:
 PROPERTIES = {
     "pos_flips": "positive flips",
     "pos_flips_top5": "top-five positive flips",
+    "class_entropy": "class entropy of positive flips",
+    "neg_class_entropy": "class entropy of negative flips",
+    "js_divergence": "Jensen-Shannon divergence",
     "q_statistic": "the Q statistic",
     "ece": "calibration error",
     "log_ratio": "ratio of first to second probability",

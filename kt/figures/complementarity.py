@@ -84,8 +84,8 @@ def flips_heatmap(tables: Tables) -> Drawing:
     data = tables.complementarity[["teacher", "student", "pos_flips", "pos_flips_se"]].copy()
     if data.empty:
         return style.nothing(NOTHING, data)
-    metric, accuracy = tables.task.metric, tables.compared.set_index("name")["acc"]
-    order = [str(name) for name in accuracy.sort_values(ascending=False, kind="stable").index]
+    metric, value = tables.task.metric, tables.compared.set_index("name")["acc"]
+    order = [str(name) for name in value.sort_values(ascending=False, kind="stable").index]
     grid = data.pivot_table("pos_flips", "teacher", "student").reindex(index=order, columns=order)
 
     models = len(order)
@@ -110,7 +110,7 @@ def flips_heatmap(tables: Tables) -> Drawing:
     axes.grid(visible=False)
     positions, names = style.thinned(order, 30)
     axes.set_yticks(
-        positions + 0.5, [f"{name}  {number(accuracy[name], decimals(tables.task, 1))}" for name in names], rotation=0
+        positions + 0.5, [f"{name}  {number(value[name], decimals(tables.task, 1))}" for name in names], rotation=0
     )
     axes.set_xticks(positions + 0.5, names, rotation=90)
     axes.tick_params(length=0)

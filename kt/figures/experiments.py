@@ -271,7 +271,7 @@ def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str]
     for name, panels in zip(experiments, grid, strict=True):
         rows = data[data["experiment"] == name]
         _weights(rows, panels, stages)
-        _accuracies(rows, panels[-1])
+        _with_and_without(rows, panels[-1])
         panels[0].set_ylabel(f"{name}\nweight")
         panels[-1].yaxis.tick_right()
     for panel, title in zip(grid[0], [*stages, f"validation ({unit})"], strict=True):
@@ -300,7 +300,7 @@ def _weights(data: pd.DataFrame, panels: Sequence[Axes], stages: Sequence[str]) 
             panel.tick_params(labelleft=False)
 
 
-def _accuracies(data: pd.DataFrame, panel: Axes) -> None:
+def _with_and_without(data: pd.DataFrame, panel: Axes) -> None:
     each = data.drop_duplicates(["key", "epoch"])
     for column, colour, line in (("attached", ORANGE, "--"), ("detached", BLUE, "-")):
         rows = each.groupby("epoch")[column].agg(["mean", "sem"]).reset_index()

@@ -131,7 +131,7 @@ def property_effects(tables: Tables) -> Drawing:
     style.footer(
         figure,
         f"{style.transferred(tables)}; {counted(models, 'model')}. Properties shown: {len(shown)} of {tried} that were"
-        " tried, those with the smallest p. Effect: {tables.task.metric.difference} of delta per standard deviation.",
+        f" tried, those with the smallest p. Effect: {tables.task.metric.difference} of delta per standard deviation.",
         "Lines: 95 % intervals from standard errors robust to pairs that share a model, cut off at the axis's ends;"
         " grey bars: the naive ones, as if pairs were independent. Filled: permutation p below 0.05 after correction"
         " (Benjamini-Hochberg).",
@@ -146,7 +146,7 @@ def predicted_vs_measured(tables: Tables) -> Drawing:
     data = predictions[predictions["method"].isin(names)].reset_index(drop=True)
     if data.empty:
         return style.nothing(tables.why_not("predictions", TOO_FEW), data)
-    figure = Figure(figsize=(PAGE * max(len(names), 1.5) / MOST_METHODS, 3.5), layout="constrained")
+    figure = Figure(figsize=(PAGE * max(len(names), 1.5) / MOST_METHODS, 3.7), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     looks, short = style.looks(names), tables.task.metric.short
     for axes, name in zip(panels, names, strict=True):
@@ -157,7 +157,7 @@ def predicted_vs_measured(tables: Tables) -> Drawing:
         error = math.sqrt(float(((rows["delta"] - rows["predicted"]) ** 2).mean()))
         predictor = predictor_words(rows["rung"].iloc[0], tables.task)
         rests = f"typical error {number(error, decimals(tables.task, 1))} {short}\n{counted(len(rows), 'pair')}"
-        axes.set_title(f"{name}\n{textwrap.shorten(predictor, 34, placeholder='…')}\n{rests}")
+        axes.set_title(f"{name}\n{textwrap.fill(predictor.removeprefix('the '), 26)}\n{rests}")
         low, high = np.nanmin(rows[["delta"]]), np.nanmax(rows[["delta"]])
         margin = 0.06 * (high - low or 1.0)
         axes.set(ylim=(low - margin, high + margin), xlabel=f"predicted delta ({short})")

@@ -1,4 +1,4 @@
-"""Figures of methods and their transfer deltas, and of the accuracy difference behind them. Source: FG section 4."""
+"""Figures of methods and their transfer deltas, and of the teacher's lead behind them. Source: FG section 4."""
 
 from __future__ import annotations
 
