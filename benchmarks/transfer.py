@@ -43,8 +43,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from ways.transfer import METHODS, Bench, Settings, flat, looped, vectorised
 
+from kt.compression import Logits
 from kt.data import datasets
-from kt.predictions import Logits
 from kt.stages import common
 from kt.study.load import load
 

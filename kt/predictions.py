@@ -33,8 +33,6 @@ from kt import store
 from kt.compression import PARTS, Largest
 from kt.errors import KtError
 
-Logits = NDArray[np.float16]
-
 Answers = NDArray[Any] | Largest
 """Answers [N, …], memory-mapped; of compressed logits, rows of them as an array are made by an index of rows."""
 

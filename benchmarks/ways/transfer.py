@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
+from kt.compression import Logits
 from kt.data import datasets
 from kt.data.inputs import Inputs
-from kt.predictions import Logits
 from kt.study.load import load
 from kt.tasks import losses
 from kt.tasks.task import named
