@@ -23,7 +23,7 @@ from kt.cli import main
 from kt.layout import Layout
 from kt.study import units as requested
 from kt.study.load import load
-from kt.transfer.ledger import Ledger
+from kt.transfer.ledger import Ledger, key
 from kt.transfer.unit import Unit
 
 pytestmark = pytest.mark.slow
@@ -140,6 +140,17 @@ def test_a_target_that_does_not_need_a_damaged_record_leaves_it(made: tuple[Chec
     checkout, records = made
     with damaged(*records.values()):
         assert planned(checkout, "results/tables/zoo.parquet") == {}
+
+
+def test_a_damaged_record_that_no_unit_requests_is_passed_over(made: tuple[Checkout, dict[str, Path]]) -> None:
+    checkout, records = made
+    study, layout = load(checkout.folder / "config.yaml"), Layout(checkout.folder / "results")
+    unit = {"unit": "of an earlier setting"}
+    Ledger(layout.ledger).add(unit, {"status": "ok"})
+    old = Ledger(layout.ledger).path(key(unit))
+    with damaged(old, records["search"], records["amalgamate"]):
+        assert set(status.survey(study, layout).damaged) == {records["search"].stem, records["amalgamate"].stem}
+    old.unlink()
 
 
 def test_no_use_of_the_snakefile_but_a_run_changes_a_file(made: tuple[Checkout, dict[str, Path]]) -> None:

@@ -104,8 +104,10 @@ def lines(study: Study, layout: Layout, logs: Path, config: Path, now: datetime)
 def _table(found: Mapping[str, Counter[str]], wanted: Mapping[str, Mapping[str, bool]]) -> list[str]:
     shown = [s for s in STATES if s in ("done", "waiting") or any(of[s] for of in found.values())]
     rows = [["jobs", *shown, "of"]]
-    rows += [[rule, *(f"{of[s]:,}" for s in shown), f"{len(wanted.get(rule, ())) or of.total():,}"]
-             for rule, of in found.items()]  # fmt: skip
+    rows += [
+        [rule, *(f"{of[s]:,}" for s in shown), f"{len(wanted.get(rule, ())) or of.total():,}"]
+        for rule, of in found.items()
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
 
