@@ -20,7 +20,7 @@ from kt.figures.draw import FIGURES, draw
 from kt.figures.experiments import amalgamation
 from kt.figures.style import RC, log_scale
 from kt.figures.tables import Tables
-from kt.report.content import answer
+from kt.report.grids import experiments
 from kt.tables import schema
 from kt.tables.of_study import EXPERIMENTS, SHARES
 from kt.transfer.method import registry
@@ -354,7 +354,7 @@ def test_accuracies_of_an_amalgamation_are_means_over_seeds_with_paired_differen
     assert found.loc["ensemble_logits", ["acc", "acc_se", "seeds"]].tolist() == [82.0, 4.0, 1]
     assert drawing.figure.axes[0].texts[0].get_text() == "82.0 ± 2.0  (+2.00 ± 1.00)"
     assert amalgamation(Tables.of(study)).missing == "no amalgamation finished"
-    assert answer(Tables.of({**study, "amalgamation": pd.DataFrame(rows)})) == (  # two standard errors are not more
+    assert experiments(Tables.of({**study, "amalgamation": pd.DataFrame(rows)})) == (  # two errors are not more
         "One student of several specialists: compared with plain distillation (`kd`), `cfl` is clearly better in 0 of 1"
         " experiment and clearly worse in 0 (+2.00 percentage points; 2 seeds)."
     )

@@ -12,7 +12,7 @@ from kt.figures.experiments import by_method, weights_over_seeds
 from kt.figures.experiments import flow as draw
 from kt.figures.style import save
 from kt.figures.tables import Tables
-from kt.report.content import answer
+from kt.report.grids import experiments
 from kt.tables import schema
 
 
@@ -58,14 +58,14 @@ def test_means_and_standard_errors_are_over_seeds_and_trials_count_once(flow: pd
 
 
 def test_the_answer_counts_experiments_that_are_clearly_ahead_and_behind(flow: pd.DataFrame) -> None:
-    assert answer(Tables.of(tables.study(models=2, seeds=1))) == ""
+    assert experiments(Tables.of(tables.study(models=2, seeds=1))) == ""
     worse = [row for seed in (0, 1) for row in rows("flow", seed, 40.0, ["low", "high"], 200)]
     worse += [row for seed, acc in ((0, 50.0), (1, 51.0)) for row in rows("scratch", seed, acc, [], 200)]
     control = [
         row for seed, acc in ((0, 61.0), (1, 69.0)) for row in rows("flow_untrained", seed, acc, ["low", "high"])
     ]
     more = schema.build("flow", worse + control).to_pandas()
-    assert answer(with_flow(pd.concat([flow, more]))) == (  # gains 20 and 14; -10 and -11; for the control 1 and -1
+    assert experiments(with_flow(pd.concat([flow, more]))) == (  # gains 20, 14; -10, -11; of the control 1, -1
         "Knowledge flow: compared with training from `scratch`, `flow` is clearly better in 1 of 2 experiments and"
         " clearly worse in 1 (−10.50 to +17.00 percentage points; 2 seeds). With teachers that know nothing,"
         " `flow_untrained` is clearly better in 0 of 1 experiment and clearly worse in 0 (+0.00 percentage points; 2"

@@ -18,7 +18,7 @@ from kt.analysis.deltas import gains
 from kt.analysis.wording import answer, caption_words, focus, plural
 from kt.figures.captions import CAPTIONS, Caption
 from kt.figures.tables import Tables
-from kt.report import content
+from kt.report import grids
 from kt.report.sections import SECTIONS, SPEAKS_FOR_ITSELF, Facts
 from kt.transfer.method import registry
 from kt.transfer.methods.amalgamation import Methods
@@ -34,7 +34,7 @@ ERRORS = {
     "robust error": ("Aronow, Samii, Assenova: Cluster-Robust Variance Estimation for Dyadic Data, 2015", "1312.3398"),
 }
 SHOWN = 120 / 200
-"""CSS pixels a dot: figures have 200 dots an inch and are shown a quarter larger than in print (96 pixels an inch)."""
+"""CSS pixels per dot: figures have 200 dots per inch and are shown a quarter larger than in print (96 per inch)."""
 
 
 def render(
@@ -54,7 +54,7 @@ def render(
     return template.render(
         title=title,
         answer=answer(data.inputs, data.analysis, equal_within),
-        experiments=content.answer(data),
+        experiments=grids.experiments(data),
         task=data.task,
         examples=plural(data.task.example),
         flips=caption_words(data.task)["flips"],
@@ -77,11 +77,11 @@ def _sections(data: Tables, folder: Path, equal_within: float) -> Iterator[dict[
         part = section.make(facts)
         names = [name for name, caption in captions.items() if caption.section == section.name]
         drawn = [_figure(path, name, captions[name]) for name in names if (path := folder / f"{name}.png").exists()]
-        grids = [grid for grid in part.grids if grid.rows]
+        filled = [grid for grid in part.grids if grid.rows]
         shown = [figure for figure in drawn if not figure["missing"]]
-        if grids or shown or (section.name in SPEAKS_FOR_ITSELF and part.before):
+        if filled or shown or (section.name in SPEAKS_FOR_ITSELF and part.before):
             missing = [figure for figure in drawn if figure["missing"]]
-            yield {**section._asdict(), **part._asdict(), "grids": grids, "figures": shown, "missing": missing}
+            yield {**section._asdict(), **part._asdict(), "grids": filled, "figures": shown, "missing": missing}
 
 
 def _environment() -> Environment:

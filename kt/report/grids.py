@@ -1,15 +1,28 @@
-"""Tables of the report as cells: a printed text each, and the number that sorts it."""
+"""Tables of the report as cells, those of the study and its experiments, and the experiments in words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kt.analysis.deltas import records
-from kt.analysis.wording import number, signed, with_error
+from kt.analysis.deltas import clear_sign, pair_deltas, records
+from kt.analysis.wording import (
+    counted,
+    counted_range,
+    decimals,
+    examples,
+    flips_unit,
+    number,
+    plural,
+    signed,
+    with_error,
+)
+from kt.figures import experiments as drawn
+from kt.figures.tables import Tables
+from kt.tasks.task import Words
 
 
 class Cell(NamedTuple):
@@ -69,3 +82,211 @@ def grid(caption: str, frame: pd.DataFrame, columns: Sequence[tuple[str, Show]])
 
 def _float(value: Any) -> float:
     return float("nan") if pd.isna(value) else float(value)
+
+
+TOP = 10
+MOST_FAILURES = 50
+
+
+def summary(tables: Tables) -> Grid:
+    """The methods: all pairs, and those with a weaker and with a stronger teacher."""
+    wide = tables.methods[tables.methods["group"] == "all"].set_index("method", drop=False)
+    for group in ("weaker", "stronger"):
+        of_group = tables.methods[tables.methods["group"] == group].set_index("method")
+        for column in ("delta", "delta_se", "success", "pairs"):
+            wide = wide.assign(**{f"{group}_{column}": of_group[column].reindex(wide.index)})
+    wide["shown"] = [f"{m} (control)" if c else m for m, c in zip(wide["method"], wide["control"], strict=True)]
+
+    short, digits = tables.task.metric.short, decimals(tables.task)
+    columns: list[tuple[str, Show]] = [("method", name("shown"))]
+    for group, prefix in (("all pairs", ""), ("weaker teacher", "weaker_"), ("stronger teacher", "stronger_")):
+        pairs = wide[f"{prefix}pairs"].dropna().astype(int)
+        size = f" ({counted_range(pairs, 'pair')})" if len(pairs) else ""
+        columns += [
+            (f"{group}{size}, {short}", error(f"{prefix}delta", digits)),
+            ("success, %", plain(f"{prefix}success", 0)),
+        ]
+    if wide["taught_errors_beyond"].notna().any():
+        columns.append((f"taught errors, {short}", error("taught_errors_beyond", 1)))
+    if wide["failed"].any():
+        columns.append(("failed", count("failed")))
+    unit = tables.task.metric.difference
+    caption = f"Transfer delta in {unit}: mean ± standard error, and the success rate of the same pairs."
+    return grid(caption, wide, columns)
+
+
+def zoo(tables: Tables) -> Grid:
+    """The models, the best first."""
+    frame = tables.zoo.sort_values("acc", ascending=False, kind="stable")
+    frame = frame.assign(recipe=[" ".join(tags) or "–" for tags in frame["recipe"]])
+    metric, digits = tables.task.metric, decimals(tables.task, 1)
+    columns: dict[str, tuple[str, Show]] = {
+        "name": ("model", name("name")),
+        "arch": ("architecture", name("arch")),
+        "kind": ("kind", name("kind")),
+        "params": ("weights, thousand", plain("params", 1, 1e3)),
+        "macs": ("MACs, million", plain("macs", 2, 1e6)),
+        "input_size": ("input, pixels", count("input_size")),
+        "acc": (f"{metric.name}, {metric.unit}", _value("acc", "acc_se", digits)),
+        "ece": ("calibration error, %", plain("ece")),
+        "train_images": (f"trained on, {plural(tables.task.example)}", count("train_images")),
+        "pretraining": ("pretraining", name("pretraining")),
+        "recipe": ("recipe", name("recipe")),
+        "licence": ("licence", name("licence")),
+    }
+    return grid(
+        f"The zoo. {metric.name.capitalize()} on the {plural(examples(tables.task))} ± standard error.",
+        frame,
+        [column for key, column in columns.items() if frame[key].notna().any()],
+    )
+
+
+def top_pairs(tables: Tables) -> list[Grid]:
+    """The most complementary pairs, and the pairs that gained and lost most."""
+    flips = tables.complementarity.sort_values("pos_flips", ascending=False, kind="stable")
+    weaker = flips[flips["acc_difference"] < 0]
+    pair: list[tuple[str, Show]] = [("teacher", name("teacher")), ("student", name("student"))]
+    short, digits, unit = tables.task.metric.short, decimals(tables.task), flips_unit(tables.task)
+    scores: list[tuple[str, Show]] = [
+        *pair,
+        (f"teacher − student, {short}", signed_number("acc_difference", digits - 1)),
+        (f"positive flips, {unit}", _value("pos_flips", "pos_flips_se", digits - 1)),
+        (f"negative flips, {unit}", plain("neg_flips", digits - 1)),
+    ]
+    if tables.task.has_classes:
+        scores.append(("class entropy, nats", plain("class_entropy", 2)))
+    deltas = pair_deltas(tables.transfers, tables.complementarity)
+    deltas = deltas[~deltas["control"].astype(bool)].sort_values("delta", ascending=False, kind="stable")
+    transfers: list[tuple[str, Show]] = [
+        *pair,
+        ("method", name("method")),
+        (f"teacher − student, {short}", signed_number("acc_difference", digits - 1)),
+        (f"transfer delta, {short}", error("delta", digits)),
+        ("transfer rate, %", plain("transfer_rate", 0)),
+    ]
+    over = f"averaged over seeds, ± standard error over {plural(examples(tables.task))}"
+    grids = [
+        grid("Most positive flips.", flips.head(TOP), scores),
+        grid("Most positive flips from a weaker teacher.", weaker.head(TOP), scores),
+        grid(f"Largest gains, {over}.", deltas.head(TOP), transfers),
+        grid(f"Lowest deltas, {over}.", deltas.tail(TOP).iloc[::-1], transfers),
+    ]
+    return [grid for grid in grids if grid.rows]
+
+
+def failures(tables: Tables) -> Grid | None:
+    """Failed trainings with their reasons; None where there is none."""
+    failed = tables.transfers[tables.transfers["status"] != "ok"].drop_duplicates("key")
+    if failed.empty:
+        return None
+    shown = failed.head(MOST_FAILURES).assign(
+        teacher=lambda frame: frame["teacher"].where(~frame["control"].astype(bool), "none (control)")
+    )
+    more = f" The first {MOST_FAILURES} are shown." if len(failed) > MOST_FAILURES else ""
+    return grid(
+        f"{len(failed):,} failed trainings.{more}",
+        shown,
+        [
+            ("teacher", name("teacher")),
+            ("student", name("student")),
+            ("method", name("method")),
+            ("seed", count("seed")),
+            ("reason", name("reason")),
+        ],
+    )
+
+
+IMAGES = "all"
+"""Stands in place of a number of examples where all were used."""
+
+
+def experiments(tables: Tables) -> str:
+    """Results of the experiments, each beside its control; method names stand in backticks. Empty without any."""
+    task = tables.task
+    return " ".join([*_amalgamation(tables.details("amalgamation"), task), *_flow(tables.details("flow"), task)])
+
+
+def _amalgamation(details: pd.DataFrame, task: Words) -> Iterator[str]:
+    if details.empty:
+        return
+    rows = drawn.by_part(details)
+    gains = rows[(rows["part"] == "all") & rows["gain"].notna()].set_index("method")
+    if "cfl" in gains.index:
+        told = _tally(gains, "cfl", task)
+        yield f"One student of several specialists: compared with plain distillation (`kd`), `cfl` is {told}."
+    if "supervised" in gains.index:
+        yield f"With labels, which they do not have, `supervised` is {_tally(gains, 'supervised', task)}."
+
+
+def _flow(details: pd.DataFrame, task: Words) -> Iterator[str]:
+    if details.empty:
+        return
+    gains = drawn.by_method(details).dropna(subset="gain").set_index("name")
+    if "flow" in gains.index:
+        yield f"Knowledge flow: compared with training from `scratch`, `flow` is {_tally(gains, 'flow', task)}."
+    if "flow_untrained" in gains.index:
+        yield f"With teachers that know nothing, `flow_untrained` is {_tally(gains, 'flow_untrained', task)}."
+
+
+def _tally(gains: pd.DataFrame, method: str, task: Words) -> str:
+    """In how many experiments a method is clearly ahead and behind: by more than two standard errors over seeds."""
+    rows = gains.loc[[method]]
+    signs = [clear_sign(gain, se) for gain, se in zip(rows["gain"], rows["gain_se"], strict=True)]
+    least, most = (signed(gain, decimals(task)) for gain in (rows["gain"].min(), rows["gain"].max()))
+    reach = least if least == most else f"{least} to {most}"
+    return (
+        f"clearly better in {signs.count(1)} of {counted(len(rows), 'experiment')} and clearly worse in"
+        f" {signs.count(-1)} ({reach} {task.metric.difference}; {counted_range(rows['seeds'], 'seed')})"
+    )
+
+
+def amalgamation(tables: Tables) -> Grid | None:
+    """The metric of every method on all classes and on each teacher's; None without amalgamations."""
+    details = tables.details("amalgamation")
+    if details.empty:
+        return None
+    metric, digits = tables.task.metric, decimals(tables.task)
+    return grid(
+        f"Amalgamation: test {metric.name} after the last epoch, ± standard error over seeds (over examples where"
+        f" nothing was trained); the difference to `{drawn.REFERENCE}` is paired by seed.",
+        drawn.by_part(details),
+        [
+            ("experiment", name("experiment")),
+            ("method", name("method")),
+            ("classes of", name("part")),
+            (f"{metric.name}, {metric.unit}", _value("acc", "acc_se", digits - 1)),
+            (f"more than {drawn.REFERENCE}, {metric.short}", error("gain", digits)),
+            (plural(examples(tables.task)), count("n")),
+            ("seeds", count("seeds")),
+        ],
+    )
+
+
+def flow(tables: Tables) -> Grid | None:
+    """The metric of every method by training examples; None without knowledge flow."""
+    details = tables.details("flow")
+    if details.empty:
+        return None
+    metric, digits = tables.task.metric, decimals(tables.task)
+    return grid(
+        f"Knowledge flow: test {metric.name} after the last epoch, ± standard error over seeds; the difference to"
+        " `scratch` is paired by seed.",
+        drawn.by_method(details),
+        [
+            ("experiment", name("experiment")),
+            ("method", name("name")),
+            (f"training {plural(tables.task.example)}", _images),
+            (f"{metric.name}, {metric.unit}", _value("acc", "se", digits - 1)),
+            (f"more than scratch, {metric.short}", error("gain", digits)),
+            ("seeds", count("seeds")),
+        ],
+    )
+
+
+def _value(column: str, error: str, digits: int) -> Show:
+    """A value and its standard error, without a sign."""
+    return lambda row: Cell(f"{number(row[column], digits)} ± {number(row[error], digits)}", float(row[column]))
+
+
+def _images(row: dict[str, Any]) -> Cell:
+    return Cell(IMAGES, float("inf")) if pd.isna(row["images"]) else Cell(f"{int(row['images']):,}", row["images"])

@@ -14,7 +14,7 @@ from kt.analysis.deltas import Gain
 from kt.analysis.outcomes import gather
 from kt.analysis.wording import amount, counted, examples, knowledge, plural
 from kt.figures.tables import Tables
-from kt.report import content, evidence
+from kt.report import evidence, grids
 from kt.report.grids import Grid
 
 
@@ -60,9 +60,9 @@ def _knows(facts: Facts) -> Part:
 
 def _works(facts: Facts) -> Part:
     task = facts.tables.task
-    grids = [content.summary(facts.tables)]
+    shown = [grids.summary(facts.tables)]
     if facts.compared:
-        grids.append(evidence.beside_controls(facts.compared, facts.weaker, task))
+        shown.append(evidence.beside_controls(facts.compared, facts.weaker, task))
     taught = (
         f" Taught errors: of the {plural(task.example)} that the student got right and the teacher gets wrong, the"
         " share that the student then gets wrong with the teacher’s class, less the same share of `self`."
@@ -71,7 +71,7 @@ def _works(facts: Facts) -> Part:
     )
     return Part(
         [],
-        grids,
+        shown,
         [
             "A pair’s delta is first averaged over its seeds. Success is the share of pairs whose delta is above zero."
             f" A teacher is weaker or stronger if its {task.metric.name} differs from the student’s by more than"
@@ -137,7 +137,7 @@ def _several(facts: Facts) -> Part:
 
 
 def _amalgamation(facts: Facts) -> Part:
-    grid = content.amalgamation(facts.tables)
+    grid = grids.amalgamation(facts.tables)
     return Part(
         ["Teachers that know some classes each, and one new student for all of these classes, taught without labels."],
         [grid] if grid else [],
@@ -149,7 +149,7 @@ def _amalgamation(facts: Facts) -> Part:
 
 
 def _flow(facts: Facts) -> Part:
-    grid = content.flow(facts.tables)
+    grid = grids.flow(facts.tables)
     return Part(
         [
             "A student that learns its own task from labels, while features of teachers of other tasks flow into it,"
@@ -174,14 +174,14 @@ def _models(facts: Facts) -> Part:
         after.append(f"Specialists know some classes only, and are measured on these: {names}.")
     if wrong:
         after.append(f"The measured {task.metric.name} differs from the published one: {', '.join(wrong)}.")
-    return Part([], [content.zoo(facts.tables)], after)
+    return Part([], [grids.zoo(facts.tables)], after)
 
 
 def _pairs(facts: Facts) -> Part:
     concentrated = " A low class entropy means that the positive flips lie in few classes."
     return Part(
         [],
-        content.top_pairs(facts.tables),
+        grids.top_pairs(facts.tables),
         [
             "Negative flips are positive flips with the two models exchanged; the transfer rate is the share of the"
             f" teacher’s positive flips that the student has learnt.{concentrated * facts.tables.task.has_classes}"
@@ -192,7 +192,7 @@ def _pairs(facts: Facts) -> Part:
 
 
 def _failures(facts: Facts) -> Part:
-    grid = content.failures(facts.tables)
+    grid = grids.failures(facts.tables)
     return Part([], [grid] if grid else [], ["Failed trainings are left out of every number."])
 
 
