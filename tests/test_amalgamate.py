@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import kt.zoo.digits  # noqa: F401 (registers the small architectures)
 from kt.errors import KtError
 from kt.transfer.common_space import Learner, Output, Space, concatenate, mmd, soft_cross_entropy
+from kt.transfer.engine import learning_rate
 from kt.transfer.methods.amalgamation import CFL, KD, Amalgamation, Supervised
-from kt.transfer.optimise import learning_rate
 from kt.zoo.stages import common_grids, features_of, meet, with_features
 
 SIGMAS = CFL().sigmas

@@ -21,10 +21,8 @@ from kt.transfer.groups import GroupMethods
 from kt.transfer.method import Method, registry
 from kt.transfer.methods.flip import FlipMean, FlipStudent, FlipTeacher
 from kt.transfer.methods.kl import KL
-from kt.transfer.methods.kl_dp import KLDP
-from kt.transfer.methods.kl_dp_unsup import KLDPUnsupervised
-from kt.transfer.methods.xekl import XEKL
-from kt.transfer.methods.xekl_mcl import XEKLMCL
+from kt.transfer.methods.kl_dp import KLDP, KLDPUnsupervised
+from kt.transfer.methods.xekl import XEKL, XEKLMCL
 from kt.transfer.spec import Methods
 from kt.transfer.training import SlowWeights, Training
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kt.errors import KtError
-from kt.transfer.optimise import by_rate, frozen, learning_rate, optimiser_of
+from kt.transfer.engine import by_rate, frozen, learning_rate, optimiser_of
 from kt.transfer.training import Training
 
 

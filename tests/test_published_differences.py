@@ -19,7 +19,7 @@ from kt.transfer.learners import MemoryBank
 from kt.transfer.method import registry
 from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.flip import ByFlips
-from kt.transfer.methods.xekl_mcl import XEKLMCL
+from kt.transfer.methods.xekl import XEKLMCL
 from kt.transfer.session import Session
 
 TASK = Classification()

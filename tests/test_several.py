@@ -15,8 +15,7 @@ from kt.tasks.classification import Classification
 from kt.transfer.learners import Together
 from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.ensemble import EnsembleMax, EnsembleMean
-from kt.transfer.methods.kl_dp import KLDP
-from kt.transfer.methods.kl_dp_unsup import KLDPUnsupervised
+from kt.transfer.methods.kl_dp import KLDP, KLDPUnsupervised
 from kt.transfer.methods.parallel import Parallel, ParallelUnsupervised
 
 TASK = Classification()

@@ -16,10 +16,9 @@ from kt.transfer.ledger import pack
 from kt.transfer.method import registry
 from kt.transfer.methods.bikd import BiKD
 from kt.transfer.methods.ensemble import EnsembleMax
-from kt.transfer.methods.kl import KL
+from kt.transfer.methods.kl import KL, SelfDistillation
 from kt.transfer.methods.kl_dp import KLDP
 from kt.transfer.methods.parallel import Parallel
-from kt.transfer.methods.self_distillation import SelfDistillation
 from kt.transfer.methods.sequential import Sequential
 from kt.transfer.training import Training
 from kt.transfer.unit import Plan, Plans, Unit, by_key, of_groups, of_pairs

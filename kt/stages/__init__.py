@@ -5,8 +5,7 @@ transfer job with nothing left to do, never wait for torch.
 """
 
 from kt.stages.members import data, predict, preview, zoo
-from kt.stages.results import choose, gather, report
-from kt.stages.scores import complementarity, pairs
+from kt.stages.results import choose, complementarity, gather, pairs, report
 from kt.stages.units import experiment, groups, search, transfer
 from kt.stages.weights import weights
 

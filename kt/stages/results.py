@@ -1,18 +1,23 @@
-"""The last stages: final tables and the report."""
+"""Stages on tables and cached predictions: scores and choice of pairs, search, final tables, report."""
 
 from __future__ import annotations
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 
 from kt import pairs as pairing
-from kt import store
-from kt.errors import KtError
+from kt import predictions, store
+from kt.complementarity import table
+from kt.complementarity.sources import Files
+from kt.data.datasets import Dataset
+from kt.errors import KtError, unknown
 from kt.layout import Layout
+from kt.pairs import select
 from kt.stages.common import metadata
 from kt.study.study import Study
 from kt.tables import gather as final
@@ -50,15 +55,15 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
         for name in {experiment.table for experiment in experiments.values()}:
             made[name] = pa.concat_tables([schema.read(layout.details(rule, n), name) for n in experiments])
     facts = metadata(study) | {deltas.WITHIN: repr(study.analysis.equal_within)}
-    for name, table in made.items():
-        schema.write(out / f"{name}.parquet", name, table, facts)
+    for name, of_name in made.items():
+        schema.write(out / f"{name}.parquet", name, of_name, facts)
     for name in set(EXPERIMENTS) - set(made):  # of experiments that are no longer in the configuration
         for kind in ("parquet", "csv"):
             (out / f"{name}.{kind}").unlink(missing_ok=True)
     for name in ("zoo", "pairs"):
         made[name] = schema.read(out / f"{name}.parquet", name, extra=True)
-    for name, table in made.items():
-        schema.write_csv(out / f"{name}.csv", table, name, facts)
+    for name, of_name in made.items():
+        schema.write_csv(out / f"{name}.csv", of_name, name, facts)
     log.info("tables: %d rows of transfers in %s", transfers.num_rows, out)
 
 
@@ -96,3 +101,36 @@ def report(study: Study, config: Path, source: Path, analysis: Path | None, draw
     )
     store.write_text(out, page)
     log.info("report: %s", out)
+
+
+def complementarity(study: Study, layout: Layout, split: str, out: Path, threads: int) -> None:
+    """Score every ordered pair on a split; rows of the table that ``out`` is now are kept where they still hold."""
+    if split not in predictions.SPLITS:
+        raise KtError(unknown("split", split, predictions.SPLITS))
+    if split == "transfer" and (study.transfer.views or study.transfer.top_k):
+        text = "pairs are scored on plain images and all logits; allowed splits: validation, test"
+        raise KtError(f"transfer.{'views' if study.transfer.views else 'top_k'}: {text}")
+    dataset = Dataset.open(layout.data)
+    source = Files({name: layout.predictions(name) for name in study.names}, split)
+    truth, task = dataset.truth[dataset.rows(split)], study.task
+    if not task.labelled(truth).all():
+        text = f"the {task.example}s of the split {split!r} have no labels; allowed: validation, test"
+        raise KtError(f"complementarity: {text}")
+    with ThreadPoolExecutor(threads) as pool:
+        made = table.make(source, truth, dataset.classes, split, study.complementarity, out, pool, task)
+        rows = schema.write_pieces(out, "complementarity", made.pieces, metadata(study) | made.facts.metadata())
+    compared = f"{len(truth)} {split} {task.example}s"
+    log.info("complementarity: %d of %d ordered pairs scored on %s", made.measured, rows, compared)
+
+
+def pairs(study: Study, layout: Layout, scores: Path | None, models: Path | None, out: Path) -> None:
+    """Choose the pairs that get a transfer."""
+    columns = ["teacher", "student", pairing.score_of(study.pairs)]
+    found = schema.read_frame(scores, "complementarity", columns) if scores else None
+    families = None
+    if models:
+        zoo = schema.read(models, "zoo")
+        families = dict(zip(zoo["name"].to_pylist(), zoo["family"].to_pylist(), strict=True))
+    chosen = select(study.names, study.pairs, study.transfer.pairs_per_job, found, families)
+    schema.write(out, "pairs", schema.build("pairs", chosen.to_dict("list")), metadata(study))
+    log.info("pairs: %d chosen by the rule %r", len(chosen), study.pairs.select)

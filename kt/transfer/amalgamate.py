@@ -21,8 +21,8 @@ from kt.transfer import memory
 from kt.transfer.batch import Batch, Examples, forward
 from kt.transfer.bench import Bench
 from kt.transfer.common_space import Learner, Output, Space, concatenate, soft_cross_entropy
+from kt.transfer.engine import Rates
 from kt.transfer.ledger import Record
-from kt.transfer.optimise import Rates
 from kt.transfer.session import Session
 from kt.zoo.features import classifier, classifiers
 from kt.zoo.inference import autocast

@@ -17,12 +17,11 @@ from kt.data.spec import InputSpec
 from kt.transfer import engine
 from kt.transfer.batch import Batch, Examples, Rows, mapped
 from kt.transfer.bench import Architecture, Bench
-from kt.transfer.engine import History, Images, State, weights_of
+from kt.transfer.engine import History, Images, Rates, State, weights_of
 from kt.transfer.failures import attempt_in_pieces, resumes
 from kt.transfer.learners import Views
 from kt.transfer.ledger import Record, pack
 from kt.transfer.method import Method
-from kt.transfer.optimise import Rates
 from kt.transfer.unit import Unit
 from kt.zoo.inference import batches
 

@@ -1,4 +1,4 @@
-"""``kl``: distillation from the teacher on every image, without labels."""
+"""``kl``: plain distillation from the teacher on every image; and its control ``self``, from the student as it was."""
 
 from __future__ import annotations
 
@@ -33,3 +33,10 @@ class KL(Distillation):
     def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's answers, for every image."""
         return teacher, truth.new_ones(len(truth)).bool()
+
+
+class SelfDistillation(Distillation):
+    """The student as it was before transfer teaches every image; its loss starts at zero."""
+
+    name: ClassVar[str] = "self"
+    control: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""``kl_dp``: distillation with supervised data partitioning."""
+"""``kl_dp`` and ``kl_dp_unsup``: distillation with supervised and with unsupervised data partitioning."""
 
 from __future__ import annotations
 
@@ -25,4 +25,19 @@ class KLDP(Distillation):
     def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's answers where it fits the truth better, the frozen student's elsewhere."""
         taught = partition.by_fit(task, teacher, frozen, truth)
+        return partition.merge(taught, teacher, frozen), taught
+
+
+class KLDPUnsupervised(Distillation):
+    """Teacher or frozen student teaches an image, whichever is more confident; no labels are used.
+
+    Source: FG section 4.3, T = 1; ties go to the frozen student.
+    """
+
+    name: ClassVar[str] = "kl_dp_unsup"
+    by_confidence: ClassVar[bool] = True
+
+    def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's answers where it is more confident, the frozen student's elsewhere."""
+        taught = partition.by_confidence(task, teacher, frozen)
         return partition.merge(taught, teacher, frozen), taught

@@ -1,4 +1,4 @@
-"""``sequential``: several teachers, one after another."""
+"""``sequential`` and ``soup``: several teachers one after another, or each alone and the mean of the students."""
 
 from __future__ import annotations
 
@@ -61,3 +61,21 @@ class Sequential(Repeated):
             stages.append(session.train(self.single(), [teacher], seed, start=start, stage=stage))
             start = stages[-1].last
         return session.outcome(follow(stages))
+
+
+class Soup(Repeated):
+    """The mean of the weights, and of BatchNorm's statistics, of the students transferred from each teacher alone.
+
+    A soup of one is that one. ``delta_best`` is that of the mean of each student's best epoch. The budget is that of
+    as many transfers as there are teachers. Source: FG section 4.4, model soup transfer.
+    """
+
+    name: ClassVar[str] = "soup"
+
+    def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
+        """The outcome of the mean student."""
+        from kt.transfer.session import average
+
+        single = self.single()
+        stages = [session.train(single, [teacher], seed, stage=stage) for stage, teacher in enumerate(teachers)]
+        return session.outcome(average(stages))
