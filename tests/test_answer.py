@@ -86,25 +86,32 @@ def test_every_answer_is_short_plain_and_claims_no_more_than_the_tables(effects,
     found = answer(inputs, nothing(), 2.0)
     check(found)
     best = furthest(gains(inputs.transfers, inputs.scores, 2.0))
-    if re.search(r"Teachers (help|limit)", found.headline):
+    if re.search(r"Teachers (clearly )?(help|limit)", found.headline):
         assert best is not None
         assert f"`{best.method}`" in found.headline
-        assert ("Teachers help" in found.headline) == (best.own.sign > 0)
+        assert ("help" in found.headline) == (best.own.sign > 0)
     elif best is not None:
         assert "too few" in found.headline
 
 
 PLANTED = {
-    "all null": ({"kl": (0, 0), "kl_dp": (0, 0), "self": (0, 0), "finetune": (0, 0)}, "Teachers gave no clear benefit"),
+    "all null": (
+        {"kl": (0, 0), "kl_dp": (0, 0), "self": (0, 0), "finetune": (0, 0)},
+        "Teachers gave no clear benefit: every method is too close to its control to tell.",
+    ),
+    "null and harm": (
+        {"kl": (0, 0), "kl_dp": (-2, 0), "self": (0, 0), "finetune": (0, 0)},
+        "Teachers gave no clear benefit: every method is too close to its control to tell, or below it.",
+    ),
     "only controls gain": ({"kl": (0, 0), "kl_dp": (1, 0), "self": (2, 0), "finetune": (4, 0)}, "Teaching hurts here"),
     "one works": ({"kl": (3, 0), "other": (0, 0), "self": (0, 0)}, "Teachers help: `kl` gains 3."),
     "only without labels": (
         {"kl": (3, 0), "kl_dp": (4, 0), "self": (0, 0), "finetune": (5, 0)},
-        "Teachers help only without labels: `kl` gains",
+        "Teachers clearly help only without labels: `kl` gains",
     ),
     "only with labels": (
         {"kl": (0, 0), "kl_dp": (5, 0), "self": (0, 0), "finetune": (3, 0)},
-        "Teachers help only with labels: `kl_dp` gains",
+        "Teachers clearly help only with labels: `kl_dp` gains",
     ),
     "both": (
         {"kl": (3, 0), "kl_dp": (5, 0), "self": (0, 0), "finetune": (3, 0)},
@@ -127,7 +134,7 @@ def test_the_headline_follows_the_planted_effect(name):
 
 def test_the_control_is_named_where_a_method_with_labels_falls_behind():
     found = of({"kl": (3, 0), "kl_dp": (4, 0), "self": (0, 0), "finetune": (5, 0)})
-    assert found.headline.endswith("with labels, fine-tuning does as well or better.")
+    assert found.headline.endswith("with labels, none clearly beats fine-tuning.")
     assert re.search(
         r"^Of 2 methods, 1 \(`kl`\) gains clearly more than its control and 1 \(`kl_dp`\) gains clearly less\."
         r" The best, `kl`, differs from `self` by \+3\.\d\d ± 0\.\d\d percentage points \(56 pairs\)\.$",
@@ -202,5 +209,5 @@ def test_a_task_of_its_own_is_told_in_its_own_words(effects):
     check(found)
     text = " ".join((found.headline, *found.bullets))
     assert not re.search(r"accura|image|percent|class", text)
-    if "Teachers help" in found.headline:
+    if "Teachers help" in found.headline or "clearly help" in found.headline:
         assert re.search(r"gains 0\.0\d{3} ± 0\.0\d{3} points of correlation", found.headline)

@@ -202,7 +202,8 @@ def _headline(found: list[Gain], models: int, task: Words) -> str:
     if best is None:
         if all(gain.beyond.sign < 0 for gain in compared):
             return "Teaching hurts here: every method gains clearly less than its control without a teacher."
-        return "Teachers gave no clear benefit: every method ends level with its control or below it."
+        below = ", or below it" if any(gain.beyond.sign < 0 for gain in compared) else ""
+        return f"Teachers gave no clear benefit: every method is too close to its control to tell{below}."
     mean, error = (number(value, decimals(task)) for value in (best.beyond.mean, best.beyond.se))
     unit = task.metric.difference
     size = f"{mean} ± {error} {unit if len(unit.split()) <= 3 else task.metric.short}"  # a headline has 25 words
@@ -216,8 +217,8 @@ def _headline(found: list[Gain], models: int, task: Words) -> str:
     if any(gain.beyond.sign > 0 for gain in others):
         return f"Teachers help, with labels and without: {text}."
     if best.uses_labels:
-        return f"Teachers help only with labels: {text}."
-    return f"Teachers help only without labels: {text}; with labels, fine-tuning does as well or better."
+        return f"Teachers clearly help only with labels: {text}."
+    return f"Teachers clearly help only without labels: {text}; with labels, none clearly beats fine-tuning."
 
 
 def _works(found: list[Gain], task: Words) -> str:
