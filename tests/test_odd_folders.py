@@ -14,6 +14,7 @@ from images import VAL, by_class, fill, refusal, save_image, spec_of
 from PIL import Image
 
 from kt.data import datasets, sources
+from kt.data.classes import relabel
 from kt.data.datasets import Dataset
 from kt.data.folders import folder
 from kt.data.listing import ordered, shown
@@ -65,7 +66,7 @@ def test_accents_of_two_spellings_are_one_class(tmp_path):
     assert np.bincount(data.labels).tolist() == [4, 4]
     assert all((tmp_path / name).is_file() for name in data.names)
     for spelling in two.values():
-        labels, classes = datasets.relabel(data, spec := spec_of(tmp_path, size=8, classes=["z", spelling], **VAL))
+        labels, classes = relabel(data, spec := spec_of(tmp_path, size=8, classes=["z", spelling], **VAL))
         assert classes == ["z", two["NFC"]], spec
         assert set(labels) == {0, 1}
     fill(tmp_path, f"val/{two['NFC']}")

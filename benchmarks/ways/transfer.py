@@ -19,8 +19,8 @@ from kt.tasks import losses
 from kt.tasks.task import named
 from kt.transfer import engine
 from kt.transfer.batch import Examples
-from kt.transfer.method import Method, registry
 from kt.transfer.engine import learning_rate, optimiser_of
+from kt.transfer.method import Method, registry
 from kt.transfer.training import Training
 from kt.zoo import models
 from kt.zoo.inference import autocast, batches
