@@ -43,6 +43,23 @@ def test_unpack_gives_back_the_classes_that_were_packed(classes):
     assert np.array_equal(unpack(text), classes)
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        np.array([0, 70_000]),
+        np.array([-1, 3]),
+        np.arange(6).reshape(2, 3),
+        np.array([0.1, -2.5]),
+        np.array([[0.1], [np.pi]], np.float32),
+        np.zeros((0, 3)),
+    ],
+)
+def test_whatever_a_task_keeps_comes_back_to_the_bit(kept):
+    found = unpack(pack(kept))
+    assert found.shape == kept.shape
+    assert np.array_equal(found, kept)
+
+
 def test_packing_is_the_same_everywhere():
     assert pack(np.array([1, 2, 300])) == pack(np.array([1, 2, 300], ">i4"))
 

@@ -278,3 +278,10 @@ def test_a_checkpoint_has_the_outputs_that_the_task_needs(folder, capsys):
         predictions.read(place.predictions(name), "test") for place, name in ((own, "given"), (study.layout, "resnet"))
     )
     assert np.array_equal(one.answers, two.answers)
+
+
+def test_a_new_version_of_a_task_is_another_data_set_for_predictions_and_units(monkeypatch, tmp_path):
+    study = load.parse(STUDY, "c.yaml", str(tmp_path))
+    before = study.shown("data")
+    monkeypatch.setattr(vectors.Vectors, "version", 2)
+    assert len({"data", before, study.shown("data")}) == 3

@@ -113,9 +113,9 @@ class Study(Spec):
 
     def shown(self, data: str) -> str:
         """Hash of the data set, from its own hash, of the task, and of how the transfer images are shown."""
-        views, top, task = self.transfer.views, self.transfer.top_k, self.data.task
-        facts = [data, views and views.plain(), top, *([task] if task != DEFAULT_TASK else [])]
-        return store.digest(facts) if views or top or task != DEFAULT_TASK else data
+        views, top, task = self.transfer.views, self.transfer.top_k, self.task
+        other = [] if (task.name, task.version) == (DEFAULT_TASK, 1) else [task.name, task.version]
+        return store.digest([data, views and views.plain(), top, *other]) if views or top or other else data
 
     @property
     def experiments(self) -> dict[str, Mapping[str, Experiment]]:

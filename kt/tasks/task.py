@@ -87,6 +87,7 @@ class Task(ABC):
 
     Attributes:
         name: in ``data.task`` of the configuration.
+        version: raise it when results change: predictions and finished units of older versions are not reused.
         metric: what is reported.
         example: what is counted, in the singular, as ``image``; the plural has an s.
         has_classes: whether an answer is a logit per class of the data set, and the truth of an example one of them.
@@ -94,6 +95,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    version: ClassVar[int] = 1
     metric: ClassVar[Metric]
     example: ClassVar[str] = "image"
     has_classes: ClassVar[bool] = False

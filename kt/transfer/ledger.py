@@ -33,11 +33,13 @@ def key(unit: Record) -> str:
 def pack(kept: NDArray[Any]) -> str:
     """What was kept of the answers to n examples, [n, …], as compressed text for a record.
 
-    Whole numbers are kept in 16 bits where they fit, else in 32, real ones as float32. All but the first of these, in
+    Whole numbers are kept in 16 bits where they fit, else in 64, real ones as they are. All but the first of these, in
     one dimension, have dtype and shape in front of the text.
     """
-    whole = kept.dtype.kind in "iu"
-    dtype = "<f4" if not whole else "<u2" if not kept.size or kept.max() < 1 << 16 else "<u4"
+    if kept.dtype.kind in "iu":
+        dtype = "<u2" if not kept.size or (kept.min() >= 0 and kept.max() < 1 << 16) else "<i8"
+    else:
+        dtype = "<f4" if kept.dtype.itemsize <= 4 else "<f8"
     text = base64.b64encode(zlib.compress(np.ascontiguousarray(kept, dtype).tobytes(), 9)).decode()
     plain = dtype == "<u2" and kept.ndim == 1
     return text if plain else f"{dtype}:{'x'.join(map(str, kept.shape))}:{text}"
@@ -48,7 +50,7 @@ def unpack(text: str) -> NDArray[Any]:
     *described, text = text.split(":")
     dtype, shape = described or ("<u2", "-1")
     array = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype)
-    return array.reshape([int(side) for side in shape.split("x")]).astype(np.float64 if dtype == "<f4" else np.int64)
+    return array.reshape([int(side) for side in shape.split("x")]).astype(np.float64 if "f" in dtype else np.int64)
 
 
 class Ledger:
