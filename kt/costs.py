@@ -218,7 +218,7 @@ class Finished(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a training by one method takes.
+    """Memory and operations of a training by one method.
 
     Attributes:
         held: bytes that it holds whatever the batch, by what they are.

@@ -291,13 +291,13 @@ class Alone(Job):
         return self.layout.improved(self.at.replace(".", "/", 1), key)
 
     def begin(self, threads: int, units: Sequence[Unit]) -> Bench:
-        """The bench of the experiment; what its trainings take is kept for the planning of its job."""
+        """The bench of the experiment; the needs of its trainings are kept for planning."""
         zoo = ZooFiles(self.study, self.layout, self.dataset)
         return _inspected(self.study, self.layout, self.at, self.chosen, self.problem, zoo, threads)
 
 
 def inspect_experiments(study: Study, layout: Layout, threads: int) -> None:
-    """Find what every experiment takes, before anything is trained; raises ``KtError`` where one cannot be."""
+    """Find the needs of every experiment before anything is trained; raises ``KtError`` where one cannot run."""
     dataset = Dataset.open(layout.data)
     for rule, name, chosen in study.each_experiment():
         at = f"{rule}.{name}"

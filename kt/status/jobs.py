@@ -1,4 +1,4 @@
-"""What became of cluster jobs, read from what the executor plugin writes down and from one ``squeue``.
+"""States of cluster jobs, from the records of the executor plugin and one call of ``squeue``.
 
 Each run of the workflow has a folder with ``owner.json``, ``jobs.tsv`` and ``events.tsv``; the plugin's README
 describes them. They tell the truth as long as the run's Snakemake lives; of jobs that had not ended by then, SLURM is

@@ -1,4 +1,4 @@
-"""What ``kt status`` shows: a few aligned lines, once or again and again."""
+"""Text of ``kt status``: a few aligned lines, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _stems(folder: Path, ending: str = ".safetensors") -> set[str]:
 
 
 def counts(wanted: Mapping[str, Mapping[str, bool]], known: Mapping[str, Job]) -> dict[str, Counter[str]]:
-    """How many jobs of every rule are in each of ``STATES``.
+    """Number of jobs of every rule in each of ``STATES``.
 
     A job that the cluster has now counts as such, even where an older output lies there; for all others the output
     decides. Rules that only the cluster's record knows come last.

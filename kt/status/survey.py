@@ -79,7 +79,7 @@ class Survey:
         return f"{text}{damaged}" + (f"; {self.estimate()}" if self.left else "")
 
     def estimate(self) -> str:
-        """What is left, in device time, and how sure that is."""
+        """Device time that is left, and the basis of this estimate."""
         if self.seconds_left is None:
             return "time unknown until the first is done"
         shares = [f"{100 * n / self.left:.0f} % {basis}" for basis, n in self.basis.most_common() if n]
@@ -99,7 +99,7 @@ def duration(seconds: float) -> str:
 
 
 def members(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
-    """What is known of the models whose files are there."""
+    """Facts about the members whose files are there."""
     found = {}
     for name in names:
         try:
@@ -145,7 +145,7 @@ def survey(study: Study, layout: Layout, read_ledger: Callable[[Path], list[Entr
 
 
 def _shared(jobs: Iterable[Job]) -> Counter[tuple[frozenset[str], str, int]]:
-    """How many requested units share one training of several models."""
+    """Number of requested units that share one training of several models."""
     return Counter(_together(unit) for job in jobs for unit in job.units if unit.method.joint)
 
 

@@ -60,7 +60,7 @@ def flips(teacher: Tensor, frozen: Tensor, labels: Tensor) -> tuple[Tensor, Tens
 
 
 def fits(task: Task, models: Tensor, truth: Tensor) -> Tensor:
-    """How well the answers [M, N, …] of several models fit the truth [N, …]; float32 [M, N]."""
+    """Fit of the answers [M, N, …] of several models to the truth [N, …]; float32 [M, N]."""
     repeated = truth.expand(len(models), *truth.shape)
     return task.fit(models.flatten(0, 1), repeated.flatten(0, 1)).reshape(models.shape[:2])
 

@@ -102,7 +102,7 @@ class Task(ABC):
 
     @property
     def words(self) -> Words:
-        """What tables carry of it."""
+        """The words that tables carry of it."""
         return Words(self.name, self.metric, self.example, self.has_classes)
 
     # the data
@@ -124,7 +124,7 @@ class Task(ABC):
         """Outputs of a model for this data set: ``num_classes`` of a timm model."""
 
     def labelled(self, truth: Array) -> NDArray[np.bool_]:
-        """Which examples have a truth, bool [N]; the others may be learnt from without it."""
+        """Mask of the examples that have a truth, bool [N]; the others may be learnt from without it."""
         return np.ones(len(truth), bool)
 
     # answers: float tensors [b, …], what a model gives for a batch
@@ -143,10 +143,10 @@ class Task(ABC):
 
     @abstractmethod
     def fit(self, answer: Tensor, truth: Tensor) -> Tensor:
-        """How well each answer fits the truth, float32 [b]: decides which model teaches an example."""
+        """Fit of each answer to its truth, float32 [b]; higher is better. It decides which model teaches an example."""
 
     def confidence(self, answer: Tensor) -> Tensor:
-        """How sure a model is of each answer, float32 [b]: decides the same without a truth.
+        """Confidence of each answer, float32 [b]; it decides the same without a truth.
 
         Raises:
             KtError: answers of this task carry no confidence.
@@ -155,7 +155,7 @@ class Task(ABC):
 
     @abstractmethod
     def kept(self, answer: Tensor, truth: Tensor) -> Tensor:
-        """What the ledger keeps of each answer to score it, [b, …]: a predicted class, or the sums of a score."""
+        """The part of each answer that the ledger keeps to score it, [b, …]: a predicted class, or sums of a score."""
 
     def cached(self, answer: Tensor) -> Tensor:
         """Answers as predictions on disk and in memory hold them, float16 [b, …]."""

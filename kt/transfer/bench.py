@@ -169,7 +169,7 @@ class Bench:
         return np.concatenate([self.data.truth[self.data.rows(split)]] * self.views(split))
 
     def views(self, split: str) -> int:
-        """How often a model sees every image of a split, in as many crops."""
+        """Number of views of every image of a split."""
         crops = self.settings.crops
         return crops.n if crops and split == "transfer" else 1
 
@@ -288,7 +288,7 @@ class Bench:
     # answers
 
     def kept(self, model: nn.Module, split: str, spec: InputSpec | None = None) -> Array:
-        """What is kept of a model's answers to the chosen images of a split, [n, …]; the student's input where None."""
+        """The kept part of a model's answers to a split's images, [n, …]; the input is the student's where None."""
         return kept(model, self.view(split, spec), self.truth(split), self.task)
 
     def value(self, model: nn.Module, split: str, spec: InputSpec | None = None) -> float:
@@ -321,7 +321,7 @@ def inspect(bench: Bench, experiment: Experiment) -> dict[str, Needs]:
     """Fail where an experiment cannot be: called before anything is trained, with teachers of fresh weights.
 
     Returns:
-        What a training by each of its methods takes, by the method's name.
+        Needs of a training by each of its methods, by the name of the method.
 
     Raises:
         KtError: the student cannot be built, its outputs are not its classes, a batch has too many images, or memory

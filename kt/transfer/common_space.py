@@ -83,7 +83,7 @@ def _layer(inputs: int, outputs: int, side: int, maps: bool) -> nn.Module:
 
 
 class Output(NamedTuple):
-    """What the learner gives for a batch.
+    """Output of the learner for a batch.
 
     Attributes:
         logits: [B, K].

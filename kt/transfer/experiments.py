@@ -164,7 +164,7 @@ class Experiment(Spec):
 
     @property
     def plan(self) -> Training:
-        """How its students are trained, but for what a method changes."""
+        """Training of its students, but for the changes of a method."""
         return self.training.of(self.training_of)
 
     def chosen(self) -> dict[str, Method]:
@@ -186,7 +186,7 @@ class Experiment(Spec):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What else determines its results, as plain JSON values."""
+        """Further facts that determine its results, as plain JSON values."""
         return {}
 
     def units(self, at: str, student: Record, problem: Problem, data: str) -> list[Unit]:

@@ -1,4 +1,4 @@
-"""A unit that fails is an outcome with its cause: one bad unit is a row with a reason, not the end of the job."""
+"""Failures as outcomes: a unit that fails is a row with a reason, not the end of the job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def attempt(run: Callable[[], Record], key: str) -> Record:
-    """What ``run`` returns, or else a record of why it failed: ``diverged``, ``out_of_memory`` or ``error``.
+    """The record that ``run`` returns, or one of its failure: ``diverged``, ``out_of_memory`` or ``error``.
 
     Args:
         run: does the unit.

@@ -237,7 +237,7 @@ def needs(bench: Bench, method: KnowledgeFlow, teachers: Sequence[str]) -> Needs
 
 
 def needs_attached(network: Flow, shapes: Sequence[Shape], training: Training, more: Mapping[str, int]) -> Needs:
-    """What a training of ``network`` takes.
+    """Memory and operations of a training of ``network``.
 
     Args:
         network: before training; it is left as it is.

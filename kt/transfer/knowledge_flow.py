@@ -29,7 +29,7 @@ class Inlet(NamedTuple):
 
 
 def inlets(student: Sequence[Stage], teachers: Sequence[Sequence[Stage]], every: bool) -> list[Inlet]:
-    """What may flow into each stage of the student.
+    """Candidates for each stage of the student.
 
     Args:
         student: its stages that take something.

@@ -31,7 +31,7 @@ def key(unit: Record) -> str:
 
 
 def pack(kept: NDArray[Any]) -> str:
-    """What was kept of the answers to n examples, [n, …], as compressed text for a record.
+    """Compressed text for a record, from what was kept of the answers to n examples, [n, …].
 
     Whole numbers are kept in 16 bits where they fit, else in 64, real ones as they are. All but the first of these, in
     one dimension, have dtype and shape in front of the text.
@@ -46,7 +46,7 @@ def pack(kept: NDArray[Any]) -> str:
 
 
 def unpack(text: str) -> NDArray[Any]:
-    """What ``pack`` packed, int64 or float64 [n, …]."""
+    """Inverse of ``pack``, int64 or float64 [n, …]."""
     *described, text = text.split(":")
     dtype, shape = described or ("<u2", "-1")
     array = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype)

@@ -73,7 +73,7 @@ log = logging.getLogger(__name__)
 def needs(
     model: nn.Module, shape: tuple[int, int, int], training: Training, more: Mapping[str, int], operations: float = 0
 ) -> Needs:
-    """What a training takes, without what libraries take for themselves.
+    """Memory and operations of a training, without the memory of libraries.
 
     Args:
         model: all that runs in a step, as a function of one image; on its device.

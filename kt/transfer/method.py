@@ -80,7 +80,7 @@ class Method(Spec):
         return {"version": self.version, **self.plain()}
 
     def trained(self, training: Training) -> Training:
-        """How it trains, given the common section ``training``."""
+        """Its training, given the common section ``training``."""
         return self.training.of(training) if self.training else training
 
     @property
@@ -90,7 +90,7 @@ class Method(Spec):
 
     @classmethod
     def lacks(cls, task: Task) -> str | None:
-        """What this method needs and the answers of a task do not have; None where it suits the task."""
+        """Requirement of this method that the answers of a task do not meet; None where it suits the task."""
         if cls.of_classes and not task.has_classes:
             return "classes"
         return "confidence" if cls.by_confidence and type(task).confidence is Task.confidence else None
@@ -140,7 +140,7 @@ class Method(Spec):
         raise NotImplementedError(f"{self.name} has no loss of its own")
 
     def learner(self, students: Sequence[nn.Module], examples: Examples) -> nn.Module:
-        """What is trained: the student as it stands.
+        """The module to train: the student itself.
 
         Args:
             students: the student; for a joint method all models, in an order that all of them agree on.
@@ -149,7 +149,7 @@ class Method(Spec):
         return students[0]
 
     def slow_weights(self) -> SlowWeights | None:
-        """How the slow weights follow, if this method has any."""
+        """Settings of the slow weights, if this method has any."""
         return None
 
     def budget(self, teachers: int) -> int:

@@ -30,7 +30,7 @@ Order = Literal["ascending", "descending", "random", "given"]
 
 @dataclass(frozen=True)
 class Trained:
-    """What one training, or several, leave.
+    """Result of one training, or of several.
 
     Attributes:
         last: the learner's weights after the last epoch.

@@ -47,7 +47,7 @@ Methods: type[MethodsBase] = create_model(
 
 
 class TransferSpec(Spec):
-    """Which methods run on the chosen pairs, how often, and how the work is cut into jobs."""
+    """Methods that run on the chosen pairs, their seeds and training, and the size of a job."""
 
     methods: Methods
     seeds: Seeds = Field((0, 1, 2), description="one training a seed; distinct, 0 to 4294967295")
@@ -88,7 +88,7 @@ class TransferSpec(Spec):
         return self
 
     def candidates(self) -> dict[str, dict[str, Method]]:
-        """What the search tries: for every searched method its candidates, by their values as JSON."""
+        """Candidates of every searched method, by their values as JSON."""
         return searching.candidates(self.methods.chosen(), self.search) if self.search else {}
 
     def trial_pairs(self, names: Sequence[str], rule: PairRule) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""How a student is trained: the options of the engine, and what a single method may change of them."""
+"""Training of a student: the options of the engine, and the changes that a single method may make."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct
 
 
 class Training(Spec):
-    """How a student is trained: one step a batch; images that fill no whole batch wait for the next epoch."""
+    """Training of a student: one step per batch; images that do not fill a batch wait for the next epoch."""
 
     epochs: PositiveInt
     batch_size: int = Field(64, ge=2)
@@ -72,7 +72,7 @@ def _optional(field: FieldInfo) -> Any:
 
 
 class ChangesBase(Spec):
-    """What one method trains with instead of the section `training`."""
+    """Options of one method in place of those of the section `training`."""
 
     def of(self, training: Training) -> Training:
         """The training with these changes."""

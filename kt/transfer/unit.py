@@ -132,7 +132,7 @@ class Plans:
         return self._made[place]
 
     def facts(self, method: Method, seed: int) -> Record:
-        """What the plan of every unit has, as plain JSON values."""
+        """The part that all plans share, as plain JSON values."""
         trained = {"version": ENGINE_VERSION, **method.trained(self.training).plain()} if method.trains else {}
         return {
             "data": self.data,

@@ -128,7 +128,7 @@ class EnsembleSoftmax(EnsembleLogits):
 
 
 class Methods(Options):
-    """How the student is made, and whom it is compared with."""
+    """Methods of an amalgamation, and their controls."""
 
     cfl: CFL | None = Field(None, description="common feature learning with soft targets")
     kd: KD | None = Field(None, description="plain distillation on concatenated logits")

@@ -128,7 +128,7 @@ class Distilled(Supervised):
 
 
 class FlowMethods(Options):
-    """How the student is made, and what it is compared with."""
+    """Methods of an experiment with knowledge flow, and their controls."""
 
     flow: KnowledgeFlow | None = Field(None, description="knowledge flow")
     flow_untrained: UntrainedFlow | None = Field(None, description="control: the same from teachers of random weights")

@@ -1,4 +1,4 @@
-"""The class of an image is what the model said in float32, wherever a class is asked for."""
+"""The class of an image is the one that the model predicted in float32, wherever a class is used."""
 
 from __future__ import annotations
 
