@@ -445,7 +445,7 @@ def test_a_module_of_the_zoo_may_define_the_task(plain, tmp_path, monkeypatch):
 def test_the_default_task_changes_no_hash_and_another_changes_all(plain):
     study = load.parse(plain, "c.yaml")
     named = load.parse(changed(plain, "data.task", "classification"), "c.yaml")
-    other = load.parse(changed(plain, "data.task", "other"), "c.yaml")
+    other = load.parse(changed(plain, "data.task", Vectors.name), "c.yaml")
     assert named.plain() == study.plain()
     assert "task" not in study.plain()["data"]
     assert study.shown("data") == named.shown("data") == "data"
