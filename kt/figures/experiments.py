@@ -53,11 +53,11 @@ def several_teachers(tables: Tables) -> Drawing:
     axes.grid(visible=False, axis="y")
     style.legend_above(figure, [axes], ("together",), ncols=2)
     single = next((row["single"] for row in rows if isinstance(row["single"], str)), None)
-    taken = f" Single teachers by `{single}`, the method with the highest mean delta." if single else ""
+    taken = f" Single teachers by {single}, the method with the highest mean delta." if single else ""
     style.footer(
         figure,
         f"{style.of_groups(tables)}. Bars: ± 1 standard error over students.{taken}",
-        "A budget of several trainings may lie behind a row: see the table `transfers`, column `budget`.",
+        "A budget of several trainings may lie behind a row: see the table transfers, column budget.",
     )
     return Drawing(figure, data)
 

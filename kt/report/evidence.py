@@ -110,7 +110,6 @@ def effects(tables: Tables) -> Grid:
             ("effect ± robust error", error("effect", decimals(tables.task))),
             ("naive error", plain("se_iid", decimals(tables.task))),
             ("95 % bootstrap", lambda row: Cell(_interval(row, decimals(tables.task)), float(row["boot_low"]))),
-            ("p, permutation", plain("p_permutation", 4)),
             ("p, corrected", plain("p_bh", 3)),
             ("pairs", count("pairs")),
         ],

@@ -115,30 +115,39 @@ def summary(tables: Tables) -> Grid:
     return grid(caption, wide, columns)
 
 
-def zoo(tables: Tables) -> Grid:
-    """The models, the best first."""
+def zoo(tables: Tables) -> list[Grid]:
+    """The models, the best first, and the origin of their weights; columns without any value are left out."""
     frame = tables.zoo.sort_values("acc", ascending=False, kind="stable")
-    frame = frame.assign(recipe=[" ".join(tags) or "–" for tags in frame["recipe"]])
+    recipes = frame["recipe"].map(" ".join)
+    frame = frame.assign(recipe=recipes.where(recipes != "", None))
     metric, digits = tables.task.metric, decimals(tables.task, 1)
-    columns: dict[str, tuple[str, Show]] = {
+    models: dict[str, tuple[str, Show]] = {
         "name": ("model", name("name")),
         "arch": ("architecture", name("arch")),
         "kind": ("kind", name("kind")),
-        "params": ("weights, thousand", plain("params", 1, 1e3)),
+        "params": ("parameters, thousand", plain("params", 1, 1e3)),
         "macs": ("MACs, million", plain("macs", 2, 1e6)),
         "input_size": ("input, pixels", count("input_size")),
         "acc": (f"{metric.name}, {metric.unit}", _value("acc", "acc_se", digits)),
         "ece": ("calibration error, %", plain("ece")),
-        "train_images": (f"trained on, {plural(tables.task.example)}", count("train_images")),
+    }
+    weights: dict[str, tuple[str, Show]] = {
+        "name": ("model", name("name")),
         "pretraining": ("pretraining", name("pretraining")),
+        "finetuning": ("fine-tuning", name("finetuning")),
+        "train_images": (f"trained on, {plural(tables.task.example)}", count("train_images")),
+        "train_seconds": ("training, seconds", plain("train_seconds")),
         "recipe": ("recipe", name("recipe")),
         "licence": ("licence", name("licence")),
     }
-    return grid(
-        f"The zoo. {metric.name.capitalize()} on the {plural(examples(tables.task))} ± standard error.",
-        frame,
-        [column for key, column in columns.items() if frame[key].notna().any()],
+    captions = (
+        f"The models. {metric.name.capitalize()} on the {plural(examples(tables.task))} ± standard error.",
+        "Origin of their weights, and the training by this study.",
     )
+    return [
+        grid(caption, frame, [shown for key, shown in columns.items() if frame[key].notna().any()])
+        for caption, columns in zip(captions, (models, weights), strict=True)
+    ]
 
 
 def top_pairs(tables: Tables) -> list[Grid]:

@@ -174,7 +174,7 @@ def _models(facts: Facts) -> Part:
         after.append(f"Specialists know some classes only, and are measured on these: {names}.")
     if wrong:
         after.append(f"The measured {task.metric.name} differs from the published one: {', '.join(wrong)}.")
-    return Part([], [grids.zoo(facts.tables)], after)
+    return Part([], grids.zoo(facts.tables), after)
 
 
 def _pairs(facts: Facts) -> Part:
