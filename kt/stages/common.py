@@ -1,15 +1,22 @@
-"""Helpers of several stages: the device, a member's architecture, and the facts in every table."""
+"""Helpers of several stages: the device, the zoo as jobs read it, and the facts in every table."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from kt import predictions, status
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.errors import KtError, unknown
+from kt.layout import Layout
 from kt.study.study import Study
 from kt.tables import gather, schema
 
@@ -74,7 +81,67 @@ def build(study: Study, name: str, data: Dataset) -> nn.Module:
     return models.build(member.arch, member.args, outputs(study, name, data), channels(study, name, data))
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of glibc's h
+@dataclass(frozen=True)
+class ZooFiles:
+    """The zoo as a job reads it: predictions and weights."""
+
+    study: Study
+    layout: Layout
+    dataset: Dataset
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return status.fingerprints(self.layout, self.study.members)
+
+    def fingerprint(self, name: str) -> str:
+        """Hash of architecture, input and weights."""
+        return self._fingerprints[name]
+
+    def logits(self, name: str, split: str) -> predictions.Answers:
+        """Cached answers, floats [N, …], memory-mapped."""
+        return predictions.read(self.layout.predictions(name), split).answers
+
+    def predicted(self, name: str, split: str) -> NDArray[np.int64]:
+        """Predicted classes, int64 [N]."""
+        return predictions.read(self.layout.predictions(name), split).kept
+
+    def features(self, name: str, split: str) -> NDArray[np.float16]:
+        """Cached penultimate features, float16 [N, D]; raises ``KtError`` where there are none."""
+        path = self.layout.predictions(name)
+        found = predictions.read(path, split).features
+        if found is None:
+            raise KtError(f"{path}: holds no features; `kt predictions --model {name}` makes it again with them")
+        return found
+
+    def load(self, name: str) -> nn.Module:
+        """The model with its weights."""
+        from kt.zoo import weights
+
+        return weights.load(build(self.study, name, self.dataset), self.layout.weights(name))
+
+    def fresh(self, name: str) -> nn.Module:
+        """The architecture with fresh weights, from torch's global generator."""
+        return build(self.study, name, self.dataset)
+
+    def architecture(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Its ``arch`` and ``args``."""
+        member = self.study.zoo.models[name]
+        return member.arch, member.args
+
+    def input_of(self, name: str) -> InputSpec:
+        """Its input."""
+        return self.study.zoo.input_of(name)
+
+
+class FreshZoo(ZooFiles):
+    """The same before any weights are there."""
+
+    def load(self, name: str) -> nn.Module:
+        """The architecture with fresh weights."""
+        return self.fresh(name)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of glibc's malloc.h
 MMAP_FROM = 32 << 20
 """Larger blocks still get a mapping of their own, and give it back: the largest number that glibc takes, in bytes."""
 TRIM_FROM = 1 << 30

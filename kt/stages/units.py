@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from kt import predictions, progress, status
 from kt.costs import write_needs
 from kt.data.datasets import Dataset
-from kt.data.spec import InputSpec
 from kt.errors import KtError, unknown
 from kt.layout import Layout
 from kt.pairs import select
-from kt.stages.common import build, channels, channels_of, known_model, metadata, pick_device
+from kt.stages.common import FreshZoo, ZooFiles, channels, channels_of, known_model, metadata, pick_device
 from kt.study import units as requested
 from kt.study.study import Study
 from kt.tables import schema
@@ -357,63 +352,3 @@ def _given(study: Study, at: str, student: Student, colours: int, classes: int) 
     has = registry.load(study.zoo.modules).tags[student.arch].num_classes
     model = weights.pretrained(student.arch, student.args, colours, has)
     return model if has == classes else weights.with_new_head(model, classes)
-
-
-@dataclass(frozen=True)
-class ZooFiles:
-    """The zoo as a job reads it: predictions and weights."""
-
-    study: Study
-    layout: Layout
-    dataset: Dataset
-
-    @cached_property
-    def _fingerprints(self) -> dict[str, str]:
-        return status.fingerprints(self.layout, self.study.members)
-
-    def fingerprint(self, name: str) -> str:
-        """Hash of architecture, input and weights."""
-        return self._fingerprints[name]
-
-    def logits(self, name: str, split: str) -> predictions.Answers:
-        """Cached answers, floats [N, …], memory-mapped."""
-        return predictions.read(self.layout.predictions(name), split).answers
-
-    def predicted(self, name: str, split: str) -> NDArray[np.int64]:
-        """Predicted classes, int64 [N]."""
-        return predictions.read(self.layout.predictions(name), split).kept
-
-    def features(self, name: str, split: str) -> NDArray[np.float16]:
-        """Cached penultimate features, float16 [N, D]; raises ``KtError`` where there are none."""
-        path = self.layout.predictions(name)
-        found = predictions.read(path, split).features
-        if found is None:
-            raise KtError(f"{path}: holds no features; `kt predictions --model {name}` makes it again with them")
-        return found
-
-    def load(self, name: str) -> nn.Module:
-        """The model with its weights."""
-        from kt.zoo import weights
-
-        return weights.load(build(self.study, name, self.dataset), self.layout.weights(name))
-
-    def fresh(self, name: str) -> nn.Module:
-        """The architecture with fresh weights, from torch's global generator."""
-        return build(self.study, name, self.dataset)
-
-    def architecture(self, name: str) -> tuple[str, dict[str, Any]]:
-        """Its ``arch`` and ``args``."""
-        member = self.study.zoo.models[name]
-        return member.arch, member.args
-
-    def input_of(self, name: str) -> InputSpec:
-        """Its input."""
-        return self.study.zoo.input_of(name)
-
-
-class FreshZoo(ZooFiles):
-    """The same before any weights are there."""
-
-    def load(self, name: str) -> nn.Module:
-        """The architecture with fresh weights."""
-        return self.fresh(name)
