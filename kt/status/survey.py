@@ -144,13 +144,17 @@ def survey(study: Study, layout: Layout, read_ledger: Callable[[Path], list[Entr
     return state
 
 
-def _shared(jobs: Iterable[Job]) -> Counter[tuple[frozenset[str], str, int]]:
+Together = tuple[frozenset[str], str, int, str]
+"""Models, method, seed and split of one training of several models."""
+
+
+def _shared(jobs: Iterable[Job]) -> Counter[Together]:
     """Number of requested units that share one training of several models."""
     return Counter(_together(unit) for job in jobs for unit in job.units if unit.method.joint)
 
 
-def _together(unit: Unit) -> tuple[frozenset[str], str, int]:
-    return frozenset((unit.student, *unit.teachers)), unit.method.name, unit.seed
+def _together(unit: Unit) -> Together:
+    return frozenset((unit.student, *unit.teachers)), unit.method.name, unit.seed, unit.split
 
 
 class _Count:
@@ -165,7 +169,7 @@ class _Count:
 
     def __init__(self, state: Survey, entries: Mapping[str, Entry], training: Training, images: int) -> None:
         self.state, self.entries, self.training, self.images = state, entries, training, images
-        self.shared: Counter[tuple[frozenset[str], str, int]] = Counter()
+        self.shared: Counter[Together] = Counter()
         self.open_pairs: set[tuple[str, str]] = set()
         self.failures: list[tuple[int, str, str]] = []
         self.damaged: set[str] = set()

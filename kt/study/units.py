@@ -171,6 +171,8 @@ def jobs(study: Study, layout: Layout, teachers: Mapping[str, Sequence[str]]) ->
 
 
 def _experiments(study: Study, layout: Layout) -> Iterator[Job]:
+    if not study.each_experiment():
+        return
     try:
         dataset = Dataset.open(layout.data)
     except KtError:
