@@ -64,7 +64,7 @@ class Images:
 
     channels = 1
     images = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 1), dtype=np.uint8)
-    labels = np.arange(N) % CLASSES
+    truth = np.arange(N) % CLASSES
 
     def rows(self, split: str) -> np.ndarray:
         return np.arange(N)
@@ -91,7 +91,7 @@ def views() -> list[Inputs]:
 
 
 def bench(folder: Path) -> Bench:
-    problem = Problem(np.arange(CLASSES), {"teacher": np.array([0, -1])}, Images.labels)
+    problem = Problem(np.arange(CLASSES), {"teacher": np.array([0, -1])}, Images.truth)
     begun = Begun("flow.x", ("vit_tiny_patch16_224", STUDENT), spec(8), 1)
     settings = Settings(TRAINING, folder, 0, CPU, Event())
     zoo, data = cast("Any", Zoo()), cast("Any", Images())
