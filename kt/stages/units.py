@@ -6,6 +6,7 @@ A job is a chunk of a student's pairs, its groups of teachers, its candidates in
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -120,7 +121,7 @@ def _write(study: Study, out: Path, table: str, found: Sequence[Mapping[str, Any
     schema.write(out, table, schema.build(table, found), metadata(study))
 
 
-class Job:
+class Job(ABC):
     """The units of one job: those that the ledger has, those that are left, and the rows of all.
 
     Args:
@@ -146,21 +147,21 @@ class Job:
         """Its name in the log."""
         return self.at
 
+    @abstractmethod
     def rows(self, unit: Unit, key: str, outcome: Record) -> list[Row]:
         """Rows of the table ``transfers`` that a unit gives."""
-        raise NotImplementedError
 
+    @abstractmethod
     def exported(self, row: Row) -> bool:
         """Whether the student of a finished training is to be kept."""
-        raise NotImplementedError
 
+    @abstractmethod
     def path(self, key: str) -> Path:
         """Where the weights of an exported student lie."""
-        raise NotImplementedError
 
-    def begin(self, threads: int, units: Sequence[Unit]) -> Bench:
+    @abstractmethod
+    def begin(self, threads: int) -> Bench:
         """The bench for the missing units."""
-        raise NotImplementedError
 
     def run(self, units: Sequence[Unit], threads: int) -> list[tuple[Unit, list[Row]]]:
         """Do the units that the ledger does not have, and give the rows of all."""
@@ -192,7 +193,7 @@ class Job:
         for name in {name for unit in missing.values() for name in (unit.student, *unit.teachers)} & set(self.prints):
             if name in self.study.zoo.models:
                 predictions.verify(self.layout.predictions(name))
-        bench = self.begin(threads, list(missing.values()))
+        bench = self.begin(threads)
         done = progress.Progress(self.title, len(missing))
         for key, unit in missing.items():
             outcome, left = compute(bench, unit, key)
@@ -251,7 +252,7 @@ class Pairs(Job):
         """In the student's folder."""
         return self.layout.improved(self.at, key)
 
-    def begin(self, threads: int, units: Sequence[Unit]) -> Bench:
+    def begin(self, threads: int) -> Bench:
         """The bench of the student, which begins with its weights."""
         from kt.transfer.bench import Begun
 
@@ -285,7 +286,7 @@ class Alone(Job):
         """In the folder of the experiment."""
         return self.layout.improved(self.at.replace(".", "/", 1), key)
 
-    def begin(self, threads: int, units: Sequence[Unit]) -> Bench:
+    def begin(self, threads: int) -> Bench:
         """The bench of the experiment; the needs of its trainings are kept for planning."""
         zoo = ZooFiles(self.study, self.layout, self.dataset)
         return _inspected(self.study, self.layout, self.at, self.chosen, self.problem, zoo, threads)
