@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kt.tasks import losses, partition
 from kt.tasks.classification import Classification
 
+UNUSED = torch.empty(0)
 TASK = Classification()
 
 
@@ -102,7 +103,9 @@ def test_the_order_of_images_does_not_matter_to_losses_and_masks(seed):
     torch.testing.assert_close(losses.distillation(t, f, 2.0), losses.distillation(teacher, frozen, 2.0)[order])
     torch.testing.assert_close(losses.cross_entropy(f, y), losses.cross_entropy(frozen, labels)[order])
     assert torch.equal(partition.by_fit(TASK, t, f, y), partition.by_fit(TASK, teacher, frozen, labels)[order])
-    assert torch.equal(partition.by_confidence(TASK, t, f), partition.by_confidence(TASK, teacher, frozen)[order])
+    assert torch.equal(
+        partition.by_confidence(TASK, t, f, UNUSED), partition.by_confidence(TASK, teacher, frozen, UNUSED)[order]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -139,7 +142,7 @@ def test_masks_by_hand():
     labels = torch.tensor([0, 1, 1, 0])
     # on the label the teacher is better, worse, better, equal; its confidence is higher, higher, lower, equal
     assert partition.by_fit(TASK, teacher, frozen, labels).tolist() == [True, False, True, False]
-    assert partition.by_confidence(TASK, teacher, frozen).tolist() == [True, True, False, False]
+    assert partition.by_confidence(TASK, teacher, frozen, UNUSED).tolist() == [True, True, False, False]
 
 
 @given(SEEDS)
@@ -148,16 +151,16 @@ def test_masks_agree_with_a_loop_over_samples(seed):
     pairs = [(softmax(t), softmax(f)) for t, f in zip(teacher.double().tolist(), frozen.double().tolist(), strict=True)]
     by_label = [p[y] > q[y] for (p, q), y in zip(pairs, labels.tolist(), strict=True)]
     assert partition.by_fit(TASK, teacher, frozen, labels).tolist() == by_label
-    assert partition.by_confidence(TASK, teacher, frozen).tolist() == [max(p) > max(q) for p, q in pairs]
+    assert partition.by_confidence(TASK, teacher, frozen, UNUSED).tolist() == [max(p) > max(q) for p, q in pairs]
 
 
 @given(SEEDS)
 def test_ties_go_to_the_frozen_student(seed):
     (frozen,), labels = draw(seed, count=1), labels_of(seed)
     assert not partition.by_fit(TASK, frozen, frozen.clone(), labels).any()
-    assert not partition.by_confidence(TASK, frozen, frozen.clone()).any()
+    assert not partition.by_confidence(TASK, frozen, frozen.clone(), UNUSED).any()
     # a permutation of the classes keeps the largest probability: that is a tie of confidence too
-    assert not partition.by_confidence(TASK, torch.zeros(4, 3), torch.full((4, 3), 5.0)).any()
+    assert not partition.by_confidence(TASK, torch.zeros(4, 3), torch.full((4, 3), 5.0), UNUSED).any()
 
 
 @given(SEEDS)
@@ -165,7 +168,10 @@ def test_exactly_one_of_two_different_models_teaches_each_image(seed):
     (teacher, frozen), labels = draw(seed), labels_of(seed)
     for there, back in (
         (partition.by_fit(TASK, teacher, frozen, labels), partition.by_fit(TASK, frozen, teacher, labels)),
-        (partition.by_confidence(TASK, teacher, frozen), partition.by_confidence(TASK, frozen, teacher)),
+        (
+            partition.by_confidence(TASK, teacher, frozen, UNUSED),
+            partition.by_confidence(TASK, frozen, teacher, UNUSED),
+        ),
     ):
         assert torch.equal(there, ~back)
 

@@ -26,6 +26,7 @@ from kt.transfer.methods.xekl import XEKL, XEKLMCL
 from kt.transfer.spec import Methods
 from kt.transfer.training import SlowWeights, Training
 
+UNUSED = torch.empty(0)
 TASK = Classification()
 SEEDS = st.integers(0, 2**32)
 SUIT_ANY = {"kl", "xekl", "kl_dp", "self", "finetune", "bikd", "sequential", "soup", "parallel"}
@@ -227,7 +228,7 @@ def test_partitioned_methods_use_the_masks_of_the_paper(seed):
     _, taught = KLDP().targets(TASK, teacher, frozen, labels)
     assert torch.equal(taught, partition.by_fit(TASK, teacher, frozen, labels))
     _, taught = KLDPUnsupervised().targets(TASK, teacher, frozen, labels)
-    assert torch.equal(taught, partition.by_confidence(TASK, teacher, frozen))
+    assert torch.equal(taught, partition.by_confidence(TASK, teacher, frozen, UNUSED))
 
 
 @given(SEEDS)

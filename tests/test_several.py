@@ -158,7 +158,7 @@ def test_models_together_each_see_their_own_view():
     first, second = nn.Linear(2, 3), nn.Linear(4, 3)
     together = Together([first, second])
     views = [torch.randn(5, 2), torch.randn(5, 4)]
-    assert torch.equal(together(views), torch.stack([first(views[0]), second(views[1])]))
+    assert torch.equal(torch.stack(together(views)), torch.stack([first(views[0]), second(views[1])]))
     assert len(list(together.parameters())) == 4
 
 

@@ -97,8 +97,8 @@ class ZooFiles:
         """Hash of architecture, input and weights."""
         return self._fingerprints[name]
 
-    def logits(self, name: str, split: str) -> predictions.Answers:
-        """Cached answers, floats [N, …], memory-mapped."""
+    def logits(self, name: str, split: str) -> predictions.Answers | None:
+        """Cached answers, floats [N, …], memory-mapped; None where they are not kept."""
         return predictions.read(self.layout.predictions(name), split).answers
 
     def predicted(self, name: str, split: str) -> NDArray[np.int64]:

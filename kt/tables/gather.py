@@ -88,7 +88,7 @@ def zoo(
                 "acc_published": published,
                 "acc_agrees": None if published is None else task.agrees(scores, published),
                 "acc_validation": task.value(known["validation"][1]),
-                **task.describe(answers[:], scores),
+                **task.describe(None if task.dense else answers[:], found["test"].kept, scores),
                 "classes": None if own is None else own.classes.tolist(),
                 **overrides.get(name, {}),
             }

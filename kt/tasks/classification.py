@@ -54,6 +54,10 @@ class Classification(Task):
         """Cross-entropy, float32 [b]."""
         return losses.cross_entropy(answer, truth)
 
+    def smoothed(self, answer: Tensor, truth: Tensor, smoothing: float) -> Tensor:
+        """Cross-entropy with smoothed labels, float32 [b]."""
+        return losses.cross_entropy(answer, truth, smoothing)
+
     def imitate(self, target: Tensor, answer: Tensor, temperature: float) -> Tensor:
         """T² · KL(softmax(target / T) ‖ softmax(answer / T)), float32 [b]."""
         return losses.distillation(target, answer, temperature)
@@ -82,8 +86,9 @@ class Classification(Task):
         """Whether the predicted class is the label, bool [n]."""
         return np.asarray(kept == truth)
 
-    def describe(self, answers: Array, scores: Array) -> dict[str, float | None]:
+    def describe(self, answers: Array | None, kept: Array, scores: Array) -> dict[str, float | None]:
         """Calibration and sharpness of the probabilities."""
+        assert answers is not None, "logits are always kept"
         return {"ece": calibration_error(answers, scores), **sharpness(answers)}
 
 
@@ -104,13 +109,14 @@ def rounded(exact: Tensor, predicted: Tensor) -> Tensor:
     """Logits in float16 whose largest, the first of equals, is the predicted class.
 
     Args:
-        exact: logits float32 [b, C].
-        predicted: the class of the largest of them, int64 [b, 1].
+        exact: logits float32 [b, C, …].
+        predicted: the class of the largest of them, int64 [b, 1, …].
     """
     import torch
 
     logits = exact.half()
-    before = torch.arange(logits.shape[1], device=logits.device) < predicted
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    before = classes.view(-1, *[1] * (logits.ndim - 2)) < predicted
     ties = before & (logits == logits.gather(1, predicted))
     return torch.where(ties, _next_below(logits), logits)
 

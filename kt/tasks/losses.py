@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 def distillation(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """T² · KL(softmax(target / T) ‖ softmax(logits / T)), float32 [B].
+    """T² · KL(softmax(target / T) ‖ softmax(logits / T)), float32 [B, …].
 
     Args:
-        target: logits to imitate, [B, C].
-        logits: logits of the model in training, [B, C].
+        target: logits to imitate, [B, C, …].
+        logits: logits of the model in training, [B, C, …].
         temperature: T > 0.
 
     Source: Hinton et al. 2015; FG equation 1.
     """
-    log_p = (target.float() / temperature).log_softmax(-1)
-    log_q = (logits.float() / temperature).log_softmax(-1)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+    log_p = (target.float() / temperature).log_softmax(1)
+    log_q = (logits.float() / temperature).log_softmax(1)
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
 
 
 def cosines(features: Tensor) -> Tensor:
@@ -35,14 +35,14 @@ def cosines(features: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """(1 − smoothing) · (−log p(label)) + smoothing · mean over classes of −log p, float32 [B].
+    """(1 − smoothing) · (−log p(label)) + smoothing · mean over classes of −log p, float32 [B, …].
 
     Args:
-        logits: [B, C]; p is their softmax.
-        labels: int64 [B].
+        logits: [B, C, …]; p is their softmax.
+        labels: int64 [B, …].
         smoothing: share of the target that is spread over all classes. Source: Szegedy et al. 2016, section 7. FG's
             published code smooths the predicted probabilities instead.
     """
-    log_p = logits.float().log_softmax(-1)
-    at_label = -log_p.gather(-1, labels[:, None])[:, 0]
-    return (1 - smoothing) * at_label - smoothing * log_p.mean(-1) if smoothing else at_label
+    log_p = logits.float().log_softmax(1)
+    at_label = -log_p.gather(1, labels[:, None])[:, 0]
+    return (1 - smoothing) * at_label - smoothing * log_p.mean(1) if smoothing else at_label

@@ -63,17 +63,19 @@ class Words:
     """A task as tables carry it in their metadata: figures and reports tell of it without its code.
 
     Attributes:
-        name, metric, example, has_classes: as of ``Task``.
+        name, metric, example, has_classes, dense: as of ``Task``.
     """
 
     name: str
     metric: Metric
     example: str
     has_classes: bool
+    dense: bool = False
 
     def to_json(self) -> str:
         """As text for a file's metadata."""
-        return json.dumps(asdict(self), sort_keys=True)
+        facts = {name: value for name, value in asdict(self).items() if (name, value) != ("dense", False)}
+        return json.dumps(facts, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Words:
@@ -90,8 +92,11 @@ class Task(ABC):
         version: raise it when results change: predictions and finished units of older versions are not reused.
         metric: what is reported.
         example: what is counted, in the singular, as ``image``; the plural has an s.
-        has_classes: whether an answer is a logit per class of the data set, and the truth of an example one of them.
-            Methods, measures, figures and experiments that are about classes are refused or left out elsewhere.
+        has_classes: whether an answer is a logit per class of the data set. Methods, measures, figures and experiments
+            that are about classes are refused or left out elsewhere.
+        dense: whether an example has many elements with a truth each, as an image has pixels. Answers are then
+            [b, C, h, w] and truths [b, H, W]; losses, fits and confidences are those of every element, [b, H, W], and
+            ``mean`` makes one number per example of them. Elsewhere the example itself is the one element.
     """
 
     name: ClassVar[str]
@@ -99,11 +104,17 @@ class Task(ABC):
     metric: ClassVar[Metric]
     example: ClassVar[str] = "image"
     has_classes: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
 
     @property
     def words(self) -> Words:
         """The words that tables carry of it."""
-        return Words(self.name, self.metric, self.example, self.has_classes)
+        return Words(self.name, self.metric, self.example, self.has_classes, self.dense)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the truth of an example is one class of the data set."""
+        return self.has_classes and not self.dense
 
     # the data
 
@@ -130,28 +141,44 @@ class Task(ABC):
     # answers: float tensors [b, …], what a model gives for a batch
 
     @abstractmethod
-    def answer_shape(self, outputs: int) -> tuple[int, ...]:
-        """Shape of the answer to one example, of a model with so many outputs."""
+    def answer_shape(self, outputs: int) -> tuple[int | None, ...]:
+        """Shape of the answer to one example, of a model with so many outputs; None for sides that may be any."""
 
     @abstractmethod
     def supervised(self, answer: Tensor, truth: Tensor) -> Tensor:
-        """Loss of each example against its truth, float32 [b]."""
+        """Loss of each element against its truth, float32 [b, …]."""
+
+    def smoothed(self, answer: Tensor, truth: Tensor, smoothing: float) -> Tensor:
+        """The same with a share of the target spread over all classes; of tasks that have classes."""
+        raise KtError(f"the task {self.name!r} has no classes, over which a target could be spread")
 
     @abstractmethod
     def imitate(self, target: Tensor, answer: Tensor, temperature: float) -> Tensor:
-        """Loss of each example against another model's answer, float32 [b]; zero where they are equal."""
+        """Loss of each element against another model's answer, float32 [b, …]; zero where they are equal."""
 
     @abstractmethod
     def fit(self, answer: Tensor, truth: Tensor) -> Tensor:
-        """Fit of each answer to its truth, float32 [b]; higher is better. It decides which model teaches an example."""
+        """Fit of each element to its truth, float32 [b, …]; higher is better. It decides which model teaches."""
 
     def confidence(self, answer: Tensor) -> Tensor:
-        """Confidence of each answer, float32 [b]; it decides the same without a truth.
+        """Confidence of each element, float32 [b, …]; it decides the same without a truth.
 
         Raises:
             KtError: answers of this task carry no confidence.
         """
         raise KtError(f"the task {self.name!r} has answers without a confidence, which this method needs")
+
+    def mean(self, values: Tensor, truth: Tensor) -> Tensor:
+        """Mean of values [b, …] over the elements of each example that have a truth, float32 [b]."""
+        return values
+
+    def aligned(self, answer: Tensor, truth: Tensor) -> Tensor:
+        """Answers with the elements of their truths: models may give theirs at another size."""
+        return answer
+
+    def loss(self, answer: Tensor, truth: Tensor) -> Tensor:
+        """Loss of each example against its truth, float32 [b], from answers of any size."""
+        return self.mean(self.supervised(self.aligned(answer, truth), truth), truth)
 
     @abstractmethod
     def kept(self, answer: Tensor, truth: Tensor) -> Tensor:
@@ -162,7 +189,10 @@ class Task(ABC):
         return answer.half()
 
     def likeliest(self, answer: Tensor) -> Tensor | None:
-        """Likeliest classes of each answer, likeliest first, int64 [b, k]; None where answers are no logits."""
+        """Likeliest classes of each answer, likeliest first, int64 [b, k]; None where answers are no logits.
+
+        Of a dense task the predicted class of each element, [b, H, W].
+        """
         return None
 
     # scores: numpy arrays, one row per example
@@ -190,8 +220,14 @@ class Task(ABC):
             error = self.metric.scale * math.sqrt(share * (1 - share) / len(scores))
         return abs(self.value(scores) - published) <= 3 * error
 
-    def describe(self, answers: Array, scores: Array) -> dict[str, float | None]:
-        """Further columns of the table ``zoo``, from a model's answers to the test examples and their scores."""
+    def describe(self, answers: Array | None, kept: Array, scores: Array) -> dict[str, float | None]:
+        """Further columns of the table ``zoo`` on a model, from the test examples.
+
+        Args:
+            answers: [n, …]; None of a dense task.
+            kept: what was kept of them.
+            scores: of the examples, [n].
+        """
         return {}
 
 

@@ -23,18 +23,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from kt.tasks.task import Task
+
 BLOCK = 1 << 19
 """Values of one model's answers that are handled at once where all images are gone through."""
 
 
 class Rows(Protocol):
-    """A row of floats per image, [N, …]: a mapped array, or whatever makes rows when they are read."""
+    """A row per image, [N, …]: an array, mapped or not, or whatever makes rows when they are read."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of images, and the shape of a row."""
 
-    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]: ...
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any] | Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Chosen:
         """Shape of all rows."""
         return len(self.images), *self.rows.shape[1:]
 
-    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]:
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any] | Tensor:
         return self.rows[self.images[rows]]
 
 
@@ -97,12 +99,12 @@ class Batch:
     @cached_property
     def teachers(self) -> list[Tensor]:
         """Each teacher's cached answers, float32 [B, …]."""
-        return [self._floats(answers) for answers in self._examples.teachers]
+        return [self._answers(answers) for answers in self._examples.teachers]
 
     @cached_property
     def frozen(self) -> Tensor:
         """Answers of the student before transfer, float32 [B, …]."""
-        return self._floats(self._examples.frozen)
+        return self._answers(self._examples.frozen)
 
     @cached_property
     def features(self) -> Tensor:
@@ -121,14 +123,20 @@ class Batch:
 
     @property
     def taught(self) -> Tensor:
-        """Whether the target comes from a teacher, bool [B]."""
+        """Whether the target comes from a teacher, bool [B]; [B, H, W] where that is decided for each pixel."""
         return self._merged[1]
+
+    def _answers(self, rows: Rows | None) -> Tensor:
+        answers, task = self._floats(rows), self._examples.task
+        return task.aligned(answers, self.truth) if task else answers
 
     def _floats(self, rows: Rows | None) -> Tensor:
         assert rows is not None, "this training has no such answers"
         return self._on_device(rows[self._rows]).float()
 
-    def _on_device(self, array: NDArray[Any]) -> Tensor:
+    def _on_device(self, array: NDArray[Any] | Tensor) -> Tensor:
+        if isinstance(array, Tensor):
+            return array.to(self._examples.device)
         tensor = torch.from_numpy(array)
         if self._examples.device.type == "cuda":  # a copy from pageable memory would wait for the device
             tensor = tensor.pin_memory()
@@ -145,18 +153,21 @@ class Examples:
         teachers: each teacher's cached answers, [N, …].
         frozen: answers of the student before transfer, [N, …].
         features: the teacher's penultimate features, [N, D].
-        merge: gives the targets of a batch, [B, …], and a mask bool [B] of those that come from a teacher.
+        merge: gives the targets of a batch, [B, …], and a mask bool [B] of those that come from a teacher; or
+            [B, H, W] where each pixel has a teacher of its own.
+        task: what is learnt; None where answers have the shape of their truths in any case.
     """
 
     device: torch.device
-    truth: NDArray[Any]
+    truth: Rows
     teachers: Sequence[Rows] = ()
     frozen: Rows | None = None
     features: Rows | None = None
     merge: Callable[[Batch], tuple[Tensor, Tensor]] | None = None
+    task: Task | None = None
 
     def __len__(self) -> int:
-        return len(self.truth)
+        return self.truth.shape[0]
 
     def at(self, positions: Tensor) -> Batch:
         """The images at some positions, int64 [B] on the CPU."""
@@ -164,14 +175,24 @@ class Examples:
 
     def blocks(self) -> Iterator[Batch]:
         """All images in order, in batches of about ``BLOCK`` values of a model's answers."""
-        widths = [math.prod(rows.shape[1:]) for rows in (*self.teachers, self.frozen) if rows is not None]
+        widths = [self._width(rows) for rows in (*self.teachers, self.frozen) if rows is not None]
         step = max(1, BLOCK // max(1, *widths, 1))
         for start in range(0, len(self), step):
             yield self.at(torch.arange(start, min(start + step, len(self))))
 
+    def _width(self, rows: Rows) -> int:
+        """Values of an answer; of a dense task at the size of its truth."""
+        dense = self.task is not None and self.task.dense
+        return math.prod((rows.shape[1], *self.truth.shape[1:]) if dense else rows.shape[1:])
+
     def share(self) -> float:
-        """Percentage of the images whose targets come from a teacher."""
-        return 100 * (sum(int(batch.taught.sum()) for batch in self.blocks()) / len(self))
+        """Percentage of the images, or of their pixels, whose targets come from a teacher."""
+        return 100 * (sum(self._taught(batch) for batch in self.blocks()) / len(self))
+
+    def _taught(self, batch: Batch) -> float:
+        if self.task is None or batch.taught.ndim == 1:
+            return int(batch.taught.sum())
+        return float(self.task.mean(batch.taught.float(), batch.truth).sum())
 
 
 def forward(learner: nn.Module, parts: Sequence[Any]) -> Any:

@@ -30,7 +30,7 @@ from kt.transfer.batch import Chosen, Rows
 from kt.transfer.engine import State, weights_of
 from kt.transfer.experiments import Experiment, Problem
 from kt.transfer.training import Training
-from kt.zoo.inference import kept
+from kt.zoo.inference import Recomputed, kept
 from kt.zoo.models import build
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ class Zoo(Protocol):
     def fresh(self, name: str) -> nn.Module:
         """Its architecture with fresh weights, from torch's global generator."""
 
-    def logits(self, name: str, split: str) -> Answers:
-        """Cached answers to all images of a split, floats [N, …], memory-mapped."""
+    def logits(self, name: str, split: str) -> Answers | None:
+        """Cached answers to all images of a split, floats [N, …], memory-mapped; None where they are not kept."""
 
     def predicted(self, name: str, split: str) -> Array:
         """Its predicted classes on all images of a split, int64 [N]."""
@@ -217,9 +217,15 @@ class Bench:
         return self.problem.own[teacher]
 
     def cached(self, teacher: str, split: str) -> Rows:
-        """A teacher's cached answers to the chosen images of a split, [n, …], read when they are used."""
+        """A model's answers to the chosen images of a split, [n, …], read or computed when they are used."""
         answers = self.zoo.logits(teacher, split)
+        if answers is None:
+            return self.recomputed(self.teacher(teacher), split, self.zoo.input_of(teacher))
         return answers if self.problem is None else Chosen(answers, self.chosen[split])
+
+    def recomputed(self, model: nn.Module, split: str, spec: InputSpec) -> Recomputed:
+        """Answers of a model that are not kept."""
+        return Recomputed(model.eval(), self.view(split, spec), self.task)
 
     def predicted(self, teacher: str, split: str) -> NDArray[np.int64]:
         """A teacher's predictions on the chosen images as positions among the student's classes, int64 [n]."""

@@ -18,15 +18,15 @@ from kt.zoo.features import Featured
 
 
 class Together(nn.Module):
-    """Several models as one: from each one's view of the same images to their answers, [M, B, …]."""
+    """Several models as one: from each one's view of the same images to their answers."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
 
-    def forward(self, views: Sequence[Tensor]) -> Tensor:
-        """Answers of all models, float32 [M, B, …]."""
-        return torch.stack([model(x).float() for model, x in zip(self.models, views, strict=True)])
+    def forward(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """Answers of all models, M of float32 [B, …]; of a dense task they may differ in size."""
+        return [model(x).float() for model, x in zip(self.models, views, strict=True)]
 
 
 class Views:

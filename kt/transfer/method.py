@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from kt.errors import KtError, listed
 from kt.spec import Spec
+from kt.tasks.partition import Level
 from kt.tasks.task import Task
 from kt.transfer import methods
 from kt.transfer.training import Changes, SlowWeights, Training
@@ -93,6 +94,8 @@ class Method(Spec):
         """Requirement of this method that the answers of a task do not meet; None where it suits the task."""
         if cls.of_classes and not task.has_classes:
             return "classes"
+        if cls.uses_features and task.dense:
+            return f"one vector of features per {task.example}"
         return "confidence" if cls.by_confidence and type(task).confidence is Task.confidence else None
 
     def check(self, task: Task, at: str) -> None:
@@ -112,7 +115,9 @@ class Method(Spec):
             raise KtError(f"{at}: {why}; allowed: {listed(able)}")
 
     def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """Answers to imitate, [N, …], and a mask bool [N] of those that come from a teacher; here the frozen student's.
+        """Answers to imitate, [N, …], and a mask of those that come from a teacher; here the frozen student's.
+
+        The mask is bool [N]; [N, H, W] where each pixel has a teacher of its own.
 
         Args:
             task: what is learnt.
@@ -134,7 +139,8 @@ class Method(Spec):
 
         Args:
             task: what is learnt.
-            output: of the learner: answers of the student in training, [B, …]; more where ``learner`` adds it.
+            output: of the learner: answers of the student in training, [B, …]; more where ``learner`` adds it. Of a
+                dense task they have the elements of the truth.
             batch: the images of the batch.
         """
         raise NotImplementedError(f"{self.name} has no loss of its own")
@@ -178,6 +184,27 @@ class Method(Spec):
         """
         outcome: Record = session.outcome(session.train(self, teachers, seed))
         return outcome
+
+
+class Partitioned(Method):
+    """Base class of methods whose examples, or their pixels, are divided among the models that teach them."""
+
+    level: Level = Field(
+        "image", description="who is taught by one model: a whole `image`, or each `pixel` of a dense task"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the default level, so that earlier keys stay."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("level", "image")}
+
+    def check(self, task: Task, at: str) -> None:
+        """Refuse pixels too where examples have none."""
+        super().check(task, at)
+        if self.level == "pixel" and not task.dense:
+            raise KtError(
+                f"{at}.level: 'pixel', but the task {task.name!r} has one truth per {task.example}; allowed: image"
+            )
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -149,7 +150,7 @@ class Session:
     def answered(self, names: Sequence[str]) -> Examples:
         """The images of the unit's split, with cached answers of some models."""
         answers = [self.bench.cached(name, self.split) for name in names]
-        return Examples(self.bench.device, self.bench.truth(self.split), answers)
+        return Examples(self.bench.device, self.bench.truth(self.split), answers, task=self.task)
 
     def predicted(self, name: str, split: str) -> Tensor:
         """The predicted classes of a model on a split, int64 [N], on the device."""
@@ -197,7 +198,7 @@ class Session:
             learner,
             Views(views) if method.joint else views[0],
             examples[self.student],
-            partial(method.loss, self.task),
+            partial(self._loss, method),
             self._value,
             method.trained(bench.settings.training),
             seed,
@@ -311,11 +312,24 @@ class Session:
 
         features = bench.zoo.features(teachers[0], "transfer") if method.uses_features else None
         truth, merge = bench.truth("transfer"), partial(method.merge, self.task)
-        return Examples(bench.device, truth, list(answers.values()), own, features, merge)
+        return Examples(bench.device, truth, list(answers.values()), own, features, merge, self.task)
+
+    def _loss(self, method: Method, output: Any, batch: Batch) -> Tensor:
+        """The method's loss per image, from what the learner gives."""
+        if isinstance(output, list):
+            output = torch.stack([self.task.aligned(answer, batch.truth) for answer in output])
+        elif isinstance(output, Tensor):
+            output = self.task.aligned(output, batch.truth)
+        return method.loss(self.task, output, batch)
 
     def _now(self, start: State) -> Rows:
-        """Answers of the student as it is, rounded like cached ones, in a mapped file beside the checkpoints."""
+        """Answers of the student as it is, rounded like cached ones.
+
+        They lie in a mapped file beside the checkpoints, or are computed when they are read, as those of the members.
+        """
         student = self.bench.model(self.student, start)
+        if self.task.dense and self.bench.zoo.logits(self.student, "transfer") is None:
+            return self.bench.recomputed(copy.deepcopy(student), "transfer", self.bench.spec)
         training = student.training
         student.eval()
         answers = (self.task.cached(found.answer) for found in batches(student, self.bench.view("transfer")))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -114,10 +115,33 @@ def kept(model: nn.Module, inputs: Inputs, truth: Truth, task: Task) -> Array:
     model.eval()
     for found in batches(model, inputs):
         n = len(found.answer)
-        parts.append(task.kept(found.answer, _at(truth, slice(done, done + n), inputs.device)))
+        known = _at(truth, slice(done, done + n), inputs.device)
+        parts.append(task.kept(task.aligned(found.answer, known), known))
         done += n
     model.train(training)
     return torch.cat(parts).cpu().numpy()
+
+
+class Recomputed:
+    """Answers of a model, computed when they are read and rounded as cached ones; its rows are those of the inputs.
+
+    Args:
+        model: in eval mode, on the inputs' device; nothing else may train or move it.
+        inputs: the images.
+        task: what is learnt.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, task: Task) -> None:
+        self._model, self._inputs, self._task = model, inputs, task
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Number of images, and the shape of an answer."""
+        return len(self._inputs), *self[np.zeros(1, np.int64)].shape[1:]
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Tensor:
+        """Answers to some images, float16 [b, …] on the inputs' device."""
+        return self._task.cached(forward(self._model, self._inputs[rows]).answer)
 
 
 def _at(truth: Truth, some: slice, device: torch.device) -> Tensor:

@@ -142,7 +142,7 @@ def run_once(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, Any]:
     return int(counter.get_total_flops()) // 2, given
 
 
-def check_training(model: nn.Module, shape: tuple[int, int, int], answer: tuple[int, ...]) -> None:
+def check_training(model: nn.Module, shape: tuple[int, int, int], answer: tuple[int | None, ...]) -> None:
     """Fail where a model gives answers of another shape while it is trained; it is left as it was.
 
     Raises:
@@ -162,12 +162,12 @@ def check_training(model: nn.Module, shape: tuple[int, int, int], answer: tuple[
         for name, buffer in model.named_buffers():
             if name in kept:
                 buffer.copy_(kept[name])
-    if not isinstance(given, torch.Tensor) or given.shape != (2, *answer):
+    if not isinstance(given, torch.Tensor) or not _has_shape(given, (2, *answer)):
         what = list(given.shape) if isinstance(given, torch.Tensor) else f"a {type(given).__name__}"
-        raise KtError(f"in training the model gives {what} for two images; needed: one tensor, {[2, *answer]}")
+        raise KtError(f"in training the model gives {what} for two images; needed: one tensor, {_shape((2, *answer))}")
 
 
-def check_outputs(given: Any, answer: tuple[int, ...]) -> None:
+def check_outputs(given: Any, answer: tuple[int | None, ...]) -> None:
     """Fail where a model's output for one image is no tensor of finite numbers of an answer's shape.
 
     Args:
@@ -177,16 +177,26 @@ def check_outputs(given: Any, answer: tuple[int, ...]) -> None:
     Raises:
         KtError: with its output.
     """
-    wanted = f"needed: one tensor of floating-point numbers, {[1, *answer]}"
+    wanted = f"needed: one tensor of floating-point numbers, {_shape((1, *answer))}"
     if not isinstance(given, torch.Tensor):
         inside = f" with {listed(map(str, given))}" if isinstance(given, Mapping) else ""
         count = f" of {len(given)}" if isinstance(given, tuple | list) else ""
         raise KtError(f"the model gives a {type(given).__name__}{count}{inside}; {wanted}")
-    if given.shape != (1, *answer) or not given.is_floating_point():
+    if not _has_shape(given, (1, *answer)) or not given.is_floating_point():
         dtype = str(given.dtype).removeprefix("torch.")
         raise KtError(f"the model gives {list(given.shape)} of {dtype} for one image; {wanted}")
     if not given.isfinite().all():
         raise KtError("the model's answer to a plain image is not finite; its weights or its input are wrong")
+
+
+def _has_shape(given: torch.Tensor, wanted: tuple[int | None, ...]) -> bool:
+    """Whether a tensor has a shape in which None stands for any number."""
+    return given.ndim == len(wanted) and all(w in (None, n) for n, w in zip(given.shape, wanted, strict=True))
+
+
+def _shape(wanted: tuple[int | None, ...]) -> str:
+    """Such a shape as text."""
+    return f"[{', '.join('any' if side is None else str(side) for side in wanted)}]"
 
 
 def sizes(model: nn.Module) -> dict[str, int]:

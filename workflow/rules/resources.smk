@@ -42,7 +42,7 @@ def memory(rule, model, splits, batch_size, attempt):
         return PLAIN_MB * 2 ** (attempt - 1)
     spec = STUDY.zoo.input_of(model)
     prepared = sum(
-        guess.prepared_mb(shown(split), len(spec.mean), spec.size) for split in splits
+        guess.prepared_mb(shown(split), len(spec.mean), spec.side) for split in splits
     )
     return guess.memory_mb(
         facts["params"],

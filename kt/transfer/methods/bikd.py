@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from kt.tasks import partition
+from kt.transfer.method import Partitioned
 from kt.transfer.methods.finetune import Supervised
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from kt.transfer.batch import Batch, Examples
 
 
-class BiKD(Supervised):
+class BiKD(Partitioned, Supervised):
     """The running model that fits the truth best teaches the others; each keeps its own loss against the truth.
 
     Per image, with models j and teacher t: Σ_j CE_j + weight · Σ_j≠t D_T(z_t, z_j). Of two models that fit equally
@@ -48,8 +49,8 @@ class BiKD(Supervised):
             frozen: the student's, float32 [N, …].
             truth: [N, …].
         """
-        best = partition.best_by_fit(task, teacher, truth)
-        return frozen, partition.by_fit(task, partition.pick(teacher, best), frozen, truth)
+        best = partition.best_by_fit(task, teacher, truth, self.level)
+        return frozen, partition.by_fit(task, partition.pick(teacher, best), frozen, truth, self.level)
 
     def learner(self, students: Sequence[nn.Module], examples: Examples) -> nn.Module:
         """All models as one; its output is their answers, [M, B, …]."""
@@ -63,17 +64,19 @@ class BiKD(Supervised):
         total = output.new_zeros(len(batch.truth))
         for own in answers:
             total = total + self.supervised(task, own, batch.truth)
-        for teaching, target in zip(self.masks(task, output, batch.truth), answers, strict=True):
+        for teaching, target in zip(self.masks(task, output, batch.truth, self.level), answers, strict=True):
             for own in answers:
                 if own is not target:
                     taught = task.imitate(target.detach() if self.stop_gradient else target, own, self.temperature)
-                    total = total + self.weight * taught.where(teaching, taught.new_zeros(()))
+                    where = teaching.reshape(*teaching.shape, *[1] * (taught.ndim - teaching.ndim))
+                    taught = task.mean(taught.where(where, taught.new_zeros(())), batch.truth)
+                    total = total + self.weight * taught
         return total
 
     @staticmethod
-    def masks(task: Task, output: Tensor, truth: Tensor) -> Tensor:
-        """The model that teaches each image, bool [M, B]: at most one of them, and exactly one of two."""
-        fits = partition.fits(task, output.detach(), truth)
+    def masks(task: Task, output: Tensor, truth: Tensor, level: partition.Level = "image") -> Tensor:
+        """The model that teaches each image, bool [M, B], or each pixel: at most one, and exactly one of two."""
+        fits = partition.fits(task, output.detach(), truth, level)
         best = fits == fits.amax(0)
         if len(output) == 2:
             best[0] = ~best[1]

@@ -29,19 +29,21 @@ class Ensemble(Method):
 
     @abstractmethod
     def combine(self, task: Task, teacher: Tensor, student: Tensor) -> Tensor:
-        """Scores of the classes, [N, C], from two models' logits [N, C]."""
+        """Scores of the classes, [N, C, …], from two models' logits [N, C, …]."""
 
     def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
         """The outcome of the ensemble; nothing is random in it."""
         import torch
 
-        names = (session.student, *teachers)
-        one, other = [session.predicted(name, session.split) for name in names]
-        combined = []
+        task, names, parts = session.task, (session.student, *teachers), []
         for batch in session.answered(names).blocks():
             student, teacher = batch.teachers
-            combined.append(self.combine(session.task, teacher, student).argmax(-1))
-        return session.untrained(one.where(one == other, torch.cat(combined)))
+            parts.append(task.kept(self.combine(task, teacher, student), batch.truth))
+        combined = torch.cat(parts)
+        if task.dense:  # rounded logits have the predicted class as their largest, also where both predict the same
+            return session.untrained(combined)
+        one, other = [session.predicted(name, session.split) for name in names]
+        return session.untrained(one.where(one == other, combined))
 
     def budget(self, teachers: int) -> int:
         """No training."""
@@ -58,8 +60,8 @@ class EnsembleMax(Ensemble):
     version: ClassVar[int] = 2
 
     def combine(self, task: Task, teacher: Tensor, student: Tensor) -> Tensor:
-        """The more confident model's logits."""
-        return partition.merge(partition.by_confidence(task, student, teacher), student, teacher)
+        """The more confident model's logits; of a dense task that is decided for each element."""
+        return partition.merge(task.confidence(student) > task.confidence(teacher), student, teacher)
 
 
 class EnsembleMean(Ensemble):

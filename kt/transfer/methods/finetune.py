@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from kt.errors import KtError
-from kt.tasks import losses
 from kt.transfer.method import Method
 
 if TYPE_CHECKING:
@@ -29,8 +28,8 @@ class Supervised(Method):
     def supervised(self, task: Task, answer: Tensor, truth: Tensor) -> Tensor:
         """Loss per image against the truth, float32 [B]."""
         if self.label_smoothing:
-            return losses.cross_entropy(answer, truth, self.label_smoothing)
-        return task.supervised(answer, truth)
+            return task.mean(task.smoothed(answer, truth, self.label_smoothing), truth)
+        return task.mean(task.supervised(answer, truth), truth)
 
     def check(self, task: Task, at: str) -> None:
         """Refuse label smoothing too where there are no classes to spread a target over."""

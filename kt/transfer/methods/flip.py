@@ -34,13 +34,13 @@ class ByFlips(Distillation):
 
     @abstractmethod
     def divided(self, teacher: Tensor, frozen: Tensor, student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Target logits [N, C], and a mask bool [N] of the images where they depend on the teacher.
+        """Target logits [N, C, …], and a mask bool [N, …] of the images, or pixels, where they depend on the teacher.
 
         Args:
-            teacher: the teacher's logits, [N, C].
-            frozen: logits of the student before transfer, [N, C].
-            student: logits of the student whose flips count, [N, C].
-            labels: int64 [N].
+            teacher: the teacher's logits, [N, C, …].
+            frozen: logits of the student before transfer, [N, C, …].
+            student: logits of the student whose flips count, [N, C, …].
+            labels: integers [N, …].
         """
 
     def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ class ByFlips(Distillation):
         if self.student == "frozen":
             return super().loss(task, output, batch)
         targets, _ = self.divided(batch.targets, batch.frozen, output.float(), batch.truth)
-        return task.imitate(targets, output, self.temperature)
+        return task.mean(task.imitate(targets, output, self.temperature), batch.truth)
 
 
 class FlipTeacher(ByFlips):

@@ -22,7 +22,7 @@ class Distillation(Method):
 
     def loss(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
         """Distillation loss per image, float32 [B]."""
-        return task.imitate(batch.targets, output, self.temperature)
+        return task.mean(task.imitate(batch.targets, output, self.temperature), batch.truth)
 
 
 class KL(Distillation):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from kt.tasks import partition
+from kt.transfer.method import Partitioned
 from kt.transfer.methods.kl import Distillation
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from kt.tasks.task import Task
 
 
-class KLDP(Distillation):
+class KLDP(Partitioned, Distillation):
     """Teacher or frozen student teaches an image, whichever fits the truth better: gives the label more probability.
 
     Source: FG section 4.3, T = 1; ties go to the frozen student.
@@ -24,11 +25,11 @@ class KLDP(Distillation):
 
     def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's answers where it fits the truth better, the frozen student's elsewhere."""
-        taught = partition.by_fit(task, teacher, frozen, truth)
+        taught = partition.by_fit(task, teacher, frozen, truth, self.level)
         return partition.merge(taught, teacher, frozen), taught
 
 
-class KLDPUnsupervised(Distillation):
+class KLDPUnsupervised(Partitioned, Distillation):
     """Teacher or frozen student teaches an image, whichever is more confident; no labels are used.
 
     Source: FG section 4.3, T = 1; ties go to the frozen student.
@@ -39,5 +40,5 @@ class KLDPUnsupervised(Distillation):
 
     def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's answers where it is more confident, the frozen student's elsewhere."""
-        taught = partition.by_confidence(task, teacher, frozen)
+        taught = partition.by_confidence(task, teacher, frozen, truth, self.level)
         return partition.merge(taught, teacher, frozen), taught

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from kt.tasks import partition
+from kt.transfer.method import Partitioned
 from kt.transfer.methods.kl import Distillation
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from kt.tasks.task import Task
 
 
-class Parallel(Distillation):
+class Parallel(Partitioned, Distillation):
     """The model that fits the truth best teaches an image: one of the teachers, or the frozen student.
 
     With one teacher this is ``kl_dp``. Source: FG section 4.4, T = 1; ties go to the frozen student, then to the
@@ -33,7 +34,7 @@ class Parallel(Distillation):
 
     def best(self, task: Task, models: Tensor, truth: Tensor) -> Tensor:
         """The teaching model, 0 for the frozen student, k for the k-th teacher; int64 [N] from [1 + K, N, …]."""
-        return partition.best_by_fit(task, models, truth)
+        return partition.best_by_fit(task, models, truth, self.level)
 
 
 class ParallelUnsupervised(Parallel):
@@ -48,4 +49,4 @@ class ParallelUnsupervised(Parallel):
 
     def best(self, task: Task, models: Tensor, truth: Tensor) -> Tensor:
         """The most confident model."""
-        return partition.best_by_confidence(task, models)
+        return partition.best_by_confidence(task, models, truth, self.level)

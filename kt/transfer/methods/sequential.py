@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
-from kt.transfer.method import Method, registry
+from kt.transfer.method import Method, Partitioned, registry
 
 if TYPE_CHECKING:
     from kt.tasks.task import Task
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kt.transfer.session import Session
 
 
-class Repeated(Method):
+class Repeated(Partitioned):
     """Base class of methods that train by another method, once per teacher."""
 
     takes: ClassVar[Literal["group"]] = "group"
@@ -29,10 +29,12 @@ class Repeated(Method):
 
     def single(self) -> Method:
         """The method that trains with one teacher."""
-        return registry()[self.base].model_validate({"temperature": self.temperature})
+        level = {} if self.base == "kl" else {"level": self.level}
+        return registry()[self.base].model_validate({"temperature": self.temperature, **level})
 
     def check(self, task: Task, at: str) -> None:
         """Fail where the repeated method cannot be used."""
+        super().check(task, at)
         self.single().check(task, f"{at}.base")
 
     def budget(self, teachers: int) -> int:

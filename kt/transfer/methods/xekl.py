@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from kt.errors import KtError
 from kt.tasks import partition
 from kt.transfer.methods.finetune import Supervised
 from kt.transfer.methods.kl import KL
@@ -78,6 +79,14 @@ class XEKLMCL(XEKL):
         "restores", description="fast weights after an evaluation: as they were, or the slow ones"
     )
 
+    def check(self, task: Task, at: str) -> None:
+        """Refuse the mean over taught samples, too, where these are parts of an image."""
+        super().check(task, at)
+        if self.mean == "taught" and task.dense:
+            raise KtError(
+                f"{at}.mean: 'taught' is about whole images, which {task.name!r} teaches in part; allowed: batch"
+            )
+
     @property
     def together(self) -> bool:
         """The mean over taught samples needs all of a batch."""
@@ -97,15 +106,15 @@ class XEKLMCL(XEKL):
         if self.flips == "running":
             taught = ~partition.flips(batch.targets, output, batch.truth)[1]
         distilled = self._distilled(task, output, batch.targets)
-        distilled = distilled.where(taught, distilled.new_zeros(()))
+        distilled = task.mean(distilled.where(taught, distilled.new_zeros(())), batch.truth)
         if self.mean == "taught":
             distilled = distilled * (len(taught) / taught.sum().clamp(min=1))
         return self.alpha * distilled + (1 - self.alpha) * self.supervised(task, output, batch.truth)
 
     def _distilled(self, task: Task, output: Tensor, teacher: Tensor) -> Tensor:
-        if self.top and self.top < teacher.shape[-1]:
-            likely = teacher.topk(self.top).indices
-            teacher, output = teacher.gather(-1, likely), output.gather(-1, likely)
+        if self.top and self.top < teacher.shape[1]:
+            likely = teacher.topk(self.top, dim=1).indices
+            teacher, output = teacher.gather(1, likely), output.gather(1, likely)
         return task.imitate(teacher, output, self.temperature)
 
     def slow_weights(self) -> SlowWeights:
