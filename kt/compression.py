@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,20 +12,20 @@ from numpy.typing import NDArray
 
 Logits = NDArray[np.float16]
 
-ROWS = 4096
-"""Rows that are handled at once."""
+VALUES = 1 << 22
+"""Logits that are handled at once."""
 
 PARTS = ("values", "classes", "rest")
 
 
 @dataclass(frozen=True)
 class Largest:
-    """The k largest of each image's C logits; an index of rows gives them back as an array of all C.
+    """The k largest of C logits of each image, or of each pixel; an index of rows gives them back as an array of all C.
 
     Attributes:
-        values: the logits, float16 [N, k], largest first.
-        classes: their positions, unsigned integers [N, k].
-        rest: the logit of every other class, float16 [N]: they share the probability that is left evenly.
+        values: the logits, float16 [N, k, …], largest first.
+        classes: their positions, unsigned integers [N, k, …].
+        rest: the logit of every other class, float16 [N, …]: they share the probability that is left evenly.
         width: number of logits C.
     """
 
@@ -35,15 +37,15 @@ class Largest:
     dtype = np.dtype(np.float16)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Of all logits, (N, C)."""
-        return len(self.values), self.width
+    def shape(self) -> tuple[int, ...]:
+        """Of all logits, (N, C, …)."""
+        return len(self.values), self.width, *self.values.shape[2:]
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, rows: Any) -> Logits:
-        """Logits of all classes of some rows, given by a slice or an array, float16 [n, C]."""
+        """Logits of all classes of some rows, given by a slice or an array, float16 [n, C, …]."""
         full = np.repeat(self.rest[rows][:, None], self.width, 1)
         np.put_along_axis(full, self.classes[rows].astype(np.int64), self.values[rows], 1)
         return full
@@ -53,14 +55,15 @@ class Largest:
 
 
 def largest(logits: Logits, k: int) -> Largest:
-    """Keep the k largest of C > k logits, from float16 [N, C]; of equals the first."""
-    parts = [_largest(logits[i : i + ROWS], k) for i in _starts(logits)]
+    """Keep the k largest of C > k logits, from float16 [N, C, …]; of equals the first."""
+    parts = [_largest(logits[rows], k) for rows in _stretches(logits)]
     values, classes, rest = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Largest(values, classes, rest, logits.shape[1])
 
 
-def _starts(rows: NDArray[np.float16]) -> range:
-    return range(0, max(1, len(rows)), ROWS)
+def _stretches(rows: Logits) -> Iterator[slice]:
+    step = max(1, VALUES // max(1, math.prod(rows.shape[1:])))
+    return (slice(i, i + step) for i in range(0, max(1, len(rows)), step))
 
 
 def _largest(logits: Logits, k: int) -> tuple[Logits, NDArray[np.unsignedinteger], Logits]:
@@ -75,10 +78,9 @@ def _largest(logits: Logits, k: int) -> tuple[Logits, NDArray[np.unsignedinteger
 
 
 def divergence(logits: Logits, kept: Largest) -> NDArray[np.float64]:
-    """KL(softmax(logits) ‖ softmax of what was kept) of each image, nats, [N]."""
+    """KL(softmax(logits) ‖ softmax of what was kept) of each image, or of each pixel, nats, [N, …]."""
     found = []
-    for i in _starts(logits):
-        rows = slice(i, i + ROWS)
+    for rows in _stretches(logits):
         log_p, log_q = _log_softmax(logits[rows]), _log_softmax(kept[rows])
         found.append((np.exp(log_p) * (log_p - log_q)).sum(1))
     return np.concatenate(found)

@@ -31,6 +31,10 @@ EVALUATED = 256
 PREPARED_MB = 512
 """Most memory that the prepared images of one split take."""
 
+KEPT_ANSWER = 1 << 22
+"""Bytes of an answer of a dense task up to which it is kept on disk: a disk of 500 MB/s reads them in about the 8 ms in
+which a GPU runs a network of 40 · 10⁹ MACs forward."""
+
 START_SECONDS = 300.0
 """Time to start on a busy shared file system, to read the data, and to write the results."""
 
@@ -83,6 +87,22 @@ def _host_mb(held: float, activations: float, gpu: bool, attempt: int) -> int:
 def prepared_mb(images: float, channels: int, size: int) -> float:
     """Memory of a split's images, float32 [N, C, S, S] in MB, at most ``PREPARED_MB``."""
     return min(float(PREPARED_MB), 4 * images * channels * size**2 / 1e6)
+
+
+def answer_bytes(classes: int, elements: int, top: int | None) -> int:
+    """Bytes of an answer on disk: float16 logits of each element, or its ``top`` largest with their classes."""
+    largest = (top or 0) * (2 + (1 if classes <= 1 << 8 else 2 if classes <= 1 << 16 else 4)) + 2
+    return elements * (largest if top else 2 * classes)
+
+
+def keeps_answers(rule: str, answer: int) -> bool:
+    """Whether a model's answers are kept on disk, or computed when they are needed.
+
+    Args:
+        rule: `kept`, `recomputed`, or `auto`, which keeps answers of at most ``KEPT_ANSWER`` bytes.
+        answer: bytes of one answer, as ``answer_bytes`` counts them.
+    """
+    return rule == "kept" or (rule == "auto" and answer <= KEPT_ANSWER)
 
 
 def minutes(seconds: float, longest: int, attempt: int = 1) -> int:

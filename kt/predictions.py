@@ -3,10 +3,12 @@
 One safetensors file per model, memory-mappable, with the model's fingerprint, the data set's hash and a content hash in
 its header. Of each split it holds
 
-- ``<split>.logits``: the answers, floats [N, …]; of classification logits float16 [N, C],
+- ``<split>.logits``: the answers, floats [N, …]; of classification logits float16 [N, C]. Those of a dense task are
+  only kept where they are small (``kt.costs.keeps_answers``), else computed when they are needed,
 - ``<split>.predicted``: what a task keeps of each answer to score it, [N, …]; of classification the predicted classes,
   so that scoring reads two bytes per image,
-- ``<split>.top``, where answers are logits: the likeliest classes [N, k], likeliest first,
+- ``<split>.top``, where answers are logits: the likeliest classes [N, k], likeliest first; of a dense task the
+  predicted class of every element, [N, H, W], of the splits that are scored alone,
 - ``<split>.ids``: int64 [N],
 - ``<split>.features``, where the study needs them: penultimate features float16 [N, D].
 
@@ -42,11 +44,14 @@ VERSION = "2"
 SPLITS = ("transfer", "validation", "test")
 """Every model runs on these; the zoo split only trains."""
 
+RECOMPUTED = "recomputed"
+"""Fact of a file that names the splits whose answers it does not hold."""
+
 BLOCK = 1 << 22
 """Bytes of an array that are handled at once."""
 
 _CODES = {"float16": "F16", "float32": "F32", "float64": "F64", "bool": "BOOL"}
-_CODES |= {"int64": "I64", "uint8": "U8", "uint16": "U16", "uint32": "U32"}
+_CODES |= {"int32": "I32", "int64": "I64", "uint8": "U8", "uint16": "U16", "uint32": "U32"}
 """safetensors' names of dtypes."""
 _DTYPES = {code: np.dtype(name) for name, code in _CODES.items()}
 
@@ -55,14 +60,15 @@ class Outputs(NamedTuple):
     """Outputs of a model for the images of a split.
 
     Attributes:
-        answers: floats [N, …], or the largest logits alone.
+        answers: floats [N, …], or the largest logits alone; None where they are computed when they are needed.
         kept: what the task keeps of each answer to score it, [N, …]; of classification the predicted class.
         ids: image ids, int64 [N].
-        top: where answers are logits, the likeliest classes of each image, likeliest first, integers [N, k].
+        top: where answers are logits, the likeliest classes of each image, likeliest first, integers [N, k]; of a dense
+            task the predicted class of every element, uint8 [N, H, W].
         features: penultimate features float16 [N, D], where they are kept.
     """
 
-    answers: Answers
+    answers: Answers | None
     kept: NDArray[Any]
     ids: NDArray[np.int64]
     top: NDArray[np.integer] | None = None
@@ -74,7 +80,7 @@ class Prediction:
     """One model's predictions on one split.
 
     Attributes:
-        answers: floats [N, …], memory-mapped, or the largest logits alone.
+        answers: floats [N, …], memory-mapped, or the largest logits alone; None where they are not kept.
         kept: what the task keeps of each answer to score it, [N, …]; of classification the predicted class, int64.
         ids: image ids, int64 [N].
         fingerprint: the model that made them.
@@ -82,7 +88,7 @@ class Prediction:
         features: penultimate features, float16 [N, D], memory-mapped; None where the file has none.
     """
 
-    answers: Answers
+    answers: Answers | None
     kept: NDArray[Any]
     ids: NDArray[np.int64]
     fingerprint: str
@@ -122,11 +128,14 @@ def _tensors(outputs: Outputs) -> dict[str, NDArray[Any]]:
     found: dict[str, NDArray[Any]] = {"ids": outputs.ids}
     if isinstance(answers, Largest):
         found |= {part: getattr(answers, part) for part in PARTS}
-    else:
+    elif answers is not None:
         found["logits"] = answers
-    if top is not None:
+    if top is not None and kept.ndim == 1:
+        assert answers is not None, "a class per image is predicted from logits that are kept"
         classes = np.min_scalar_type(answers.shape[1] - 1)  # the smallest integers that hold all classes
-        kept, found["top"] = kept.astype(classes), top.astype(classes)
+        kept, top = kept.astype(classes), top.astype(classes)
+    if top is not None:
+        found["top"] = top
     if outputs.features is not None:
         found["features"] = outputs.features
     return found | {"predicted": kept}
@@ -146,6 +155,8 @@ def write(path: str | os.PathLike[str], splits: Mapping[str, Outputs], fingerpri
     facts = {"version": VERSION, "fingerprint": fingerprint, "data": data}
     if compressed := [of.answers for of in splits.values() if isinstance(of.answers, Largest)]:
         facts["classes"] = str(compressed[0].width)
+    if recomputed := [split for split, of in splits.items() if of.answers is None]:
+        facts[RECOMPUTED] = " ".join(recomputed)
     facts["content"] = _content(list(facts.values()), described)
     header: dict[str, Any] = {"__metadata__": facts}
     order, end = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)), 0  # all begin at their alignment
@@ -232,8 +243,10 @@ class File:
         except (ValueError, OSError) as error:
             raise KtError(f"{self.path}: predictions cannot be read ({error})") from error
 
-    def answers(self, split: str) -> Answers:
-        """Answers to a split, [N, …]."""
+    def answers(self, split: str) -> Answers | None:
+        """Answers to a split, [N, …]; None where they are not kept."""
+        if split in self.facts.get(RECOMPUTED, "").split():
+            return None
         if self.has(f"{split}.logits") or not self.has(f"{split}.values"):
             return self.map(f"{split}.logits")
         values, classes, rest = (self.map(f"{split}.{part}") for part in PARTS)
@@ -285,7 +298,9 @@ def verify(path: str | os.PathLike[str]) -> None:
     """
     file = File.open(path)
     described = {name: (str(t.dtype), t.shape, file.bytes(name)) for name, t in file.tensors.items()}
-    facts = [file.facts[name] for name in ("version", "fingerprint", "data", "classes") if name in file.facts]
+    facts = [
+        file.facts[name] for name in ("version", "fingerprint", "data", "classes", RECOMPUTED) if name in file.facts
+    ]
     if _content(facts, described) != file.facts.get("content"):
         raise KtError(f"{path}: its content is not what was written; delete it and run again")
 

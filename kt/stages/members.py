@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kt import predictions, store
+from kt import predictions, status, store
 from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.data.listing import ORDERS, ordered
@@ -22,6 +22,7 @@ from kt.layout import Layout
 from kt.spec import as_written
 from kt.stages import units
 from kt.stages.common import build, known_model, metadata, pick_device
+from kt.study import units as requested
 from kt.study.check import check_checkpoints, check_classes, check_splits
 from kt.study.study import Study
 from kt.tables import gather, schema
@@ -77,8 +78,9 @@ def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
         study.task,
         study.features and compared,
         study.transfer.top_k if compared else None,
+        study.transfer.answers,
     )
-    if study.task.has_classes and study.zoo.models[name].train is None:
+    if study.task.classifies and study.zoo.models[name].train is None:
         _warn_of_order(study, name, dataset, layout.predictions(name))
     count = sum(study.views(split) * len(dataset.rows(split)) for split in predictions.SPLITS)
     log.info("predict %s: %d images", name, count)
@@ -212,4 +214,8 @@ def preview(study: Study, layout: Layout, tera_macs: float) -> str:
         images.get("zoo", 0),
         rate,
     )
-    return previewing.render(found, rate)
+    disk = requested.disk(study, layout, images)
+    kept = f"\npredictions take at most {status.in_bytes(disk.size)} on disk" if disk else ""
+    if disk and disk.recomputed:
+        kept += f"; answers of {disk.recomputed} models are computed whenever a training reads them"
+    return previewing.render(found, rate) + kept

@@ -16,11 +16,16 @@ from kt.status import index
 from kt.status.index import Entry
 from kt.study import units
 from kt.study.study import Study
-from kt.study.units import Job
+from kt.study.units import Disk, Job
 from kt.tables import schema
 from kt.transfer.ledger import Ledger, Record
 from kt.transfer.training import Training
 from kt.transfer.unit import FINAL_CAUSES, Unit
+
+TOLD = 1e8
+"""Bytes of predictions from which on they are told of."""
+
+UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1))
 
 
 @dataclass
@@ -45,6 +50,7 @@ class Survey:
         assumed: where trainings will run, as far as that is known before the first.
         damaged: keys of requested units whose records in the ledger are damaged.
         retriable: keys of failed units that another try may mend.
+        disk: what predictions take on disk; None where that is not known yet.
     """
 
     images: Mapping[str, int] = field(default_factory=dict)
@@ -64,6 +70,7 @@ class Survey:
     assumed: str = "device"
     damaged: list[str] = field(default_factory=list)
     retriable: list[str] = field(default_factory=list)
+    disk: Disk | None = None
 
     @property
     def left(self) -> int:
@@ -76,7 +83,13 @@ class Survey:
         damaged = f", {len(self.damaged)} damaged ledger records to recompute" if self.damaged else ""
         done = f"{self.pairs} pairs ({self.pairs_done} done)"
         text = f"{done}, {self.units} trainings: {self.done} done{failed}, {self.left} to do"
-        return f"{text}{damaged}" + (f"; {self.estimate()}" if self.left else "")
+        return "; ".join([f"{text}{damaged}", *([self.estimate()] if self.left else []), *self._on_disk()])
+
+    def _on_disk(self) -> list[str]:
+        if self.disk is None or self.disk.size < TOLD:
+            return []
+        models = f"; {self.disk.recomputed} models' answers are recomputed when needed" if self.disk.recomputed else ""
+        return [f"predictions take at most {in_bytes(self.disk.size)}{models}"]
 
     def estimate(self) -> str:
         """Device time that is left, and the basis of this estimate."""
@@ -89,6 +102,11 @@ class Survey:
     def device(self) -> str:
         """The device that most of the time was spent on; before that, the kind that is assumed."""
         return max(self.seconds, key=self.seconds.__getitem__, default=self.assumed)
+
+
+def in_bytes(size: float) -> str:
+    """A size as a person says it, with three digits."""
+    return next(f"{size / unit:.3g} {name}" for name, unit in UNITS if size >= unit or unit == 1)
 
 
 def duration(seconds: float) -> str:
@@ -119,6 +137,7 @@ def survey(study: Study, layout: Layout, read_ledger: Callable[[Path], list[Entr
     """Compare the units that a study requests with its ledger; nothing on disk changes, unless ``read_ledger`` does."""
     images, teachers = split_sizes(layout.data, study.data), units.teachers_of(study, layout)
     state = Survey(images, members(layout, study.members), pairs=sum(map(len, teachers.values())))
+    state.disk = units.disk(study, layout, images)
     prints = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
     entries = read_ledger(layout.ledger)
     state.retriable = [e.key for e in entries if e.status == "failed" and e.cause not in FINAL_CAUSES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from kt import pairs, spec, store
 from kt.complementarity.spec import MEASURES, possible
@@ -249,24 +250,38 @@ def check_keys_of_task(study: Study) -> None:
             allowed = listed(known for known in MEASURES if possible(known, words)) or "none"
             text = f"{measure!r} makes no sense for the task {words.name!r}; allowed: {allowed}"
             raise KtError(f"complementarity.measures: {text}")
-    if words.has_classes:
+    if study.transfer.answers != "auto" and not words.dense:
+        raise KtError(f"transfer.answers: answers of the task {words.name!r} are small, and always kept; leave it out")
+    if words.has_classes and not words.dense:
         return
-    given = {
-        "complementarity.class_embeddings": asked.class_embeddings,
-        "complementarity.class_lists": asked.class_lists,
-        "transfer.top_k": study.transfer.top_k,
+    given = _of_one_class(study) if words.dense else _of_classes(study)
+    why = "a class per image, which" if words.dense else "classes, which"
+    for key, value in given.items():
+        if value is not None:
+            raise KtError(f"{key}: is about {why} the task {words.name!r} does not have; leave it out")
+
+
+def _of_one_class(study: Study) -> dict[str, Any]:
+    """Values of the keys that need one class per example, by their places."""
+    return {
+        "complementarity.class_embeddings": study.complementarity.class_embeddings,
         **{f"zoo.models.{name}.classes": member.classes for name, member in study.zoo.models.items()},
+        **{f"{rule}.{name}": experiment for rule, name, experiment in study.each_experiment()},
+    }
+
+
+def _of_classes(study: Study) -> dict[str, Any]:
+    """Values of the keys that need classes, by their places."""
+    return _of_one_class(study) | {
+        "complementarity.class_lists": study.complementarity.class_lists,
+        "transfer.top_k": study.transfer.top_k,
         **{
             f"zoo.models.{name}.{key}.thin": recipe.thin
             for name, member in study.zoo.models.items()
             for key, recipe in (("train", member.train), ("finetune", member.finetune))
             if recipe
         },
-        **{f"{rule}.{name}": experiment for rule, name, experiment in study.each_experiment()},
     }
-    for key, value in given.items():
-        if value is not None:
-            raise KtError(f"{key}: is about classes, which the task {words.name!r} does not have; leave it out")
 
 
 def _in_units(study: Study) -> Study:

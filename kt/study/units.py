@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from kt import pairs, store
+from kt import pairs, predictions, store
+from kt.costs import answer_bytes, keeps_answers
+from kt.data.classes import known_classes
 from kt.data.datasets import Dataset
 from kt.errors import KtError
 from kt.layout import Layout
@@ -190,12 +193,48 @@ def _experiments(study: Study, layout: Layout) -> Iterator[Job]:
             yield Job(at, units, chosen, known=False)
 
 
+class Disk(NamedTuple):
+    """What the predictions of all models take on disk.
+
+    Attributes:
+        size: bytes; of a dense task at most, since networks may give fewer elements than their input has pixels.
+        recomputed: how many models do not keep their answers to the transfer images.
+    """
+
+    size: int
+    recomputed: int
+
+
+def disk(study: Study, layout: Layout, images: Mapping[str, int]) -> Disk | None:
+    """Bytes of predictions of a task with classes; None where numbers of classes or images are not known yet."""
+    task, classes = study.task, len(_meta(layout).get("classes", ())) or known_classes(study.data)
+    if not task.has_classes or not classes or not images.keys() >= set(predictions.SPLITS):
+        return None
+    total, recomputed = 0, 0
+    for name, member in study.zoo.models.items():
+        outputs, elements = len(member.classes or ()) or classes, math.prod(study.zoo.input_of(name).sides)
+        for split in predictions.SPLITS:
+            top = study.transfer.top_k if split == "transfer" else None
+            answer = answer_bytes(outputs, elements if task.dense else 1, top)
+            kept = not task.dense or keeps_answers(study.transfer.answers, answer)
+            recomputed += split == "transfer" and not kept
+            scored = 12 * outputs + (elements if split != "transfer" else 0) if task.dense else 2
+            total += study.views(split) * images[split] * (answer * kept + scored + 8)
+    return Disk(total, recomputed)
+
+
 def data_hash(layout: Layout) -> str:
     """Hash of the decoded data set; empty where there is none."""
+    return str(_meta(layout).get("hash", ""))
+
+
+def _meta(layout: Layout) -> dict[str, Any]:
+    """Facts of the decoded data set; none where there is none."""
     try:
-        return str(store.read_json(layout.data / "meta.json")["hash"])
+        facts: dict[str, Any] = store.read_json(layout.data / "meta.json")
     except KtError:
-        return ""
+        return {}
+    return facts
 
 
 def _sets(study: Study, student: str, accuracy: Mapping[str, float]) -> list[tuple[str, ...]]:

@@ -88,7 +88,7 @@ def zoo(
                 "acc_published": published,
                 "acc_agrees": None if published is None else task.agrees(scores, published),
                 "acc_validation": task.value(known["validation"][1]),
-                **task.describe(None if task.dense else answers[:], found["test"].kept, scores),
+                **task.describe(None if answers is None else answers[:], found["test"].kept, scores),
                 "classes": None if own is None else own.classes.tolist(),
                 **overrides.get(name, {}),
             }
@@ -98,11 +98,12 @@ def zoo(
 
 def _of_classes(
     name: str, split: str, found: Prediction, places: NDArray[np.int64], task: Task
-) -> tuple[Answers, NDArray[Any]]:
+) -> tuple[Answers | None, NDArray[Any]]:
     """Answers and scores on the images of a specialist's classes."""
     its_own = places >= 0
     if not its_own.any():
         raise KtError(f"zoo.models.{name}.classes: the split {split!r} has no image of them")
+    assert found.answers is not None, "a specialist's logits are kept"
     return found.answers[its_own], task.scores(found.kept, places)[its_own]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, create_model, model_validator
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, create_model, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from kt.data.spec import ViewsSpec
@@ -58,6 +58,11 @@ class TransferSpec(Spec):
     top_k: PositiveInt | None = Field(
         None, description="logits to keep of each transfer image on disk, the largest; all when left out"
     )
+    answers: Literal["auto", "kept", "recomputed"] = Field(
+        "auto",
+        description="of a dense task: whether answers are kept on disk, or computed whenever a training reads them; "
+        "`auto` keeps those of at most 4 MiB per image; changes results by rounding alone",
+    )
     search: SearchSpec | None = Field(
         None, description="methods whose parameters are chosen on the validation split first; none when left out"
     )
@@ -70,6 +75,11 @@ class TransferSpec(Spec):
         "positive, or all; finished trainings whose students were not kept run again",
     )
     checkpoint_seconds: float = Field(600, ge=0, description="seconds between two checkpoints inside a training")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the default of a later key, so that earlier hashes stay."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("answers", "auto")}
 
     @model_validator(mode="after")
     def _search_fits(self) -> TransferSpec:

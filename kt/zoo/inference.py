@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt import compression, predictions
-from kt.costs import EVALUATED
+from kt.costs import EVALUATED, answer_bytes, keeps_answers
 from kt.data.inputs import Inputs
 from kt.errors import KtError
 from kt.progress import Progress
@@ -158,6 +159,7 @@ def predict(
     task: Task,
     features: bool = False,
     top: int | None = None,
+    rule: str = "kept",
 ) -> None:
     """Write a model's predictions on every split.
 
@@ -170,7 +172,8 @@ def predict(
         facts: fingerprint of the model, and hash of the data set.
         task: what is learnt.
         features: whether penultimate features are kept.
-        top: how many of each transfer image's logits are kept; all if None.
+        top: how many of each transfer image's logits (of a dense task of each pixel's) are kept; all if None.
+        rule: which answers of a dense task are kept, as ``kt.costs.keeps_answers`` takes it.
 
     Raises:
         KtError: answers are not finite, the model has no features, or it has no more classes than ``top``.
@@ -178,81 +181,116 @@ def predict(
     first = next(iter(inputs.values()))
     if first.device.type == "cuda":
         model.to(memory_format=torch.channels_last)
-    probe = _rows(task, forward(model, first[slice(0, 1)], features), next(iter(truth.values())), 0)
-    row = np.dtype([(name, part.dtype, part.shape[1:]) for name, part in probe.items()])
-    if top is not None and top >= (classes := probe["answers"].shape[1]):
+    probe = forward(model, first[slice(0, 1)], features)
+    if top is not None and top >= (classes := probe.answer.shape[1]):
         raise KtError(f"transfer.top_k: {top}, but {path.stem} has {classes} classes; allowed: fewer than that")
-    parts = {
-        split: Growing(path.with_name(f".{path.stem}.{split}.part"), f"{' '.join(facts)} {row.descr}", row, ())
-        for split in inputs
-    }
-    for split, growing in parts.items():
-        what = f"predict {path.stem} on {split}"
-        _fill(growing, model, inputs[split], truth[split], ids[split], features, task, what)
-    rows = {split: np.memmap(part.path, row, "r", 0, (part.rows,)) for split, part in parts.items()}
-    predictions.write(
-        path,
-        {
-            split: predictions.Outputs(
-                _largest(array["answers"], top, path.stem) if top and split == "transfer" else array["answers"],
-                array["kept"],
-                ids[split],
-                array["top"] if "top" in probe else None,
-                array["features"] if features else None,
-            )
-            for split, array in rows.items()
-        },
-        *facts,
-    )
+    parts: dict[str, Growing] = {}
+    for split in inputs:
+        largest = top if split == "transfer" else None
+        answers = not task.dense or _small(probe.answer, largest, rule)
+        if not answers:
+            log.info("predict %s: answers to %s are computed when they are needed", path.stem, split)
+        keeping = _Keeping(task, truth[split], answers, largest, not (task.dense and split == "transfer"))
+        row = keeping.row(probe)
+        place = path.with_name(f".{path.stem}.{split}.part")
+        parts[split] = Growing(place, f"{' '.join(facts)} {row.descr}", row, ())
+        _fill(parts[split], model, inputs[split], ids[split], features, keeping, f"predict {path.stem} on {split}")
+    rows = {split: np.memmap(part.path, part.dtype, "r", 0, (part.rows,)) for split, part in parts.items()}
+    if "transfer" in rows and "lost" in (rows["transfer"].dtype.names or ()):
+        _log_lost(rows["transfer"]["lost"], top, probe.answer.shape[1], path.stem)
+    outputs = {split: _outputs(of, ids[split], probe.answer.shape[1]) for split, of in rows.items()}
+    predictions.write(path, outputs, *facts)
     for growing in parts.values():
         growing.remove()
 
 
-def _largest(logits: compression.Logits, top: int, name: str) -> compression.Largest:
-    """The largest logits; the divergence that this costs is logged."""
-    found = compression.largest(logits, top)
-    lost = compression.divergence(logits, found)
-    share = f"{top} of {logits.shape[1]} logits kept: KL divergence {lost.mean():.2g} nats on average"
+def _small(answer: Tensor, top: int | None, rule: str) -> bool:
+    """Whether answers like this one, [1, C, …], or their ``top`` largest logits, are kept on disk."""
+    return keeps_answers(rule, answer_bytes(answer.shape[1], answer[0, 0].numel(), top))
+
+
+def _log_lost(lost: NDArray[np.float64], top: int | None, classes: int, name: str) -> None:
+    """Log the divergence that it costs to keep the largest logits alone."""
+    share = f"{top} of {classes} logits kept: KL divergence {lost.mean():.2g} nats on average"
     log.info("predict %s on transfer: %s, %.2g at the 99th percentile", name, share, np.quantile(lost, 0.99))
-    return found
 
 
-def _rows(task: Task, found: Found, truth: Truth, start: int) -> dict[str, Array]:
-    """Arrays that are written of a batch: answers, what is kept of them, and likeliest classes and features, if any."""
-    answer = found.answer
-    parts = {
-        "answers": task.cached(answer),
-        "kept": task.kept(answer, _at(truth, slice(start, start + len(answer)), answer.device)),
-        "top": task.likeliest(answer),
-        "features": None if found.features is None else found.features.half(),
-    }
-    rows = {name: part.cpu().numpy() for name, part in parts.items() if part is not None}
-    return rows | ({"top": rows["top"].astype(np.uint32)} if "top" in rows else {})
+def _outputs(rows: NDArray[np.void], ids: NDArray[np.int64], classes: int) -> predictions.Outputs:
+    """The rows of a split as they are written; ``classes`` is the number of logits."""
+    have = {name: rows[name] for name in rows.dtype.names or ()}
+    answers: predictions.Answers | None = have.get("answers")
+    if "values" in have:
+        answers = compression.Largest(have["values"], have["classes"], have["rest"], classes)
+    return predictions.Outputs(answers, have["kept"], ids, have.get("top"), have.get("features"))
+
+
+@dataclass(frozen=True)
+class _Keeping:
+    """Parts of a model's outputs that are written.
+
+    Attributes:
+        task: what is learnt.
+        truth: of the images, [n, …].
+        answers: whether answers are.
+        largest: how many logits of each answer; all where None.
+        likeliest: whether the likeliest classes are, where answers are logits.
+    """
+
+    task: Task
+    truth: Truth
+    answers: bool
+    largest: int | None
+    likeliest: bool
+
+    def row(self, probe: Found) -> np.dtype[np.void]:
+        """Dtype of an image's row, from the outputs for the first one."""
+        parts = self.parts(probe, 0)[0]
+        return np.dtype([(name, part.dtype, part.shape[1:]) for name, part in parts.items()])
+
+    def parts(self, found: Found, start: int) -> tuple[dict[str, Array], NDArray[np.bool_]]:
+        """Arrays of a batch, from image ``start`` on, that are written, and whether each answer is finite."""
+        answer = found.answer
+        truth = _at(self.truth, slice(start, start + len(answer)), answer.device)
+        aligned, cached = self.task.aligned(answer, truth), self.task.cached(answer)
+        finite = cached.isfinite().flatten(1).all(1).cpu().numpy()
+        tensors = {
+            "answers": cached if self.answers and self.largest is None else None,
+            "kept": self.task.kept(aligned, truth),
+            "top": self.task.likeliest(aligned) if self.likeliest else None,
+            "features": None if found.features is None else found.features.half(),
+        }
+        rows = {name: part.cpu().numpy() for name, part in tensors.items() if part is not None}
+        if "top" in rows and not self.task.dense:
+            rows["top"] = rows["top"].astype(np.uint32)
+        if self.answers and self.largest and finite.all():
+            logits = cached.cpu().numpy()
+            kept = compression.largest(logits, self.largest)
+            rows |= {part: getattr(kept, part) for part in compression.PARTS}
+            rows["lost"] = compression.divergence(logits, kept).reshape(len(logits), -1).mean(1)
+        return rows, finite
 
 
 def _fill(
     growing: Growing,
     model: nn.Module,
     inputs: Inputs,
-    truth: Truth,
     ids: NDArray[np.int64],
     features: bool,
-    task: Task,
+    keeping: _Keeping,
     what: str,
 ) -> None:
     """Append the outputs of the images that are still missing."""
     progress = Progress(what, len(inputs) - growing.rows)
     done, waiting = growing.rows, list[NDArray[np.void]]()
     for found in batches(model, inputs, growing.rows, features):
-        parts = _rows(task, found, truth, done)
-        rows = np.empty(len(found.answer), growing.dtype)
-        for name, part in parts.items():
-            rows[name] = part
-        finite = np.isfinite(parts["answers"].reshape(len(rows), -1)).all(1)
+        parts, finite = keeping.parts(found, done)
         if not finite.all():
             first = ids[done + int(np.argmin(finite))]
             text = f"answers to {(~finite).sum()} images are not finite in float16, the first is image {first}"
             raise KtError(f"{what}: {text}")
+        rows = np.empty(len(found.answer), growing.dtype)
+        for name, part in parts.items():
+            rows[name] = part
         waiting.append(rows)
         done += len(rows)
         progress.step("images", len(rows))

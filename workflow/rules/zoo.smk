@@ -52,7 +52,11 @@ rule predictions:
     params:
         features=STUDY.features,
         views=STUDY.plain()["transfer"]["views"],
-        top_k=STUDY.transfer.top_k,
+        top_k=(
+            STUDY.transfer.top_k
+            if STUDY.transfer.answers == "auto"
+            else [STUDY.transfer.top_k, STUDY.transfer.answers]
+        ),
         version=kt_predictions.VERSION,
     message:
         "predictions of {wildcards.model}"
