@@ -30,6 +30,7 @@ COMMANDS = (
     "analyse",
     "recommend",
     "next",
+    "pair",
     "figures",
     "report",
     "status",

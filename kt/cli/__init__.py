@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import kt
-from kt.cli import analysis, stages
+from kt.cli import analysis, results, stages
 from kt.cli.stages import number
 from kt.errors import Interrupted, KtError, shortened, unknown
 
@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
 
     stages.add_commands(add)
     analysis.add_commands(add)
+    results.add_commands(add)
     _add_tools(add)
     return parser
 

@@ -120,7 +120,7 @@ def recommended_text(rows: pd.DataFrame, student: str, level: float, top: int, t
         cells.append((row["teacher"], row["method"], predicted, interval, harm, signed(row["measured"], digits)))
     unit = task.metric.difference
     text = [f"{student}: predicted transfer delta in {unit}, best of {len(rows):,} teachers and methods first"]
-    text += _aligned(cells)
+    text += aligned(cells)
     for method, of_method in rows.groupby("method", sort=False):
         first = of_method.iloc[0]
         warning = "" if first["r2"] > 0.1 else ": hardly better than the mean"
@@ -140,7 +140,7 @@ def plan_text(plan: Plan, task: Words, most: int = 20) -> str:
         (row["teacher"], row["student"], f"{row['hours']:.3g}", number(row["error"], digits))
         for row in records(plan.pairs.head(most))
     ]
-    text = _aligned(cells)
+    text = aligned(cells)
     if len(plan.pairs) > most:
         text.append(f"… and {len(plan.pairs) - most:,} more")
     after = number(plan.pairs["error"].iloc[-1], digits)
@@ -152,7 +152,7 @@ def plan_text(plan: Plan, task: Words, most: int = 20) -> str:
     return "\n".join(text)
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     """Rows of a plain table as lines."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -5,6 +5,7 @@ transfer job with nothing left to do, never wait for torch.
 """
 
 from kt.stages.members import data, predict, preview, zoo
+from kt.stages.one_pair import pair, write_images
 from kt.stages.results import choose, complementarity, gather, pairs, report
 from kt.stages.units import experiment, groups, search, transfer
 from kt.stages.weights import weights
@@ -16,6 +17,7 @@ __all__ = [
     "experiment",
     "gather",
     "groups",
+    "pair",
     "pairs",
     "predict",
     "preview",
@@ -23,5 +25,6 @@ __all__ = [
     "search",
     "transfer",
     "weights",
+    "write_images",
     "zoo",
 ]

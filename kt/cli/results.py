@@ -1,0 +1,133 @@
+"""Commands on finished results: ``kt pair``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kt.cli.analysis import aligned
+from kt.cli.stages import whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kt.stages.one_pair import Found
+    from kt.tasks.task import Words
+
+log = logging.getLogger(__name__)
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands; ``add`` takes a name, what runs, a description and an example."""
+    sub = add("pair", _pair, "show what is known of one teacher and one student", "kt pair resnet vit")
+    sub.add_argument("teacher", metavar="TEACHER", help="a name in `zoo.models`")
+    sub.add_argument("student", metavar="STUDENT", help="another one")
+    sub.add_argument("--top", type=whole(1), default=20, help="classes to print (default: %(default)s)")
+    sub.add_argument("--json", action="store_true", help="print everything as JSON, all classes included")
+    sub.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="write some images that one of them alone gets right"
+    )
+
+
+def _pair(args: argparse.Namespace) -> None:
+    from kt import stages
+    from kt.study.load import load
+
+    study = load(args.config)
+    found = stages.pair(study, study.layout, args.teacher, args.student)
+    print(json.dumps(found.plain(), indent=1, allow_nan=False) if args.json else pair_text(found, args.top))
+    if args.images:
+        count = stages.write_images(study, study.layout, args.teacher, args.student, args.images)
+        log.info("pair: %d images in %s", count, args.images)
+
+
+def pair_text(found: Found, top: int) -> str:
+    """What is known of a pair, as plain text."""
+    return "\n\n".join("\n".join(part) for part in (_head(found), *_parts(found, top)) if part)
+
+
+def _head(found: Found) -> Iterator[str]:
+    from kt.analysis.wording import decimals, examples, flips_unit, number, plural
+
+    task, digits = found.task, decimals(found.task, 1)
+    metric, unit = task.metric, flips_unit(task)
+
+    def shown(value: float, se: float) -> str:
+        return f"{number(value, digits)} ± {number(se, digits)}"
+
+    yield f"teacher {found.teacher}, student {found.student}: {found.n:,} {plural(examples(task))} of {found.data}"
+    for role, value in found.acc.items():
+        yield f"{metric.name} of the {role}: {shown(*value)} {metric.unit}".rstrip()
+    better = "gets right and the {} wrong" if metric.binary else "does better on than the {}"
+    for (role, other), flips in ((("teacher", "student"), found.pos_flips), (("student", "teacher"), found.neg_flips)):
+        name = "positive flips" if role == "teacher" else "negative flips"
+        yield f"{name}, that the {role} {better.format(other)}: {shown(*flips)} {unit}"
+
+
+def _parts(found: Found, top: int) -> Iterator[list[str]]:
+    if found.classes is not None:
+        yield list(_classes(found.classes, found.task, top))
+    if found.measures:
+        yield list(_measures(found.measures))
+    if len(found.measured):
+        yield list(_measured(found.measured, found.task))
+    yield found.missing
+
+
+def _classes(classes: pd.DataFrame, task: Words, top: int) -> Iterator[str]:
+    from kt.analysis.deltas import records
+    from kt.analysis.wording import counted, plural
+
+    of = plural("pixel" if task.dense else task.example)
+    cells: list[tuple[str, ...]] = [("class", of, "teacher right", "student right", "positive flips", "negative flips")]
+    columns = ("n", "teacher_right", "student_right", "pos_flips", "neg_flips")
+    cells += [(row["class"], *(_count(row[name]) for name in columns)) for row in records(classes.head(top))]
+    yield f"classes, those first that the teacher knows better, in numbers of test {of}"
+    yield from aligned(cells)
+    if len(classes) > top:
+        yield f"… and {counted(len(classes) - top, 'more class')}; `--top` and `--json` show them"
+
+
+def _count(value: float) -> str:
+    return "–" if math.isnan(value) else f"{int(value):,}"
+
+
+def _measures(measures: dict[str, float]) -> Iterator[str]:
+    from kt.tables.of_study import STUDY
+
+    about = {column.name: column for column in STUDY["complementarity"]}
+    yield "measures (docs/measures.md)"
+    cells = []
+    for name, value in measures.items():
+        meaning = about[name].meaning.split(";")[0]
+        cells.append((name, f"{value:.4g}".replace("-", "−"), about[name].unit, meaning))
+    yield from aligned(cells)
+
+
+def _measured(measured: pd.DataFrame, task: Words) -> Iterator[str]:
+    from kt.analysis.deltas import records
+    from kt.analysis.wording import counted, decimals, examples, number, plural, with_error
+
+    digits = decimals(task)
+    cells: list[tuple[str, ...]] = [
+        ("method", "labels", "delta", "seeds", "transfer rate", "beyond its control", "common seeds")
+    ]
+    for row in records(measured):
+        control = f"{with_error(row['beyond'], row['beyond_se'], digits)} over {row['against']}"
+        labels = {True: "yes", False: "no"}.get(row["uses_labels"], "?")
+        name = f"{row['method']} (control)" if row["control"] else row["method"]
+        failed = f" ({row['failed']} failed)" if row["failed"] else ""
+        rate = "–" if row["control"] or math.isnan(row["transfer_rate"]) else f"{number(row['transfer_rate'], 0)} %"
+        beyond = (control, str(row["common_seeds"])) if row["common_seeds"] else ("–", "–")
+        delta = with_error(row["delta"], row["delta_se"], digits)
+        cells.append((name, labels, delta, f"{row['seeds']}{failed}", rate, *beyond))
+    n = measured["n"].max()
+    over = counted(int(n), examples(task)) if n == n else plural(examples(task))
+    yield f"transfer delta in {task.metric.difference} ± standard error over {over}, mean over seeds"
+    yield from aligned(cells)
+    yield "beyond its control: paired by seed, ± standard error over the common seeds; a control has no teacher"
