@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kt.tasks.classification import Classification
+from kt.tasks.task import Task
 from kt.transfer.batch import Examples
 from kt.transfer.method import Method
 
@@ -33,9 +34,15 @@ def all_taught(targets: Tensor, truth: Tensor) -> Given:
 
 
 def taught_by(
-    method: Method, teacher: Tensor, frozen: Tensor, labels: Tensor, features: Tensor | None = None
+    method: Method,
+    teacher: Tensor,
+    frozen: Tensor,
+    labels: Tensor,
+    features: Tensor | None = None,
+    task: Task | None = None,
 ) -> Examples:
-    """Images with the targets of a method; answers [N, C], of several teachers [K, N, C]."""
+    """Images with the targets of a method; answers [N, C, …], of several teachers [K, N, C, …]."""
+    task = task or Classification()
     teachers = [] if method.control else [z.numpy() for z in (teacher if teacher.ndim > frozen.ndim else [teacher])]
     known = None if features is None else features.numpy()
-    return Examples(CPU, labels.numpy(), teachers, frozen.numpy(), known, partial(method.merge, Classification()))
+    return Examples(CPU, labels.numpy(), teachers, frozen.numpy(), known, partial(method.merge, task), task)

@@ -5,10 +5,21 @@ They use tensor methods only, so that the configuration can name methods without
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities of the classes, float32 [B, C, …] as the logits.
+
+    torch has another kernel for a last dimension than for an inner one, with other roundings. Where an example has one
+    element, the result is bit by bit that of logits [B, C].
+    """
+    z = logits.float()
+    return z.flatten(1).log_softmax(1).view_as(z) if math.prod(z.shape[2:]) == 1 else z.log_softmax(1)
 
 
 def distillation(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
@@ -21,8 +32,8 @@ def distillation(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
 
     Source: Hinton et al. 2015; FG equation 1.
     """
-    log_p = (target.float() / temperature).log_softmax(1)
-    log_q = (logits.float() / temperature).log_softmax(1)
+    log_p = log_softmax(target.float() / temperature)
+    log_q = log_softmax(logits.float() / temperature)
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
 
 
@@ -43,6 +54,6 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
         smoothing: share of the target that is spread over all classes. Source: Szegedy et al. 2016, section 7. FG's
             published code smooths the predicted probabilities instead.
     """
-    log_p = logits.float().log_softmax(1)
+    log_p = log_softmax(logits)
     at_label = -log_p.gather(1, labels[:, None])[:, 0]
     return (1 - smoothing) * at_label - smoothing * log_p.mean(1) if smoothing else at_label

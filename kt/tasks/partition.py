@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
+from kt.tasks import losses
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -104,7 +106,7 @@ def merge(taught: Tensor, teacher: Tensor, frozen: Tensor) -> Tensor:
 
 def mean_probability(first: Tensor, second: Tensor) -> Tensor:
     """Logarithm of the mean of two models' probabilities, float32 [N, C, …], from logits [N, C, …]."""
-    return first.float().log_softmax(1).logaddexp(second.float().log_softmax(1)) - math.log(2)
+    return losses.log_softmax(first).logaddexp(losses.log_softmax(second)) - math.log(2)
 
 
 def _at(level: Level, task: Task, values: Tensor, truth: Tensor) -> Tensor:

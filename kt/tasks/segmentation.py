@@ -78,11 +78,11 @@ class Segmentation(Task):
 
     def fit(self, answer: Tensor, truth: Tensor) -> Tensor:
         """Log-probability of each pixel's class, float32 [b, H, W]; its mean is the task loss of an image, negated."""
-        return answer.float().log_softmax(1).gather(1, _classes(truth)[:, None])[:, 0]
+        return losses.log_softmax(answer).gather(1, _classes(truth)[:, None])[:, 0]
 
     def confidence(self, answer: Tensor) -> Tensor:
         """Largest log-probability of each pixel, float32 [b, H, W]."""
-        return answer.float().log_softmax(1).amax(1)
+        return losses.log_softmax(answer).amax(1)
 
     def mean(self, values: Tensor, truth: Tensor) -> Tensor:
         """Mean over the pixels that have a truth, float32 [b]; 0 where none has one."""
