@@ -22,7 +22,7 @@ from kt.figures.style import RC, log_scale
 from kt.figures.tables import Tables
 from kt.report.grids import experiments
 from kt.tables import schema
-from kt.tables.of_study import EXPERIMENTS, SHARES
+from kt.tables.of_study import OPTIONAL, SHARES
 from kt.transfer.method import registry
 
 NAMES = set(CAPTIONS)
@@ -135,7 +135,7 @@ def test_tick_labels_do_not_overlap_in(study):
 def test_figures_say_what_they_rest_on():
     for name, drawing in drawings_of("eight"):
         if drawing.missing:
-            assert name in {"several_teachers", "teacher_share", *EXPERIMENTS}
+            assert name in {"several_teachers", "teacher_share", *OPTIONAL}
             continue
         footer = drawing.figure.get_supxlabel().replace("\n", " ")
         assert "{" not in "".join(text.get_text() for text in texts(drawing.figure)), name
@@ -160,9 +160,7 @@ def test_what_is_drawn_is_what_the_tables_say(tmp_path):
     analysed = tables.analysed(study)
     analysed.write(tmp_path / "analysis")
     draw(tables.write(tmp_path / "tables", study), tmp_path / "figures", analysis=tmp_path / "analysis")
-    data = {
-        name: pd.read_csv(tmp_path / "figures" / f"{name}.csv") for name in NAMES - {"several_teachers", *EXPERIMENTS}
-    }
+    data = {name: pd.read_csv(tmp_path / "figures" / f"{name}.csv") for name in NAMES - {"several_teachers", *OPTIONAL}}
     scores, methods = study["complementarity"], study["methods"].query("group == 'all'").set_index("method")
     means = data["delta_by_method"].groupby("method")["delta"].mean()
     assert means.to_dict() == pytest.approx(methods["delta"].to_dict())

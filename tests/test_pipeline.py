@@ -21,7 +21,7 @@ from studies import small_zoo
 
 from kt import pairs, predictions
 from kt.figures.captions import CAPTIONS
-from kt.tables.of_study import EXPERIMENTS
+from kt.tables.of_study import OPTIONAL
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +92,7 @@ def test_a_run_makes_every_table_figure_and_the_report(finished: tuple[Checkout,
     for name in ("zoo", "complementarity", "pairs", "transfers", "methods"):
         assert (results / f"tables/{name}.parquet").stat().st_size > 0
         assert len(pd.read_csv(results / f"tables/{name}.csv")) == len(finished[0].table(name))
-    figures = [name for name in CAPTIONS if name not in EXPERIMENTS]
+    figures = [name for name in CAPTIONS if name not in OPTIONAL]
     for name in figures:
         assert (results / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (results / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")

@@ -14,7 +14,7 @@ from kt.figures.captions import CAPTIONS
 from kt.figures.draw import FIGURES, draw
 from kt.figures.tables import Tables
 from kt.report import code, render
-from kt.tables.of_study import EXPERIMENTS
+from kt.tables.of_study import OPTIONAL
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -109,10 +109,10 @@ def test_summary_shows_every_method_with_its_error_and_success(page, study):
 def test_every_figure_has_a_caption_a_text_alternative_and_a_size(page):
     parsed = Page(page)
     assert set(CAPTIONS) == set(FIGURES)
-    assert len(parsed.all("img")) == len(FIGURES) - len(EXPERIMENTS) - 1
+    assert len(parsed.all("img")) == len(FIGURES) - len(OPTIONAL) - 1
     assert "several_teachers" not in page  # no group taught: neither a section nor an empty picture
     assert all(len(image["alt"]) > 40 and int(image["width"]) > 0 for image in parsed.all("img"))
-    unseen = {"several_teachers", *EXPERIMENTS}
+    unseen = {"several_teachers", *OPTIONAL}
     for name, caption in CAPTIONS.items():
         told = caption.told(caption_words(CLASSIFICATION))
         assert name in unseen or told.reading.replace("`", "") in parsed.text

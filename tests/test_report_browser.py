@@ -14,7 +14,7 @@ from kt.figures.captions import CAPTIONS
 from kt.figures.draw import draw
 from kt.figures.tables import Tables
 from kt.report import render
-from kt.tables.of_study import EXPERIMENTS
+from kt.tables.of_study import OPTIONAL
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -80,7 +80,7 @@ def test_figures_load_tables_sort_nothing_overflows_and_the_console_is_empty(pag
     assert found["wide"] <= width  # tables and large figures scroll inside their own boxes
     assert found["resources"] == 0
     assert width < 1280 or found["cut"] == []  # no table scrolls on a desk
-    assert len(found["images"]) == len(set(CAPTIONS) - set(EXPERIMENTS))
+    assert len(found["images"]) == len(set(CAPTIONS) - set(OPTIONAL))
     for natural_width, natural_height, ratio in found["images"]:
         assert natural_width > 300
         assert ratio == pytest.approx(natural_width / natural_height, rel=0.02)

@@ -147,6 +147,15 @@ CAPTIONS = {
         "A method with several teachers is worth its budget where it lies right of the square. The triangle is the "
         "best of the same teachers alone, which is known only afterwards.",
     ),
+    "pictures": Caption(
+        "works",
+        "What transfer does to images",
+        "Test images with their truth, the classes of teacher and student before and after transfer, and the part that "
+        "the teacher teaches; for the trainings with the highest, the median and the lowest delta.",
+        "The trainings are chosen by their delta, the images by what only the teacher got right before: read them as "
+        "examples of what a number stands for, not as typical. Dark pixels in the last column are those that the "
+        "method would let the teacher teach.",
+    ),
     "amalgamation": Caption(
         "amalgamation",
         "One student for the classes of several teachers",

@@ -14,7 +14,7 @@ from kt.analysis.deltas import WITHIN, of_pairs, on_test, records
 from kt.analysis.inputs import CLASSIFICATION, Inputs, prepare
 from kt.tables import schema
 from kt.tables.of_analysis import ANALYSIS
-from kt.tables.of_study import EXPERIMENTS
+from kt.tables.of_study import OPTIONAL
 from kt.tasks.task import Words
 
 STUDY = ("zoo", "complementarity", "pairs", "transfers", "methods")
@@ -37,7 +37,7 @@ class Tables:
         several: rows of several teachers.
         methods: the methods over groups of pairs, best mean delta first, controls last.
         analysis: the tables of ``kt analyse``, each empty where there is none.
-        experiments: the detail tables of the study's experiments, those that there are.
+        experiments: the detail tables of the study's experiments, and the pictures, those that there are.
         task: the words of what was learnt.
         equal_within: a teacher this close to its student, in units of the metric, counts as equal; 0 where unknown.
         data: name of the data set; empty where unknown.
@@ -78,7 +78,7 @@ class Tables:
             several=transfers[in_zoo & transfers["teacher"].isna()].reset_index(drop=True),
             methods=study["methods"],
             analysis={**made, **(analysis or {})},
-            experiments={name: study[name] for name in EXPERIMENTS if name in study},
+            experiments={name: study[name] for name in OPTIONAL if name in study},
             task=task,
             equal_within=equal_within,
             data=data,
@@ -94,7 +94,7 @@ class Tables:
         Raises:
             KtError: a table is missing or does not fit its schema.
         """
-        there = [name for name in EXPERIMENTS if (folder / f"{name}.parquet").exists()]
+        there = [name for name in OPTIONAL if (folder / f"{name}.parquet").exists()]
         study = {name: schema.read_frame(folder / f"{name}.parquet", name) for name in (*STUDY, *there)}
         task, data = schema.words(folder / "transfers.parquet"), _fact(folder / "transfers.parquet", DATA)
         made = {name: schema.read_frame(analysis / f"{name}.parquet", name) for name in ANALYSIS} if analysis else None
@@ -121,7 +121,7 @@ class Tables:
 
     def details(self, name: str) -> pd.DataFrame:
         """The detail table of a kind of experiment, without rows where the study has none of it."""
-        return self.experiments.get(name, pd.DataFrame(columns=[c.name for c in EXPERIMENTS[name]]))
+        return self.experiments.get(name, pd.DataFrame(columns=[c.name for c in OPTIONAL[name]]))
 
     def why_not(self, table: str, otherwise: str) -> str:
         """The reason why a table of the analysis has no rows: it was not made, or ``otherwise``."""

@@ -105,6 +105,10 @@ class ZooFiles:
         """Predicted classes, int64 [N]."""
         return predictions.read(self.layout.predictions(name), split).kept
 
+    def likeliest(self, name: str, split: str) -> NDArray[np.uint8]:
+        """Its class of each element, of a dense task, uint8 [N, H, W], memory-mapped."""
+        return predictions.File.open(self.layout.predictions(name), split).map(f"{split}.top")
+
     def features(self, name: str, split: str) -> NDArray[np.float16]:
         """Cached penultimate features, float16 [N, D]; raises ``KtError`` where there are none."""
         path = self.layout.predictions(name)

@@ -19,10 +19,11 @@ from kt.errors import KtError, unknown
 from kt.layout import Layout
 from kt.pairs import select
 from kt.stages.common import metadata
+from kt.stages.pictures import pictures
 from kt.study.study import Study
 from kt.tables import gather as final
 from kt.tables import schema
-from kt.tables.of_study import EXPERIMENTS
+from kt.tables.of_study import OPTIONAL
 from kt.transfer import groups as grouping
 from kt.transfer import search
 
@@ -54,10 +55,12 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     for rule, experiments in study.experiments.items():
         for name in {experiment.table for experiment in experiments.values()}:
             made[name] = pa.concat_tables([schema.read(layout.details(rule, n), name) for n in experiments])
+    if study.task.dense:
+        made["pictures"] = pictures(study, layout, final.frame(transfers))
     facts = metadata(study) | {deltas.WITHIN: repr(study.analysis.equal_within)}
     for name, of_name in made.items():
         schema.write(out / f"{name}.parquet", name, of_name, facts)
-    for name in set(EXPERIMENTS) - set(made):  # of experiments that are no longer in the configuration
+    for name in set(OPTIONAL) - set(made):  # of experiments that are no longer in the configuration
         for kind in ("parquet", "csv"):
             (out / f"{name}.{kind}").unlink(missing_ok=True)
     for name in ("zoo", "pairs"):

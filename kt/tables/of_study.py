@@ -372,3 +372,29 @@ EXPERIMENTS: dict[str, tuple[Column, ...]] = {
         Column("detached", REAL, "percent", "the same of the student alone", True),
     ),
 }
+
+PICTURE = "PNG, base64"
+
+OPTIONAL: dict[str, tuple[Column, ...]] = {
+    **EXPERIMENTS,
+    "pictures": (
+        METHOD,
+        *PAIR,
+        Column("seed", COUNT, "number", "seed of the training"),
+        Column("why", TEXT, "name", "why the training is shown: its place among all of the method, by delta"),
+        Column("delta", REAL, "percentage points", "transfer delta of the training"),
+        Column("delta_se", REAL, "percentage points", "its standard error over test images"),
+        Column("image_id", COUNT, "id", "the test image's position in the data set"),
+        Column("names", TAGS, "names", "the classes, by their numbers in the maps"),
+        Column("image", TEXT, PICTURE, "the image"),
+        Column("truth", TEXT, PICTURE, "the class of every pixel; 255 where it has none"),
+        Column("teacher_map", TEXT, PICTURE, "the teacher's class of every pixel"),
+        Column("before_map", TEXT, PICTURE, "the student's before transfer"),
+        Column("after_map", TEXT, PICTURE, "the student's after the LAST epoch"),
+        Column(
+            "taught_map", TEXT, PICTURE, "255 where the method lets the teacher teach; null where it has no say", True
+        ),
+        KEY,
+    ),
+}
+"""Tables that a study has where it has such experiments, or its task has pixels."""

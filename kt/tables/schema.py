@@ -22,13 +22,13 @@ from kt.errors import KtError, nearest
 from kt.store import atomic
 from kt.tables.columns import METRIC, Column, with_metric
 from kt.tables.of_analysis import ANALYSIS
-from kt.tables.of_study import EXPERIMENTS, STUDY
+from kt.tables.of_study import OPTIONAL, STUDY
 from kt.tasks.classification import Classification
 from kt.tasks.task import Words
 
 VERSION = "2"
 
-TABLES: dict[str, tuple[Column, ...]] = {**STUDY, **EXPERIMENTS, **ANALYSIS}
+TABLES: dict[str, tuple[Column, ...]] = {**STUDY, **OPTIONAL, **ANALYSIS}
 
 
 def arrow_schema(table: str) -> pa.Schema:

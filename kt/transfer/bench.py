@@ -35,6 +35,9 @@ from kt.zoo.models import build
 
 log = logging.getLogger(__name__)
 
+SHOWN = 4
+"""Test images of which a dense task keeps class maps after a training."""
+
 Architecture = tuple[str, dict[str, Any]]
 """``arch`` and ``args`` of a member or a student."""
 
@@ -62,6 +65,9 @@ class Zoo(Protocol):
 
     def predicted(self, name: str, split: str) -> Array:
         """Its predicted classes on all images of a split, int64 [N]."""
+
+    def likeliest(self, name: str, split: str) -> NDArray[np.uint8]:
+        """Of a dense task: its class of each element of all images of a split, uint8 [N, H, W], memory-mapped."""
 
     def features(self, name: str, split: str) -> NDArray[np.float16]:
         """Cached penultimate features, float16 [N, D]."""
@@ -134,6 +140,7 @@ class Bench:
         )
         self.at, self.spec, self.device = begun.at, begun.spec, settings.device
         self._views: dict[tuple[str, InputSpec], Inputs] = {}
+        self._telling: dict[tuple[str, tuple[str, ...]], NDArray[np.int64]] = {}
 
     # images
 
@@ -226,6 +233,18 @@ class Bench:
     def recomputed(self, model: nn.Module, split: str, spec: InputSpec) -> Recomputed:
         """Answers of a model that are not kept."""
         return Recomputed(model.eval(), self.view(split, spec), self.task)
+
+    def telling(self, name: str, others: tuple[str, ...]) -> NDArray[np.int64]:
+        """Test images with most elements that one of the others alone gets right, ``SHOWN`` of them, the most first."""
+        if (name, others) not in self._telling:
+            truth, own = self.truth("test"), self.zoo.likeliest(name, "test")
+            maps = [self.zoo.likeliest(other, "test") for other in others]
+            flips = np.empty(len(own), np.int64)
+            for i in range(len(own)):
+                right = truth[np.array([i])][0]
+                flips[i] = (np.any([each[i] == right for each in maps], axis=0) & (own[i] != right)).sum()
+            self._telling[name, others] = np.argsort(-flips, kind="stable")[:SHOWN]
+        return self._telling[name, others]
 
     def predicted(self, teacher: str, split: str) -> NDArray[np.int64]:
         """A teacher's predictions on the chosen images as positions among the student's classes, int64 [n]."""

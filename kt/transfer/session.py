@@ -24,7 +24,7 @@ from kt.transfer.learners import Views
 from kt.transfer.ledger import Record, pack
 from kt.transfer.method import Method
 from kt.transfer.unit import Unit
-from kt.zoo.inference import batches
+from kt.zoo.inference import batches, forward
 
 Order = Literal["ascending", "descending", "random", "given"]
 
@@ -274,6 +274,7 @@ class Session:
         for which in ("last",) if only else ("best", "last"):
             self._learner.load_state_dict(getattr(trained, which))
             kept[which] = [pack(self.bench.kept(model, self.split, self._spec(name))) for name, model in self._members]
+        shown = [self._shown(name, model) for name, model in self._members]
         record: Record = {
             "status": "ok",
             "best_epoch": trained.best_epoch,
@@ -283,13 +284,37 @@ class Session:
             "pieces": trained.pieces,
         }
         each = [
-            {"last": last, "best": best} | ({"teacher_share": trained.shares[i]} if trained.shares else {})
+            {"last": last, "best": best, **shown[i]} | ({"teacher_share": trained.shares[i]} if trained.shares else {})
             for i, (last, best) in enumerate(zip(kept["last"], kept.get("best", kept["last"]), strict=True))
         ]
         if len(each) == 1:
             return record | each[0]
         prints = [self.bench.zoo.fingerprint(name) for name, _ in self._members]
         return record | {"models": dict(zip(prints, each, strict=True))}
+
+    def _shown(self, name: str, model: nn.Module) -> Record:
+        """Of a dense task: a member's class maps of a few test images after its training, and where it would be taught.
+
+        The images are those with most elements that another model of the unit alone got right before.
+        """
+        bench, task, method = self.bench, self.task, self.unit.method
+        others = [other for other in (self.student, *self.unit.teachers) if other != name]
+        if not task.dense or not others or self.split != "test":
+            return {}
+        images = bench.telling(name, tuple(others))
+        truth = bench.truth(self.split)
+        known = torch.from_numpy(truth[images]).to(bench.device)
+        answer = forward(model.eval(), bench.view(self.split, self._spec(name))[images]).answer
+        after = task.likeliest(task.aligned(answer, known))
+        assert after is not None, "answers of a dense task are logits"
+        found = {"images": images.tolist(), "after": pack(after.cpu().numpy())}
+        if method.takes != "group":
+            answers = [bench.cached(other, self.split) for other in others]
+            examples = Examples(bench.device, truth, answers, bench.cached(name, self.split), task=task)
+            taught = method.merge(task, examples.at(torch.from_numpy(images)))[1]
+            whole = taught if taught.ndim > 1 else taught[:, None, None].expand(known.shape)
+            found["taught"] = pack(whole.cpu().numpy().astype(np.uint8))
+        return {"shown": found}
 
     def untrained(self, kept: Tensor | NDArray[np.int64]) -> Record:
         """The record of a unit that answers its split's examples without training, [n, …] as the task keeps them."""

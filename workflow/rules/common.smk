@@ -17,7 +17,7 @@ from kt.status import index as kt_index
 from kt.study import load as kt_config
 from kt.study import units as kt_units
 from kt.tables.of_analysis import ANALYSIS
-from kt.tables.of_study import EXPERIMENTS
+from kt.tables.of_study import OPTIONAL
 from kt.transfer import groups as kt_groups
 
 # The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.
@@ -169,8 +169,10 @@ def cached_logits(wildcards):
     return [LOGITS[name] for name in names]
 
 
-# The detail tables of the kinds of experiments that the study has.
+# The detail tables of the kinds of experiments that the study has, and the pictures of a dense task.
 DETAILS = sorted({experiment.table for _, _, experiment in STUDY.each_experiment()})
+if STUDY.task.dense:
+    DETAILS.append("pictures")
 
 
 def experiment_tables(rule, name, experiment=None):

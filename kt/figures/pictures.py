@@ -1,0 +1,108 @@
+"""The figure of a dense task that shows images: truth, teacher, student before and after, and who taught where."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+from PIL import Image
+
+from kt.analysis.deltas import records
+from kt.analysis.wording import decimals, signed
+from kt.figures import style
+from kt.figures.style import PAGE, Drawing
+from kt.figures.tables import Tables
+
+WITHOUT_TRUTH = 255
+"""Value of pixels without a truth."""
+
+COLUMNS = {
+    "image": "image",
+    "truth": "truth",
+    "teacher_map": "teacher",
+    "before_map": "student before",
+    "after_map": "student after",
+    "taught_map": "teacher teaches",
+}
+"""Columns of the table that are pictures, and what stands above them."""
+
+
+def pictures(tables: Tables) -> Drawing:
+    """One row per image: the trainings with the highest, the median and the lowest delta."""
+    data = tables.details("pictures")
+    if data.empty:
+        return style.nothing("no training finished whose images are shown", data)
+    rows, task = records(data), tables.task
+    parts = [name for name in COLUMNS if data[name].notna().any()]
+    names = list(rows[0]["names"])
+    colours = palette(len(names))
+    height = (PAGE - 0.9) / len(parts)
+    figure = Figure(figsize=(PAGE, height * len(rows) + 1.1), layout="constrained")
+    grid = figure.subplots(len(rows), len(parts), squeeze=False)
+    seen: set[int] = set()
+    for of_row, row in zip(grid, rows, strict=True):
+        for axes, part in zip(of_row, parts, strict=True):
+            _bare(axes)
+            if row[part] is None:
+                continue
+            pixels = as_pixels(row[part])
+            if part == "image":
+                axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+            elif part == "taught_map":
+                axes.imshow(pixels, cmap="gray_r", vmin=0, vmax=510, interpolation="nearest")
+            else:
+                seen |= set(np.unique(pixels).tolist()) - {WITHOUT_TRUTH}
+                axes.imshow(colours[pixels], interpolation="nearest")
+        gain = f"{signed(row['delta'], decimals(task))} ± {row['delta_se']:.{decimals(task)}f} {task.metric.short}"
+        text = f"{row['why']}\n{row['teacher']}\n→ {row['student']}\n{gain}"
+        of_row[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5)
+    for axes, part in zip(grid[0], parts, strict=True):
+        axes.set_title(COLUMNS[part], fontsize=7, loc="center")
+    shown = sorted(seen)
+    handles = [Patch(color=colours[label], label=names[label]) for label in shown]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 11), fontsize=6.5)
+    style.footer(
+        figure,
+        f"{rows[0]['method']}: trainings with the highest, the median and the lowest delta (± 1 standard error over"
+        " test images); of each, the test images with most pixels that only the teacher got right before. Grey: no"
+        " truth.",
+    )
+    columns = ["why", "method", "teacher", "student", "seed", "delta", "delta_se", "image_id", "key"]
+    return Drawing(figure, data[columns])
+
+
+def as_pixels(text: str) -> NDArray[np.uint8]:
+    """Pixels of a PNG in base64, uint8 [H, W] or [H, W, C]."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+def palette(classes: int) -> NDArray[np.uint8]:
+    """A colour for each class and, at ``WITHOUT_TRUTH``, grey; uint8 [256, 3].
+
+    The bits of a class's number are spread over red, green and blue, as in the colours of PASCAL VOC, but no colour is
+    grey: the first class is dark.
+    """
+    colours = np.full((256, 3), 128, np.uint8)
+    for label in range(classes):
+        rest, colour = label, np.zeros(3, np.uint8)
+        for shift in range(7, -1, -1):
+            colour |= (((rest >> np.arange(3)) & 1) << shift).astype(np.uint8)
+            rest >>= 3
+        colours[label] = colour
+    colours[0] = (35, 35, 45)
+    if classes > 7:
+        colours[7] = (255, 170, 60)  # VOC's is the grey of pixels without a truth
+    return colours
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
