@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kt.errors import KtError
-from kt.transfer.engine import by_rate, frozen, learning_rate, optimiser_of
+from kt.transfer.engine import by_rate, frozen, learning_rate, matching, optimiser_of
 from kt.transfer.training import Training
 
 
@@ -39,6 +39,32 @@ def test_steps_are_those_of_torch(every, factor):
         optimiser.step()
         theirs.step()
     assert [learning_rate(step, 18, plan) for step in range(18)] == pytest.approx(expected)
+
+
+def test_poly_is_a_power_of_the_share_that_is_left():
+    plan = training(schedule="poly", power=0.9)
+    theirs = torch.optim.lr_scheduler.PolynomialLR(torch.optim.SGD([torch.zeros(1)], lr=0.2), 8, 0.9)
+    for step in range(8):
+        assert learning_rate(step, 8, plan) == pytest.approx(theirs.get_last_lr()[0], rel=1e-6)
+        theirs.optimizer.step()
+        theirs.step()
+    assert "power" in plan.plain()
+    assert "power" not in training().plain()
+
+
+def test_rates_of_parameters_go_by_their_names():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    plan = Training.model_validate({"epochs": 1, "lr": 0.1, "rates": {"0.bias": 0.1, "0.*": 0.5}})
+    assert plan.plain()["rates"] == [["0.bias", 0.1], ["0.*", 0.5]]
+    assert "rates" not in training().plain(), "keys of trainings without rates stay"
+    groups = by_rate(model, [(matching(model, pattern, "rates"), times) for pattern, times in plan.rates])
+    assert [([p.shape for p in parameters], times) for parameters, times in groups] == [
+        ([(3,)], 0.1),
+        ([(3, 2)], 0.5),
+        ([(1, 3), (1,)], 1.0),
+    ]
+    with pytest.raises(KtError, match=r"transfer.training.rates: 'encoder.\*' matches no parameter"):
+        matching(model, "encoder.*", "rates")
 
 
 def test_what_the_steps_are_is_no_part_of_another_schedule_so_that_keys_stay():

@@ -113,13 +113,14 @@ def train(
 
     Raises:
         Diverged: the loss of an epoch, or a weight after it, is not finite.
-        KtError: a pattern in ``training.freeze`` matches nothing.
+        KtError: a pattern in ``training.freeze`` or ``training.rates`` matches nothing.
     """
     device, batch = images.device, training.batch_size
     shown = len(images) // views
     per_epoch = shown // batch
     torch.manual_seed(seed)
-    groups = by_rate(learner, rates)
+    patterned = [(matching(learner, pattern, "rates"), times) for pattern, times in training.rates]
+    groups = by_rate(learner, [*rates, *patterned])
     optimiser = optimiser_of([{"params": parameters} for parameters, _ in groups], training)
     optimiser.zero_grad()  # a training that failed in its backward pass leaves gradients behind
     progress = _Progress(torch.zeros((), device=device), pieces)
@@ -242,8 +243,8 @@ def learning_rate(step: int, steps: int, training: Training) -> float:
     """The rate of a step, counted from 0, of ``steps``.
 
     It rises linearly over the share ``warm_up`` of the steps, is ``lr`` at the first step after them, and then follows
-    the schedule: a cosine or a line to zero after the last step, a constant, or a factor every few epochs, as torch's
-    ``StepLR``.
+    the schedule: a cosine, a line or a power of it to zero after the last step, a constant, or a factor every few
+    epochs, as torch's ``StepLR``.
     """
     warm = round(training.warm_up * steps)
     if step < warm:
@@ -254,10 +255,12 @@ def learning_rate(step: int, steps: int, training: Training) -> float:
     if training.schedule == "step":
         epochs = (step - warm) * training.epochs // steps
         return training.lr * training.step_factor ** (epochs // training.step_epochs)
+    if training.schedule == "poly":
+        return training.lr * float((1 - done) ** training.power)
     return training.lr * (0.5 * (1 + math.cos(math.pi * done)) if training.schedule == "cosine" else 1 - done)
 
 
-Rates = Sequence[tuple[nn.Module, float]]
+Rates = Sequence[tuple[nn.Module | Sequence[nn.Parameter], float]]
 """Parts of a learner, and how many times the learning rate of the rest theirs is; of nested parts the first counts."""
 
 
@@ -265,7 +268,8 @@ def by_rate(learner: nn.Module, rates: Rates) -> list[tuple[list[nn.Parameter], 
     """A learner's parameters in groups, with how many times the learning rate theirs is; the rest comes last."""
     groups, left = [], {id(parameter): parameter for parameter in learner.parameters()}
     for part, times in [*rates, (learner, 1.0)]:
-        if own := [left.pop(id(parameter)) for parameter in part.parameters() if id(parameter) in left]:
+        parameters = part.parameters() if isinstance(part, nn.Module) else part
+        if own := [left.pop(id(parameter)) for parameter in parameters if id(parameter) in left]:
             groups.append((own, times))
     return groups
 
@@ -280,22 +284,27 @@ def optimiser_of(
     return (torch.optim.Adam if training.optimiser == "adam" else torch.optim.AdamW)(parameters, **shared)
 
 
+def matching(learner: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:
+    """The parameters that match a pattern, which may leave out what a learner puts in front of its student's names.
+
+    Raises:
+        KtError: there is none; ``key`` of the training names the pattern.
+    """
+    named = dict(learner.named_parameters())
+    found = [p for name, p in named.items() if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")]
+    if not found:
+        raise KtError(f"transfer.training.{key}: {pattern!r} matches no parameter{nearest(pattern, named)}")
+    return found
+
+
 @contextmanager
 def frozen(learner: nn.Module, patterns: Sequence[str]) -> Iterator[None]:
     """Take the parameters that match a pattern out of training; a layer without any other is in eval mode too.
 
-    A pattern may leave out what a learner puts in front of its student's names.
-
     Raises:
         KtError: a pattern matches no parameter.
     """
-    named = dict(learner.named_parameters())
-    chosen = []
-    for pattern in patterns:
-        matching = [p for name, p in named.items() if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")]
-        if not matching:
-            raise KtError(f"transfer.training.freeze: {pattern!r} matches no parameter{nearest(pattern, named)}")
-        chosen += [p for p in matching if p.requires_grad]
+    chosen = [p for pattern in patterns for p in matching(learner, pattern, "freeze") if p.requires_grad]
     learner.train()
     for parameter in chosen:
         parameter.requires_grad_(False)

@@ -341,9 +341,7 @@ class Session:
 
     def _loss(self, method: Method, output: Any, batch: Batch) -> Tensor:
         """The method's loss per image, from what the learner gives."""
-        if isinstance(output, list):
-            output = torch.stack([self.task.aligned(answer, batch.truth) for answer in output])
-        elif isinstance(output, Tensor):
+        if isinstance(output, Tensor):
             output = self.task.aligned(output, batch.truth)
         return method.loss(self.task, output, batch)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -28,6 +29,17 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
+def _items(rates: Any) -> Any:
+    """A mapping as the pairs that are kept of it."""
+    return tuple(rates.items()) if isinstance(rates, dict) else rates
+
+
+Factors = dict[str, PositiveFloat]
+
+PARAMETERS = {"step": ("step_epochs", "step_factor"), "poly": ("power",)}
+"""Parameters of schedules."""
+
+
 class Training(Spec):
     """Training of a student: one step per batch; images that do not fill a batch wait for the next epoch."""
 
@@ -37,11 +49,12 @@ class Training(Spec):
     weight_decay: float = Field(0.0, ge=0)
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="of `sgd`")
-    schedule: Literal["cosine", "linear", "constant", "step"] = Field(
+    schedule: Literal["cosine", "linear", "poly", "constant", "step"] = Field(
         "cosine",
-        description="of the learning rate: towards zero after the last step, `constant`, or `step`, which multiplies "
-        "it by `step_factor` every `step_epochs` epochs",
+        description="of the learning rate: towards zero after the last step (`poly` as the share of the steps that is "
+        "left, to the `power`), `constant`, or `step`, which multiplies it by `step_factor` every `step_epochs` epochs",
     )
+    power: PositiveFloat = Field(0.9, description="of `poly`")
     step_epochs: PositiveInt = Field(15, description="of `step`")
     step_factor: float = Field(0.1, gt=0, le=1, description="of `step`")
     warm_up: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the learning rate rises")
@@ -50,13 +63,21 @@ class Training(Spec):
         (), description="patterns of parameters that stay as they are, e.g. `stem.*`; their BatchNorm does too"
     )
 
+    rates: Annotated[tuple[tuple[str, PositiveFloat], ...], BeforeValidator(_items, json_schema_input_type=Factors)] = (
+        Field(
+            (),
+            description="patterns of parameters that learn faster or slower than the rest, with a factor on `lr`, e.g. "
+            "`{encoder.*: 0.1}`; of several that match, the first counts",
+        )
+    )
+
     @model_serializer(mode="wrap")
     def _of_its_schedule(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the parameters of `step` under another schedule: they have no part in its results, nor in keys."""
+        """Without the parameters of other schedules, and without rates where there are none: keys stay as they were."""
         plain: dict[str, Any] = dump(self)
-        if self.schedule != "step":
-            del plain["step_epochs"], plain["step_factor"]
-        return plain
+        idle = {name for of, names in PARAMETERS.items() if of != self.schedule for name in names}
+        idle |= set() if self.rates else {"rates"}
+        return {name: value for name, value in plain.items() if name not in idle}
 
 
 def constrained(field: FieldInfo) -> Any:

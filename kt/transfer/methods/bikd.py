@@ -53,18 +53,22 @@ class BiKD(Partitioned, Supervised):
         return frozen, partition.by_fit(task, partition.pick(teacher, best), frozen, truth, self.level)
 
     def learner(self, students: Sequence[nn.Module], examples: Examples) -> nn.Module:
-        """All models as one; its output is their answers, [M, B, …]."""
+        """All models as one; its output is their answers, M of [B, …]."""
         from kt.transfer.learners import Together
 
         return Together(students)
 
-    def loss(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
-        """Sum of all models' losses per image, float32 [B], from answers [M, B, …]."""
-        answers = output.unbind()
-        total = output.new_zeros(len(batch.truth))
+    def loss(self, task: Task, output: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Sum of all models' losses per image, float32 [B], from M answers [B, …]."""
+        import torch
+
+        answers = [task.aligned(own, batch.truth) for own in output]
+        total = answers[0].new_zeros(len(batch.truth))
         for own in answers:
             total = total + self.supervised(task, own, batch.truth)
-        for teaching, target in zip(self.masks(task, output, batch.truth, self.level), answers, strict=True):
+        for teaching, target in zip(
+            self.masks(task, torch.stack(answers), batch.truth, self.level), answers, strict=True
+        ):
             for own in answers:
                 if own is not target:
                     taught = task.imitate(target.detach() if self.stop_gradient else target, own, self.temperature)
