@@ -35,6 +35,7 @@ SCORES = (
     *("agreement", "kappa", "double_fault", "q_statistic"),
     *(f"expertise_similarity_{share}" for share in (2, 5, 20, 50)),
     *("pos_flips_top5", "capa", "js_divergence", "leep", "cka"),
+    *("pixel_flips", "pixel_flips_se", "neg_pixel_flips"),
 )
 """The numeric columns of the complementarity table in memory."""
 

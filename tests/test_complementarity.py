@@ -380,8 +380,8 @@ def test_agreement_of_unchanged_models_is_not_counted_again(tmp_path, monkeypatc
     source, labels, classes = zoo_of(6)
     made(tmp_path / "t.parquet", without(source, "m2"), labels, classes)
     compared = []
-    equal = agreement._equal
-    monkeypatch.setattr(agreement, "_equal", lambda one, others: compared.append(len(others)) or equal(one, others))
+    equal = agreement.equal
+    monkeypatch.setattr(agreement, "equal", lambda one, others: compared.append(len(others)) or equal(one, others))
     made(tmp_path / "t.parquet", source, labels, classes)
     assert sum(compared) == 5
 
@@ -441,8 +441,8 @@ def test_columns_that_a_table_does_not_have_yet_leave_its_measures_of_all_pairs(
     old = pq.read_table(path)
     pq.write_table(old.drop_columns(["neg_class_entropy"]), path)
     counted = []
-    equal = agreement._equal
-    monkeypatch.setattr(agreement, "_equal", lambda one, others: counted.append(1) or equal(one, others))
+    equal = agreement.equal
+    monkeypatch.setattr(agreement, "equal", lambda one, others: counted.append(1) or equal(one, others))
     assert made(path, source, labels, classes, measures=["agreement"]) == 4 * 3
     assert not counted
     assert pq.read_table(path).equals(old)

@@ -22,13 +22,19 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-NO_PROPERTY = ("fingerprint", "arch", "train_seconds", "acc_validation")
+NO_PROPERTY = (
+    *("fingerprint", "arch", "train_seconds", "acc_validation"),
+    *("pixel_acc", "mean_class_acc", "fw_iou", "iou_by_class"),
+)
 """Of a model: names rather than properties, what the run took, and the metric a second time."""
 
-NO_MEASURE = ("split", "n", "acc_teacher", "acc_student", "neg_flips", "pos_flips_untrained")
+NO_MEASURE = (*("split", "n", "acc_teacher", "acc_student", "neg_flips", "neg_pixel_flips", "pos_flips_untrained"),)
 """Of a pair: what the models' own properties hold already (flips of an untrained teacher are the student's metric
 again), and negative flips: pos_flips − neg_flips is ``acc_difference`` exactly, so two of the three are enough.
 """
+
+OF_PIXELS = ("pixel_flips",)
+"""Of a pair: measures that only dense tasks have; elsewhere they are not even unknown."""
 
 MOST_NAMES = 12
 """A column with more distinct names than this is only compared, not made into flags."""
@@ -138,6 +144,8 @@ def _measures(inputs: Inputs, names: list[str]) -> pd.DataFrame:
     columns = {}
     for name in map(str, scores.columns):
         if name in (*PAIR, *NO_MEASURE) or name.endswith("_se"):
+            continue
+        if name in OF_PIXELS and not inputs.task.dense:
             continue
         if name.startswith("expertise") and scores[name].map(_is_list).any():
             columns[name] = scores[name].map(lambda classes: len(classes) if _is_list(classes) else np.nan)

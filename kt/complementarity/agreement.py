@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from threading import Lock
 
@@ -45,17 +45,22 @@ def agreement(source: Source, into: NDArray[np.float64], changed: Sequence[int],
 
         def count(pair: tuple[int, NDArray[np.int64]], part: NDArray[np.unsignedinteger] = part) -> None:
             model, others = pair
-            for tile in (others[i : i + TILE] for i in range(0, len(others), TILE)):
-                run = slice(int(tile[0]), int(tile[-1]) + 1)  # a run of models needs no copy
-                which = run if run.stop - run.start == len(tile) else tile
-                same[model, which] += _equal(part[model], part[which])
+            for which in tiles(others):
+                same[model, which] += equal(part[model], part[which])
 
         list(pool.map(count, new_pairs(models, changed)))
     for model, others in new_pairs(models, changed):
         into[model, others] = into[others, model] = 100 * same[model, others] / images
 
 
-def _equal(one: NDArray[np.unsignedinteger], others: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
+def tiles(models: NDArray[np.int64]) -> Iterator[slice | NDArray[np.int64]]:
+    """Ascending indices of models, ``TILE`` at a time; as a slice where they are a run, which needs no copy."""
+    for tile in (models[i : i + TILE] for i in range(0, len(models), TILE)):
+        run = slice(int(tile[0]), int(tile[-1]) + 1)
+        yield run if run.stop - run.start == len(tile) else tile
+
+
+def equal(one: NDArray[np.unsignedinteger], others: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
     """Number of equal entries of [n] and each row of [S, n], int64 [S]."""
     equal = np.empty((len(others), -(-len(one) // 64) * 64), bool)
     equal[:, len(one) :] = False

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from kt.complementarity.flips import Counts
+from kt.complementarity.flips import Counts, Numbers
 from kt.complementarity.sources import Source
 from kt.errors import KtError, listed
 from kt.store import digest
@@ -22,14 +22,27 @@ ROWS = 4096
 """Images at a time."""
 
 
-def class_entropy(flips: Counts) -> NDArray[np.float64]:
+LOOKED_UP = 1 << 20
+"""Flips of a class up to which x ln x is looked up: images are few, pixels are not."""
+
+
+def class_entropy(flips: Counts | Numbers) -> NDArray[np.float64]:
     """Shannon entropy in nats of the distribution of flips over classes, [P] from counts [P, C]; NaN without flips."""
-    values = np.arange(int(flips.max(initial=0)) + 1)
-    times_log = values * np.log(np.maximum(values, 1))  # counts are small integers: look x ln x up
+    most = int(flips.max(initial=0))
+    if most < LOOKED_UP:
+        summed = np.take(_times_log(np.arange(most + 1)), flips, mode="clip").sum(-1)
+    else:
+        summed = _times_log(flips).sum(-1)
     total = flips.sum(-1, dtype=np.int64).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        entropy = np.log(total) - np.take(times_log, flips, mode="clip").sum(-1) / total
+        entropy = np.log(total) - summed / total
     return np.where(total > 0, np.maximum(entropy, 0), np.nan)
+
+
+def _times_log(counts: NDArray[np.integer]) -> NDArray[np.float64]:
+    """The product x ln x of every count; 0 for 0."""
+    found: NDArray[np.float64] = counts * np.log(np.maximum(counts, 1))
+    return found
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class Areas:
     sizes: NDArray[np.int64]
 
     @classmethod
-    def of(cls, flips: Counts) -> Areas:
+    def of(cls, flips: Counts | Numbers) -> Areas:
         """From flips per class, [P, C]."""
         classes = flips.shape[1]
         bits = (classes - 1).bit_length()

@@ -40,8 +40,8 @@ class Places:
     words: int
 
     @classmethod
-    def of(cls, labels: NDArray[np.int64], classes: int) -> Places:
-        """Places of images by their labels, int64 [N]."""
+    def of(cls, labels: NDArray[np.integer], classes: int) -> Places:
+        """Places of images by their labels, [N]."""
         sizes = np.bincount(labels, minlength=classes)
         words = np.maximum(1, -(-sizes // WORD))
         starts = np.cumsum(words) - words

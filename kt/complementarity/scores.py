@@ -10,7 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kt.complementarity.expertise import Areas, ClassVectors, class_entropy
-from kt.complementarity.flips import Counts, Graded, Right, double_fault, kappa, q_statistic, untrained
+from kt.complementarity.flips import Counts, Graded, Numbers, Right, double_fault, kappa, q_statistic, untrained
+from kt.complementarity.pixels import Pixels
 from kt.complementarity.spec import possible
 from kt.tables import schema
 from kt.tables.of_study import SHARES
@@ -36,6 +37,7 @@ class Scoring:
         matrices: measures of all pairs at once, each float64 [M, M] by teacher and student.
         vectors: class vectors, for the measure ``expertise_similarity``.
         listed: whether rows list classes.
+        pixels: right pixels of models and pairs, of a task that predicts a class for each.
     """
 
     names: Sequence[str]
@@ -46,6 +48,7 @@ class Scoring:
     matrices: Mapping[str, NDArray[np.float64]]
     vectors: ClassVectors | None
     listed: bool
+    pixels: Pixels | None = None
 
     def rows(self, teachers: Indices, students: Indices) -> pa.Table:
         """Rows of P pairs, in the given order, from the indices of their models, int64 [P]."""
@@ -53,6 +56,8 @@ class Scoring:
             columns = self._graded(self.scored, teachers, students)
         else:
             columns = self._right(self.scored, teachers, students)
+        if self.pixels:
+            columns |= self._of_pixels(self.pixels, teachers, students)
         return self._table(teachers, students, columns | self._measured(teachers, students))
 
     def _graded(self, scored: Graded, teachers: Indices, students: Indices) -> Columns:
@@ -71,17 +76,36 @@ class Scoring:
 
     def _right(self, scored: Right, teachers: Indices, students: Indices) -> Columns:
         """The columns that come from which images are right."""
+        positive, columns = self._by_class(scored, teachers, students)
+        columns |= self._counted(scored, teachers, students, positive)
+        if self.vectors:
+            columns["class_similarity"] = np.full(len(students), self.vectors.mean())
+        return {name: values for name, values in columns.items() if possible(name, self.task)}
+
+    def _of_pixels(self, scored: Pixels, teachers: Indices, students: Indices) -> Columns:
+        """The columns that come from which pixels are right."""
+        n, t, s = scored.pixels, scored.total[teachers], scored.total[students]
+        positive, columns = self._by_class(scored, teachers, students)
+        columns |= self._faults(n, t, s, positive)
+        if "agreement" in self.measures:
+            columns["agreement"] = 100 * scored.same[teachers, students] / n
+        return columns | {
+            "pixel_flips": 100 * positive / n,
+            "pixel_flips_se": 100 * scored.error[teachers, students],
+            "neg_pixel_flips": 100 * (positive - (t - s)) / n,
+        }
+
+    def _by_class(self, scored: Right | Pixels, teachers: Indices, students: Indices) -> tuple[Indices, Columns]:
+        """Positive flips, int64 [P], and the columns that say in which classes they lie."""
         tiles = [slice(i, i + TILE) for i in range(0, len(students), TILE)]
         parts = [self._spread(*scored.flips(teachers[tile], students[tile])) for tile in tiles]
         spread = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        columns = self._counted(scored, teachers, students, spread.pop("positive"))
-        if self.vectors:
-            columns["class_similarity"] = np.full(len(students), self.vectors.mean())
+        positive, columns = spread.pop("positive"), Columns()
         if self.listed:
             columns["expertise"] = _lists(spread.pop("expertise"), spread["expertise_50"])
             classes = np.full(len(students), scored.by_class.shape[1])
             columns["flips_by_class"] = _lists(spread.pop("flips_by_class"), classes)
-        return {name: values for name, values in (columns | spread).items() if possible(name, self.task)}
+        return positive, columns | spread
 
     def renewed(self, rows: pa.Table, teachers: Indices, students: Indices) -> pa.Table:
         """Rows of an earlier table with the measures of all pairs as they are now."""
@@ -94,7 +118,7 @@ class Scoring:
         """The columns that come from measures of all pairs at once."""
         return {name: matrix[teachers, students] for name, matrix in self.matrices.items()}
 
-    def _spread(self, flips: Counts, negative: Counts) -> dict[str, NDArray[np.generic]]:
+    def _spread(self, flips: Counts | Numbers, negative: Counts | Numbers) -> dict[str, NDArray[np.generic]]:
         """The columns made of positive and negative flips by class, [P, C], one pair a row."""
         areas = Areas.of(flips)
         found: dict[str, NDArray[np.generic]] = {
@@ -125,12 +149,16 @@ class Scoring:
             "neg_flips": scale * (positive - (t - s)) / n,
             "pos_flips_untrained": untrained(n, s, scored.by_class.shape[1]),
         }
+        return columns | self._faults(n, t, s, positive)
+
+    def _faults(self, n: int, t: Indices, s: Indices, positive: Indices) -> Columns:
+        """The measures asked for that follow from the n images or pixels that both, one or neither gets right."""
         optional = {
             "kappa": kappa(n, t, s, positive),
             "double_fault": double_fault(n, s, positive),
             "q_statistic": q_statistic(n, t, s, positive),
         }
-        return columns | {name: values for name, values in optional.items() if name in self.measures}
+        return {name: values for name, values in optional.items() if name in self.measures}
 
     def _table(self, teachers: Indices, students: Indices, columns: Columns) -> pa.Table:
         """Columns in the order and with the types of the schema; those not asked for are null."""

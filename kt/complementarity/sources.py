@@ -29,7 +29,7 @@ class Source(Protocol):
         """Kept parts of one model's answers, [n, …]; of classification the predicted classes."""
 
     def top(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
-        """The likeliest classes of one model, likeliest first, [n, k]."""
+        """The likeliest classes of one model, likeliest first, [n, k]; of dense tasks that of each pixel, [n, H, W]."""
 
     def logits(self, model: int, rows: slice) -> NDArray[np.floating]:
         """Logits of one model, [n, C]."""
@@ -74,7 +74,7 @@ class Files:
         return self._rows(model, "predicted", rows)
 
     def top(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
-        """The likeliest classes of one model, likeliest first, [n, k]."""
+        """The likeliest classes of one model, [n, k], or that of each pixel, [n, H, W]."""
         return self._rows(model, "top", rows)
 
     def logits(self, model: int, rows: slice) -> NDArray[np.floating]:

@@ -30,14 +30,31 @@ OF_CLASSES = (
 """Beginnings of columns that need classes and their probabilities."""
 
 OF_BITS = ("kappa", "double_fault", "q_statistic")
-"""Columns that need to know which images are right or wrong."""
+"""Columns that need to know which images, or pixels, are right or wrong."""
+
+OF_PIXELS = ("pixel_flips", "neg_pixel_flips")
+"""Beginnings of columns that count pixels: those of tasks that predict a class for each."""
+
+OF_IMAGES = (
+    *("expertise_similarity", "class_similarity", "pos_flips_untrained"),
+    *("pos_flips_top5", "capa", "js_divergence", "leep", "cka"),
+)
+"""Beginnings of columns that need one answer, or the features, of a whole image: such a task lacks them."""
+
+
+def counts_pixels(task: Words) -> bool:
+    """Whether the table counts pixels: of tasks that predict a class for each."""
+    return task.dense and task.has_classes
 
 
 def possible(column: str, task: Words) -> bool:
     """Whether a measure, or a column of the table, makes sense for a task; those that do not are null."""
+    of_pixels = counts_pixels(task)
     if not task.has_classes and column.startswith(OF_CLASSES):
         return False
-    return task.metric.binary or column not in OF_BITS
+    if column.startswith(OF_IMAGES if of_pixels else OF_PIXELS):
+        return False
+    return of_pixels or task.metric.binary or column not in OF_BITS
 
 
 class ComplementaritySpec(Spec):

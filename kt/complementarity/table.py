@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -16,14 +17,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kt import store
-from kt.complementarity import expertise, reuse
+from kt.complementarity import expertise, pixels, reuse
 from kt.complementarity.agreement import agreement, capa, top_flips
 from kt.complementarity.flips import Graded, Places, Right
 from kt.complementarity.reuse import Earlier, Facts
 from kt.complementarity.scores import Scoring
 from kt.complementarity.similarity import cka, js_divergence, leep
 from kt.complementarity.sources import Source, key_of
-from kt.complementarity.spec import ComplementaritySpec
+from kt.complementarity.spec import ComplementaritySpec, counts_pixels
 from kt.errors import KtError
 from kt.tasks.classification import Classification
 from kt.tasks.task import Task
@@ -39,6 +40,11 @@ ROWS = 1 << 14
 LISTED = 20_000_000
 """Pairs × classes up to which the table lists classes by default."""
 
+HASHED = 256
+"""Truths at a time."""
+
+LISTED_PIXELS = 1 << 31
+"""Pixels from which on it never does: their numbers by class have 32 bits."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -86,7 +92,7 @@ class Table:
 
 def make(
     source: Source,
-    truth: NDArray[Any],
+    truth: Any,
     classes: int,
     split: str,
     spec: ComplementaritySpec,
@@ -98,7 +104,7 @@ def make(
 
     Args:
         source: predictions of M models.
-        truth: of the images, [N, …]; of classification labels int64 [N].
+        truth: of the images, [N, …]; of classification labels int64 [N]; of a dense task only slices of it are read.
         classes: number of classes C; any number where the task has none.
         split: name of the split, for the table.
         spec: the measures; those that make no sense for the task are left out.
@@ -107,7 +113,7 @@ def make(
         task: what is learnt.
 
     Memory: one bit per image and model, or eight bytes where scores are numbers; an [M, M] matrix for each measure of
-    all pairs at once; and chunks.
+    all pairs at once, and where pixels are counted for each class; and chunks.
 
     Raises:
         KtError: predictions or class vectors cannot be read, or scores are not finite.
@@ -121,13 +127,15 @@ def make(
             if spec.class_embeddings
             else expertise.mean_logits(source, int(np.argmax(scored.total)), truth, classes)
         )
+    of_pixels = counts_pixels(task.words)
     listed = models * (models - 1) * classes <= LISTED if spec.class_lists is None else spec.class_lists
-    listed = listed and task.has_classes
+    listed = listed and task.has_classes and not (of_pixels and math.prod(truth.shape) >= LISTED_PIXELS)
     compared = _key(truth, classes, split, task)
-    in_rows = [name for name in sorted(measures) if name not in MATRICES]
+    at_once = [name for name in measures if name in MATRICES and not of_pixels]
+    in_rows = sorted(set(measures) - set(at_once))
     facts = Facts(
         rows=store.digest([VERSION, compared, in_rows, listed, vectors.digest if vectors else None]),
-        measures={name: store.digest([VERSION, compared, name]) for name in measures if name in MATRICES},
+        measures={name: store.digest([VERSION, compared, name]) for name in at_once},
         predicted=dict(zip(names, kept, strict=True)),
         content={name: source.content(model) for model, name in enumerate(names)},
     )
@@ -140,20 +148,24 @@ def make(
         fill(source, into, changed, pool)
         matrices[name] = into
     numbers = before.numbers() if before else np.full((models, models), -1)
-    scoring = Scoring(names, split, task.words, scored, measures, matrices, vectors, listed)
-    measured = int((numbers[reuse.off_diagonal(models)] < 0).sum())
-    return Table(facts, measured, _pieces(scoring, before, numbers, pool))
+    new = (numbers < 0) & reuse.off_diagonal(models)
+    counted = None
+    if of_pixels:
+        counted = pixels.count(source, truth, classes, np.flatnonzero(new.sum(1) == models - 1).tolist(), pool)
+    scoring = Scoring(names, split, task.words, scored, measures, matrices, vectors, listed, counted)
+    return Table(facts, int(new.sum()), _pieces(scoring, before, numbers, pool))
 
 
-def _scored(source: Source, truth: NDArray[Any], classes: int, task: Task) -> tuple[Right | Graded, list[str]]:
+def _scored(source: Source, truth: Any, classes: int, task: Task) -> tuple[Right | Graded, list[str]]:
     """Scores of every model, and a hash of what they come from; one model's answers are held at a time."""
-    places = Places.of(*(truth, classes) if task.has_classes else (np.zeros(len(truth), np.int64), 1))
+    places = Places.of(*(truth, classes) if task.classifies else (np.zeros(len(truth), np.int64), 1))
     found, keys = [], []
     for model, name in enumerate(source.names):
         kept = source.kept(model, slice(0, source.images))
         scores = task.scores(kept, truth)
-        keys.append(key_of(kept if task.has_classes else scores))  # code of a task may change, and with it the scores
         _check_scores(scores, name, len(truth), task)
+        key = key_of(kept if task.classifies else scores)  # code of a task may change, and with it the scores
+        keys.append(store.digest([key, source.content(model)]) if counts_pixels(task.words) else key)
         found.append(places.pack(scores) if task.metric.binary else scores.astype(np.float64))
     return Right.of(places, np.stack(found)) if task.metric.binary else Graded(np.stack(found)), keys
 
@@ -168,12 +180,15 @@ def _check_scores(scores: NDArray[Any], name: str, images: int, task: Task) -> N
         raise KtError(f"complementarity: {bad} of {images} scores of {name!r} are not finite")
 
 
-def _key(truth: NDArray[Any], classes: int, split: str, task: Task) -> str:
+def _key(truth: Any, classes: int, split: str, task: Task) -> str:
     """Hash of what predictions are compared with."""
-    content = hashlib.sha256(np.ascontiguousarray(truth).data).hexdigest()
-    if task.has_classes:
-        return store.digest([content, classes, split])
-    return store.digest([content, str(truth.dtype), list(truth.shape), split, task.words.to_json()])
+    content = hashlib.sha256()
+    for start in range(0, len(truth), HASHED):
+        content.update(np.ascontiguousarray(truth[start : start + HASHED]).data)
+    if task.classifies:
+        return store.digest([content.hexdigest(), classes, split])
+    facts = [content.hexdigest(), str(truth[:1].dtype), list(truth.shape), split, task.words.to_json()]
+    return store.digest([*facts, classes] if task.has_classes else facts)
 
 
 def _pieces(scoring: Scoring, before: Earlier | None, numbers: NDArray[np.int64], pool: Executor) -> Iterator[pa.Table]:

@@ -174,6 +174,14 @@ class Picked:
     array: NDArray[Any]
     rows: NDArray[np.int64]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape [n, …] of all these rows."""
+        return (len(self.rows), *self.array.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def __getitem__(self, some: slice) -> NDArray[Any]:
         """A stretch of the rows."""
         return np.asarray(self.array[self.rows[some]])

@@ -19,6 +19,7 @@ from kt.errors import KtError, unknown
 from kt.layout import Layout
 from kt.study.study import Study
 from kt.tables import gather, schema
+from kt.tasks.task import Task
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,11 @@ def metadata(study: Study) -> dict[str, str]:
     versions = {f"version_{name}": v for name, v in gather.versions().items()}
     facts = {schema.TASK: study.task.words.to_json(), "data": PurePath(study.data.source).name}
     return {"config_hash": study.hash, **facts, **versions}
+
+
+def truth_of(dataset: Dataset, split: str, task: Task) -> Any:
+    """The truth of a split's images, [n, …]; of a dense task read on demand."""
+    return dataset.truths(split) if task.dense else dataset.truth[dataset.rows(split)]
 
 
 def known_model(study: Study, name: str) -> str:

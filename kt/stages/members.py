@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from kt.errors import listed
 from kt.layout import Layout
 from kt.spec import as_written
 from kt.stages import units
-from kt.stages.common import build, known_model, metadata, pick_device
+from kt.stages.common import build, known_model, metadata, pick_device, truth_of
 from kt.study import units as requested
 from kt.study.check import check_checkpoints, check_classes, check_splits
 from kt.study.study import Study
@@ -172,7 +173,7 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
     dataset = Dataset.open(layout.data)
     corrected, extra = read_overrides(study.zoo.overrides, study.members) if study.zoo.overrides else ({}, {})
     published = read_published(study.zoo.published) if study.zoo.published else {}
-    truth = {split: dataset.truth[dataset.rows(split)] for split in ("validation", "test")}
+    truth = {split: truth_of(dataset, split, study.task) for split in ("validation", "test")}
     table = gather.zoo(
         [
             store.read_json(layout.member(name)) | {"published_acc": member.published(published)}
@@ -185,7 +186,8 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
         extra,
         study.task,
     )
-    schema.write(out, "zoo", table, {**metadata(study), "extra_columns": " ".join(extra)})
+    names = {schema.CLASS_NAMES: json.dumps(dataset.class_names)} if dataset.class_names else {}
+    schema.write(out, "zoo", table, {**metadata(study), **names, "extra_columns": " ".join(extra)})
     metric = study.task.metric
     unit = f" {metric.unit}" if metric.unit else ""
     for row in table.select(["name", "acc", "acc_published", "acc_agrees"]).to_pylist():
@@ -197,7 +199,7 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
     log.info("zoo: %d models, test %s %s", len(values), metric.name, span)
 
 
-def _specialist(name: str, member: Member, dataset: Dataset, truth: Mapping[str, NDArray[Any]]) -> gather.Specialist:
+def _specialist(name: str, member: Member, dataset: Dataset, truth: Mapping[str, Any]) -> gather.Specialist:
     classes = labels_of(name, member, dataset.class_names)
     return gather.Specialist(classes, {split: positions(labels, classes) for split, labels in truth.items()})
 

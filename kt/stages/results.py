@@ -14,11 +14,12 @@ from kt import pairs as pairing
 from kt import predictions, store
 from kt.complementarity import table
 from kt.complementarity.sources import Files
+from kt.complementarity.spec import counts_pixels
 from kt.data.datasets import Dataset
 from kt.errors import KtError, unknown
 from kt.layout import Layout
 from kt.pairs import select
-from kt.stages.common import metadata
+from kt.stages.common import metadata, truth_of
 from kt.stages.pictures import pictures
 from kt.study.study import Study
 from kt.tables import gather as final
@@ -110,13 +111,15 @@ def complementarity(study: Study, layout: Layout, split: str, out: Path, threads
     """Score every ordered pair on a split; rows of the table that ``out`` is now are kept where they still hold."""
     if split not in predictions.SPLITS:
         raise KtError(unknown("split", split, predictions.SPLITS))
+    if split == "transfer" and counts_pixels(study.task.words):
+        raise KtError("complementarity: only predictions on validation and test hold classes of pixels; name one")
     if split == "transfer" and (study.transfer.views or study.transfer.top_k):
         text = "pairs are scored on plain images and all logits; allowed splits: validation, test"
         raise KtError(f"transfer.{'views' if study.transfer.views else 'top_k'}: {text}")
     dataset = Dataset.open(layout.data)
     source = Files({name: layout.predictions(name) for name in study.names}, split)
-    truth, task = dataset.truth[dataset.rows(split)], study.task
-    if not task.labelled(truth).all():
+    truth, task = truth_of(dataset, split, study.task), study.task
+    if not task.dense and not task.labelled(truth).all():
         text = f"the {task.example}s of the split {split!r} have no labels; allowed: validation, test"
         raise KtError(f"complementarity: {text}")
     with ThreadPoolExecutor(threads) as pool:

@@ -19,6 +19,7 @@ class Column:
         meaning: in words.
         nullable: whether a value may be unknown.
         holds_names: whether values are, or contain, names of columns.
+        added: whether tables of earlier versions lack the column, where it is read as unknown.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Column:
     meaning: str
     nullable: bool = False
     holds_names: bool = False
+    added: bool = False
 
 
 METRIC = "acc"
@@ -41,6 +43,7 @@ def with_metric(text: str, key: str, instead_of: str = METRIC) -> str:
 
 TEXT, COUNT, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 CLASSES, TAGS = pa.list_(pa.int32()), pa.list_(pa.string())
+REALS = pa.list_(pa.float64())
 
 TEACHER = Column("teacher", TEXT, "name", "the model that teaches")
 STUDENT = Column("student", TEXT, "name", "the model that learns")

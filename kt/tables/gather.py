@@ -47,7 +47,7 @@ def zoo(
     members: Sequence[Mapping[str, Any]],
     files: Mapping[str, Path],
     specialists: Mapping[str, Specialist],
-    truth: Mapping[str, NDArray[Any]],
+    truth: Mapping[str, Any],
     overrides: Mapping[str, Mapping[str, Any]],
     extra: Mapping[str, pa.DataType],
     task: Task = CLASSIFICATION,

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from kt.tables.columns import CLASSES, COUNT, FLAG, KEY, METHOD, PAIR, REAL, STUDENT, SUCCESS, TAGS, TEXT, Column
+import pyarrow as pa
+
+from kt.tables.columns import CLASSES, COUNT, FLAG, KEY, METHOD, PAIR, REAL, REALS, STUDENT, SUCCESS, TAGS, TEXT, Column
+
+
+def _added(name: str, dtype: pa.DataType, unit: str, meaning: str) -> Column:
+    return Column(name, dtype, unit, meaning, nullable=True, added=True)
+
 
 SHARES = (2, 5, 20, 50)
 """Percent of the positive flips that an area of expertise holds at least."""
@@ -80,6 +87,12 @@ STUDY: dict[str, tuple[Column, ...]] = {
             True,
         ),
         Column("entropy", REAL, "nats", "mean entropy of the predicted probabilities of the test images", True),
+        _added("pixel_acc", REAL, "percent", "of segmentation: pixels of the test split that are right"),
+        _added("mean_class_acc", REAL, "percent", "right pixels of a class, mean over the classes in the truth"),
+        _added("fw_iou", REAL, "percent", "IoU of these classes, weighted by their pixels in the truth"),
+        _added(
+            "iou_by_class", REALS, "percent", "IoU of every class, class 0 first; null for one that is not in the truth"
+        ),
     ),
     "complementarity": (
         *PAIR,
@@ -149,6 +162,19 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column("js_divergence", REAL, "nats", "mean Jensen-Shannon divergence of the predicted probabilities", True),
         Column("leep", REAL, "nats", "mean log-likelihood of the teacher's classes under the student's outputs", True),
         Column("cka", REAL, "0 to 1", "linear CKA of the penultimate features, unbiased", True),
+        _added(
+            "pixel_flips",
+            REAL,
+            "percent of pixels",
+            "of segmentation: the student is wrong and the teacher is right; of the pixels that have a truth",
+        ),
+        _added(
+            "pixel_flips_se",
+            REAL,
+            "percentage points",
+            "standard error of `pixel_flips` over images, whose pixels are no independent ones",
+        ),
+        _added("neg_pixel_flips", REAL, "percent of pixels", "the teacher is wrong and the student is right"),
     ),
     "pairs": (
         *PAIR,

@@ -8,6 +8,7 @@ test compares the two.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ def build(
 ) -> pa.Table:
     """Rows (or columns) as a checked Arrow table; ``extra`` declares further, nullable columns of the user's.
 
+    Columns that tables of earlier versions lack are null where they are not given.
+
     Raises:
         KtError: a column is missing, unknown, of the wrong type, or null where it may not be.
     """
@@ -54,6 +57,9 @@ def build(
     for name in given:
         if name not in schema.names:
             raise KtError(f"table {table}: unknown column {name!r}{nearest(name, schema.names)}")
+    if isinstance(rows, Mapping) and rows:
+        unknown = [None] * len(next(iter(rows.values())))
+        columns = dict.fromkeys(_added(table), unknown) | dict(rows)
     for name in schema.names:
         if name not in columns:
             raise KtError(f"table {table}: column {name!r} is missing")
@@ -67,6 +73,11 @@ def build(
     return _without_forbidden_nulls(table, result)
 
 
+def _added(table: str) -> list[str]:
+    """Columns that tables of earlier versions lack."""
+    return [column.name for column in TABLES[table] if column.added]
+
+
 def _without_forbidden_nulls(table: str, data: pa.Table) -> pa.Table:
     for column in TABLES[table]:
         if not column.nullable and column.name in data.column_names and data[column.name].null_count:
@@ -76,6 +87,20 @@ def _without_forbidden_nulls(table: str, data: pa.Table) -> pa.Table:
 
 TASK = "task"
 """Key of a file's metadata that holds the words of the study's task."""
+
+
+CLASS_NAMES = "class_names"
+"""Key of the metadata of the table ``zoo``: the names of the classes, class 0 first, a list in JSON."""
+
+
+def class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The names of the classes in a table's metadata; none where it does not say.
+
+    Raises:
+        KtError: the file is missing or damaged.
+    """
+    text = (_open(path).schema_arrow.metadata or {}).get(CLASS_NAMES.encode())
+    return tuple(json.loads(text)) if text else ()
 
 
 def words(path: str | os.PathLike[str]) -> Words:
@@ -178,7 +203,8 @@ def read(
 ) -> pa.Table:
     """Read a table, or some of its columns; columns beyond the schema are dropped, so that any table can be fed in.
 
-    ``extra`` keeps them. Columns have the names of the schema, whatever the metric's key in the file.
+    ``extra`` keeps them. Columns have the names of the schema, whatever the metric's key in the file. Those that tables
+    of earlier versions lack are null.
 
     Raises:
         KtError: the file is missing or damaged, a column is missing, or one has the wrong type.
@@ -188,11 +214,15 @@ def read(
     schema, there = arrow_schema(table), file_names(table, key)
     if columns:
         schema = pa.schema([schema.field(name) for name in columns])
-    for name in schema.names:
-        if there[name] not in file.schema_arrow.names:
+    lacking = [name for name in schema.names if there[name] not in file.schema_arrow.names]
+    for name in lacking:
+        if columns or name not in _added(table):
             raise KtError(f"{path}: column {there[name]!r} is missing; docs/tables.md describes the table {table!r}")
+    wanted = [there[name] for name in schema.names if name not in lacking]
     try:
-        data = from_file(table, file.read(None if extra else [there[name] for name in schema.names]), key)
+        data = from_file(table, file.read(None if extra else wanted), key)
+        for name in lacking:
+            data = data.append_column(schema.field(name), pa.nulls(len(data), schema.field(name).type))
     except (pa.ArrowInvalid, OSError) as error:
         raise KtError(f"{path}: not a readable Parquet file ({error})") from error
     try:

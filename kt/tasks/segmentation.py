@@ -20,7 +20,7 @@ Resampling Plans, chapter 6.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,12 +134,13 @@ class Segmentation(Task):
         scores: NDArray[np.float64] = iou.mean() + len(kept) * moved.mean(1)
         return scores
 
-    def describe(self, answers: Array | None, kept: Array, scores: Array) -> dict[str, float | None]:
+    def describe(self, answers: Array | None, kept: Array, scores: Array) -> dict[str, Any]:
         """The other metrics of the split, and the IoU of every class."""
-        return metrics(kept)
+        by_class = [None if np.isnan(iou) else iou for iou in class_iou(kept).tolist()]
+        return {**metrics(kept), "iou_by_class": by_class}
 
 
-def metrics(kept: Array) -> dict[str, float | None]:
+def metrics(kept: Array) -> dict[str, float]:
     """Metrics of a split in percent, from the counts of its images, [N, C, 3].
 
     Returns:

@@ -220,7 +220,7 @@ class Task(ABC):
             error = self.metric.scale * math.sqrt(share * (1 - share) / len(scores))
         return abs(self.value(scores) - published) <= 3 * error
 
-    def describe(self, answers: Array | None, kept: Array, scores: Array) -> dict[str, float | None]:
+    def describe(self, answers: Array | None, kept: Array, scores: Array) -> dict[str, Any]:
         """Further columns of the table ``zoo`` on a model, from the test examples.
 
         Args:
