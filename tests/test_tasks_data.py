@@ -236,14 +236,15 @@ def test_a_trained_members_loss_is_that_of_the_task():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 12 * 20, 3))
 
-    def batch(positions: np.ndarray, _: torch.Generator) -> torch.Tensor:
-        return torch.from_numpy(images[positions]).float().permute(0, 3, 1, 2) / 255
+    def batch(positions: np.ndarray, _: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.from_numpy(images[positions]).float().permute(0, 3, 1, 2) / 255
+        return x, torch.from_numpy(truth[positions])
 
     with torch.no_grad():
-        before = model(batch(np.arange(16), torch.Generator()))
+        before = model(batch(np.arange(16), torch.Generator())[0])
     expected = (before - torch.from_numpy(truth)).square().mean().item()
     report = lambda _, loss: losses.append(loss)  # noqa: E731
-    train.train(model, batch, truth, vectors.Vectors().supervised, recipe, torch.device("cpu"), report)
+    train.train(model, batch, 16, vectors.Vectors().loss, recipe, torch.device("cpu"), report)
     assert losses == pytest.approx([expected])
 
 

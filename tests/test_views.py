@@ -133,7 +133,7 @@ def test_augmentations_keep_shape_and_range_and_depend_on_the_generator_alone(na
     assert torch.equal(found[0], found[1])
     assert torch.equal(x, before)
     assert torch.equal(torch.get_rng_state(), outside)
-    if name != "none" and shape[-1] > 1:
+    if name != "none" and shape[-1] > 1 and (name, shape[0]) != ("flip", 1):
         assert not torch.equal(found[0], found[2])
 
 

@@ -19,7 +19,7 @@ from kt.errors import KtError
 from kt.tasks.classification import Classification
 from kt.zoo import inference, models, weights
 from kt.zoo.spec import FineTune, Recipe, Thin
-from kt.zoo.train import batches, choose, linear, train
+from kt.zoo.train import batches, choose, in_memory, linear, train
 
 CPU = torch.device("cpu")
 ENTROPY = Classification().supervised
@@ -255,8 +255,8 @@ def trained(plan: Recipe) -> tuple[dict[str, torch.Tensor], list[tuple[int, floa
     torch.manual_seed(plan.seed)
     reports: list[tuple[int, float]] = []
     images, labels = data()
-    seen = batches(images, np.arange(len(labels)), plan.augment, SPEC, CPU)
-    model = train(Tiny(), seen, labels, ENTROPY, plan, CPU, lambda epoch, loss: reports.append((epoch, loss)))
+    seen = batches(images, np.arange(len(labels)), in_memory(labels, CPU), plan.augment, SPEC, CPU)
+    model = train(Tiny(), seen, len(labels), ENTROPY, plan, CPU, lambda epoch, loss: reports.append((epoch, loss)))
     return model.state_dict(), reports, model
 
 
@@ -270,7 +270,7 @@ def test_a_training_killed_at_any_step_ends_with_the_same_weights(tmp_path, augm
     plan = recipe(augment=augment)
     images, labels = data()
     whole, _, _ = trained(plan)
-    seen = batches(images, np.arange(len(labels)), augment, SPEC, CPU)
+    seen = batches(images, np.arange(len(labels)), in_memory(labels, CPU), augment, SPEC, CPU)
     calls = 0
 
     def dying(positions, generator):
@@ -283,15 +283,15 @@ def test_a_training_killed_at_any_step_ends_with_the_same_weights(tmp_path, augm
     checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=0)
     torch.manual_seed(plan.seed)
     with pytest.raises(Killed):
-        train(Tiny(), dying, labels, ENTROPY, plan, CPU, lambda *_: None, checkpoint)
+        train(Tiny(), dying, len(labels), ENTROPY, plan, CPU, lambda *_: None, checkpoint)
     torch.manual_seed(99)  # the process that goes on drew other numbers before
     epochs: list[int] = []
-    model = train(Tiny(), seen, labels, ENTROPY, plan, CPU, lambda epoch, _: epochs.append(epoch), checkpoint)
+    model = train(Tiny(), seen, len(labels), ENTROPY, plan, CPU, lambda epoch, _: epochs.append(epoch), checkpoint)
     assert all(torch.equal(tensor, whole[name]) for name, tensor in model.state_dict().items())
     assert epochs == [*range(1 + stop // 7 if stop % 7 else stop // 7, 4)]
 
 
-@pytest.mark.parametrize("augment", ["none", "shift", "noise", "erase"])
+@pytest.mark.parametrize("augment", ["none", "shift", "noise", "erase", "flip"])
 def test_training_twice_gives_bit_identical_weights_and_another_seed_does_not(augment):
     (first, reports, model), (second, again, _) = trained(recipe(augment=augment)), trained(recipe(augment=augment))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -318,8 +318,8 @@ def probe(augment: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     images, labels = data()
     plan = FineTune(mode="linear", epochs=30, batch_size=10, lr=0.05, augment=augment)
     spec = InputSpec(size=32, mean=(0.3,), std=(0.33,))
-    seen = batches(images, np.arange(30), augment, spec, CPU)
-    linear(model, seen, labels, ENTROPY, plan, CPU, lambda *_: None)
+    seen = batches(images, np.arange(30), in_memory(labels, CPU), augment, spec, CPU)
+    linear(model, seen, 30, ENTROPY, plan, CPU, lambda *_: None)
     return model, before
 
 
@@ -343,9 +343,9 @@ def test_probing_on_kept_features_is_probing_the_whole_model(monkeypatch):
 
 def test_a_model_without_a_named_classifier_cannot_be_probed():
     images, labels = data()
-    seen = batches(images, np.arange(30), "none", SPEC, CPU)
+    seen = batches(images, np.arange(30), in_memory(labels, CPU), "none", SPEC, CPU)
     with pytest.raises(KtError, match=r"Tiny has no get_classifier\(\) with weights"):
-        linear(Tiny(), seen, labels, ENTROPY, FineTune(mode="linear", epochs=1), CPU, lambda *_: None)
+        linear(Tiny(), seen, 30, ENTROPY, FineTune(mode="linear", epochs=1), CPU, lambda *_: None)
     with pytest.raises(KtError, match=r"Tiny has no method reset_classifier"):
         weights.with_new_head(Tiny(), 4)
 

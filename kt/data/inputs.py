@@ -197,6 +197,12 @@ def _erase(x: Tensor, generator: torch.Generator) -> Tensor:
     return x.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
 
 
+def _flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror every other image, on average, from left to right."""
+    mirrored = torch.rand(len(x), generator=generator, device=x.device) < 0.5
+    return x.flip(-1).where(mirrored[:, None, None, None], x)
+
+
 def _none(x: Tensor, generator: torch.Generator) -> Tensor:
     return x
 
@@ -206,5 +212,6 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "shift": _shift,
     "noise": _noise,
     "erase": _erase,
+    "flip": _flip,
 }
 """Augmentations by name: float images [B, C, H, W] in [0, 1] and a generator on their device to the same shape."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kt import pairs, store
 from kt.data.datasets import Dataset
+from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.progress import Progress, on_signal
@@ -16,9 +17,10 @@ from kt.spec import as_written
 from kt.stages.common import build, channels, known_model, outputs, pick_device
 from kt.study.study import Study
 from kt.tasks.classification import positions
-from kt.zoo import header, knowledge, registry
+from kt.zoo import header, knowledge, registry, segmentation
 from kt.zoo.fit import check_head
 from kt.zoo.header import differing
+from kt.zoo.registry import Pretrained
 from kt.zoo.spec import FineTune, Member, labels_of
 
 if TYPE_CHECKING:
@@ -78,8 +80,9 @@ def _start(study: Study, name: str, dataset: Dataset) -> nn.Module:
 
     member, colours = study.zoo.models[name], channels(study, name, dataset)
     needs = outputs(study, name, dataset)
+    models.import_modules(study.zoo.modules)
+    known = registry.load(study.zoo.modules)
     if member.checkpoint:
-        models.import_modules(study.zoo.modules)
         at = f"zoo.models.{name}.checkpoint"
         if other := differing(header.read(at, Path(member.checkpoint)), member.args, study.zoo.input_of(name)):
             log.warning("%s: the weights were trained with %s", at, "; ".join(other))
@@ -90,13 +93,24 @@ def _start(study: Study, name: str, dataset: Dataset) -> nn.Module:
             needs,
             member.finetune is not None,
         )
+    if encoder := segmentation.encoder_weights(member, known):
+        _warn_of_input(name, known.tags[encoder], study.zoo.input_of(name))
+        return files.pretrained(member.arch, member.args, colours, needs, encoder)
     if not member.pretrained:
         return build(study, name, dataset)
-    models.import_modules(study.zoo.modules)
-    has = registry.load(study.zoo.modules).tags[member.arch].num_classes
+    has = known.tags[member.arch].num_classes
     check_head(has, needs, member.finetune is not None)
     model = files.pretrained(member.arch, member.args, colours, has)
     return model if has == needs else files.with_new_head(model, needs)
+
+
+def _warn_of_input(name: str, known: Pretrained, spec: InputSpec) -> None:
+    """Name mean and standard deviation with which an encoder was trained, where the member has others."""
+    own, given = (known.mean, known.std), (spec.mean, spec.std)
+    if len(known.mean) == len(spec.mean) and own != given:
+        log.warning(
+            "zoo.models.%s.input: the encoder was trained with mean %s and std %s, here %s and %s", name, *own, *given
+        )
 
 
 def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Module, threads: int) -> int:
@@ -107,13 +121,13 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
     member, spec, device = study.zoo.models[name], study.zoo.input_of(name), pick_device(study.device, threads)
     recipe = member.train or member.finetune
     assert recipe is not None
-    rows = dataset.rows("zoo")
-    truth = own = dataset.truth[rows]
+    rows, dense = dataset.rows("zoo"), study.task.dense
+    truth = own = rows if dense else dataset.truth[rows]  # masks are read batch by batch
     if member.classes:
         own = positions(truth, labels_of(name, member, dataset.class_names))
         rows, truth, own = rows[own >= 0], truth[own >= 0], own[own >= 0]
     try:
-        chosen = train.choose(truth, recipe)
+        chosen = train.choose(truth, recipe, dataset.classes if dense else None)
     except KtError as error:
         key = "train" if member.train else "finetune"
         raise KtError(f"zoo.models.{name}.{key}{str(error).removeprefix('train')}") from error
@@ -126,9 +140,11 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
         progress.done = epoch - 1
         progress.step(f"loss {loss:.3f}")
 
-    batch = train.batches(dataset.images, rows[chosen], recipe.augment, spec, device)
+    rows = rows[chosen]
+    truths = train.masks(dataset.truth, rows, recipe, spec, device) if dense else train.in_memory(own[chosen], device)
+    batch = train.batches(dataset.images, rows, truths, recipe.augment, spec, device, dense)
     run = train.linear if isinstance(recipe, FineTune) and recipe.mode == "linear" else train.train
-    run(model, batch, own[chosen], study.task.supervised, recipe, device, report, checkpoint)
+    run(model, batch, len(chosen), study.task.loss, recipe, device, report, checkpoint)
     checkpoint.remove()
     return len(chosen)
 
@@ -136,20 +152,22 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
 def _known(study: Study, member: Member) -> dict[str, Any]:
     """Properties of a member that need no measurement; None where they are unknown."""
     known = registry.load(study.zoo.modules)
-    arch, _, tag = member.arch.partition(".")
-    family = known.models[arch]
-    source = as_written(study.data.source)
-    history = knowledge.training(member.arch) if member.pretrained else knowledge.Training(None, None, ())
+    arch, source = member.arch.partition(".")[0], as_written(study.data.source)
+    published = member.arch if member.pretrained else segmentation.encoder_weights(member, known)
+    encoder = segmentation.encoder_of(member)
+    backbone = (known.arch(encoder) if encoder else None) or arch
+    family = known.models[backbone]
+    history = knowledge.training(published or "")
     recipes = [recipe for recipe in (member.train, member.finetune) if recipe]
-    later = [history.finetuning, source if member.finetune else None]
+    later = [history.finetuning, source if member.finetune or (member.train and published) else None]
     return {
         "arch": arch,
-        "tag": tag if member.pretrained and tag else None,
+        "tag": published.partition(".")[2] or None if published else None,
         "family": member.family or family,
-        "kind": member.kind or knowledge.kind_of(arch, family),
-        "pretraining": member.pretraining or (source if member.train else history.pretraining),
+        "kind": member.kind or knowledge.kind_of(backbone, family),
+        "pretraining": member.pretraining or history.pretraining or (source if member.train else None),
         "finetuning": "+".join(name for name in later if name) or None,
         "recipe": [*history.recipe, *(word for recipe in recipes for word in recipe.tags())],
-        "year": knowledge.year_of(arch, family),
-        "licence": member.licence or (known.tags[member.arch].license if member.pretrained else None),
+        "year": knowledge.year_of(backbone, family),
+        "licence": member.licence or (known.tags[published].license if published else None),
     }

@@ -21,7 +21,7 @@ from kt.tasks import task as tasks
 from kt.transfer import groups
 from kt.transfer.training import Training
 from kt.zoo import members as zoo_members
-from kt.zoo import registry
+from kt.zoo import registry, segmentation
 from kt.zoo.spec import labels_of
 
 
@@ -42,6 +42,7 @@ def check(study: Study) -> Study:
     check_task(study)
     zoo = zoo_members.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
     zoo_members.check(zoo, known)
+    segmentation.check(zoo, known, study.task.name, study.task.dense)
     experiments = {
         rule: {name: experiment.check(f"{rule}.{name}", zoo, known) for name, experiment in named.items()}
         for rule, named in study.experiments.items()
@@ -56,6 +57,8 @@ def check(study: Study) -> Study:
     if classes := known_classes(study.data):
         zoo_members.check_heads(zoo, known, classes)
     check_checkpoints(study, known_channels, classes)
+    if study.task.dense:
+        segmentation.probe(zoo, classes or 2, known_channels(study.data))
     sizes = study.data.splits
     check_splits(study, {split: images for split in SPLITS if (images := sizes.known(split)) is not None})
     _check_specialists(study)

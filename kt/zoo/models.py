@@ -2,9 +2,10 @@
 
 The listing runs as a process of its own, since importing timm takes seconds and hundreds of megabytes.
 ``python -m kt.zoo.models models OUT [MODULE …]`` writes every architecture and pretrained tag as JSON, ``… sizes …``
-the sizes of the tags whose names it reads from standard input, and ``… outlines …`` the tensors of architectures;
-``kt.zoo.registry`` runs these and keeps what they write. ``python -m kt.zoo.models table kt/zoo/sizes.csv`` makes a
-table of all sizes for the timm that is installed: once, in about eight minutes of one core.
+the sizes of the tags whose names it reads from standard input, ``… outlines …`` the tensors of architectures, and
+``… probes …`` sizes and answers of networks for segmentation; ``kt.zoo.registry`` runs these and keeps what they write.
+``python -m kt.zoo.models table kt/zoo/sizes.csv`` makes a table of all sizes for the timm that is installed: once, in
+about eight minutes of one core.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kt import store
 from kt.errors import KtError, listed
+from kt.zoo import segmentation
 from kt.zoo.fit import Slot
+
+segmentation.register()
 
 SIZES = ("params", "macs", "feature_width")
 
@@ -185,7 +189,7 @@ def check_outputs(given: Any, answer: tuple[int | None, ...]) -> None:
     if not _has_shape(given, (1, *answer)) or not given.is_floating_point():
         dtype = str(given.dtype).removeprefix("torch.")
         raise KtError(f"the model gives {list(given.shape)} of {dtype} for one image; {wanted}")
-    if not given.isfinite().all():
+    if not given.is_meta and not given.isfinite().all():
         raise KtError("the model's answer to a plain image is not finite; its weights or its input are wrong")
 
 
@@ -267,6 +271,32 @@ def outlines(wanted: Iterable[tuple[str, dict[str, Any], int]]) -> list[dict[str
     return found
 
 
+def probes(wanted: Iterable[tuple[str, dict[str, Any], int, tuple[int, int, int]]]) -> list[dict[str, Any] | str]:
+    """Sizes, operations and shape of the answer of networks that answer for each pixel, or what is wrong with them.
+
+    Args:
+        wanted: architecture, arguments, outputs, and shape of an image, of each network.
+    """
+    found: list[dict[str, Any] | str] = []
+    for each in wanted:
+        try:
+            try:
+                with torch.device("meta"):
+                    found.append(_probe(*each))
+            except KtError:  # some operations are not there for tensors without values
+                found.append(_probe(*each))
+        except KtError as error:
+            found.append(str(error).removeprefix("zoo: "))
+    return found
+
+
+def _probe(arch: str, args: dict[str, Any], outputs: int, shape: tuple[int, int, int]) -> dict[str, Any]:
+    model = build(arch, args, outputs, shape[0])
+    operations, given = run_once(model, shape)
+    check_outputs(given, (outputs, None, None))
+    return {**sizes(model), "macs": operations, "answer": given.shape[1:]}
+
+
 def table(found: Mapping[str, Mapping[str, int | None] | None]) -> str:
     """Sizes as CSV, below a line with timm's version; models of unknown size are left out."""
     lines = [f"# timm {timm.__version__}", f"name,{','.join(SIZES)}"]
@@ -292,6 +322,7 @@ def main(argv: Sequence[str]) -> int:
         "models": lambda _: everything(),
         "sizes": sizes_of_tags,
         "outlines": outlines,
+        "probes": probes,
     }
     Path(out).write_text(json.dumps(ask[what](json.load(sys.stdin))), encoding="utf-8")
     return 0

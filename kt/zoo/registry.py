@@ -74,6 +74,13 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Probe(Size):
+    """The same of a network that answers for each pixel, and the shape of its answer: outputs, height and width."""
+
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Registry:
     """Every architecture with the module that defines it, every pretrained tag, and architectures' former names."""
 
@@ -147,13 +154,32 @@ def outlines(
 
     Those that the cache does not hold are built on torch's meta device: about half a second each.
     """
-    path, keys = cache_folder() / f"outlines-{_key(modules)}.json", [store.digest(list(each)) for each in wanted]
+    found = _cached("outlines", wanted, modules)
+    return [outline if isinstance(outline, str) else _slots(outline) for outline in found]
+
+
+def probes(
+    wanted: Sequence[tuple[str, dict[str, Any], int, tuple[int, int, int]]], modules: Sequence[str] = ()
+) -> list[Probe | str]:
+    """Sizes and answers of networks that answer for each pixel, or what is wrong with them.
+
+    Each is given by architecture, arguments, outputs and shape of an image. They are kept and made as ``outlines``.
+    """
+    found = _cached("probes", wanted, modules)
+    return [
+        probe if isinstance(probe, str) else Probe(**{**probe, "answer": tuple(probe["answer"])}) for probe in found
+    ]
+
+
+def _cached(what: str, wanted: Sequence[tuple[Any, ...]], modules: Sequence[str]) -> list[Any]:
+    """Answers about networks from the cache, or else from timm; refusals, which are texts, are not kept."""
+    path, keys = cache_folder() / f"{what}-{_key(modules)}.json", [store.digest(list(each)) for each in wanted]
     kept: dict[str, Any] = store.read_json(path) if path.is_file() else {}
     if missing := {key: each for key, each in zip(keys, wanted, strict=True) if key not in kept}:
-        found = dict(zip(missing, _ask("outlines", modules, json.dumps(list(missing.values()))), strict=True))
-        _keep(path, kept | {key: outline for key, outline in found.items() if not isinstance(outline, str)})
+        found = dict(zip(missing, _ask(what, modules, json.dumps(list(missing.values()))), strict=True))
+        _keep(path, kept | {key: answer for key, answer in found.items() if not isinstance(answer, str)})
         kept |= found
-    return [outline if isinstance(outline, str) else _slots(outline) for outline in map(kept.__getitem__, keys)]
+    return [kept[key] for key in keys]
 
 
 def _slots(outline: dict[str, Any]) -> dict[str, Slot]:
@@ -166,10 +192,10 @@ def cache_folder() -> Path:
 
 
 def _key(modules: Sequence[str]) -> str:
-    """A hash of timm's version and of the sources that determine its answer."""
-    content = hashlib.sha256(version("timm").encode())
+    """A hash of the libraries' versions and of the sources that determine their answers."""
+    content = hashlib.sha256(f"{version('timm')} {version('segmentation-models-pytorch')}".encode())
     here = Path(__file__).parent
-    own = [here / name for name in ("fit.py", "models.py")]
+    own = [here / name for name in ("fit.py", "models.py", "segmentation.py")]
     for path in (*sorted((source("timm").parent / "models").glob("*.py")), *own):
         content.update(path.read_bytes())
     for module in modules:

@@ -41,7 +41,11 @@ Count = Annotated[PositiveInt, BeforeValidator(_whole, json_schema_input_type=Po
 
 
 class Thin(Spec):
-    """Keep only a share of the training images of some classes: that makes a specialist for the others."""
+    """Keep only a share of the training images of some classes: that makes a specialist for the others.
+
+    In segmentation, where an image has many classes, all images stay, but their pixels of these classes have a truth
+    only in that share of them.
+    """
 
     classes: tuple[int, ...] = Field(min_length=1, description="classes to thin out")
     keep: float = Field(0.125, ge=0, lt=1, description="share of their images that stays")
@@ -50,7 +54,7 @@ class Thin(Spec):
 class Recipe(Spec):
     """Training of a member on the zoo split: AdamW, one-cycle schedule, the task's own loss."""
 
-    augment: Literal["none", "shift", "noise", "erase"] = "none"
+    augment: Literal["none", "shift", "noise", "erase", "flip"] = "none"
     epochs: PositiveInt
     images: PositiveInt | None = Field(None, description="images drawn from the zoo split; all when left out")
     thin: Thin | None = None

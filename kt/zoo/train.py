@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from kt.costs import EVALUATED
 from kt.data.inputs import AUGMENTATIONS, normalise, to_unit
 from kt.data.spec import InputSpec
 from kt.errors import KtError
+from kt.tasks.segmentation import IGNORED
 from kt.tasks.task import Array
 from kt.zoo.features import classifiers, penultimate
 from kt.zoo.inference import autocast
@@ -29,21 +31,29 @@ from kt.zoo.spec import Recipe
 WARM_UP = 0.2
 """Share of the steps in which the one-cycle learning rate rises."""
 
+MOVES = ("shift", "erase", "flip")
+"""Augmentations that move pixels or take them away; they do the same to masks."""
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Loss of each example, float32 [b], from answers and truths [b, …]."""
 
-Batches = Callable[[NDArray[np.int64], torch.Generator], Tensor]
-"""Inputs of a model for the training examples at some positions; anything random comes from the generator."""
+Truths = Callable[[NDArray[np.int64]], Tensor]
+"""Truths of the training examples at some positions, [b, …]."""
+
+Batches = Callable[[NDArray[np.int64], torch.Generator], tuple[Tensor, Tensor]]
+"""Inputs of a model for the training examples at some positions, and their truths; anything random comes from the
+generator."""
 
 
-def choose(labels: Array, recipe: Recipe) -> NDArray[np.int64]:
+def choose(labels: Array, recipe: Recipe, classes: int | None = None) -> NDArray[np.int64]:
     """Positions of the images that a recipe trains on, int64 [n], in increasing order.
 
     First ``recipe.images`` are drawn, then the share ``thin.keep`` of every thinned class is kept.
 
     Args:
-        labels: of the zoo split, int64 [N]; truths of any shape [N, …] where the recipe thins out no class.
+        labels: of the zoo split, int64 [N]; anything [N, …] where no images are thinned out.
         recipe: which images it takes.
+        classes: number of classes of a dense task, whose images all stay: ``masks`` thins out pixels.
 
     Raises:
         KtError: it requests more images than the zoo split has, thins a class that is not there, or leaves fewer than
@@ -54,7 +64,10 @@ def choose(labels: Array, recipe: Recipe) -> NDArray[np.int64]:
     if wanted > len(labels):
         raise KtError(f"train.images: {wanted} asked for, but the zoo split has {len(labels)} of the model's classes")
     chosen = np.sort(generator.permutation(len(labels))[:wanted])
-    if recipe.thin:
+    if recipe.thin and classes is not None:
+        if absent := set(recipe.thin.classes) - set(range(classes)):
+            raise KtError(f"train.thin.classes: no class {min(absent)}; the data set's classes are 0 to {classes - 1}")
+    elif recipe.thin:
         if absent := set(recipe.thin.classes) - set(labels.tolist()):
             raise KtError(
                 f"train.thin.classes: no class {min(absent)} in the zoo split; its classes end at {labels.max()}"
@@ -70,24 +83,80 @@ def choose(labels: Array, recipe: Recipe) -> NDArray[np.int64]:
     return chosen
 
 
+def in_memory(truth: Array, device: torch.device) -> Truths:
+    """Truths [n, …] that are all on the device."""
+    y = torch.from_numpy(np.array(truth)).to(device)
+    return lambda positions: y[torch.from_numpy(positions).to(device)]
+
+
+def masks(
+    truth: NDArray[np.uint8], rows: NDArray[np.int64], recipe: Recipe, spec: InputSpec, device: torch.device
+) -> Truths:
+    """Masks at the size of a model's input, uint8 [b, height, width]; read on demand.
+
+    Pixels of a thinned class have a truth in a drawn share ``thin.keep`` of the images, of the others none.
+
+    Args:
+        truth: of all images, uint8 [N, H, W], memory-mapped or in memory; the input shows whole images.
+        rows: the training images, int64 [n].
+        recipe: which classes are thinned out.
+        spec: the model's input.
+        device: of the masks.
+    """
+    hidden = _hidden(len(rows), recipe)
+
+    def read(positions: NDArray[np.int64]) -> Tensor:
+        found = np.array(truth[rows[positions]])
+        for label, where in hidden.items():
+            found[where[positions, None, None] & (found == label)] = IGNORED
+        y = torch.from_numpy(found).to(device)
+        return y if y.shape[1:] == spec.sides else F.interpolate(y[:, None], spec.sides, mode="nearest-exact")[:, 0]
+
+    return read
+
+
+def _hidden(n: int, recipe: Recipe) -> dict[int, NDArray[np.bool_]]:
+    """Whether each of n images lacks the truth of each thinned class, bool [n]."""
+    generator = np.random.default_rng(recipe.seed)
+    thin = recipe.thin
+    return {label: generator.permutation(n) >= round(n * thin.keep) for label in thin.classes} if thin else {}
+
+
 def batches(
-    images: NDArray[np.uint8], rows: NDArray[np.int64], augment: str, spec: InputSpec, device: torch.device
+    images: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    truths: Truths,
+    augment: str,
+    spec: InputSpec,
+    device: torch.device,
+    dense: bool = False,
 ) -> Batches:
-    """Batches of augmented images as a model sees them, float32 [b, C, height, width]; read on demand.
+    """Batches of augmented images as a model sees them, float32 [b, C, height, width], and truths; read on demand.
 
     Args:
         images: uint8 [N, H, W, C], memory-mapped or in memory.
         rows: the training images, int64 [n].
+        truths: of these.
         augment: a name in ``AUGMENTATIONS``.
         spec: the model's input.
         device: of the batches.
+        dense: whether truths are masks, which move with the images.
     """
+    change = AUGMENTATIONS[augment]
 
-    def batch(positions: NDArray[np.int64], generator: torch.Generator) -> Tensor:
-        plain = to_unit(images[rows[positions]], spec, device)
-        return normalise(AUGMENTATIONS[augment](plain, generator), spec)
+    def batch(positions: NDArray[np.int64], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x, y = to_unit(images[rows[positions]], spec, device), truths(positions)
+        x, y = _moved(x, y, change, generator) if dense and augment in MOVES else (change(x, generator), y)
+        return normalise(x, spec), y
 
     return batch
+
+
+def _moved(x: Tensor, y: Tensor, change: Callable[..., Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images and masks [b, H, W] changed together; where an image is black now, its mask has no truth."""
+    shown = (y + 1).to(x.dtype)  # in bytes: no truth becomes 0, as black is
+    both = change(torch.cat([x, shown[:, None]], 1), generator)
+    return both[:, :-1], both[:, -1].to(torch.uint8) - 1
 
 
 @dataclass
@@ -128,7 +197,7 @@ class _Run:
 def train(
     model: nn.Module,
     batch: Batches,
-    truth: Array,
+    n: int,
     loss: Loss,
     recipe: Recipe,
     device: torch.device,
@@ -140,8 +209,8 @@ def train(
 
     Args:
         model: whose answers have the shape that the loss takes.
-        batch: examples by their position among ``truth``.
-        truth: [n, …].
+        batch: examples by their position.
+        n: number of examples.
         loss: of the task.
         recipe: epochs, learning rate, seed.
         device: where to train.
@@ -153,7 +222,7 @@ def train(
         KtError: the loss is not finite.
         Interrupted: the training was asked to stop; its state is saved.
     """
-    size, steps = recipe.batch_size, len(truth) // recipe.batch_size
+    size, steps = recipe.batch_size, n // recipe.batch_size
     model = model.to(device).to(memory_format=torch.channels_last).train(not only)
     if only:
         model.requires_grad_(False)
@@ -171,15 +240,15 @@ def train(
     )
     if checkpoint and (state := checkpoint.load(device)):
         run.restore(state)
-    y = torch.from_numpy(np.array(truth)).to(device)
     while run.epoch <= recipe.epochs:
         if run.epoch_order is None:
-            run.epoch_order = torch.randperm(len(truth), generator=run.order)
+            run.epoch_order = torch.randperm(n, generator=run.order)
         while run.step < steps:
             chosen = run.epoch_order[run.step * size : (run.step + 1) * size].cpu()
+            x, y = batch(chosen.numpy(), run.augmenting)
             with autocast(device):
-                answer = model(batch(chosen.numpy(), run.augmenting))
-            mean = loss(answer.float(), y[chosen.to(device)]).mean()
+                answer = model(x)
+            mean = loss(answer.float(), y).mean()
             torch.autograd.backward(mean)
             optimiser.step()
             run.schedule.step()
@@ -203,7 +272,7 @@ def _end_epoch(run: _Run, steps: int, recipe: Recipe, report: Callable[[int, flo
 def linear(
     model: nn.Module,
     batch: Batches,
-    truth: Array,
+    n: int,
     loss: Loss,
     recipe: Recipe,
     device: torch.device,
@@ -224,14 +293,15 @@ def linear(
         raise KtError(f"{type(model).__name__} has no get_classifier() with weights, which `mode: linear` trains")
     model = model.to(device).eval()
     if recipe.augment == "none" and len(heads) == 1 and _is_last(model, heads[0], batch, device):
-        features = _features(model, batch, len(truth), device)
+        features, truth = _features(model, batch, n, device)
 
-        def kept(positions: NDArray[np.int64], _: torch.Generator) -> Tensor:
-            return features[torch.from_numpy(positions).to(device)]
+        def kept(positions: NDArray[np.int64], _: torch.Generator) -> tuple[Tensor, Tensor]:
+            chosen = torch.from_numpy(positions).to(device)
+            return features[chosen], truth[chosen]
 
-        train(heads[0], kept, truth, loss, recipe, device, report, checkpoint)
+        train(heads[0], kept, n, loss, recipe, device, report, checkpoint)
     else:
-        train(model, batch, truth, loss, recipe, device, report, checkpoint, only=heads)
+        train(model, batch, n, loss, recipe, device, report, checkpoint, only=heads)
     return model.eval()
 
 
@@ -240,7 +310,7 @@ def _is_last(model: nn.Module, head: nn.Module, batch: Batches, device: torch.de
     if not isinstance(head, nn.Linear) or not hasattr(model, "forward_head"):
         return False
     with torch.inference_mode():
-        x = batch(np.arange(1), torch.Generator(device))
+        x, _ = batch(np.arange(1), torch.Generator(device))
         features = penultimate(model, x)
         return (
             features.ndim == 2
@@ -249,11 +319,14 @@ def _is_last(model: nn.Module, head: nn.Module, batch: Batches, device: torch.de
         )
 
 
-def _features(model: nn.Module, batch: Batches, n: int, device: torch.device) -> Tensor:
+def _features(model: nn.Module, batch: Batches, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features float32 [n, F] of all examples, and their truths."""
     generator = torch.Generator(device)  # without augmentation nothing is drawn from it
-    with torch.no_grad(), autocast(device):
-        parts = [
-            penultimate(model, batch(np.arange(i, min(i + EVALUATED, n)), generator)).float()
-            for i in range(0, n, EVALUATED)
-        ]
-    return torch.cat(parts)
+    features, truths = list[Tensor](), list[Tensor]()
+    with torch.no_grad():
+        for start in range(0, n, EVALUATED):
+            x, y = batch(np.arange(start, min(start + EVALUATED, n)), generator)
+            with autocast(device):
+                features.append(penultimate(model, x).float())
+            truths.append(y)
+    return torch.cat(features), torch.cat(truths)

@@ -146,19 +146,27 @@ def with_new_head(model: nn.Module, outputs: int) -> nn.Module:
     return model
 
 
-def pretrained(tag: str, args: Mapping[str, Any], channels: int, outputs: int) -> nn.Module:
+def pretrained(arch: str, args: Mapping[str, Any], channels: int, outputs: int, tag: str | None = None) -> nn.Module:
     """A timm model with its published weights, from the Hugging Face cache or the hub.
 
     timm silently replaces a head of another number of outputs by a random one; here ``outputs`` is that of the head
     (``kt.zoo.registry``), so that loading is strict.
+
+    Args:
+        arch: the model with its tag, or one whose encoder alone has published weights.
+        args: of the architecture.
+        channels: colour channels of the images.
+        outputs: of the model.
+        tag: of the published weights; by default ``arch``.
 
     Raises:
         KtError: the weights are neither in the cache nor within reach, or timm refuses the arguments.
     """
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    tag = tag or arch
     try:
-        return models.build(tag, dict(args), outputs, channels, pretrained=True)
+        return models.build(arch, dict(args), outputs, channels, pretrained=True)
     except GatedRepoError as error:
         raise KtError(
             f"{tag}: its authors ask to accept a licence on the hub first; then log in: hf auth login"
