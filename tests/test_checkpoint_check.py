@@ -15,6 +15,7 @@ from torch import nn
 from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.zoo import header, members, models, registry
+from kt.zoo.fit import fit
 from kt.zoo.header import differing
 from kt.zoo.spec import FineTune, Member, ZooSpec
 
@@ -105,6 +106,26 @@ def test_heads_are_told_from_the_rest_without_a_named_classifier():
     assert {name for name, slot in outline.items() if None in slot.shape} == {"head.weight", "head.bias"}
     assert outline["norm.running_mean"].buffer
     assert outline["norm.num_batches_tracked"].kind == "whole"
+
+
+def test_a_head_may_have_a_class_for_nothing(tmp_path):
+    """As query networks have: one class more than the data set, so a checkpoint for 7 classes has 8."""
+
+    def built(outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, outputs + 1))
+
+    outline = models.outline(built)
+    assert [(slot.shape, slot.more) for slot in outline.values()] == [
+        ((3, 2), 0),
+        ((3,), 0),
+        ((None, 3), 1),
+        ((None,), 1),
+    ]
+    path = tmp_path / "seven.safetensors"
+    save_file(built(7).state_dict(), path)
+    found = fit(header.read("checkpoint", path), outline, new_head=False)
+    assert found.outputs == 7
+    assert outline["1.bias"].full(7) == (8,)
 
 
 def test_outlines_leave_torchs_generator_as_it_was():

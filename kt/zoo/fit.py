@@ -63,12 +63,24 @@ class Slot:
         buffer: whether it is a buffer, not a parameter.
         kind: `floating`, `whole`, `complex` or `bool`.
         same: the name of a tensor before it that is the very same (tied weights).
+        more: how many more than outputs there are where the shape has None, as in heads with a class for nothing.
     """
 
     shape: tuple[int | None, ...]
     buffer: bool = False
     kind: str = "floating"
     same: str | None = None
+    more: int = 0
+
+    def full(self, outputs: int | None) -> tuple[int | None, ...]:
+        """The shape with so many outputs."""
+        return tuple((outputs and outputs + self.more) if side is None else side for side in self.shape)
+
+    def outputs(self, given: tuple[int, ...]) -> list[int]:
+        """Outputs of a head that has such a tensor, one number for each None of the shape."""
+        if len(self.shape) != len(given):
+            return []
+        return [size - self.more for side, size in zip(self.shape, given, strict=True) if side is None]
 
 
 Outline = Mapping[str, Slot]
@@ -210,11 +222,9 @@ def _attempt(at: tuple[str, ...], prefix: str, plain: Mapping[str, tuple[str, An
     made.left = [
         whole for name, (whole, item) in plain.items() if isinstance(item, Entry) and not name.startswith(prefix)
     ]
-    counts = Counter(
-        size for name, slot in heads.items() if name in found for size in _free(slot.shape, found[name].shape)
-    )
+    counts = Counter(size for name, slot in heads.items() if name in found for size in slot.outputs(found[name].shape))
     made.outputs = counts.most_common(1)[0][0] if counts else None
-    full = {name: tuple(made.outputs if n is None else n for n in slot.shape) for name, slot in outline.items()}
+    full = {name: slot.full(made.outputs) for name, slot in outline.items()}
     made.wrong = [
         f"{clip(name)} is {list(entry.shape) if entry.key else entry.dtype}, not {list(full[name])}"
         for name, entry in found.items()
@@ -235,12 +245,6 @@ def _attempt(at: tuple[str, ...], prefix: str, plain: Mapping[str, tuple[str, An
         else:
             made.unexpected.append(name)
     return made
-
-
-def _free(shape: tuple[int | None, ...], given: tuple[int, ...]) -> Iterable[int]:
-    if len(shape) != len(given):
-        return []
-    return [size for wanted, size in zip(shape, given, strict=True) if wanted is None]
 
 
 def _leaf(name: str) -> str:

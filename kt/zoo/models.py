@@ -95,8 +95,10 @@ def outline(build: Callable[[int], nn.Module]) -> dict[str, Slot]:
             first, second = (slots(build(outputs)) for outputs in OUTPUTS)
     for name, slot in first.items():
         other = second[name].shape if name in second else slot.shape
-        shape = tuple(n if n == m else None for n, m in zip(slot.shape, other, strict=True))
-        first[name] = dataclasses.replace(slot, shape=shape)
+        sides = [(n or 0, m or 0) for n, m in zip(slot.shape, other, strict=True)]
+        shape = tuple(n if n == m else None for n, m in sides)
+        more = {n - OUTPUTS[0] for n, m in sides if n - m == OUTPUTS[0] - OUTPUTS[1]}
+        first[name] = dataclasses.replace(slot, shape=shape, more=more.pop() if len(more) == 1 else 0)
     return first
 
 
