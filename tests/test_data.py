@@ -11,8 +11,7 @@ import pytest
 from images import all_images, counts, images_of, input_of, sizes, spec_of
 
 from kt import stages
-from kt.data import datasets, sources
-from kt.data import listing as listings
+from kt.data import datasets, scenes, sources
 from kt.data.datasets import Dataset
 from kt.data.decode import fit
 from kt.data.spec import SPLITS, DataSpec
@@ -25,7 +24,7 @@ from kt.tables import schema
 
 
 def test_digits_are_whole():
-    data = listings.digits()
+    data = scenes.digits()
     images = np.stack(all_images(data))
     assert (images.shape, images.dtype) == ((1797, 8, 8, 1), np.uint8)
     assert (images.min(), images.max()) == (0, 255)
@@ -143,7 +142,7 @@ def spec() -> DataSpec:
 
 def test_a_stored_data_set_opens_as_it_was_written(tmp_path, spec):
     datasets.write(tmp_path, spec)
-    data, digits = Dataset.open(tmp_path), listings.digits()
+    data, digits = Dataset.open(tmp_path), scenes.digits()
     images = np.stack(all_images(digits))
     assert isinstance(data.images, np.memmap)
     assert (data.images.shape, data.classes, data.channels) == ((100, 8, 8, 1), 10, 1)

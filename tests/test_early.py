@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from studies import small_zoo
 
-from kt.data.classes import known_classes
+from kt.data.sources import known_classes
 from kt.data.spec import DataSpec
 from kt.errors import KtError
 from kt.study import load as config

@@ -18,7 +18,7 @@ from studies import small_zoo
 
 from kt import spec
 from kt.cli import main
-from kt.data import listing
+from kt.data import scenes
 from kt.data.spec import BUILTIN, DataSpec
 from kt.errors import KtError
 from kt.spec import File, Folder, Place, shown
@@ -179,7 +179,7 @@ def test_a_source_is_a_name_or_a_path(source, is_path, tmp_path):
 
 
 def test_names_of_built_in_data_sets_are_known_before_they_can_be_read():
-    assert tuple(listing.BUILTIN) == BUILTIN
+    assert tuple(scenes.BUILTIN) == BUILTIN
 
 
 def test_home_is_expanded_and_variables_are_refused(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from images import counts, sizes, split_sizes
 
-from kt.data import listing
+from kt.data import scenes
 from kt.data.spec import SPLITS
 from kt.data.splits import assign
 from kt.errors import KtError
@@ -46,7 +46,7 @@ def test_the_seed_decides_the_split():
 
 
 def test_the_split_of_the_digits_study_is_the_one_its_published_numbers_were_measured_on():
-    frame = assign(listing.digits().labels, sizes(400, 500, 150, 747), 0)
+    frame = assign(scenes.digits().labels, sizes(400, 500, 150, 747), 0)
     first = {split: frame.loc[frame["split"] == split, "row"].tolist()[:4] for split in SPLITS}
     assert first == FIRST_DIGITS
 

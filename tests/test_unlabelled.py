@@ -13,8 +13,7 @@ from PIL import Image
 from studies import small_zoo
 
 from kt import stages
-from kt.data import listing as listings
-from kt.data import sources
+from kt.data import scenes, sources
 from kt.data.classes import relabel
 from kt.data.datasets import Dataset
 from kt.data.spec import DataSpec
@@ -32,7 +31,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits from number 1,700 on, as files without labels in folders of two depths."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "deep/er").mkdir(parents=True)
-    for i, call in enumerate(listings.digits().stream(np.arange(1700, 1760))):
+    for i, call in enumerate(scenes.digits().stream(np.arange(1700, 1760))):
         Image.fromarray(np.asarray(call())[..., 0]).save(folder / ("deep/er" if i % 2 else ".") / f"{i}.png")
     (folder / "notes.txt").write_text("not an image")
     return folder
@@ -77,9 +76,9 @@ def test_a_folder_is_listed_after_the_source_and_only_transfer_draws_from_it(pho
     labels, classes = relabel(listing, spec)
     assert (len(labels), len(classes)) == (1797 + 60, 10)
     assert (labels[1797:] == -1).all()
-    assert np.array_equal(labels[:1797], listings.digits().labels)
+    assert np.array_equal(labels[:1797], scenes.digits().labels)
     pictures = [np.asarray(call()).reshape(8, 8) for call in listing.stream(np.array([5, 1796, 1797, 1856]))]
-    digits = [np.asarray(call()).reshape(8, 8) for call in listings.digits().stream(np.arange(1797))]
+    digits = [np.asarray(call()).reshape(8, 8) for call in scenes.digits().stream(np.arange(1797))]
     assert np.array_equal(pictures[0], digits[5])
     assert np.array_equal(pictures[1], digits[1796])
     assert any(np.array_equal(pictures[2], picture) for picture in digits[1700:1760])

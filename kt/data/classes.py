@@ -16,8 +16,8 @@ import yaml
 from numpy.typing import NDArray
 
 from kt import store
-from kt.data.listing import BUILTIN, DEFAULT_PART, Listing, composed, named_parts, ordered, shown
-from kt.data.spec import MOST_CLASSES, DataSpec, class_names
+from kt.data.listing import DEFAULT_PART, Listing, composed, named_parts, ordered, shown
+from kt.data.spec import MOST_CLASSES, DataSpec, class_names, counted
 from kt.data.strict_yaml import load_names
 from kt.data.walk import entries, is_folder, is_hidden, subfolders
 from kt.errors import KtError, listed, nearest
@@ -178,7 +178,7 @@ def class_map(spec: DataSpec) -> dict[str, int] | None:
         raise KtError(f"{at}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, KtError, RecursionError) as error:
         raise KtError(f"{at}: {' '.join(str(error).split())}") from error
-    labels = list(value.values()) if isinstance(value, dict) else list(range(len(names)))
+    labels = list(value.values()) if isinstance(value, dict) else counted(len(names), spec.ignore)
     if not names or not all(type(label) is int and 0 <= label < MOST_CLASSES for label in labels):
         raise KtError(f"{at}: needs one class per line (.txt), or a list or a mapping from class to integer ≥ 0")
     return dict(zip(names, labels, strict=True))
@@ -207,15 +207,6 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def known_classes(spec: DataSpec) -> int | None:
-    """Number of classes where it is known before the source is read; None for arrays and timm's data sets.
-
-    Raises:
-        KtError: as ``known_names`` does.
-    """
-    return spec.num_classes or len(known_names(spec) or ()) or None
-
-
 def relabel(listing: Listing, spec: DataSpec) -> tuple[NDArray[np.int64], list[str]]:
     """The label of every image, −1 where it has none or its class is not taken, and the name of every label's class.
 
@@ -225,26 +216,27 @@ def relabel(listing: Listing, spec: DataSpec) -> tuple[NDArray[np.int64], list[s
     chosen = class_map(spec)
     if chosen is None:
         names = [(name, label) for label, name in enumerate(listing.classes)]
-        return np.maximum(listing.labels, -1), _by_label(names, spec)
+        return np.maximum(listing.labels, -1), by_label(names, spec)
     check_chosen(chosen, listing.classes, spec)
     known = {composed(name): label for label, name in enumerate(listing.classes)}
     new = np.full(len(listing.classes), -1, np.int64)
     for name, label in chosen.items():
         new[known[name]] = label
-    return np.where(listing.labels < 0, -1, new[listing.labels]), _by_label(chosen.items(), spec)
+    return np.where(listing.labels < 0, -1, new[listing.labels]), by_label(chosen.items(), spec)
 
 
 class Truth(NamedTuple):
     """Truth of all images of a source, as it is stored.
 
     Attributes:
-        values: [N, …]; labels int64 [N] where the task has classes.
-        groups: int64 [N]: labels, or 0 where the task has no classes; −1 for images without a truth, or of a class that
-            is not taken.
+        values: [N, …]; labels int64 [N] where the task has classes; None of a dense task, whose masks are decoded with
+            the images.
+        groups: int64 [N]: labels, or 0 where no image as a whole has a class; −1 for images without a truth, or of a
+            class that is not taken.
         classes: names of the classes, by label.
     """
 
-    values: NDArray[Any]
+    values: NDArray[Any] | None
     groups: NDArray[np.int64]
     classes: list[str]
 
@@ -256,6 +248,8 @@ def truth_of(listing: Listing, spec: DataSpec) -> Truth:
         KtError: as ``relabel``, or the task's ``check_truth``, does.
     """
     task, at = named(spec.task), f"data.source: {as_written(spec.source)}"
+    if task.dense:
+        return Truth(None, np.zeros(len(listing.labels), np.int64), list(listing.classes))
     if task.has_classes:
         labels, classes = relabel(listing, spec)
         return Truth(task.check_truth(at, labels), labels, classes)
@@ -264,21 +258,12 @@ def truth_of(listing: Listing, spec: DataSpec) -> Truth:
     return Truth(values, np.where(task.labelled(values), 0, -1), [])
 
 
-def known_names(spec: DataSpec) -> list[str] | None:
-    """Names of the classes by label where they are known before the source is read; None as ``known_classes``.
+def by_label(chosen: Collection[tuple[str, int]], spec: DataSpec) -> list[str]:
+    """Names of classes by label; a label without a class is its own name.
 
     Raises:
-        KtError: as ``class_map`` does, a folder of classes is not one, or a label is not below ``data.num_classes``.
+        KtError: a label is not below ``data.num_classes``.
     """
-    chosen = class_map(spec)
-    if chosen is None and spec.source in BUILTIN:
-        chosen = {str(label): label for label in range(BUILTIN[spec.source].classes)}
-    if chosen is None and spec.is_folder:
-        chosen = {name: label for label, name in enumerate(class_folders(spec).classes)}
-    return None if chosen is None else _by_label(chosen.items(), spec)
-
-
-def _by_label(chosen: Collection[tuple[str, int]], spec: DataSpec) -> list[str]:
     largest = max((label for _, label in chosen), default=-1)
     if spec.num_classes is not None and largest >= spec.num_classes:
         raise KtError(f"data.num_classes: {spec.num_classes}, but a label is {largest}; labels count from 0")

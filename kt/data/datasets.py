@@ -1,8 +1,9 @@
 """Data sets: decoded once into a memory-mapped uint8 store that every later stage shares.
 
 The store is a folder: ``images.npy`` uint8 [N, H, W, C], ``labels.npy`` int64 [N] (for a task without classes
-``truth.npy`` [N, …]), ``splits.parquet`` (table ``splits``) and, written last, ``meta.json`` with the classes' names
-and a hash of all three. It holds the images of the splits alone, in the order of the source.
+``truth.npy`` [N, …]; of a dense task the mask is one more channel of the images), ``splits.parquet`` (table ``splits``)
+and, written last, ``meta.json`` with the classes' names and a hash of all three. It holds the images of the splits
+alone, in the order of the source.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from kt.data.splits import assign, warn_repeated
 from kt.errors import KtError, listed
 from kt.spec import as_written
 from kt.tables import schema
-from kt.tasks.task import named
+from kt.tasks.task import Task, named
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,10 @@ def write(
     for line in listing.warnings:
         log.warning("data: %s", line)
     truth, groups, classes = truth_of(listing, spec)
-    has_classes = named(spec.task).has_classes
+    task = named(spec.task)
     splits = assign(groups, spec.splits, spec.seed, listing.parts, listing.names, listing.default)
     check(_counts(splits))
-    if has_classes:
+    if task.classifies:
         _check_classes(spec, classes, splits["label"].to_numpy())
     else:
         splits = splits.assign(label=-1)
@@ -70,8 +71,10 @@ def write(
     splits = splits[~splits["row"].isin(lost)]
     check(_counts(splits))
     splits = splits.assign(row=np.searchsorted(rows, splits["row"].to_numpy()))
-    with store.atomic(folder / truth_file(has_classes)) as temporary, temporary.open("wb") as file:
-        np.save(file, truth[rows])
+    kept = None if truth is None else truth[rows]
+    if kept is not None:
+        with store.atomic(folder / truth_files(task)[0]) as temporary, temporary.open("wb") as file:
+            np.save(file, kept)
     schema.write(folder / "splits.parquet", "splits", schema.build("splits", splits.to_dict("series")))
     reasons = decoded.damaged.values()
     why = {name_of(listing, row): reason for row, reason in zip(lost.tolist(), reasons, strict=True)}
@@ -79,15 +82,17 @@ def write(
         log.warning("data: %d damaged images are left out: %s", len(why), listed(f"{n} ({r})" for n, r in why.items()))
     facts = {
         "classes": classes,
-        "hash": _hash(decoded.content, truth[rows], splits),
+        "hash": _hash(decoded.content, kept, splits),
         "source": as_written(spec.source),
         "images": _counts(splits),
         "damaged": why,
         "repeated": warn_repeated(splits, decoded.digests),
         "left_out": _left_out(listing, groups, len(rows), len(why)),
     }
-    if not has_classes:
+    if not task.classifies:
         facts["task"] = spec.task
+    if task.dense:
+        facts["pixels"] = _pixels(classes, decoded.pixels)
     store.write_json(folder / "meta.json", facts)
     return facts
 
@@ -101,6 +106,18 @@ def _check_classes(spec: DataSpec, classes: Sequence[str], labels: NDArray[np.in
     if missing and not (spec.num_classes or spec.classes or spec.class_file):
         names = listed(classes[label] for label in missing)
         log.warning("data: no image of %d of %d classes is in a split: %s", len(missing), len(classes), names)
+
+
+def _pixels(classes: Sequence[str], counted: NDArray[np.int64]) -> dict[str, int]:
+    """Pixels of each class in all splits; warn of classes without one, and fail where fewer than two have one."""
+    pixels = dict(zip(classes, counted.tolist(), strict=False))
+    missing = [name for name, count in pixels.items() if not count]
+    if len(pixels) - len(missing) < 2:
+        text = f"{len(pixels) - len(missing)} class is in the masks of the splits; a study needs at least two classes"
+        raise KtError(f"data: {text}")
+    if missing:
+        log.warning("data: no pixel of %d of %d classes is in a split: %s", len(missing), len(pixels), listed(missing))
+    return pixels
 
 
 def _left_out(listing: Listing, groups: NDArray[np.int64], taken: int, damaged: int) -> dict[str, int]:
@@ -146,16 +163,17 @@ def _counts(splits: pd.DataFrame) -> dict[str, int]:
     return counts
 
 
-def truth_file(has_classes: bool) -> str:
-    """Name of the file in a store that holds the truth."""
-    return "labels.npy" if has_classes else "truth.npy"
+def truth_files(task: Task) -> list[str]:
+    """Names of the files in a store that hold the truth alone."""
+    return [] if task.dense else ["labels.npy" if task.has_classes else "truth.npy"]
 
 
-def _hash(images: str, truth: NDArray[Any], splits: pd.DataFrame) -> str:
+def _hash(images: str, truth: NDArray[Any] | None, splits: pd.DataFrame) -> str:
     content = hashlib.sha256(images.encode())
-    if truth.ndim > 1 or truth.dtype != np.int64:  # labels are hashed as they always were
-        content.update(store.canonical([str(truth.dtype), list(truth.shape)]))
-    content.update(truth.tobytes())
+    if truth is not None:
+        if truth.ndim > 1 or truth.dtype != np.int64:  # labels are hashed as they always were
+            content.update(store.canonical([str(truth.dtype), list(truth.shape)]))
+        content.update(truth.tobytes())
     for column in ("image_id", "row", "label"):
         content.update(splits[column].to_numpy(np.int64).tobytes())
     content.update(store.canonical(_counts(splits)))
@@ -163,28 +181,42 @@ def _hash(images: str, truth: NDArray[Any], splits: pd.DataFrame) -> str:
 
 
 @dataclass(frozen=True)
-class Picked:
-    """Rows of an array that may be memory-mapped, in some order; read on demand.
+class Truths:
+    """Truths of some images, or of views of them, by position; read on demand.
 
     Attributes:
-        array: [N, …].
-        rows: int64 [n].
+        truth: [N, …], memory-mapped or in memory.
+        rows: position i is the truth at ``rows[i]``, int64 [n].
+        cuts: where the truths are masks, and those of views: the part of each that is shown, as top, left, height and
+            width in pixels, and 1 where it is mirrored, [n, 5].
     """
 
-    array: NDArray[Any]
+    truth: NDArray[Any]
     rows: NDArray[np.int64]
+    cuts: NDArray[np.int32] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape [n, …] of all these rows."""
-        return (len(self.rows), *self.array.shape[1:])
+        """The shape [n, …] of all of them."""
+        return len(self.rows), *self.truth.shape[1:]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, some: slice) -> NDArray[Any]:
-        """A stretch of the rows."""
-        return np.asarray(self.array[self.rows[some]])
+    def __getitem__(self, positions: NDArray[np.int64] | slice) -> NDArray[Any]:
+        """Truths [b, …]."""
+        found = np.ascontiguousarray(self.truth[self.rows[positions]])
+        for mask, cut in zip(found, self.cuts[positions].tolist() if self.cuts is not None else (), strict=False):
+            mask[...] = _shown(mask, *cut)
+        return found
+
+
+def _shown(mask: NDArray[Any], top: int, left: int, tall: int, wide: int, mirrored: int) -> NDArray[Any]:
+    """A part of a mask [H, W] at the size of the whole: each pixel is the nearest one of the part."""
+    height, width = mask.shape
+    rows = top + (2 * np.arange(height) + 1) * tall // (2 * height)
+    columns = left + (2 * np.arange(width) + 1) * wide // (2 * width)
+    return mask[rows[:, None], columns[:: -1 if mirrored else 1]]
 
 
 @dataclass(frozen=True)
@@ -193,10 +225,12 @@ class Dataset:
 
     Attributes:
         images: uint8 [N, H, W, C], memory-mapped.
-        truth: [N, …]; labels int64 [N], −1 where there is none, of a task with classes.
+        truth: [N, …]; labels int64 [N], −1 where there is none, of classification; of a dense task the masks uint8
+            [N, H, W], memory-mapped.
         splits: the table ``splits`` as a data frame.
         class_names: the classes' names in the source, by label; none where the task has no classes.
         hash: hash of images, truth and splits.
+        dense: whether the truth has a class for each pixel.
     """
 
     images: NDArray[np.uint8]
@@ -204,6 +238,7 @@ class Dataset:
     splits: pd.DataFrame
     class_names: tuple[str, ...]
     hash: str
+    dense: bool = False
 
     @classmethod
     def open(cls, folder: Path) -> Dataset:
@@ -215,8 +250,12 @@ class Dataset:
         meta = store.read_json(folder / "meta.json")
         try:
             images = np.load(folder / "images.npy", mmap_mode="r")
-            labelled = "task" not in meta
-            truth = np.load(folder / truth_file(labelled), mmap_mode=None if labelled else "r")
+            if "pixels" in meta:
+                images, truth = images[..., :-1], images[..., -1]
+            elif "task" in meta:
+                truth = np.load(folder / "truth.npy", mmap_mode="r")
+            else:
+                truth = np.load(folder / "labels.npy")
         except (OSError, ValueError, EOFError) as error:
             raise KtError(f"{folder}: the stored data set is incomplete ({error}); delete it and run again") from error
         return cls(
@@ -225,11 +264,12 @@ class Dataset:
             schema.read_frame(folder / "splits.parquet", "splits"),
             tuple(meta["classes"]),
             str(meta["hash"]),
+            "pixels" in meta,
         )
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels int64 [N] of a task with classes; −1 where there is none."""
+        """Labels int64 [N] of classification; −1 where there is none."""
         return self.truth
 
     @property
@@ -242,9 +282,9 @@ class Dataset:
         """Colour channels of the images."""
         return int(self.images.shape[-1])
 
-    def truths(self, split: str, views: int = 1) -> Picked:
-        """Truth of a split's images, as often as there are views of them; read on demand."""
-        return Picked(self.truth, np.tile(self.rows(split), views))
+    def truths(self, split: str) -> Truths:
+        """Truths of a split's images, read on demand."""
+        return Truths(self.truth, self.rows(split))
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of a split in ``images`` and ``truth``, int64 [n], in the split's fixed order."""

@@ -14,18 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from kt import store
-from kt.data.listing import Listing, Picture, shown
+from kt.data.listing import Listing, Masked, Picture, shown
 from kt.data.spec import DataSpec, height_and_width
 from kt.data.walk import formats
 from kt.errors import KtError, listed
 from kt.progress import Progress
 from kt.store import Growing
+from kt.tasks.segmentation import IGNORED
+from kt.tasks.task import named
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,9 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """Turns that make an image upright, by its EXIF orientation."""
+
+SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]
+"""Turns that exchange height and width."""
 
 
 class NotReadable(Exception):
@@ -89,7 +95,9 @@ def _head(path: str) -> bytes:
         return file.read(16)
 
 
-def fit(picture: Picture, size: int | tuple[int, int] | None, channels: int) -> NDArray[np.uint8]:
+def fit(
+    picture: Picture | Masked, size: int | tuple[int, int] | None, channels: int, contain: bool = False
+) -> NDArray[np.uint8]:
     """One image as it is stored, uint8 [H, W, C]: resized until it just covers the size, and its centre kept.
 
     The resizing is bicubic and antialiased. Its sizes are rounded as torchvision's ``Resize`` and ``CenterCrop`` do,
@@ -97,37 +105,84 @@ def fit(picture: Picture, size: int | tuple[int, int] | None, channels: int) -> 
     None. Of PIL images the first frame is taken, upright by its EXIF orientation; 16 bits per pixel lose the lower
     eight, and transparency is dropped: what lies behind it shows.
 
+    A mask becomes one more channel, in the same geometry, each pixel that of the nearest one.
+
     Args:
-        picture: a PIL image, or uint8 [H, W, C].
+        picture: a PIL image, or uint8 [H, W, C]; with a mask or without.
         size: side, or height and width, in pixels; None keeps an array as it is.
         channels: 1 or 3, for PIL images.
+        contain: whether the whole image is kept; what lies beside it is black, without a class.
 
     Raises:
-        NotReadable: pixels of 32 bits, whose range is unknown.
+        NotReadable: pixels of 32 bits, whose range is unknown, or a mask of another size or without any class.
     """
+    if isinstance(picture, Masked):
+        return _with_mask(picture, size, channels, contain)
+    if isinstance(picture, np.ndarray) and (size is None or picture.shape[:2] == height_and_width(size)):
+        return picture
+    assert size is not None  # sources of PIL images need it
+    return _stored(_upright(picture, channels), size, Image.Resampling.BICUBIC, contain)
+
+
+def _with_mask(masked: Masked, size: int | tuple[int, int] | None, channels: int, contain: bool) -> NDArray[np.uint8]:
+    """An image and its mask as they are stored, uint8 [H, W, C + 1]."""
+    picture, mask = masked
     if isinstance(picture, np.ndarray):
-        if size is None or picture.shape[:2] == height_and_width(size):
-            return picture
-        picture = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-        channels = len(picture.getbands())
+        raw = sides = picture.shape[:2]
+        turn = None
     else:
         picture.load()
-        turn = TURNS.get(_orientation(picture))
-        picture = _eight_bits(picture)
-        picture = picture if turn is None else picture.transpose(turn)
-    assert size is not None  # sources of PIL images need it
-    picture = picture.convert("L" if channels == 1 else "RGB")
+        turn = turn_of(picture)
+        raw = picture.height, picture.width
+        sides = raw[::-1] if turn in SIDEWAYS else raw
+    if mask.shape != sides:
+        if mask.shape != raw:
+            raise NotReadable(f"its mask has {mask.shape[0]}×{mask.shape[1]} pixels, the image {sides[0]}×{sides[1]}")
+        assert turn is not None
+        mask = np.asarray(Image.fromarray(mask).transpose(turn))
+    image = fit(picture, size, channels, contain)
+    if size is not None:
+        mask = _stored(Image.fromarray(mask), size, Image.Resampling.NEAREST, contain, IGNORED)[..., 0]
+    if (mask == IGNORED).all():
+        raise NotReadable("no pixel of its mask has a class")
+    return np.concatenate([image, mask[..., None]], 2)
+
+
+def _upright(picture: Picture, channels: int) -> Image.Image:
+    """An image in grey or in colour, upright; an array keeps its channels."""
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+    picture.load()
+    turn = turn_of(picture)
+    picture = _eight_bits(picture)
+    picture = picture if turn is None else picture.transpose(turn)
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
+def _stored(
+    picture: Image.Image, size: int | tuple[int, int], how: Image.Resampling, contain: bool, beside: int = 0
+) -> NDArray[np.uint8]:
+    """An image or a mask resized, and cropped or padded to the stored size, uint8 [H, W, C].
+
+    The geometry depends on the sizes alone, so it is the same for an image and its mask.
+    """
     tall, wide = height_and_width(size)
+    if contain:
+        ratio = max(picture.width / wide, picture.height / tall)
+        width, height = (max(1, round(side / ratio)) for side in picture.size)
+        canvas = Image.new(picture.mode, (wide, tall), beside if picture.mode == "L" else (beside,) * 3)
+        canvas.paste(picture.resize((width, height), how), ((wide - width) // 2, (tall - height) // 2))
+        return np.asarray(canvas).reshape(tall, wide, -1)
     width, height = _covering(picture.width, picture.height, wide, tall)
     left, top = round((width - wide) / 2), round((height - tall) / 2)
     if width * height > LARGEST:
         across, down = picture.width / width, picture.height / height
         box = (left * across, top * down, (left + wide) * across, (top + tall) * down)
-        picture = picture.resize((wide, tall), Image.Resampling.BICUBIC, box=box)
+        picture = picture.resize((wide, tall), how, box=box)
         left = top = 0
     elif picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(picture.crop((left, top, left + wide, top + tall))).reshape(tall, wide, channels)
+        picture = picture.resize((width, height), how)
+    return np.asarray(picture.crop((left, top, left + wide, top + tall))).reshape(tall, wide, -1)
 
 
 def _covering(width: int, height: int, wide: int, tall: int) -> tuple[int, int]:
@@ -140,12 +195,12 @@ def _covering(width: int, height: int, wide: int, tall: int) -> tuple[int, int]:
     return round(width / ratio), round(height / ratio)
 
 
-def _orientation(picture: Image.Image) -> int:
-    """A loaded picture's EXIF orientation; upright where its EXIF is damaged."""
+def turn_of(picture: Image.Image) -> Image.Transpose | None:
+    """The turn that makes a loaded picture upright by its EXIF orientation; None where its EXIF is damaged."""
     try:
-        return int(picture.getexif().get(ORIENTATION, 1))
+        return TURNS.get(int(picture.getexif().get(ORIENTATION, 1)))
     except Exception:  # parsers of damaged EXIF raise anything, and the pixels are whole
-        return 1
+        return None
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -168,10 +223,10 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _attempt(call: Callable[[], Picture], size: int | tuple[int, int] | None, channels: int) -> NDArray[np.uint8] | str:
+def _attempt(call: Callable[[], Picture | Masked], spec: DataSpec, channels: int) -> NDArray[np.uint8] | str:
     """The stored image, or the reason why there is none."""
     try:
-        return fit(call(), size, channels)
+        return fit(call(), spec.size, channels, spec.fit == "contain")
     except KtError:
         raise
     except NotReadable as error:
@@ -181,7 +236,7 @@ def _attempt(call: Callable[[], Picture], size: int | tuple[int, int] | None, ch
 
 
 def stored_shape(listing: Listing, spec: DataSpec) -> tuple[int, int, int]:
-    """[H, W, C] of the stored images.
+    """[H, W, C] of the stored images, without masks.
 
     Raises:
         KtError: arrays of neither one nor three channels are to be resized.
@@ -205,29 +260,36 @@ class Decoded:
         content: a hash of all of them.
         digests: a hash of each image's stored pixels, uint64 [n]; equal for images that no model can distinguish.
         damaged: reason why an image cannot be decoded, by its index.
+        pixels: pixels of each class in the masks, int64 [256]; the last ones have no class.
     """
 
     content: str
     digests: NDArray[np.uint64]
     damaged: dict[int, str]
+    pixels: NDArray[np.int64]
 
 
 def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path, threads: int) -> Decoded:
     """Write the images at ``rows`` as one .npy file; images that cannot be decoded are black.
 
+    Of a dense task the last channel is the mask.
+
     Args:
         listing: the source.
         rows: which of its images, int64 [n], increasing.
         spec: size, channels, and what to do with damaged images.
-        path: the .npy file, uint8 [n, H, W, C].
+        path: the .npy file, uint8 [n, H, W, C], or [n, H, W, C + 1] with masks.
         threads: images decoded at once.
 
     Raises:
         KtError: an image is damaged and ``spec.damaged`` is `fail`, too many are, or one is a Git LFS pointer.
     """
-    shape = stored_shape(listing, spec)
+    height, width, channels = stored_shape(listing, spec)
+    masks = named(spec.task).dense
+    shape = (height, width, channels + masks)
     names = None if listing.names is None else hashlib.sha256("\n".join(listing.names).encode()).hexdigest()
-    key = [spec.plain() | {"splits": None}, names, hashlib.sha256(rows.tobytes()).hexdigest()]
+    key: list[Any] = [spec.plain() | {"splits": None}, names, hashlib.sha256(rows.tobytes()).hexdigest()]
+    key += [list(listing.classes), spec.class_file and store.digest_file(spec.class_file)] if masks else []
     header = _header(rows, shape)
     growing = Growing(path.with_name(f".{path.name}.part"), store.digest(key), np.uint8, shape, header)
     chunk = max(1, CHUNK_BYTES // growing.row_bytes)
@@ -236,18 +298,21 @@ def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path
     if growing.rows:
         log.info("decode: %d of %d images were decoded before", growing.rows, len(rows))
         before = np.memmap(growing.path, np.uint8, "r", len(header), (growing.rows, *shape))
-        digests[: growing.rows] = [_digest(image) for image in before]
+        digests[: growing.rows] = [_digest(image[..., :channels]) for image in before]
     calls = listing.stream(rows[growing.rows :])
     progress = Progress("decode", -(-(len(rows) - growing.rows) // chunk))
     with _whole_files(), ThreadPoolExecutor(threads) as pool:
         while part := list(islice(calls, chunk)):
-            found = list(pool.map(lambda call: _attempt(call, spec.size, shape[-1]), part))
+            found = list(pool.map(lambda call: _attempt(call, spec, channels), part))
             bad = {growing.rows + i: reason for i, reason in enumerate(found) if isinstance(reason, str)}
             damaged |= bad
             _check_damage(listing, rows, damaged, spec)
             images = np.stack([np.zeros(shape, np.uint8) if isinstance(image, str) else image for image in found])
-            digests[growing.rows : growing.rows + len(images)] = list(pool.map(_digest, images))
+            digests[growing.rows : growing.rows + len(images)] = list(pool.map(_digest, images[..., :channels]))
             note = {"sha256": hashlib.sha256(images.data).hexdigest(), "damaged": list(bad.items())}
+            if masks:
+                whole = [i for i, image in enumerate(found) if not isinstance(image, str)]
+                note["pixels"] = np.bincount(images[whole, ..., channels].ravel(), minlength=256).tolist()
             growing.append(images, note)
             progress.step(f"{growing.rows} of {len(rows)} images")
     if growing.rows != len(rows):
@@ -256,7 +321,8 @@ def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path
     with store.atomic(path) as temporary:
         growing.path.replace(temporary)
     growing.remove()
-    return Decoded(content, digests, damaged)
+    pixels = np.array([note["pixels"] for note in growing.notes if masks], np.int64).reshape(-1, 256).sum(0)
+    return Decoded(content, digests, damaged, pixels)
 
 
 def _digest(image: NDArray[np.uint8]) -> int:
@@ -284,10 +350,10 @@ def _header(rows: NDArray[np.int64], shape: tuple[int, ...]) -> bytes:
 def _check_damage(listing: Listing, rows: NDArray[np.int64], damaged: dict[int, str], spec: DataSpec) -> None:
     if not damaged or (spec.damaged == "skip" and len(damaged) <= spec.max_damaged * len(rows)):
         return
-    named = [f"{name_of(listing, int(rows[i]))} ({reason})" for i, reason in damaged.items()]
+    names = [f"{name_of(listing, int(rows[i]))} ({reason})" for i, reason in damaged.items()]
     allowed = f"more than data.max_damaged ({spec.max_damaged:g}) allows" if spec.damaged == "skip" else ""
     advice = allowed or "mend them, or set data.damaged: skip"
-    raise KtError(f"data.source: damaged images: {len(damaged)} of {len(rows)}, {advice}: {listed(named)}")
+    raise KtError(f"data.source: damaged images: {len(damaged)} of {len(rows)}, {advice}: {listed(names)}")
 
 
 def name_of(listing: Listing, row: int) -> str:

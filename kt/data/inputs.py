@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kt.data.datasets import Dataset
+from kt.data.datasets import Dataset, Truths
 from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import Boxes, Drawn, change_colours, draw_views
 from kt.errors import KtError
@@ -29,22 +29,8 @@ def to_unit(images: NDArray[np.uint8], spec: InputSpec, device: torch.device) ->
     """
     x = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True)
     x = x.permute(0, 3, 1, 2).to(torch.float32).div_(255)
-    x = resize(x, resized(x.shape[-2], x.shape[-1], spec), spec.interpolation)
+    x = resize(x, spec.resized(x.shape[-2], x.shape[-1]), spec.interpolation)
     return crop(x, spec.sides, spec.mean if spec.crop_mode == "border" else (0.0,))
-
-
-def resized(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
-    """Height and width of an image before its centre is cropped."""
-    tall, wide = (math.floor(side / spec.crop_pct) for side in spec.sides)
-    if spec.crop_mode == "squash":
-        return tall, wide
-    if spec.crop_mode == "center" and tall == wide:  # torchvision's rounding
-        short = min(height, width)
-        height, width = (tall if side == short else int(tall * side / short) for side in (height, width))
-        return height, width
-    ratios = height / tall, width / wide
-    ratio = max(ratios) if spec.crop_mode == "border" else min(ratios)
-    return round(height / ratio), round(width / ratio)
 
 
 def resize(x: Tensor, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> Tensor:
@@ -164,6 +150,15 @@ def inputs(
     rows = data.rows(split)
     drawn = draw_views(views, rows, *data.images.shape[1:3]) if views and split == "transfer" else None
     return Inputs(data.images, rows, spec, device, keep, drawn)
+
+
+def truths(data: Dataset, split: str, views: ViewsSpec | None) -> Truths:
+    """Truths of a split's images; those of `transfer` in fixed views, where there are any, one for each view."""
+    if not views or split != "transfer":
+        return data.truths(split)
+    rows = data.rows(split)
+    drawn = draw_views(views, rows, *data.images.shape[1:3])
+    return Truths(data.truth, np.tile(rows, views.n), drawn.cuts(*data.images.shape[1:3]) if data.dense else None)
 
 
 def _shift(x: Tensor, generator: torch.Generator) -> Tensor:

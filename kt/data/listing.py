@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,24 @@ from kt.errors import KtError
 Picture = Image.Image | NDArray[np.uint8]
 """One decoded image: a PIL image, or uint8 [H, W, C]."""
 
-Stream = Callable[[NDArray[np.int64]], Iterator[Callable[[], Picture]]]
-"""From increasing positions in a listing to one call per image, in that order; the calls may run in any thread."""
+
+class Masked(NamedTuple):
+    """An image and the class of each of its pixels.
+
+    Attributes:
+        image: the image.
+        mask: uint8 [H, W], the class; 255 where a pixel has none. Of an image that EXIF turns, upright or not.
+    """
+
+    image: Picture
+    mask: NDArray[np.uint8]
+
+
+Stream = Callable[[NDArray[np.int64]], Iterator[Callable[[], Picture | Masked]]]
+"""From increasing positions in a listing to one call per image, in that order; the calls may run in any thread.
+
+Of a dense task they give each image with its mask.
+"""
 
 DEFAULT_PART = "train"
 """The official part that splits draw from unless they name another."""
@@ -36,7 +52,7 @@ class Listing:
     """Contents of a source; position i is the i-th image.
 
     Attributes:
-        labels: class of each image, int64 [N]; −1 where it has none, 0 for all where the task has no classes.
+        labels: class of each image, int64 [N]; −1 where it has none, 0 for all where no image as a whole has one.
         classes: the classes' names, by label.
         parts: official part of each image, [N]; None where the source has no parts.
         names: the image's path or number in the source, [N]; None where it is the position.
@@ -119,30 +135,6 @@ def named_parts(spec: DataSpec, default: str = DEFAULT_PART) -> list[str]:
     """The official parts that the splits draw from, each once; ``default`` for those that name none."""
     takes = [take for take in spec.splits.takes().values() if take.images != 0 and not take.folder]
     return list(dict.fromkeys(take.part or default for take in takes))
-
-
-def digits() -> Listing:
-    """The 1,797 digits that ship with scikit-learn, uint8 [8, 8, 1]."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = data.target.astype(np.int64)
-    pictures: Stream = lambda rows: (partial(images.__getitem__, i) for i in rows)  # noqa: E731
-    return Listing(labels, numbered(labels), None, None, pictures, images.shape[1:])
-
-
-@dataclass(frozen=True)
-class Builtin:
-    """A data set that needs no file; its numbers of images, classes and channels are known before it is read."""
-
-    count: int
-    classes: int
-    channels: int
-    read: Callable[[], Listing]
-
-
-BUILTIN = {"digits": Builtin(1797, 10, 1, digits)}
 
 
 def _open_member(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype[np.generic]]:

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from kt import store
-from kt.data.classes import class_map, truth_of
-from kt.data.folders import check_folder, folder, unlabelled_images, with_unlabelled
-from kt.data.listing import BUILTIN, DEFAULT_PART, Listing, npz
+from kt.data.classes import by_label, class_folders, class_map, truth_of
+from kt.data.folders import check_folder, check_masks, folder, masked_folder, unlabelled_images, with_unlabelled
+from kt.data.listing import DEFAULT_PART, Listing, npz
+from kt.data.masks import classes_of
+from kt.data.scenes import BUILTIN
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
 from kt.errors import KtError, nearest, quoted, short, unknown
 from kt.spec import RULE, Place, as_written, beside, check_all
@@ -86,24 +88,57 @@ def check_source(spec: DataSpec) -> None:
         take = spec.splits.takes()[split]
         if take.file and store.is_pointer(Path(take.file)):
             store.refuse(f"data.splits.{split}.file", Path(as_written(take.file)))
-        if take.part and (source in BUILTIN or source.endswith(".tar") or name in WITHOUT_PARTS):
+        without = (
+            (source in BUILTIN and "" in BUILTIN[source].images) or source.endswith(".tar") or name in WITHOUT_PARTS
+        )
+        if take.part and without:
             raise KtError(f"data.splits.{split}.part: {quoted(take.part)}: {quoted(written)} has no official parts")
 
 
 def _check_task(spec: DataSpec) -> None:
-    """Fail where a task without classes has keys about classes, or a source without other truths."""
-    if named(spec.task).has_classes:
+    """Fail where the source has no truths of the task, or keys make no sense for it."""
+    task, written = named(spec.task), quoted(as_written(spec.source))
+    if task.dense:
+        _check_masks(spec)
+        return
+    for key, given in (("masks", spec.masks), ("ignore", spec.ignore), ("fit", spec.fit != "cover" or None)):
+        if given is not None:
+            raise KtError(f"data.{key}: is about masks, which the task {spec.task!r} does not have; leave it out")
+    if spec.source in BUILTIN and BUILTIN[spec.source].masks:
+        raise KtError(f"data.source: {written} has a class per pixel; set data.task: segmentation")
+    if task.has_classes:
         return
     for key in ("classes", "class_file", "num_classes"):
         if getattr(spec, key) is not None:
             raise KtError(f"data.{key}: is about classes, which the task {spec.task!r} does not have; leave it out")
     if not spec.source.endswith(".npz"):
         raise KtError(
-            f"data.source: {quoted(as_written(spec.source))} has classes, but the task {spec.task!r} has none; "
+            f"data.source: {written} has classes, but the task {spec.task!r} has none; "
             "allowed: an .npz file with `images` and `truth`"
         )
     if spec.splits.transfer.folder:
         text = f"its images have no truth, which the task {spec.task!r} needs; leave it out"
+        raise KtError(f"data.splits.transfer.folder: {text}")
+
+
+def _check_masks(spec: DataSpec) -> None:
+    """Fail where a source has no masks, or keys make no sense for images with masks."""
+    own = spec.source in BUILTIN
+    if not (spec.is_folder or spec.source.endswith(".npz") or (own and BUILTIN[spec.source].masks)):
+        with_masks = [name for name, known in BUILTIN.items() if known.masks]
+        raise KtError(
+            f"data.source: {quoted(as_written(spec.source))} has no masks, which the task {spec.task!r} needs; "
+            f"allowed: {', '.join(with_masks)}, a folder with `images` and `masks`, an .npz file with both"
+        )
+    for key in ("classes", "class_file", "num_classes", "ignore"):
+        if own and getattr(spec, key) is not None:
+            raise KtError(f"data.{key}: {as_written(spec.source)} has classes and ids of its own; leave it out")
+    if spec.masks is not None and not spec.is_folder:
+        raise KtError(f"data.masks: {spec.masks!r} is about folders, but data.source is none; leave it out")
+    if spec.fit != "cover" and spec.size is None:
+        raise KtError(f"data.fit: {spec.fit!r} needs data.size; without it images keep their size")
+    if spec.splits.transfer.folder:
+        text = f"its images have no masks, which the task {spec.task!r} needs; leave it out"
         raise KtError(f"data.splits.transfer.folder: {text}")
 
 
@@ -116,11 +151,36 @@ def known_count(spec: DataSpec) -> int | None:
     if spec.classes or spec.class_file:
         return None
     if spec.source in BUILTIN:
-        return BUILTIN[spec.source].count
+        return sum(BUILTIN[spec.source].images.values())
     if not spec.source.endswith(".npz"):
         return None
     listing = _npz(spec)
     return len(listing.labels) if listing.parts is None else None
+
+
+def known_classes(spec: DataSpec) -> int | None:
+    """Number of classes where it is known before the source is read; None for arrays and timm's data sets.
+
+    Raises:
+        KtError: as ``known_names`` does.
+    """
+    return spec.num_classes or len(known_names(spec) or ()) or None
+
+
+def known_names(spec: DataSpec) -> list[str] | None:
+    """Names of the classes by label where they are known before the source is read; None as ``known_classes``.
+
+    Raises:
+        KtError: as ``class_map`` does, a folder of classes is not one, or a label is not below ``data.num_classes``.
+    """
+    if named(spec.task).dense:
+        return list(classes_of(spec).names)
+    chosen = class_map(spec)
+    if chosen is None and spec.source in BUILTIN:
+        chosen = {name: label for label, name in enumerate(BUILTIN[spec.source].classes)}
+    if chosen is None and spec.is_folder:
+        chosen = {name: label for label, name in enumerate(class_folders(spec).classes)}
+    return None if chosen is None else by_label(chosen.items(), spec)
 
 
 def known_channels(spec: DataSpec) -> int:
@@ -158,8 +218,12 @@ def part_sizes(spec: DataSpec) -> PartSizes | None:
     if spec.by_timm or (spec.source in BUILTIN and chosen is not None):
         return None
     if spec.source in BUILTIN:
-        images = {None: BUILTIN[spec.source].count}
-        default = None
+        images = {part or None: count for part, count in BUILTIN[spec.source].images.items()}
+        default = None if None in images else DEFAULT_PART
+    elif spec.is_folder and named(spec.task).dense:
+        pairs = check_masks(spec)
+        images = {part or None: len(found) for part, found in pairs.files.items()}
+        default = None if None in images else pairs.default
     elif spec.is_folder:
         found = check_folder(spec)
         images = {part or None: count for part, count in found.sizes(chosen).items()}
@@ -203,4 +267,10 @@ def _read(spec: DataSpec) -> Listing:
         from kt.data.timm_source import read_timm
 
         return read_timm(spec)
-    return folder(spec)
+    return masked_folder(spec) if named(spec.task).dense else folder(spec)
+
+
+def check_images(spec: DataSpec) -> None:
+    """Fail where a folder has no images as the task needs them; raises ``KtError`` as the functions it calls."""
+    if spec.is_folder:
+        (check_masks if named(spec.task).dense else check_folder)(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import unicodedata
@@ -30,7 +31,7 @@ from kt.spec import File, Folder, Place, Spec, as_written
 
 SPLITS = ("zoo", "transfer", "validation", "test")
 
-BUILTIN = ("digits",)
+BUILTIN = ("digits", "scenes")
 """Data sets that need no file."""
 
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
@@ -40,6 +41,20 @@ MOST_CLASSES = 1_000_000
 """Upper bound of labels; a larger number is not a label."""
 
 Label = Annotated[int, Field(ge=0, lt=MOST_CLASSES)]
+
+MOST_IDS = 1 << 16
+"""Upper bound of ids in masks, of 16 bits."""
+
+Id = Annotated[int, Field(ge=0, lt=MOST_IDS)]
+
+
+def _several(value: Any) -> Any:
+    """One id as several, of a list too."""
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Ids = Annotated[tuple[Id, ...], BeforeValidator(_several, json_schema_input_type=Id | tuple[Id, ...])]
+"""An id in masks, or several."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -180,6 +195,11 @@ def class_names(given: Iterable[Any]) -> list[str]:
     return names
 
 
+def counted(classes: int, ignored: Sequence[int] | None) -> list[int]:
+    """The first labels from 0 that are not ignored ids in masks."""
+    return list(itertools.islice((label for label in itertools.count() if label not in (ignored or ())), classes))
+
+
 DEFAULT_TASK = "classification"
 
 
@@ -190,17 +210,29 @@ class DataSpec(Spec):
         description="`digits` (ships with scikit-learn); an .npz file with `images` and `labels`; a folder of class "
         "folders, or of official parts (`train`, `val`, …) that hold class folders; or a name that "
         "`timm.data.create_dataset` reads: `torch/cifar10`, `hfds/…`, `hfids/…`, `tfds/…`, `wds/…`, a .tar file; "
-        "as all paths relative to this file's folder"
+        "as all paths relative to this file's folder. For `segmentation`: `scenes` (made of these digits); a folder "
+        "with `images` and `masks`; an .npz file with both; `torch/voc` or `torch/cityscapes`, which lie in `root`"
     )
     task: str = Field(
-        DEFAULT_TASK, description="what is learnt: `classification`, or a task that one of `zoo.modules` defines"
+        DEFAULT_TASK,
+        description="what is learnt: `classification`, `segmentation`, or a task that one of `zoo.modules` defines",
     )
+    masks: str | None = Field(
+        None,
+        min_length=1,
+        description="name beside `images` under which their masks lie; default: `masks`, or `annotations`",
+    )
+    ignore: Ids | None = Field(None, description="id in masks, or list of ids, of pixels without a class; default: 255")
     root: Folder | None = Field(None, description="folder where timm finds the data set, or keeps it")
     download: bool = Field(False, description="let timm download the data set into `root`")
     size: Size | None = Field(
         None,
         description="side of the stored square images, pixels, or [height, width]: images are resized (bicubic) until "
         "they just cover it, and the centre is kept; needed where images have different sizes; default: as they are",
+    )
+    fit: Literal["cover", "contain"] = Field(
+        "cover",
+        description="`contain` keeps the whole image, for `segmentation`: what lies beside it is black, of no class",
     )
     image_key: str | None = Field(
         None, description="column of the images of `hfds/…`, `hfids/…`, `tfds/…` and `wds/…`; default: `image` (timm's)"
@@ -212,7 +244,8 @@ class DataSpec(Spec):
     classes: dict[str, Label] | None = Field(
         None,
         description="classes to take: a list in the order of their labels, or a mapping from class to label; "
-        "default: all classes of the source, in the order of `class_order`",
+        "default: all classes of the source, in the order of `class_order`. For `segmentation` labels are ids in the "
+        "masks; a list counts them from 0, without those of `ignore`",
         json_schema_extra=_list_or_mapping,
     )
     class_file: File | None = Field(
@@ -237,7 +270,7 @@ class DataSpec(Spec):
 
     @field_validator("classes", mode="before")
     @classmethod
-    def _numbered(cls, value: Any) -> Any:
+    def _numbered(cls, value: Any, info: ValidationInfo) -> Any:
         """A list as the mapping that it stands for."""
         if not isinstance(value, tuple | list | dict):
             return value
@@ -245,12 +278,14 @@ class DataSpec(Spec):
             names = class_names(value)
         except ValueError as error:
             raise PydanticCustomError("value_error", "{text}", {"text": str(error)}) from error
-        return dict(zip(names, value.values() if isinstance(value, dict) else range(len(names)), strict=True))
+        labels = value.values() if isinstance(value, dict) else counted(len(names), info.data.get("ignore"))
+        return dict(zip(names, labels, strict=True))
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the default task, so that earlier hashes stay."""
-        return {name: value for name, value in dump(self).items() if (name, value) != ("task", DEFAULT_TASK)}
+        """Without defaults of later keys, so that earlier hashes stay."""
+        defaults = {"task": DEFAULT_TASK, "masks": None, "ignore": None, "fit": "cover"}
+        return {name: value for name, value in dump(self).items() if defaults.get(name, ...) != value}
 
     @property
     def files(self) -> list[str]:
@@ -339,6 +374,19 @@ class InputSpec(Spec):
     def sides(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return height_and_width(self.size)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image before its centre is cropped, rounded as timm's evaluation transforms do."""
+        tall, wide = (math.floor(side / self.crop_pct) for side in self.sides)
+        if self.crop_mode == "squash":
+            return tall, wide
+        if self.crop_mode == "center" and tall == wide:  # torchvision's rounding
+            short = min(height, width)
+            height, width = (tall if side == short else int(tall * side / short) for side in (height, width))
+            return height, width
+        ratios = height / tall, width / wide
+        ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
+        return round(height / ratio), round(width / ratio)
 
     def shape(self, channels: int) -> tuple[int, int, int]:
         """Channels, height and width of an input, of images with so many channels."""

@@ -66,6 +66,13 @@ class Drawn(NamedTuple):
         """Some of the views."""
         return Drawn(self.boxes[positions], self.centre, self.colours and self.colours.at(positions))
 
+    def cuts(self, height: int, width: int) -> Boxes:
+        """The parts of images that views show to a model that sees whole images: crops, or the images themselves."""
+        if not self.centre:
+            return self.boxes
+        whole = np.broadcast_to(np.array([0, 0, height, width], np.int32), (len(self.boxes), 4))
+        return np.column_stack([whole, self.boxes[:, 4]])
+
 
 def draw_views(views: ViewsSpec, rows: NDArray[np.int64], height: int, width: int) -> Drawn:
     """All views of some images; a view depends on its image's row and its own number alone.

@@ -61,7 +61,7 @@ def _warn_of_size(study: Study, stored: tuple[int, ...]) -> None:
 
 def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
     """Run a model once over every split that later stages read; a killed run continues where it was."""
-    from kt.data.inputs import inputs
+    from kt.data.inputs import inputs, truths
     from kt.zoo import weights
     from kt.zoo.inference import predict as run
 
@@ -72,7 +72,7 @@ def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
     run(
         weights.load(build(study, name, dataset), layout.weights(name)).to(device).eval(),
         {s: inputs(dataset, s, spec, device, views, keep=False) for s in predictions.SPLITS},
-        {s: dataset.truths(s, study.views(s)) for s in predictions.SPLITS},
+        {s: truths(dataset, s, views) for s in predictions.SPLITS},
         {s: np.tile(dataset.ids(s), study.views(s)) for s in predictions.SPLITS},
         layout.predictions(name),
         (fingerprint, study.shown(dataset.hash)),

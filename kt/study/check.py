@@ -7,9 +7,9 @@ from typing import Any
 
 from kt import pairs, spec, store
 from kt.complementarity.spec import MEASURES, possible
-from kt.data.classes import class_map, known_classes, known_names
-from kt.data.folders import check_folder
-from kt.data.sources import check_source, known_channels, known_count, made_or_named, part_sizes
+from kt.data import sources
+from kt.data.classes import class_map
+from kt.data.sources import known_channels, known_classes, known_count, known_names, made_or_named, part_sizes
 from kt.data.spec import SPLITS, DataSpec
 from kt.data.splits import check_parts, pools, split_counts
 from kt.errors import KtError, listed, quoted, unknown
@@ -50,8 +50,8 @@ def check(study: Study) -> Study:
     study = _in_units(study.model_copy(update={"zoo": zoo, **experiments}))
     check_keys_of_task(study)
     check_data(study.data)
-    if study.data.is_folder and not (study.layout.data / "meta.json").exists():  # else `data` has checked more
-        check_folder(study.data)
+    if not (study.layout.data / "meta.json").exists():  # else `data` has checked more
+        sources.check_images(study.data)
     if names := known_names(study.data):
         check_classes(study, names)
     if classes := known_classes(study.data):
@@ -110,7 +110,7 @@ def check_data(data: DataSpec) -> None:
         KtError: the source, a class file or a file of images does not exist, fewer than two classes are taken, or the
             splits ask for too many images.
     """
-    check_source(data)
+    sources.check_source(data)
     chosen = class_map(data)
     if chosen is not None and len(set(chosen.values())) < 2:
         key = "class_file" if data.class_file else "classes"

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from kt import pairs, predictions, store
 from kt.costs import answer_bytes, keeps_answers
-from kt.data.classes import known_classes
 from kt.data.datasets import Dataset
+from kt.data.sources import known_classes
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.study.study import Study

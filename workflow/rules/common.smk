@@ -9,7 +9,7 @@ from snakemake.io import apply_wildcards
 from kt import pairs as kt_pairs
 from kt import predictions as kt_predictions
 from kt import progress, status, store
-from kt.data.datasets import truth_file
+from kt.data.datasets import truth_files
 from kt.figures.captions import CAPTIONS
 from kt.errors import KtError
 from kt.layout import Layout

@@ -3,7 +3,7 @@ rule data:
         STUDY.data.files,
     output:
         LAYOUT.data / "images.npy",
-        LAYOUT.data / truth_file(STUDY.task.has_classes),
+        [LAYOUT.data / name for name in truth_files(STUDY.task)],
         LAYOUT.data / "splits.parquet",
         meta=LAYOUT.data / "meta.json",
     log:

@@ -1,0 +1,122 @@
+"""Data sets that need no file: scikit-learn's digits, and scenes of several digits with a class per pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kt.data.listing import Listing, Masked, Stream, numbered
+
+SIDE = 48
+"""Height and width of a scene, pixels."""
+
+SCENES = {"train": 900, "test": 300}
+"""Scenes of each official part."""
+
+TRAINING_DIGITS = 1300
+"""The first digits are those of training scenes, all others those of test scenes."""
+
+CLASSES = ("background", *map(str, range(10)))
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A data set that needs no file; what is known before it is read.
+
+    Attributes:
+        images: number by official part; under "" of the whole data set, where it has no parts.
+        classes: their names, by label.
+        channels: of the images.
+        read: lists it.
+        masks: whether each pixel has a class, instead of each image.
+    """
+
+    images: Mapping[str, int]
+    classes: Sequence[str]
+    channels: int
+    read: Callable[[], Listing]
+    masks: bool = False
+
+
+def digits() -> Listing:
+    """The 1,797 digits that ship with scikit-learn, uint8 [8, 8, 1]."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = data.target.astype(np.int64)
+    pictures: Stream = lambda rows: (partial(images.__getitem__, i) for i in rows)  # noqa: E731
+    return Listing(labels, numbered(labels), None, None, pictures, images.shape[1:])
+
+
+def scenes() -> Listing:
+    """1,200 scenes of three to six digits on a textured background, uint8 [48, 48, 3], with a mask each.
+
+    No digit is in scenes of both parts. A scene depends on its number alone.
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    of_part = {"train": slice(TRAINING_DIGITS), "test": slice(TRAINING_DIGITS, None)}
+    parts = np.repeat(list(SCENES), list(SCENES.values()))
+
+    def call(row: int) -> Masked:
+        some = of_part[parts[row]]
+        return scene(np.random.default_rng([0, row]), data.images[some] / 16, data.target[some])
+
+    def stream(rows: NDArray[np.int64]) -> Iterator[Callable[[], Masked]]:
+        return (partial(call, row) for row in rows.tolist())
+
+    return Listing(np.zeros(len(parts), np.int64), CLASSES, parts, None, stream, (SIDE, SIDE, 3))
+
+
+def scene(generator: np.random.Generator, images: Floats, labels: NDArray[np.int64]) -> Masked:
+    """A scene; only arithmetic that rounds alike everywhere, so that it has the same bytes on all machines.
+
+    Args:
+        generator: of all that is random.
+        images: digits to draw from, [n, 8, 8] in [0, 1].
+        labels: their classes, [n].
+    """
+    shades = generator.uniform(0.05, 0.45, (2, 1)) + generator.uniform(-0.05, 0.05, (2, 3))
+    pattern = _noise(generator, int(generator.integers(3, 13)))[..., None]
+    canvas = shades[0] + (shades[1] - shades[0]) * pattern
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    for _ in range(generator.integers(3, 7)):
+        which, side = generator.integers(len(images)), int(generator.integers(15, 22))
+        ink = np.clip(1.6 * _enlarged(images[which], side) - 0.3, 0, 1)
+        places = generator.integers(0, SIDE - side + 1, (24, 2)).tolist()
+        windows = [(slice(top, top + side), slice(left, left + side)) for top, left in places]
+        window = min(windows, key=lambda where: np.count_nonzero(mask[where]))
+        colour = generator.uniform(0.6, 1, 3)
+        canvas[window] += ink[..., None] * (colour - canvas[window])
+        mask[window][ink >= 0.5] = labels[which] + 1
+    canvas += 0.06 * (generator.random(canvas.shape) - 0.5)
+    return Masked(np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8), mask)
+
+
+def _noise(generator: np.random.Generator, cells: int) -> Floats:
+    """Smooth noise in [0, 1] with so many cells along a side, [SIDE, SIDE]."""
+    return _enlarged(generator.random((cells, cells)), SIDE)
+
+
+def _enlarged(image: Floats, side: int) -> Floats:
+    """A square image at a larger side, bilinear."""
+    place = np.clip((np.arange(side) + 0.5) * len(image) / side - 0.5, 0, len(image) - 1)
+    first = place.astype(np.int64)
+    second, share = np.minimum(first + 1, len(image) - 1), place - first
+    rows = image[first] + (image[second] - image[first]) * share[:, None]
+    columns: Floats = rows[:, first] + (rows[:, second] - rows[:, first]) * share
+    return columns
+
+
+BUILTIN = {
+    "digits": Builtin({"": 1797}, CLASSES[1:], 1, digits),
+    "scenes": Builtin(SCENES, CLASSES, 3, scenes, masks=True),
+}
