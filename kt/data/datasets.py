@@ -216,7 +216,8 @@ def _shown(mask: NDArray[Any], top: int, left: int, tall: int, wide: int, mirror
     height, width = mask.shape
     rows = top + (2 * np.arange(height) + 1) * tall // (2 * height)
     columns = left + (2 * np.arange(width) + 1) * wide // (2 * width)
-    return mask[rows[:, None], columns[:: -1 if mirrored else 1]]
+    shown: NDArray[Any] = mask[rows[:, None], columns[:: -1 if mirrored else 1]]
+    return shown
 
 
 @dataclass(frozen=True)
