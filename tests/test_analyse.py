@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import tables
 
-from kt.analysis import prediction, recommend
+from kt.analysis import design, prediction, recommend
 from kt.analysis.analyse import analyse, as_table
 from kt.analysis.effects import TOGETHER, independent
 from kt.analysis.inputs import CLASSIFICATION, load, prepare
@@ -289,12 +289,93 @@ def test_recommendations_rank_teachers_for_students_with_and_without_transfers(t
     assert (rows["low"] < rows["high"]).all()
     assert rows["p_harm"].between(0, 1).all()
     assert rows["p_harm"].is_monotonic_increasing
-    assert "hardly better" not in recommended_text(rows, "m3", 0.8, 5, CLASSIFICATION)
+    text = recommended_text(rows, "m3", 0.8, 5, CLASSIFICATION)
+    assert "m3, not measured yet: predicted transfer delta in percentage points" in text
+    assert "P(delta < 0)" in text
+    assert "… and 6 more" in text
+    assert "cannot tell" not in text
     known = recommend.recommend(prepare(transfers, zoo, scores), "m3")
     assert known.set_index("teacher")["measured"][truth.index].tolist() == pytest.approx(truth.tolist())
-    few = recommend.recommend(prepare(*zoo_of(4)), "m0", level=0.9)
+    assert known["predicted"].isna().all()
+    five, zoo, scores = zoo_of(6, slope=2.0)
+    few = recommend.recommend(prepare(five[~five["student"].isin(["m0", "m1", "m2"])], zoo, scores), "m0", level=0.9)
     assert np.isinf(few["low"]).all()
     assert "too few students" in recommended_text(few, "m0", 0.9, 5, CLASSIFICATION)
+
+
+def test_what_is_measured_ranks_first_as_measured_beside_its_control():
+    transfers, zoo, scores = zoo_of(12, slope=2.0)
+    left = transfers[(transfers["student"] != "m3") | transfers["teacher"].isin(["m0", "m7"])]
+    left = pd.concat([left, left.assign(method="self", delta=0.25)], ignore_index=True)
+    rows = recommend.recommend(prepare(left, zoo, scores), "m3")
+    means = transfers[transfers["student"] == "m3"].groupby("teacher")["delta"].mean()[["m0", "m7"]].sort_values()
+    assert rows["teacher"].head(2).tolist() == means.index[::-1].tolist()
+    assert rows["measured"].head(2).tolist() == pytest.approx(means.tolist()[::-1])
+    assert (rows["measured"] - rows["beyond"]).head(2).tolist() == pytest.approx([0.25, 0.25])
+    assert rows["measured"][2:].isna().all()
+    assert rows["predicted"].head(2).isna().all()
+    assert rows["predicted"][2:].is_monotonic_decreasing
+    text = recommended_text(rows, "m3", 0.8, 5, CLASSIFICATION)
+    assert text.index("m3, measured:") < text.index("m3, not measured yet:")
+    assert "over self" in text
+
+
+def test_a_method_does_not_change_the_numbers_of_another():
+    inputs = prepare(*zoo_of(8, slope=2.0, methods=("a", "kl_dp")))
+    rows = recommend.recommend(inputs, "m3")
+    alone = recommend.recommend(inputs, "m3", "kl_dp")
+    pd.testing.assert_frame_equal(rows[rows["method"] == "kl_dp"].reset_index(drop=True), alone)
+
+
+@pytest.mark.parametrize(
+    ("models", "seed", "why"),
+    [
+        (3, 0, "fewer than 4 models took part"),
+        (6, 1, "on students left out of the fit, no predictor beats the average gain"),
+        (6, 2, "the best predictor gives all of these teachers the same"),
+    ],
+)
+def test_where_the_pairs_do_not_tell_nothing_is_predicted_and_the_way_out_is_named(models, seed, why):
+    transfers, zoo, scores = zoo_of(models)
+    transfers["delta"] = np.random.default_rng(seed).normal(size=len(transfers))
+    left = transfers[(transfers["student"] != "m1") | (transfers["teacher"] == "m2")]
+    inputs = prepare(left, zoo[["name", "acc"]], scores[["teacher", "student", "acc_difference"]])
+    rows = recommend.recommend(inputs, "m1")
+    assert rows["teacher"].iloc[0] == "m2"
+    assert rows[["predicted", "low", "high", "p_harm"]].isna().all(axis=None)
+    lines = recommended_text(rows, "m1", 0.8, 5, CLASSIFICATION).splitlines()
+    assert (
+        f"kl_dp: {models - 2} teacher{'s' * (models > 3)} not measured: cannot tell from these pairs, since {why}"
+        in lines
+    )
+    assert "`kt next --budget HOURS --method kl_dp`" in lines[-1]
+    assert "nan" not in " ".join(lines)
+
+
+def test_a_predictor_that_gives_all_teachers_the_same_tells_nothing():
+    transfers, zoo, scores = zoo_of(10)
+    advisor = recommend.Advisor(prepare(transfers[transfers["student"] != "m3"], zoo, scores))
+    advisor.judged["kl_dp"] = recommend.Judged("student mean", 0.5, np.zeros(3), np.arange(3))
+    advisor._predict["kl_dp"] = lambda pairs: np.full(len(pairs.teachers), 1.5)
+    rows = advisor.rank("m3")
+    assert rows["predicted"].isna().all()
+    assert recommend.open_question(rows) == "the best predictor gives all of these teachers the same"
+
+
+def test_the_judgement_of_an_analysis_is_taken_where_it_is_about_the_same_pairs():
+    transfers, zoo, scores = zoo_of(8, slope=2.0)
+    inputs, made = prepare(transfers, zoo, scores), quick(transfers, zoo, scores)
+    outcomes = gather(inputs, everyone=True)[0]
+    found = recommend.judge(outcomes, made.tables)
+    ladder = made.tables["ladder"].query("scheme == 'students'").set_index("rung")["r2"]
+    assert found.r2 == ladder[found.rung] == ladder.max()
+    assert len(found.errors) == len(made.tables["predictions"])
+    anew = recommend.judge(outcomes)
+    assert anew.r2 != found.r2  # other folds
+    more = gather(prepare(*zoo_of(8, slope=2.0, seed=1)), everyone=True)[0]
+    assert recommend.judge(more, made.tables).r2 == recommend.judge(more).r2
+    part = gather(prepare(transfers[transfers["student"] != "m1"], zoo, scores), everyone=True)[0]
+    assert recommend.judge(part, made.tables).r2 == recommend.judge(part).r2
 
 
 def test_recommended_intervals_cover_new_students_about_as_often_as_they_say():
@@ -313,7 +394,7 @@ def test_next_keeps_to_its_budget_and_takes_what_teaches_most():
     transfers, zoo, scores = zoo_of(8, seeds=1)
     rng = np.random.default_rng(0)
     done = transfers[(rng.random(len(transfers)) < 0.4) & (transfers["student"] != "m7")]
-    plan = recommend.choose(prepare(done, zoo, scores), 1.05)
+    plan = design.choose(prepare(done, zoo, scores), 1.05)
     assert len(plan.pairs) == 10  # 0.1 hours each
     assert plan.hours == pytest.approx(1.0)
     measured = set(zip(done["teacher"], done["student"], strict=True))
@@ -331,11 +412,11 @@ def test_the_form_over_pairs_is_that_of_rows_written_out():
     outcomes = gather(prepare(*zoo_of(5)), everyone=True)[0]
     pairs = Pairs(outcomes.teachers, outcomes.students, outcomes.x)
     x = rng.normal(size=(len(outcomes), 3))
-    rows = np.array([recommend._row(a, t, s, 5) for a, t, s in zip(x, pairs.teachers, pairs.students, strict=True)])
+    rows = np.array([design._row(a, t, s, 5) for a, t, s in zip(x, pairs.teachers, pairs.students, strict=True)])
     matrix = rng.normal(size=(13, 13))
     matrix = matrix @ matrix.T
-    assert recommend._form(matrix, x, pairs, 3, 5) == pytest.approx(np.einsum("ni,ij,nj->n", rows, matrix, rows))
-    assert recommend._products(x, pairs, 5) == pytest.approx(rows.T @ rows)
+    assert design._form(matrix, x, pairs, 3, 5) == pytest.approx(np.einsum("ni,ij,nj->n", rows, matrix, rows))
+    assert design._products(x, pairs, 5) == pytest.approx(rows.T @ rows)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +449,7 @@ def test_ensembles_are_described_but_never_recommended():
     transfers.loc[~transfers["trains"], "delta"] += 50
     inputs = prepare(transfers[transfers["teacher"] != "m0"], zoo, scores)
     assert set(recommend.recommend(inputs, "m1")["method"]) == {"kl_dp"}
-    assert recommend.choose(inputs, 1.0).method == "kl_dp"
+    assert design.choose(inputs, 1.0).method == "kl_dp"
     assert "- `ensemble_mean`: +" in quick(transfers, zoo, scores).summary
 
 
@@ -389,15 +470,15 @@ def test_advice_refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(KtError, match=r"--level: 1\.5"):
         recommend.recommend(inputs, "m1", level=1.5)
     with pytest.raises(KtError, match="nothing is left to transfer"):
-        recommend.choose(inputs, 1.0)
+        design.choose(inputs, 1.0)
     transfers, zoo, scores = zoo_of(5)
     part = transfers[transfers["teacher"] != "m0"]
     with pytest.raises(KtError, match=r"one transfer takes 0\.1 hours at least"):
-        recommend.choose(prepare(part, zoo, scores), 0.05)
+        design.choose(prepare(part, zoo, scores), 0.05)
     with pytest.raises(KtError, match="must be above 0"):
-        recommend.choose(prepare(part, zoo, scores), -1)
+        design.choose(prepare(part, zoo, scores), -1)
     with pytest.raises(KtError, match="no `seconds`"):
-        recommend.choose(prepare(part.drop(columns="seconds"), zoo, scores), 1)
+        design.choose(prepare(part.drop(columns="seconds"), zoo, scores), 1)
     missing = tmp_path / "none.parquet"
     with pytest.raises(KtError, match="no such file"):
         load(missing, missing)

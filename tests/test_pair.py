@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from test_pipeline import STUDY
 
-from kt.analysis.pair import measured
+from kt.analysis.recommend import measured
 from kt.cli import main
 from kt.cli.results import pair_text
 from kt.data.datasets import Dataset
@@ -152,7 +152,7 @@ def test_scores_of_other_predictions_are_not_shown(folder):
 
 
 def told(words: Words, classes: pd.DataFrame | None) -> stage.Found:
-    empty = measured(tables.study(models=3, seeds=1)["transfers"], "model_7", "model_0")
+    empty = measured(tables.study(models=3, seeds=1)["transfers"], "model_0", "model_7")
     acc = {"teacher": (0.5, 0.1), "student": (0.25, 0.1)}
     return stage.Found("a", "b", words, "set", 8, acc, (0.3, 0.1), (0.05, 0.02), classes, {}, empty, ["deltas: none"])
 
@@ -206,7 +206,7 @@ def test_measured_deltas_are_means_over_seeds_beside_the_control_of_the_same_see
     pair = transfers["teacher"].eq("model_0") & transfers["student"].eq("model_2")
     transfers.loc[pair & transfers["method"].eq("finetune") & transfers["seed"].eq(2), "status"] = "failed"
     transfers.loc[pair & transfers["method"].eq("kl"), ["status", "delta"]] = ["failed", None]
-    rows = measured(transfers, "model_0", "model_2").set_index("method")
+    rows = measured(transfers, "model_2", "model_0").set_index("method")
     of = transfers[pair & transfers["status"].eq("ok")].pivot_table(index="seed", columns="method", values="delta")
     difference = (of["kl_dp"] - of["finetune"]).dropna()
     row = rows.loc["kl_dp"]
@@ -218,8 +218,12 @@ def test_measured_deltas_are_means_over_seeds_beside_the_control_of_the_same_see
     assert rows.loc["kl", ["seeds", "failed"]].tolist() == [0, 3]
     assert rows.index[-2:].tolist() == ["finetune", "self"]
     assert rows.loc["finetune", "failed"] == 1
-    assert measured(transfers, "model_2", "model_9").empty
+    assert measured(transfers, "model_9", "model_2").empty
+    everyone = measured(transfers, "model_2")
+    of_pair = everyone[everyone["teacher"] == "model_0"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(of_pair, measured(transfers, "model_2", "model_0"), check_dtype=False)
+    assert set(everyone["teacher"]) == {"model_0", "model_1"}
     transfers.loc[pair, ["status", "delta"]] = ["failed", None]
-    rows = measured(transfers, "model_0", "model_2")
+    rows = measured(transfers, "model_2", "model_0")
     assert (rows["seeds"].sum(), rows["delta"].notna().sum(), rows["against"].notna().sum()) == (0, 0, 0)
     assert "3 failed" in pair_text(replace(told(tables.DEPTH, None), measured=rows), 5)

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import tables
 
+from kt.analysis import recommend, wording
 from kt.analysis.analyse import analyse
 from kt.analysis.deltas import PAIR
 from kt.analysis.inputs import CLASSIFICATION, load
@@ -13,7 +14,7 @@ from kt.errors import KtError
 from kt.figures.captions import CAPTIONS
 from kt.figures.draw import FIGURES, draw
 from kt.figures.tables import Tables
-from kt.report import code, render
+from kt.report import code, evidence, render
 from kt.tables.of_study import OPTIONAL
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -237,7 +238,7 @@ def unmeasured():
     ("make", "said", "absent"),
     [
         (all_failed, "No transfer has finished", ["works", "whom", "predicts", "recommend"]),
-        (lambda: tables.study(models=3, seeds=1), "take all numbers as a description", ["predicts", "recommend"]),
+        (lambda: tables.study(models=3, seeds=1), "take all numbers as a description", ["predicts"]),
         (lambda: tables.study(models=5, effects={"kl": lambda gap: 1.0}), "no control finished", ["failures"]),
         (lambda: tables.study(models=3, effects={"self": lambda gap: 0.0}), "Only controls finished", ["recommend"]),
         (unmeasured, "Variance components", ["several"]),
@@ -272,3 +273,28 @@ def test_a_task_without_classes_is_told_in_its_own_words_from_tables_to_report(t
     assert "Not drawn: “Where the knowledge lies”, the task has no classes." in story
     assert not re.search(r"\b(nan|None|inf)\b", story)
     assert "`student_rho`" in made.summary or "student_acc" not in made.summary
+
+
+def test_the_section_on_teachers_has_the_numbers_of_the_command():
+    study = tables.study(models=8, seeds=1)
+    transfers = study["transfers"]
+    untried = transfers["student"].eq("model_2") & transfers["teacher"].isin(["model_0", "model_5"])
+    study["transfers"] = transfers[~untried & ~transfers["student"].eq("model_3")].reset_index(drop=True)
+    data = tables.whole(study)
+    method = "kl"
+    shown = {
+        row[0].text: [cell.text for cell in row]
+        for row in evidence.recommended(data, recommend.Advisor(data.inputs, method, tables=data.analysis)).rows
+    }
+    for student in ("model_2", "model_3", "model_7"):
+        rows = recommend.recommend(data.inputs, student, method, tables=data.analysis)
+        known, left = rows[rows["measured"].notna()], rows[rows["measured"].isna()]
+        expected = ["–", "–"]
+        if len(known):
+            best = known.iloc[0]
+            expected = [best["teacher"], wording.with_error(best["measured"], best["measured_se"])]
+        others = ["all are measured", "–", "–"]
+        if len(left):
+            first = left.iloc[0]
+            others = [first["teacher"], wording.signed(first["predicted"]), wording.number(first["p_harm"], 2)]
+        assert shown[student] == [student, *expected, f"{len(known)} of 7", *others]

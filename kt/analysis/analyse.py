@@ -280,7 +280,7 @@ def _prediction(tables: Tables, task: Words) -> Iterator[str]:
             continue
         text = f"`{method}`: the best predictor for {'; for '.join(texts)}."
         row = records(scores[(scores["scheme"] == "students") & (scores["rung"] == best_rung(scores))])[0]
-        if pd.notna(row["tau"]):
+        if pd.notna(row["tau"]) and row["r2"] > 0:
             text += f" It ranks the teachers of a new student with weighted τ {number(row['tau'], 2)}"
             if pd.notna(row["hours_saved_3"]):
                 saved, regret = number(row["hours_saved_3"], 0), number(row["regret_3"], decimals(task))

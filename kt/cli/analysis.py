@@ -14,8 +14,8 @@ from kt.cli.stages import number, whole
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kt.analysis.design import Plan
     from kt.analysis.inputs import Inputs
-    from kt.analysis.recommend import Plan
     from kt.tasks.task import Words
 
 log = logging.getLogger(__name__)
@@ -32,13 +32,20 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--seed", type=whole(0), default=0, help="seed of folds and samples (default: %(default)s)")
 
-    sub = add("recommend", _recommend, "rank teachers for a student, without training", "kt recommend --student resnet")
+    sub = add(
+        "recommend",
+        _recommend,
+        "rank teachers for a student, measured ones first",
+        "kt recommend --student resnet",
+    )
     sub.add_argument("--student", required=True, help="a name in the table zoo")
     sub.add_argument("--method", help="only this method (default: all)")
     sub.add_argument(
         "--level", type=number(0.01, 0.999), default=0.8, help="coverage of the intervals (default: %(default)s)"
     )
-    sub.add_argument("--top", type=whole(1), default=10, help="rows to print (default: %(default)s)")
+    sub.add_argument(
+        "--top", type=whole(1), default=10, help="rows to print, measured and predicted (default: %(default)s)"
+    )
     _add_tables(sub)
     sub.add_argument("--out", type=Path, help="CSV file of all rows")
 
@@ -90,14 +97,28 @@ def _recommend(args: argparse.Namespace) -> None:
     from kt.analysis.recommend import recommend
 
     data, _ = _load(args)
-    rows = recommend(data, args.student, args.method, args.level)
+    rows = recommend(data, args.student, args.method, args.level, _judgement(args))
     print(recommended_text(rows, args.student, args.level, args.top, data.task))
     if args.out:
         _write_csv(args.out, rows)
 
 
+def _judgement(args: argparse.Namespace) -> dict[str, pd.DataFrame] | None:
+    """The study's own analysis, so that report and command tell the same; None for tables from elsewhere."""
+    if args.transfers or args.zoo or args.complementarity:
+        return None
+    from kt.analysis.recommend import JUDGEMENT
+    from kt.study.load import load
+    from kt.tables import schema
+
+    layout = load(args.config).layout
+    paths = {name: layout.analysis / f"{name}.parquet" for name in JUDGEMENT}
+    there = all(path.exists() for path in paths.values())
+    return {name: schema.read_frame(path, name) for name, path in paths.items()} if there else None
+
+
 def _next(args: argparse.Namespace) -> None:
-    from kt.analysis.recommend import choose
+    from kt.analysis.design import choose
 
     data, _ = _load(args)
     plan = choose(data, args.budget, args.method)
@@ -107,26 +128,68 @@ def _next(args: argparse.Namespace) -> None:
 
 
 def recommended_text(rows: pd.DataFrame, student: str, level: float, top: int, task: Words) -> str:
-    """The first rows of ``kt recommend`` as a plain table, and how well each method is predicted."""
+    """What ``kt recommend`` prints: measured teachers, predicted ones, and what the pairs do not tell."""
+    from kt.analysis.recommend import CANNOT_TELL, LITTLE, open_question
+    from kt.analysis.wording import counted, number, predictor_words
+
+    known, told = rows[rows["measured"].notna()], rows[rows["predicted"].notna()]
+    text = []
+    if len(known):
+        text += [f"{student}, measured: transfer delta in {task.metric.difference}, mean over seeds ± standard error"]
+        text += _shortened(_measured_cells(known, task), top)
+    if len(told):
+        text += [f"{student}, not measured yet: predicted transfer delta in {task.metric.difference}"]
+        text += _shortened(_predicted_cells(told, level, task), top)
+    for method, of_method in rows.groupby("method", sort=True):
+        left, first = int(of_method["measured"].isna().sum()), of_method.iloc[0]
+        if reason := open_question(of_method):
+            text.append(f"{method}: {counted(left, 'teacher')} not measured: {CANNOT_TELL}, since {reason}")
+            text.append(
+                f"  `kt next --budget HOURS --method {method}` names the pairs whose transfer would change that most"
+            )
+        elif left:
+            how = f"{predictor_words(first['rung'], task)}, R² {number(first['r2'], 2)} on students left out of the fit"
+            text.append(
+                f"{method}: predicted by {how}{'' if first['r2'] > LITTLE else ': hardly better than the average gain'}"
+            )
+    return "\n".join(text)
+
+
+Cells = list[tuple[str, ...]]
+
+
+def _shortened(cells: Cells, top: int) -> list[str]:
+    """The heading and the first rows as lines, and the number of those left out."""
+    more = len(cells) - 1 - top
+    return aligned(cells[: top + 1]) + ([f"… and {more:,} more"] if more > 0 else [])
+
+
+def _measured_cells(rows: pd.DataFrame, task: Words) -> Cells:
     from kt.analysis.deltas import records
-    from kt.analysis.wording import decimals, number, predictor_words, signed
+    from kt.analysis.wording import decimals, with_error
 
     digits = decimals(task)
-    cells = [("teacher", "method", "predicted", f"{100 * level:g} % interval", "harm", "measured")]
-    for row in records(rows.head(top)):
+    cells: Cells = [("teacher", "method", "delta", "seeds", "beyond its control")]
+    for row in records(rows):
+        beyond = with_error(row["beyond"], row["beyond_se"], digits)
+        delta = with_error(row["measured"], row["measured_se"], digits)
+        control = f"{beyond} over {row['against']}" if isinstance(row["against"], str) else "–"
+        cells.append((row["teacher"], row["method"], delta, f"{row['seeds']:.0f}", control))
+    return cells
+
+
+def _predicted_cells(rows: pd.DataFrame, level: float, task: Words) -> Cells:
+    from kt.analysis.deltas import records
+    from kt.analysis.wording import decimals, number, signed
+
+    digits = decimals(task)
+    cells: Cells = [("teacher", "method", "predicted", f"{100 * level:g} % interval", "P(delta < 0)")]
+    for row in records(rows):
         known = math.isfinite(row["low"]) and math.isfinite(row["high"])
         interval = f"{signed(row['low'], digits)} to {signed(row['high'], digits)}" if known else "too few students"
-        predicted, harm = signed(row["predicted"], digits), f"{number(100 * row['p_harm'], 0)} %"
-        cells.append((row["teacher"], row["method"], predicted, interval, harm, signed(row["measured"], digits)))
-    unit = task.metric.difference
-    text = [f"{student}: predicted transfer delta in {unit}, best of {len(rows):,} teachers and methods first"]
-    text += aligned(cells)
-    for method, of_method in rows.groupby("method", sort=False):
-        first = of_method.iloc[0]
-        warning = "" if first["r2"] > 0.1 else ": hardly better than the mean"
-        how = f"{predictor_words(first['rung'], task)}, R² {number(first['r2'], 2)} on students left out of the fit"
-        text.append(f"{method}: predicted by {how}{warning}")
-    return "\n".join(text)
+        predicted, harm = signed(row["predicted"], digits), number(row["p_harm"], 2)
+        cells.append((row["teacher"], row["method"], predicted, interval, harm))
+    return cells
 
 
 def plan_text(plan: Plan, task: Words, most: int = 20) -> str:

@@ -8,7 +8,8 @@ import pandas as pd
 
 from kt.analysis.deltas import Gain, records
 from kt.analysis.effects import CLEAR
-from kt.analysis.wording import decimals, number, predictor_words, property_words, with_error
+from kt.analysis.recommend import CANNOT_TELL, Advisor, open_question
+from kt.analysis.wording import decimals, number, predictor_words, property_words, signed, with_error
 from kt.figures.tables import Tables
 from kt.report.grids import Cell, Grid, count, error, grid, name, plain, signed_number
 from kt.tasks.task import Words
@@ -138,8 +139,44 @@ def importances(tables: Tables) -> Grid:
     )
 
 
-def recommended(tables: Tables, method: str) -> Grid:
-    """The teacher ranked first for every student, without that student's transfers, beside its measured delta."""
+def recommended(tables: Tables, advisor: Advisor) -> Grid:
+    """The teacher that ``kt recommend`` ranks first for every student: a measured one, else by prediction."""
+    (method,) = advisor.judged
+    task, digits = tables.task, decimals(tables.task)
+    students = sorted(map(str, tables.inputs.zoo.index))
+    ranked = {student: advisor.rank(student) for student in students[:MOST_STUDENTS]}
+    rows = [[Cell(student), *_first(of_student, digits)] for student, of_student in ranked.items()]
+    headings = ["student", "best measured teacher", f"its delta, {task.metric.short}", "teachers measured"]
+    if any(of_student["measured"].isna().any() for of_student in ranked.values()):
+        headings += ["of the others the likeliest", f"predicted delta, {task.metric.short}", "P(delta < 0)"]
+    more = f" The first {MOST_STUDENTS} students." if len(students) > MOST_STUDENTS else ""
+    caption = f"Teachers that `kt recommend` ranks first for `{method}`: measured ones first, as measured.{more}"
+    return Grid(caption, tuple(headings), [row[: len(headings)] for row in rows])
+
+
+def _first(rows: pd.DataFrame, digits: int) -> list[Cell]:
+    """The best measured teacher, and the one with the highest prediction among the others."""
+    known, left = rows[rows["measured"].notna()], rows[rows["measured"].isna()]
+    of = Cell(f"{len(known):,} of {len(rows):,}", float(len(known)))
+    shown = [Cell("–"), Cell("–", float("nan")), of]
+    if len(known):
+        best = records(known.head(1))[0]
+        shown = [
+            Cell(best["teacher"]),
+            Cell(with_error(best["measured"], best["measured_se"], digits), best["measured"]),
+            of,
+        ]
+    if left.empty:
+        return [*shown, Cell("all are measured"), Cell("–", float("nan")), Cell("–", float("nan"))]
+    if open_question(rows):
+        return [*shown, Cell(CANNOT_TELL), Cell("–", float("nan")), Cell("–", float("nan"))]
+    told = records(left.head(1))[0]
+    predicted = Cell(signed(told["predicted"], digits), told["predicted"])
+    return [*shown, Cell(told["teacher"]), predicted, Cell(number(told["p_harm"], 2), told["p_harm"])]
+
+
+def afterwards(tables: Tables, method: str) -> Grid:
+    """The teacher that the predictor ranks first for every student without its transfers, and the best one."""
     frame, short, digits = tables.analysis["predictions"], tables.task.metric.short, decimals(tables.task)
     rows = []
     for student, of_student in frame[frame["method"] == method].groupby("student", sort=True):
@@ -158,11 +195,12 @@ def recommended(tables: Tables, method: str) -> Grid:
         )
     more = f" The first {MOST_STUDENTS} students." if len(rows) > MOST_STUDENTS else ""
     return grid(
-        f"Teachers that `kt recommend` ranks first for `{method}` without the student's own transfers.{more}",
+        f"Would the predictor have helped? Its first choice for `{method}`, fitted without the student’s transfers and"
+        f" some of the teachers, beside the best teacher.{more}",
         pd.DataFrame(rows[:MOST_STUDENTS]),
         [
             ("student", name("student")),
-            ("recommended teacher", name("teacher")),
+            ("its first choice", name("teacher")),
             (f"predicted delta, {short}", signed_number("predicted", digits)),
             (f"measured delta, {short}", signed_number("delta", digits)),
             ("best teacher", name("best")),

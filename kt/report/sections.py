@@ -12,7 +12,8 @@ from typing import NamedTuple
 from kt.analysis.analyse import identity, limits
 from kt.analysis.deltas import Gain
 from kt.analysis.outcomes import gather
-from kt.analysis.wording import amount, counted, examples, knowledge, plural
+from kt.analysis.recommend import CANNOT_TELL, Advisor
+from kt.analysis.wording import amount, counted, examples, knowledge, number, plural, predictor_words
 from kt.figures.tables import Tables
 from kt.report import evidence, grids
 from kt.report.grids import Grid
@@ -114,22 +115,26 @@ def _predicts(facts: Facts) -> Part:
 
 
 def _recommend(facts: Facts) -> Part:
-    after = [
-        "For a model that is in the table of models but has no transfers yet, `kt recommend --student NAME` ranks"
-        " its teachers with intervals, without training; `kt next --budget HOURS` names the pairs whose transfer would"
-        " improve the predictor most per hour."
-    ]
-    if facts.method is None:
-        return Part([], [], after)
-    ladder = facts.tables.analysis["ladder"]
-    timed = ladder[(ladder["method"] == facts.method) & (ladder["scheme"] == "students")]["hours_saved_3"].notna().any()
-    if not timed:
-        after.insert(0, "Time saved by a shortlist is unknown: too few teachers per student, or no times.")
+    tables, method = facts.tables, facts.method
+    if method is None:
+        return Part([], [], [])
+    advisor = Advisor(tables.inputs, method, tables=tables.analysis)
+    judged, first = advisor.judged[method], evidence.recommended(tables, advisor)
     before = [
-        "Would the predictor have helped? For every student it was fitted on pairs of other students and teachers only;"
-        " its first choice stands beside the best teacher, which is known only afterwards."
+        "What is measured comes first; for the other teachers a predictor stands in, where it does better than the"
+        " average gain on students left out of its fit. `kt recommend --student NAME` gives the same numbers for every"
+        " teacher and method, with intervals."
     ]
-    return Part(before, [evidence.recommended(facts.tables, facts.method)], after)
+    if not judged.why_not:
+        how = f"{predictor_words(judged.rung, tables.task)} (R² {number(judged.r2, 2)} on students left out of the fit)"
+        before.append(f"For `{method}`, the predictor is {how}.")
+        return Part(before, [first, evidence.afterwards(tables, method)], [])
+    if any(CANNOT_TELL in cell.text for row in first.rows for cell in row):
+        before.append(
+            f"For `{method}`, these pairs do not tell which of the teachers without a measurement is best:"
+            f" {judged.why_not}. `kt next --budget HOURS` names the pairs whose transfer would change that most."
+        )
+    return Part(before, [first], [])
 
 
 def _several(facts: Facts) -> Part:

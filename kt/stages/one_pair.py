@@ -47,7 +47,7 @@ class Found:
         classes: of a task with classes, each one's ``class``, ``n`` examples (of a dense task pixels), those that each
             model gets right, and flips of both directions (null where unknown); most positive flips first.
         measures: further measures of the pair, from the table ``complementarity``.
-        measured: deltas by method, as ``kt.analysis.pair.measured`` gives them.
+        measured: deltas by method, as ``kt.analysis.recommend.measured`` gives them.
         missing: sentences on what is not there yet.
     """
 
@@ -109,7 +109,7 @@ def pair(study: Study, layout: Layout, teacher: str, student: str) -> Found:
     Raises:
         KtError: a model is unknown, is a specialist, or has no predictions yet; or both are the same.
     """
-    from kt.analysis import pair as analysis
+    from kt.analysis.recommend import measured as deltas
 
     answers = _answers(study, layout, teacher, student)
     task, names = study.task, (teacher, student)
@@ -119,7 +119,7 @@ def pair(study: Study, layout: Layout, teacher: str, student: str) -> Found:
     if row is None:
         missing.append("measures of the pair: none yet for these predictions; `snakemake` makes them")
     transfers = _transfers(study, layout, student)
-    measured = analysis.measured(transfers, teacher, student)
+    measured = deltas(transfers, student, teacher)
     if measured.empty:
         missing.append(f"deltas: nothing is transferred yet from {teacher} to {student}")
     return Found(
