@@ -14,7 +14,7 @@ from kt.data.inputs import AUGMENTATIONS
 from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.tasks.segmentation import IGNORED, Segmentation
-from kt.zoo import members, models, registry, segmentation
+from kt.zoo import header, members, models, registry, segmentation
 from kt.zoo.spec import FineTune, Member, Recipe, Thin, ZooSpec
 from kt.zoo.train import MOVES, batches, choose, linear, masks, train
 
@@ -174,6 +174,21 @@ def test_checkpoints_are_taken_from_the_usual_wrappings_and_their_head_is_checke
     build = lambda n: models.build("smp_fpn", FPN, n, 1)  # noqa: E731
     loaded = weights.given("at", build, path, 7, False).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+def test_the_librarys_own_folder_is_taken_and_its_settings_are_compared(known, tmp_path):
+    torch.manual_seed(0)
+    models.build("smp_fpn", {**FPN, "upsampling": 2}, 5, 1).save_pretrained(tmp_path)
+    path = str(tmp_path / "model.safetensors")
+    member = zoo(train=None, checkpoint=path).models["a"]
+    members.check_checkpoints({"zoo.models.a": (member, 1)}, (), known, 5)
+    settings = header.read("at", tmp_path / "model.safetensors").config
+    assert segmentation.differing(settings, member) == ["args.upsampling 2, here 4"]
+    assert segmentation.differing(settings, member.model_copy(update={"args": {**FPN, "upsampling": 2}})) == []
+    assert segmentation.differing(settings, Member(arch="test_resnet", checkpoint=path)) == []
+    other = member.model_copy(update={"args": {**FPN, "encoder": "test_efficientnet"}})
+    with pytest.raises(KtError, match=r"zoo.models.a.args.encoder: 'test_efficientnet', but .* are of 'test_resnet'"):
+        members.check_checkpoints({"zoo.models.a": (other, 1)}, (), known, 5)
 
 
 def test_weights_of_the_encoder_beside_a_checkpoint_are_refused(known, tmp_path):

@@ -24,7 +24,7 @@ from kt.spec import as_written
 from kt.stages import units
 from kt.stages.common import build, known_model, metadata, pick_device, truth_of
 from kt.study import units as requested
-from kt.study.check import check_checkpoints, check_classes, check_splits
+from kt.study.check import check_checkpoints, check_classes, check_splits, probe
 from kt.study.study import Study
 from kt.tables import gather, schema
 from kt.tasks.classification import positions
@@ -215,6 +215,7 @@ def preview(study: Study, layout: Layout, tera_macs: float) -> str:
         sum(study.views(split) * images.get(split, 0) for split in predictions.SPLITS),
         images.get("zoo", 0),
         rate,
+        probe(study),
     )
     disk = requested.disk(study, layout, images)
     kept = f"\npredictions take at most {status.in_bytes(disk.size)} on disk" if disk else ""

@@ -84,7 +84,9 @@ def _start(study: Study, name: str, dataset: Dataset) -> nn.Module:
     known = registry.load(study.zoo.modules)
     if member.checkpoint:
         at = f"zoo.models.{name}.checkpoint"
-        if other := differing(header.read(at, Path(member.checkpoint)), member.args, study.zoo.input_of(name)):
+        file = header.read(at, Path(member.checkpoint))
+        other = differing(file, member.args, study.zoo.input_of(name)) + segmentation.differing(file.config, member)
+        if other:
             log.warning("%s: the weights were trained with %s", at, "; ".join(other))
         return files.given(
             at,
@@ -152,16 +154,13 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
 def _known(study: Study, member: Member) -> dict[str, Any]:
     """Properties of a member that need no measurement; None where they are unknown."""
     known = registry.load(study.zoo.modules)
-    arch, source = member.arch.partition(".")[0], as_written(study.data.source)
-    published = member.arch if member.pretrained else segmentation.encoder_weights(member, known)
-    encoder = segmentation.encoder_of(member)
-    backbone = (known.arch(encoder) if encoder else None) or arch
-    family = known.models[backbone]
+    published, backbone = segmentation.published(member, known), segmentation.backbone(member, known)
+    family, source = known.models[backbone], as_written(study.data.source)
     history = knowledge.training(published or "")
     recipes = [recipe for recipe in (member.train, member.finetune) if recipe]
     later = [history.finetuning, source if member.finetune or (member.train and published) else None]
     return {
-        "arch": arch,
+        "arch": member.arch.partition(".")[0],
         "tag": published.partition(".")[2] or None if published else None,
         "family": member.family or family,
         "kind": member.kind or knowledge.kind_of(backbone, family),

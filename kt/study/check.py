@@ -22,6 +22,7 @@ from kt.transfer import groups
 from kt.transfer.training import Training
 from kt.zoo import members as zoo_members
 from kt.zoo import registry, segmentation
+from kt.zoo.registry import Probe
 from kt.zoo.spec import labels_of
 
 
@@ -57,8 +58,7 @@ def check(study: Study) -> Study:
     if classes := known_classes(study.data):
         zoo_members.check_heads(zoo, known, classes)
     check_checkpoints(study, known_channels, classes)
-    if study.task.dense:
-        segmentation.probe(zoo, classes or 2, known_channels(study.data))
+    probe(study)
     sizes = study.data.splits
     check_splits(study, {split: images for split in SPLITS if (images := sizes.known(split)) is not None})
     _check_specialists(study)
@@ -69,6 +69,17 @@ def check(study: Study) -> Study:
     _check_complementarity(study)
     pairs.candidates(study.names, study.pairs)
     return study
+
+
+def probe(study: Study) -> dict[str, Probe]:
+    """Sizes and answers of the models of a dense task, by name; none of another task.
+
+    Raises:
+        KtError: a model does not give such answers for its input.
+    """
+    if not study.task.dense:
+        return {}
+    return segmentation.probe(study.zoo, known_classes(study.data) or 2, known_channels(study.data))
 
 
 def check_task(study: Study) -> None:

@@ -99,6 +99,11 @@ class Header:
         names = [settings.get(key) for settings in self.settings() for key in ARCHITECTURE]
         return [name for name in names if isinstance(name, str)]
 
+    def encoders(self) -> list[str]:
+        """Names of timm models that are the encoder of a network of segmentation_models_pytorch."""
+        names = [settings.get("encoder_name") for settings in self.settings()]
+        return [name.removeprefix("tu-") for name in names if isinstance(name, str)]
+
 
 def _sets(value: Any, at: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     if not isinstance(value, dict) or id(value) in seen:

@@ -15,6 +15,7 @@ from kt.zoo.fit import check_head, fit
 from kt.zoo.header import Header
 from kt.zoo.knowledge import read_overrides, read_published
 from kt.zoo.registry import Pretrained, Registry, Size
+from kt.zoo.segmentation import encoder_of
 from kt.zoo.spec import Member, Select, ZooSpec, labels_of
 
 Sizes = Callable[[list[str]], Mapping[str, Size | None]]
@@ -264,7 +265,7 @@ def check_checkpoints(
     """
     files = {at: header.read(f"{at}.checkpoint", Path(str(member.checkpoint))) for at, (member, _) in members.items()}
     for at, (member, _) in members.items():
-        _check_arch(at, member.arch, files[at], known)
+        _check_arch(at, member, files[at], known)
     wanted = [(member.arch, member.args, colours) for member, colours in members.values()]
     outlines = registry.outlines(wanted, modules) if wanted else []
     for (at, (member, _)), outline in zip(members.items(), outlines, strict=True):
@@ -278,9 +279,12 @@ def check_checkpoints(
             raise KtError(f"{at}.checkpoint: {member.checkpoint}: {error}") from error
 
 
-def _check_arch(at: str, arch: str, file: Header, known: Registry) -> None:
-    """Fail where a checkpoint names another architecture, whose tensors may have the same names."""
-    other = next(filter(None, map(known.arch, file.architectures())), None)
-    if other not in (None, known.arch(arch)):
+def _check_arch(at: str, member: Member, file: Header, known: Registry) -> None:
+    """Fail where a checkpoint names another architecture or encoder, whose tensors may have the same names."""
+    encoder = encoder_of(member)
+    names = file.encoders() if encoder else file.architectures()
+    given, key = encoder or member.arch, "args.encoder" if encoder else "arch"
+    other = next(filter(None, map(known.arch, names)), None)
+    if other not in (None, known.arch(given)):
         advice = "give that, or a file with the state_dict() alone"
-        raise KtError(f"{at}.arch: {arch!r}, but according to {file.path} its weights are of {other!r}; {advice}")
+        raise KtError(f"{at}.{key}: {given!r}, but according to {file.path} its weights are of {other!r}; {advice}")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from kt.data.spec import in_pixels
 from kt.zoo import knowledge
-from kt.zoo.registry import Registry, Size
+from kt.zoo.registry import Probe, Registry, Size
+from kt.zoo.segmentation import backbone, published
 from kt.zoo.spec import FineTune, Member, Recipe, ZooSpec
 
 BYTES = 4
@@ -50,6 +51,7 @@ def lines(
     predicted: int,
     trained: int,
     rate: float,
+    probed: Mapping[str, Probe],
 ) -> list[Line]:
     """One line per member, in the zoo's order.
 
@@ -60,14 +62,17 @@ def lines(
         predicted: images that every model runs on once.
         trained: images of the zoo split.
         rate: multiply-accumulate operations of a GPU per second.
+        probed: sizes and operations of members that have been looked at, by name.
     """
     tags = {name: tag for name, member in zoo.models.items() if not member.args and (tag := registry.tag(member.arch))}
-    known = sizes(sorted(set(tags.values())))
+    weights = {name: tag for name, member in zoo.models.items() if (tag := published(member, registry))}
+    known = sizes(sorted({*tags.values(), *weights.values()}))
     found = []
     for name, member in zoo.models.items():
-        arch, sides, size = member.arch.partition(".")[0], zoo.input_of(name).sides, known.get(tags.get(name, ""))
-        macs = None
-        if size and size.macs:  # most operations grow with the area of the image
+        arch, sides = backbone(member, registry), zoo.input_of(name).sides
+        size = probed.get(name) or known.get(tags.get(name, ""))
+        macs = probed[name].macs if name in probed else None
+        if size and size.macs and name not in probed:  # most operations grow with the area of the image
             macs = round(size.macs * math.prod(sides) / math.prod(registry.tags[tags[name]].input_size[1:]))
         images = predicted + _passes(member, trained)
         found.append(
@@ -77,7 +82,7 @@ def lines(
                 size.params if size else None,
                 macs,
                 sides,
-                _download(member, size, registry),
+                _download(weights.get(name), known, registry),
                 macs * images / rate if macs else None,
             )
         )
@@ -95,9 +100,11 @@ def _passes(member: Member, trained: int) -> float:
     return TRAINING * images * recipe.epochs
 
 
-def _download(member: Member, size: Size | None, registry: Registry) -> int | None:
-    if not member.pretrained or cached(registry.tags[member.arch].hf_hub_id or ""):
+def _download(tag: str | None, sizes: Mapping[str, Size | None], registry: Registry) -> int | None:
+    """Bytes of published weights that are not in the cache."""
+    if tag is None or cached(registry.tags[tag].hf_hub_id or ""):
         return 0
+    size = sizes.get(tag)
     return BYTES * size.params if size else None
 
 

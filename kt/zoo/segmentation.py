@@ -44,6 +44,17 @@ def encoder_weights(member: Member, known: Registry) -> str | None:
     return known.tag(encoder) if encoder and member.args.get("encoder_weights") else None
 
 
+def published(member: Member, known: Registry) -> str | None:
+    """The pretrained tag whose weights a member, or its encoder, starts from; None where there is none."""
+    return member.arch if member.pretrained else encoder_weights(member, known)
+
+
+def backbone(member: Member, known: Registry) -> str:
+    """The architecture whose family, kind and year are a member's: that of its encoder, or its own."""
+    encoder = encoder_of(member)
+    return (known.arch(encoder) if encoder else None) or member.arch.partition(".")[0]
+
+
 def check(zoo: ZooSpec, known: Registry, task: str, dense: bool) -> None:
     """Fail where a member's architecture does not fit the task, or has no encoder that timm knows.
 
@@ -90,6 +101,23 @@ def _check_args(at: str, member: Member, known: Registry) -> None:
         raise KtError(f"{at}.encoder: no pretrained weights {quoted(encoder)}; {hint}{nearest(encoder, have)}")
     if weights and member.checkpoint:
         raise KtError(f"{at}.encoder_weights: the checkpoint has the encoder's weights too; leave it out")
+
+
+def differing(settings: Mapping[str, Any], member: Member) -> list[str]:
+    """Options of a network, as the library saves them beside weights, that are not the member's, with both values."""
+    from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING
+
+    network = MODEL_ARCHITECTURES_MAPPING.get(member.arch.removeprefix(PREFIX))
+    if network is None or not member.arch.startswith(PREFIX):
+        return []
+    options = inspect.signature(network.__init__).parameters
+    ours = {key: member.args.get(key, options[key].default) for key in options if key not in (*OWN, "encoder_weights")}
+    pairs = {key: (settings[key], value) for key, value in ours.items() if key in settings}
+    return [f"args.{key} {theirs}, here {own}" for key, (theirs, own) in pairs.items() if _plain(theirs) != _plain(own)]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def probe(zoo: ZooSpec, outputs: int, channels: int) -> dict[str, Probe]:
