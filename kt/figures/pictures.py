@@ -64,7 +64,7 @@ def pictures(tables: Tables) -> Drawing:
     for axes, part in zip(grid[0], parts, strict=True):
         axes.set_title(COLUMNS[part], fontsize=7, loc="center")
     shown = sorted(seen)
-    handles = [Patch(color=colours[label], label=names[label]) for label in shown]
+    handles = [Patch(color=tuple(colours[label] / 255), label=names[label]) for label in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 11), fontsize=6.5)
     style.footer(
         figure,

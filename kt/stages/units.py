@@ -18,7 +18,7 @@ from kt.data.datasets import Dataset
 from kt.errors import KtError, unknown
 from kt.layout import Layout
 from kt.pairs import select
-from kt.stages.common import FreshZoo, ZooFiles, channels, channels_of, known_model, metadata, pick_device
+from kt.stages.common import FreshZoo, ZooFiles, channels, channels_of, known_model, metadata, pick_device, truth_of
 from kt.study import units as requested
 from kt.study.study import Study
 from kt.tables import schema
@@ -69,7 +69,7 @@ def groups(study: Study, layout: Layout, student: str, out: Path, threads: int) 
         raise KtError(f"groups: the configuration has no group of teachers for {student!r}")
     rule, value, dataset = study.groups.choose, None, Dataset.open(layout.data)
     if isinstance(rule, grouping.Ranked):
-        task, truth = study.task, dataset.truth[dataset.rows("validation")]
+        task, truth = study.task, truth_of(dataset, "validation", study.task)
         found = predictions.read_all({name: layout.predictions(name) for name in study.names}, "validation")
         value = {name: task.value(task.scores(p.kept, truth)) for name, p in found.items()}
     sets = grouping.choose(student, study.names, rule, value)
@@ -227,7 +227,7 @@ class Pairs(Job):
         self, study: Study, layout: Layout, student: str, teachers: Sequence[str], split: str = "test"
     ) -> None:
         super().__init__(study, layout, student, [student, *teachers])
-        self.truth = self.dataset.truth[self.dataset.rows(split)]
+        self.truth = truth_of(self.dataset, split, self.task)
         found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, split)
         self.answers: dict[str, Array] = {name: p.kept for name, p in found.items()}
         self.before = self.answers.pop(student)

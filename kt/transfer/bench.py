@@ -18,7 +18,7 @@ from torch import nn
 
 from kt.costs import EVALUATED, Needs
 from kt.data.datasets import Dataset
-from kt.data.inputs import IN_MEMORY, Inputs
+from kt.data.inputs import IN_MEMORY, Inputs, truths
 from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import draw_views
 from kt.errors import KtError
@@ -164,8 +164,13 @@ class Bench:
         """Number of chosen transfer images, each counted once, however many views of it there are."""
         return len(self.chosen["transfer"]) // self.views("transfer")
 
-    def truth(self, split: str) -> Array:
-        """Truth of a split's chosen images, [n, …]; of an experiment's as the position among the student's classes."""
+    def truth(self, split: str) -> Any:
+        """Truth of a split's chosen images, [n, …]; of an experiment's as the position among the student's classes.
+
+        That of a dense task is read on demand.
+        """
+        if self.task.dense:
+            return truths(self.data, split, self.settings.crops)
         return self._where(split)[self.chosen[split]]
 
     def _where(self, split: str) -> Array:

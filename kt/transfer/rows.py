@@ -80,7 +80,7 @@ def _from_teachers(
     of_each = [task.scores(kept, truth) for kept in teachers]
     best = np.max(of_each, axis=0)
     found: dict[str, Any] = {"transfer_rate": transfer_rate(best, before, after)}
-    if task.has_classes:
+    if task.classifies:
         found |= gains(best, before, after, truth)
         found["taught_errors"] = taught_errors(teachers, before, last, truth)
     return found
