@@ -105,12 +105,12 @@ def test_read_drops_columns_that_it_does_not_know(tmp_path):
 def test_columns_that_tables_of_earlier_versions_lack_are_null_unless_they_are_asked_for(tmp_path, extra):
     path, row = tmp_path / "zoo.parquet", dict.fromkeys(schema.arrow_schema("zoo").names)
     row |= {"name": "a", "arch": "b", "params": 1, "macs": 1, "input_size": 1, "feature_width": 1, "recipe": []}
-    row |= {"fingerprint": "c", "acc": 1.0, "acc_se": 0.5, "acc_validation": 1.0, "pixel_acc": 2.0}
+    row |= {"fingerprint": "c", "acc": 1.0, "acc_se": 0.5, "acc_validation": 1.0, "pixel_accuracy": 2.0}
     schema.write(path, "zoo", schema.build("zoo", [row]))
-    pq.write_table(pq.read_table(path).drop_columns(["pixel_acc", "iou_by_class"]), path)
-    assert schema.read(path, "zoo", extra=extra).to_pylist() == [row | {"pixel_acc": None}]
-    with pytest.raises(KtError, match="column 'pixel_acc' is missing"):
-        schema.read(path, "zoo", ["name", "pixel_acc"])
+    pq.write_table(pq.read_table(path).drop_columns(["pixel_accuracy", "iou_by_class"]), path)
+    assert schema.read(path, "zoo", extra=extra).to_pylist() == [row | {"pixel_accuracy": None}]
+    with pytest.raises(KtError, match="column 'pixel_accuracy' is missing"):
+        schema.read(path, "zoo", ["name", "pixel_accuracy"])
     pq.write_table(pq.read_table(path).drop_columns(["ece"]), path)
     with pytest.raises(KtError, match="column 'ece' is missing"):
         schema.read(path, "zoo")

@@ -100,7 +100,7 @@ def test_counts_and_metrics_by_hand():
     scores = TASK.scores(kept.numpy(), MASK.numpy())
     assert TASK.value(scores) == pytest.approx(100 * (3 / 5 + 2 / 4) / 2, rel=1e-12)
     assert class_iou(kept.numpy()).tolist() == pytest.approx([60.0, 50.0])
-    expected = {"pixel_acc": 500 / 7, "mean_class_acc": 75.0, "fw_iou": 100 * (3 * 0.6 + 4 * 0.5) / 7}
+    expected = {"pixel_accuracy": 500 / 7, "mean_accuracy": 75.0, "fw_iou": 100 * (3 * 0.6 + 4 * 0.5) / 7}
     assert TASK.describe(None, kept.numpy(), scores) == pytest.approx(expected)
 
 
@@ -139,7 +139,7 @@ def test_counts_and_metrics_are_those_of_torchmetrics(seed, classes, n):
     recall = torchmetrics.multiclass_accuracy(logits, target, average="none", **options)
     weighted = torchmetrics.multiclass_jaccard_index(logits, target, average="weighted", **options)
     micro = torchmetrics.multiclass_accuracy(logits, target, average="micro", **options)
-    expected = {"pixel_acc": micro, "mean_class_acc": recall[present].mean(), "fw_iou": weighted}
+    expected = {"pixel_accuracy": micro, "mean_accuracy": recall[present].mean(), "fw_iou": weighted}
     assert metrics(kept.numpy()) == pytest.approx({name: 100 * float(value) for name, value in expected.items()}, 1e-5)
 
 
@@ -284,7 +284,7 @@ def test_a_class_that_is_predicted_but_nowhere_true_makes_errors_but_no_iou_of_i
     kept = TASK.kept(answers, masks).numpy()
     assert class_iou(kept).tolist() == pytest.approx([50.0, 100.0, math.nan], nan_ok=True)
     assert TASK.value(TASK.scores(kept, UNSEEN)) == pytest.approx(75.0)
-    assert metrics(kept) == pytest.approx({"pixel_acc": 75.0, "mean_class_acc": 75.0, "fw_iou": 75.0})
+    assert metrics(kept) == pytest.approx({"pixel_accuracy": 75.0, "mean_accuracy": 75.0, "fw_iou": 75.0})
 
 
 def test_a_single_image_has_its_own_mean_iou_and_no_error():

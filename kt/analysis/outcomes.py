@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 
 NO_PROPERTY = (
     *("fingerprint", "arch", "train_seconds", "acc_validation"),
-    *("pixel_acc", "mean_class_acc", "fw_iou", "iou_by_class"),
+    *("pixel_accuracy", "mean_accuracy", "fw_iou", "iou_by_class"),
 )
 """Of a model: names rather than properties, what the run took, and the metric a second time."""
 

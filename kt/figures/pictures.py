@@ -65,7 +65,7 @@ def pictures(tables: Tables) -> Drawing:
         axes.set_title(COLUMNS[part], fontsize=7, loc="center")
     shown = sorted(seen)
     handles = [Patch(color=tuple(colours[label] / 255), label=names[label]) for label in shown]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 11), fontsize=6.5)
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 11), fontsize=6.5)
     style.footer(
         figure,
         f"{rows[0]['method']}: trainings with the highest, the median and the lowest delta (± 1 standard error over"

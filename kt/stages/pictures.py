@@ -49,8 +49,9 @@ def pictures(study: Study, layout: Layout, transfers: pd.DataFrame) -> pa.Table:
     ranked = done[done["method"] == method].sort_values(["delta", "key"], ascending=[False, True])
     dataset, ledger, prints = Dataset.open(layout.data), Ledger(layout.ledger), status.fingerprints(layout, study.names)
     rows: list[dict[str, Any]] = []
-    for why, place in PLACES.items() if len(ranked) else ():
-        row = ranked.iloc[round(place * (len(ranked) - 1))]
+    places = {round(place * (len(ranked) - 1)): why for why, place in reversed(PLACES.items())} if len(ranked) else {}
+    for place, why in sorted(places.items()):
+        row = ranked.iloc[place]
         outcome = ledger.read(row["key"])[1]
         outcome |= outcome.get("models", {}).get(prints[row["student"]], {})
         rows += _of_training(why, row, outcome, dataset, layout)

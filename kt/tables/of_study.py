@@ -87,8 +87,8 @@ STUDY: dict[str, tuple[Column, ...]] = {
             True,
         ),
         Column("entropy", REAL, "nats", "mean entropy of the predicted probabilities of the test images", True),
-        _added("pixel_acc", REAL, "percent", "of segmentation: pixels of the test split that are right"),
-        _added("mean_class_acc", REAL, "percent", "right pixels of a class, mean over the classes in the truth"),
+        _added("pixel_accuracy", REAL, "percent", "of segmentation: pixels of the test split that are right"),
+        _added("mean_accuracy", REAL, "percent", "right pixels of a class, mean over the classes in the truth"),
         _added("fw_iou", REAL, "percent", "IoU of these classes, weighted by their pixels in the truth"),
         _added(
             "iou_by_class", REALS, "percent", "IoU of every class, class 0 first; null for one that is not in the truth"

@@ -144,15 +144,15 @@ def metrics(kept: Array) -> dict[str, float]:
     """Metrics of a split in percent, from the counts of its images, [N, C, 3].
 
     Returns:
-        ``pixel_acc``: right pixels. ``mean_class_acc``: right pixels of a class, the mean over the classes in the
+        ``pixel_accuracy``: right pixels. ``mean_accuracy``: right pixels of a class, the mean over the classes in the
         truth. ``fw_iou``: the IoU of these classes, weighted by their pixels in the truth.
     """
     right, union = (counts.sum(0) for counts in _right_and_union(kept))
     truth = kept[..., 2].sum(0, dtype=np.int64)
     present = truth > 0
     return {
-        "pixel_acc": 100 * float(right.sum() / truth.sum()),
-        "mean_class_acc": 100 * float((right[present] / truth[present]).mean()),
+        "pixel_accuracy": 100 * float(right.sum() / truth.sum()),
+        "mean_accuracy": 100 * float((right[present] / truth[present]).mean()),
         "fw_iou": 100 * float((truth[present] * right[present] / union[present]).sum() / truth.sum()),
     }
 
