@@ -6,6 +6,7 @@ import base64
 import io
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -20,6 +21,14 @@ from kt.figures.tables import Tables
 
 WITHOUT_TRUTH = 255
 """Value of pixels without a truth."""
+
+FEW = [
+    tuple(round(255 * part) for part in colour[:3])
+    for name in ("Set1", "Dark2", "tab20b")
+    for colour in colormaps[name].colors  # type: ignore[attr-defined]
+    if max(colour[:3]) - min(colour[:3]) > 0.15  # none that is nearly grey
+]
+"""Colours that are easily told apart."""
 
 COLUMNS = {
     "image": "image",
@@ -84,20 +93,22 @@ def as_pixels(text: str) -> NDArray[np.uint8]:
 def palette(classes: int) -> NDArray[np.uint8]:
     """A colour for each class and, at ``WITHOUT_TRUTH``, grey; uint8 [256, 3].
 
-    The bits of a class's number are spread over red, green and blue, as in the colours of PASCAL VOC, but no colour is
-    grey: the first class is dark.
+    The first class is dark. Few classes have colours that are easily told apart; of many, the bits of a class's number
+    are spread over red, green and blue, as in the colours of PASCAL VOC.
     """
     colours = np.full((256, 3), 128, np.uint8)
-    for label in range(classes):
-        rest, colour = label, np.zeros(3, np.uint8)
-        for shift in range(7, -1, -1):
-            colour |= (((rest >> np.arange(3)) & 1) << shift).astype(np.uint8)
-            rest >>= 3
-        colours[label] = colour
     colours[0] = (35, 35, 45)
-    if classes > 7:
-        colours[7] = (255, 170, 60)  # VOC's is the grey of pixels without a truth
+    for label in range(1, classes):
+        colours[label] = FEW[label - 1] if classes <= len(FEW) + 1 else _of_bits(label)
     return colours
+
+
+def _of_bits(label: int) -> NDArray[np.uint8]:
+    colour = np.zeros(3, np.uint8)
+    for shift in range(7, -1, -1):
+        colour |= (((label >> np.arange(3)) & 1) << shift).astype(np.uint8)
+        label >>= 3
+    return colour if (colour != 128).any() else np.array((255, 170, 60), np.uint8)  # grey is that of no truth
 
 
 def _bare(axes: Axes) -> None:
