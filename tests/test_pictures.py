@@ -12,8 +12,9 @@ from images import save_image, spec_of
 from PIL import Image, ImageFile
 
 from kt.data import datasets
-from kt.data.decode import NotReadable, decode, fit, open_picture
+from kt.data.decode import decode, fit
 from kt.data.folders import folder
+from kt.data.walk import NotReadable, open_picture
 from kt.errors import KtError
 
 RAMP = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (48, 1))

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from kt import store
-from kt.data.listing import Listing, Masked, Picture, shown
+from kt.data.listing import Listing, Masked, Picture
 from kt.data.spec import DataSpec, height_and_width
-from kt.data.walk import formats
+from kt.data.walk import NotReadable
 from kt.errors import KtError, listed
 from kt.progress import Progress
 from kt.store import Growing
@@ -54,45 +54,7 @@ SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]
 """Turns that exchange height and width."""
 
 
-class NotReadable(Exception):
-    """A file is no readable image, or the meaning of its pixels is unknown; the message gives the reason."""
-
-
 _BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
-
-
-def open_picture(source: str | io.BytesIO) -> Image.Image:
-    """Open an image file, or the content of one.
-
-    Raises:
-        KtError: the file is a Git LFS pointer.
-        NotReadable: it is no image, or larger than Pillow reads.
-    """
-    try:
-        return Image.open(source, formats=formats())
-    except UnidentifiedImageError as error:
-        if isinstance(source, str) and store.is_pointer(Path(source)):
-            store.refuse("data.source", Path(shown(source)))
-        raise NotReadable(_no_image(source)) from error
-    except FileNotFoundError as error:
-        raise NotReadable("a link to a file that is not there (of git-annex: run `git annex get`)") from error
-    except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise NotReadable(f"more than the {limit:,} pixels that Pillow reads; store a smaller copy of it") from error
-
-
-def _no_image(source: str | io.BytesIO) -> str:
-    content = source.getvalue()[:16] if isinstance(source, io.BytesIO) else _head(source)
-    if not content:
-        return "an empty file"
-    if content.startswith(b"/annex/objects/"):
-        return "a pointer of git-annex, not the file itself; run `git annex get`"
-    return "no image that Pillow reads"
-
-
-def _head(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(16)
 
 
 def fit(

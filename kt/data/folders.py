@@ -11,13 +11,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from kt.data.classes import TRAINING, USUAL, ClassFolders, check_chosen, class_folders, class_map
-from kt.data.decode import open_picture
-from kt.data.listing import DEFAULT_PART, Listing, Masked, Picture, composed, named_parts, ordered, shown
-from kt.data.masks import classes_of, masked
+from kt.data.classes import ClassFolders, check_chosen, class_folders, class_map
+from kt.data.listing import Listing, Masked, Picture, file_names, ordered, shown
 from kt.data.spec import DataSpec
-from kt.data.walk import endings, entries, is_folder, is_hidden, leads_back, subfolders, walk
-from kt.errors import KtError, listed, nearest
+from kt.data.walk import endings, entries, is_folder, is_hidden, leads_back, open_picture, walk
+from kt.errors import KtError, listed
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def folder(spec: DataSpec) -> Listing:
         np.array(labels, np.int64),
         classes,
         np.array(of_part) if parts != [""] else None,
-        _names(paths),
+        file_names(paths),
         lambda rows: (partial(open_picture, os.path.join(root, paths[i])) for i in rows),
         default=found.places.default,
         left_out=found.left_out,
@@ -124,7 +122,7 @@ def with_unlabelled(listing: Listing, place: str) -> Listing:
         np.concatenate([listing.labels, np.full(len(paths), -1)]),
         listing.classes,
         np.concatenate([parts, np.full(len(paths), place)]),
-        [*names, *_names(paths)],
+        [*names, *file_names(paths)],
         stream,
         listing.shape,
         listing.default,
@@ -198,158 +196,3 @@ def _lacking(
         if there:
             lines.append(f"{part} has no image of {len(there)} of {len(wanted)} classes: {listed(there)}")
     return lines
-
-
-def _names(paths: Sequence[str]) -> Sequence[str]:
-    """Paths as they appear in tables and in files of images.
-
-    Raises:
-        KtError: two have the same form.
-    """
-    names = [shown(path) for path in paths]
-    if names != paths and (twice := [name for name, n in Counter(names).items() if n > 1]):
-        raise KtError(f"data.source: two files are both called {twice[0]!r}; rename one")
-    return names
-
-
-IMAGES = "images"
-"""Folder of the images of a data set with masks."""
-
-MASKS = ("masks", "annotations")
-"""Folders of masks, unless the configuration names another."""
-
-
-@dataclass(frozen=True)
-class MaskedImages:
-    """Images of a folder, and their masks.
-
-    Attributes:
-        files: paths below the source of an image and its mask, in natural order, by official part; "" is the whole data
-            set, where it has no parts.
-        default: the part that splits draw from unless they name another.
-        left_out: files and folders that are not read, counted by kind.
-        warnings: lines about images without masks, and masks without images.
-    """
-
-    files: Mapping[str, Sequence[tuple[str, str]]]
-    default: str
-    left_out: Counter[str]
-    warnings: Sequence[str]
-
-
-def check_masks(spec: DataSpec) -> MaskedImages:
-    """Find all images of a folder, and the mask of each: the file of the same name, but for the ending.
-
-    Raises:
-        KtError: the folders of images and masks are not there or cannot be read, an image or a mask has no partner and
-            ``spec.damaged`` is `fail`, or two of them have the same name.
-    """
-    places, default = _mask_places(spec)
-    at, starts = f"data.source: {shown(spec.source)}", [place for pair in places.values() for place in pair]
-    found = walk([os.path.join(spec.source, place) for place in starts])
-    if found.same:
-        one, two = (shown(starts[i]) for i in found.same)
-        raise KtError(f"{at}: {one} and {two} are the same folder")
-    stems = [_by_stem(at, place, paths) for place, paths in zip(starts, found.images, strict=True)]
-    files, left_out, lone = dict[str, list[tuple[str, str]]](), Counter(found.left_out), list[str]()
-    for part, images, masks in zip(places, stems[::2], stems[1::2], strict=True):
-        both = ordered(images.keys() & masks.keys())
-        files[part] = [(images[stem], masks[stem]) for stem in both]
-        for what, here, there in (("images without a mask", images, masks), ("masks without an image", masks, images)):
-            if alone := ordered(here.keys() - there.keys()):
-                where = places[part][here is images]
-                lone.append(f"{len(alone)} {what} in {shown(where)}: {listed(shown(here[stem]) for stem in alone)}")
-                left_out[what] += len(alone)
-        if not both:
-            raise KtError(f"{at}: no image has a mask: {'; '.join(lone) or f'{shown(places[part][0])} is empty'}")
-    if lone and spec.damaged == "fail":
-        raise KtError(f"{at}: {'; '.join(lone)}; mend them, or set data.damaged: skip, which leaves them out")
-    return MaskedImages(files, default, left_out, lone)
-
-
-def masked_folder(spec: DataSpec) -> Listing:
-    """A folder of images with their masks, with or without official parts.
-
-    Raises:
-        KtError: as ``check_masks`` and ``kt.data.masks.classes_of`` do.
-    """
-    found, classes, root = check_masks(spec), classes_of(spec), spec.source
-    files = [pair for pairs in found.files.values() for pair in pairs]
-
-    def stream(rows: NDArray[np.int64]) -> Iterator[Callable[[], Masked]]:
-        for image, mask in (files[row] for row in rows.tolist()):
-            yield partial(masked, os.path.join(root, image), os.path.join(root, mask), classes)
-
-    return Listing(
-        np.zeros(len(files), np.int64),
-        classes.names,
-        None if "" in found.files else np.repeat(list(found.files), [len(pairs) for pairs in found.files.values()]),
-        _names([image for image, _ in files]),
-        stream,
-        default=found.default,
-        left_out=found.left_out,
-        warnings=found.warnings,
-    )
-
-
-def _mask_places(spec: DataSpec) -> tuple[dict[str, tuple[str, str]], str]:
-    """Folders of images and of masks below the source, by official part; and the part that splits draw from.
-
-    Parts are folders inside of both, or those that hold both.
-    """
-    root, inside = spec.source, subfolders(spec.source)
-    above = [] if IMAGES in inside else [name for name in inside if IMAGES in subfolders(os.path.join(root, name))]
-    parts = subfolders(os.path.join(root, IMAGES)) if IMAGES in inside else above
-    if not (IMAGES in inside or above):
-        raise KtError(
-            f"data.source: {shown(root)}: needs a folder {IMAGES!r} and one of masks ({' or '.join(MASKS)}, or "
-            f"data.masks), or parts that hold both; there are: {listed(map(shown, inside)) or 'no folders'}"
-            f"{nearest(IMAGES, inside)}"
-        )
-    training = [name for name in parts if name.casefold() in TRAINING]
-    named = any(take.part for take in spec.splits.takes().values())
-    if not (above or named or training or (parts and all(name.casefold() in USUAL for name in parts))):
-        return {"": (IMAGES, _mask_folder("", spec))}, DEFAULT_PART
-    if len(training) > 1 and DEFAULT_PART not in training:
-        raise KtError(f"data.source: {shown(root)}: the parts {listed(training)} have the same meaning; keep one")
-    default = training[0] if training and DEFAULT_PART not in training else DEFAULT_PART
-    places = dict[str, tuple[str, str]]()
-    for part in named_parts(spec, default):
-        if part not in parts:
-            raise KtError(
-                f"data.splits: no part {part!r} in {shown(root)}; there are: {listed(map(shown, parts)) or 'none'}"
-                f"{nearest(part, parts)}"
-            )
-        masks = _mask_folder(part if above else "", spec)
-        places[part] = (f"{part}/{IMAGES}", f"{part}/{masks}") if above else (f"{IMAGES}/{part}", f"{masks}/{part}")
-        if not os.path.isdir(os.path.join(root, places[part][1])):
-            raise KtError(f"data.source: {shown(root)}: no folder {shown(places[part][1])}, of the masks of {part}")
-    return places, default
-
-
-def _mask_folder(inside: str, spec: DataSpec) -> str:
-    """Name of the folder of masks beside that of the images; ``inside`` is their place below the source."""
-    place = os.path.join(spec.source, inside)
-    folders = subfolders(place)
-    known = [name for name in ([spec.masks] if spec.masks else MASKS) if name in folders]
-    if len(known) > 1:
-        raise KtError(f"data.source: {shown(place)}: masks in {listed(known)}; name one in data.masks")
-    if not known:
-        near = nearest(spec.masks or MASKS[0], folders)
-        key = f"data.masks: no folder {spec.masks!r}" if spec.masks else f"data.source: no folder {' or '.join(MASKS)}"
-        raise KtError(f"{key} in {shown(place)}; there are: {listed(map(shown, folders))}{near}")
-    return known[0]
-
-
-def _by_stem(at: str, place: str, paths: Sequence[str]) -> dict[str, str]:
-    """Paths below the source by their path below ``place`` without its ending.
-
-    Raises:
-        KtError: two have the same.
-    """
-    found = dict[str, str]()
-    for path in sorted(paths):
-        stem = composed(os.path.splitext(path)[0])
-        if (other := found.setdefault(stem, f"{place}/{path}")) != f"{place}/{path}":
-            raise KtError(f"{at}: two files of one name: {shown(other)} and {shown(f'{place}/{path}')}; keep one")
-    return found

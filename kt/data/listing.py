@@ -111,6 +111,18 @@ def _escaped(found: re.Match[str]) -> str:
     return rf"\x{code & 0xFF:02x}" if not 0x2028 <= code <= 0x2029 else rf"\u{code:04x}"
 
 
+def file_names(paths: Sequence[str]) -> Sequence[str]:
+    """Paths as they appear in tables and in files of images.
+
+    Raises:
+        KtError: two have the same form.
+    """
+    names = [shown(path) for path in paths]
+    if names != paths and (twice := [name for name, n in Counter(names).items() if n > 1]):
+        raise KtError(f"data.source: two files are both called {twice[0]!r}; rename one")
+    return names
+
+
 def numbered(labels: NDArray[np.integer]) -> list[str]:
     """Names of classes that have no other: their labels."""
     return [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
@@ -210,9 +222,7 @@ def npz(path: Path, has_classes: bool = True) -> Listing:
             raise KtError(f"data.source: {path}: {number} {kind} for {shape[0]} {name}; one per image is needed")
     if len({(truth.dtype, truth.shape[1:]) for truth in truths.values()}) > 1:
         raise KtError(f"data.source: {path}: {', '.join(truths)} have different types or shapes")
-    if len({shape[1:] for shape in shapes.values()}) > 1:
-        raise KtError(f"data.source: {path}: {', '.join(shapes)} have images of different shapes")
-    picture = next(iter(shapes.values()))[1:]
+    picture = _one_shape(path, shapes)
 
     def stream(rows: NDArray[np.int64]) -> Iterator[Callable[[], Picture]]:
         wanted, row = set(rows.tolist()), 0
@@ -233,3 +243,60 @@ def npz(path: Path, has_classes: bool = True) -> Listing:
     if not has_classes:
         return Listing(np.zeros(len(every), np.int64), [], part_of, None, stream, picture, truth=every)
     return Listing(every, numbered(every), part_of, None, stream, picture)
+
+
+def masked_npz(path: Path, classes: Sequence[str], of: Callable[[NDArray[np.integer]], NDArray[np.uint8]]) -> Listing:
+    """An .npz file with ``images`` as ``npz`` reads them and ``masks``, integers [N, H, W]; both are read one by one.
+
+    Official parts lie in pairs of arrays instead, ``x_<part>`` and ``y_<part>``.
+
+    Args:
+        path: the file.
+        classes: their names.
+        of: the class of each pixel of a mask.
+
+    Raises:
+        KtError: the file cannot be read, or its arrays have wrong types or shapes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = _npz_parts(archive, path, "masks")
+            shapes = {pair: _npz_shape(archive, path, pair[0]) for pair in parts.values()}
+            for (images, masks), shape in shapes.items():
+                _, found, dtype = _open_member(archive, masks)
+                if found != shape[:3] or dtype.kind not in "iu":
+                    text = f"{masks} are {dtype} {list(found)}, {images} are {list(shape)}; need integers [N, H, W]"
+                    raise KtError(f"data.source: {path}: {text} of the same N, H and W")
+    except _UNREADABLE as error:
+        raise _npz_error(path, error) from error
+    picture = _one_shape(path, {images: shape for (images, _), shape in shapes.items()})
+
+    def stream(rows: NDArray[np.int64]) -> Iterator[Callable[[], Masked]]:
+        wanted, row = set(rows.tolist()), 0
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for (images, masks), shape in shapes.items():
+                    (image_file, _, _), (file, _, dtype) = _open_member(archive, images), _open_member(archive, masks)
+                    for _ in range(shape[0]):  # to the end: only then are checksums compared
+                        image = image_file.read(int(np.prod(picture)))
+                        mask = file.read(int(np.prod(picture[:2])) * dtype.itemsize)
+                        if row in wanted:
+                            yield partial(pair, image, mask, dtype)
+                        row += 1
+        except _UNREADABLE as error:
+            raise _npz_error(path, error) from error
+
+    def pair(image: bytes, mask: bytes, dtype: np.dtype[np.generic]) -> Masked:
+        ids: NDArray[Any] = np.frombuffer(mask, dtype).reshape(picture[:2])
+        return Masked(np.frombuffer(image, np.uint8).reshape(picture), of(ids))
+
+    sizes = [shape[0] for shape in shapes.values()]
+    part_of = None if "" in parts else np.repeat(np.array(list(parts)), sizes)
+    return Listing(np.zeros(sum(sizes), np.int64), classes, part_of, None, stream, picture)
+
+
+def _one_shape(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Shape [H, W, C] of the images in all arrays, whose shapes are [N, H, W, C]."""
+    if len({shape[1:] for shape in shapes.values()}) > 1:
+        raise KtError(f"data.source: {path}: {', '.join(shapes)} have images of different shapes")
+    return next(iter(shapes.values()))[1:]

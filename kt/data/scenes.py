@@ -1,4 +1,4 @@
-"""Data sets that need no file: scikit-learn's digits, and scenes of several digits with a class per pixel."""
+"""Data sets that are known before they are read: digits, scenes of digits, and classes of VOC and Cityscapes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,54 @@ TRAINING_DIGITS = 1300
 
 CLASSES = ("background", *map(str, range(10)))
 
+VOC = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""Classes of PASCAL VOC 2012, by their ids. Source: Everingham et al. 2015, IJCV 111."""
+
+CITYSCAPES = {
+    "road": 7,
+    "sidewalk": 8,
+    "building": 11,
+    "wall": 12,
+    "fence": 13,
+    "pole": 17,
+    "traffic light": 19,
+    "traffic sign": 20,
+    "vegetation": 21,
+    "terrain": 22,
+    "sky": 23,
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
+}
+"""Ids of the classes of Cityscapes that are evaluated. Source: Cordts et al. 2016, CVPR, and its published scripts."""
+
 Floats = NDArray[np.float64]
 
 
@@ -32,14 +80,14 @@ class Builtin:
     Attributes:
         images: number by official part; under "" of the whole data set, where it has no parts.
         classes: their names, by label.
-        channels: of the images.
+        shape: [H, W, C] of the images.
         read: lists it.
         masks: whether each pixel has a class, instead of each image.
     """
 
     images: Mapping[str, int]
     classes: Sequence[str]
-    channels: int
+    shape: tuple[int, int, int]
     read: Callable[[], Listing]
     masks: bool = False
 
@@ -84,7 +132,7 @@ def scene(generator: np.random.Generator, images: Floats, labels: NDArray[np.int
         images: digits to draw from, [n, 8, 8] in [0, 1].
         labels: their classes, [n].
     """
-    shades = generator.uniform(0.05, 0.45, (2, 1)) + generator.uniform(-0.05, 0.05, (2, 3))
+    shades = 0.4 * generator.random((2, 1)) + 0.1 * generator.random((2, 3))
     pattern = _noise(generator, int(generator.integers(3, 13)))[..., None]
     canvas = shades[0] + (shades[1] - shades[0]) * pattern
     mask = np.zeros((SIDE, SIDE), np.uint8)
@@ -94,7 +142,7 @@ def scene(generator: np.random.Generator, images: Floats, labels: NDArray[np.int
         places = generator.integers(0, SIDE - side + 1, (24, 2)).tolist()
         windows = [(slice(top, top + side), slice(left, left + side)) for top, left in places]
         window = min(windows, key=lambda where: np.count_nonzero(mask[where]))
-        colour = generator.uniform(0.6, 1, 3)
+        colour = 0.6 + 0.4 * generator.random(3)
         canvas[window] += ink[..., None] * (colour - canvas[window])
         mask[window][ink >= 0.5] = labels[which] + 1
     canvas += 0.06 * (generator.random(canvas.shape) - 0.5)
@@ -117,6 +165,6 @@ def _enlarged(image: Floats, side: int) -> Floats:
 
 
 BUILTIN = {
-    "digits": Builtin({"": 1797}, CLASSES[1:], 1, digits),
-    "scenes": Builtin(SCENES, CLASSES, 3, scenes, masks=True),
+    "digits": Builtin({"": 1797}, CLASSES[1:], (8, 8, 1), digits),
+    "scenes": Builtin(SCENES, CLASSES, (SIDE, SIDE, 3), scenes, masks=True),
 }

@@ -14,11 +14,11 @@ import numpy as np
 
 from kt import store
 from kt.data.classes import by_label, class_folders, class_map, truth_of
-from kt.data.folders import check_folder, check_masks, folder, masked_folder, unlabelled_images, with_unlabelled
-from kt.data.listing import DEFAULT_PART, Listing, npz
-from kt.data.masks import classes_of
+from kt.data.folders import check_folder, folder, unlabelled_images, with_unlabelled
+from kt.data.listing import DEFAULT_PART, Listing, masked_npz, npz
+from kt.data.masks import CLASSES, by_torchvision, check_masks, classes_of, masked_folder
 from kt.data.scenes import BUILTIN
-from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
+from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec, height_and_width
 from kt.errors import KtError, nearest, quoted, short, unknown
 from kt.spec import RULE, Place, as_written, beside, check_all
 from kt.tasks.task import named
@@ -78,7 +78,7 @@ def check_source(spec: DataSpec) -> None:
         if getattr(spec, key) is not None and prefix not in WITH_COLUMNS:
             kinds = ", ".join(f"{known}/…" for known in WITH_COLUMNS)
             raise KtError(f"data.{key}: {quoted(written)} has no columns; allowed for {kinds}")
-    if prefix == "torch" and name not in TORCHVISION:
+    if prefix == "torch" and name not in TORCHVISION and source.lower() not in CLASSES:
         raise KtError(f"{at}: {unknown('data set', name, TORCHVISION)}")
     check_all(spec, made_or_named(spec), "data")
     unlabelled = spec.splits.transfer.folder
@@ -104,7 +104,7 @@ def _check_task(spec: DataSpec) -> None:
     for key, given in (("masks", spec.masks), ("ignore", spec.ignore), ("fit", spec.fit != "cover" or None)):
         if given is not None:
             raise KtError(f"data.{key}: is about masks, which the task {spec.task!r} does not have; leave it out")
-    if spec.source in BUILTIN and BUILTIN[spec.source].masks:
+    if (spec.source in BUILTIN and BUILTIN[spec.source].masks) or spec.source.lower() in CLASSES:
         raise KtError(f"data.source: {written} has a class per pixel; set data.task: segmentation")
     if task.has_classes:
         return
@@ -123,23 +123,38 @@ def _check_task(spec: DataSpec) -> None:
 
 def _check_masks(spec: DataSpec) -> None:
     """Fail where a source has no masks, or keys make no sense for images with masks."""
-    own = spec.source in BUILTIN
-    if not (spec.is_folder or spec.source.endswith(".npz") or (own and BUILTIN[spec.source].masks)):
-        with_masks = [name for name, known in BUILTIN.items() if known.masks]
+    written, known = as_written(spec.source), spec.source.lower() in CLASSES
+    own = known or (spec.source in BUILTIN and BUILTIN[spec.source].masks)
+    if not (own or spec.is_folder or spec.source.endswith(".npz")):
+        allowed = ", ".join([*(name for name, data in BUILTIN.items() if data.masks), *CLASSES])
         raise KtError(
-            f"data.source: {quoted(as_written(spec.source))} has no masks, which the task {spec.task!r} needs; "
-            f"allowed: {', '.join(with_masks)}, a folder with `images` and `masks`, an .npz file with both"
+            f"data.source: {quoted(written)} has no masks, which the task {spec.task!r} needs; allowed: {allowed}, a "
+            f"folder with `images` and `masks`, an .npz file with both{nearest(spec.source, CLASSES)}"
         )
     for key in ("classes", "class_file", "num_classes", "ignore"):
         if own and getattr(spec, key) is not None:
-            raise KtError(f"data.{key}: {as_written(spec.source)} has classes and ids of its own; leave it out")
+            raise KtError(f"data.{key}: {written} has classes and ids of its own; leave it out")
+    if spec.class_order != "natural":
+        raise KtError(f"data.class_order: {spec.class_order!r} orders class folders, but masks hold ids; leave it out")
     if spec.masks is not None and not spec.is_folder:
-        raise KtError(f"data.masks: {spec.masks!r} is about folders, but data.source is none; leave it out")
+        raise KtError(f"data.masks: {spec.masks!r} lie in a folder, which {written} is not; leave it out")
     if spec.fit != "cover" and spec.size is None:
         raise KtError(f"data.fit: {spec.fit!r} needs data.size; without it images keep their size")
     if spec.splits.transfer.folder:
         text = f"its images have no masks, which the task {spec.task!r} needs; leave it out"
         raise KtError(f"data.splits.transfer.folder: {text}")
+    if known and spec.root is None:
+        raise KtError(f"data.root: needed: the folder in which torchvision finds {written}")
+    if spec.source.lower() == "torch/cityscapes" and spec.download:
+        raise KtError(f"data.download: {written} needs an account; download it yourself and leave this key out")
+    for split, take in spec.splits.takes().items():
+        if known and take.part not in (None, *MASKED_PARTS):
+            text = unknown("part", take.part or "", MASKED_PARTS)
+            raise KtError(f"data.splits.{split}.part: {text}; other parts of {written} have no masks of their own")
+
+
+MASKED_PARTS = ("train", "val")
+"""Official parts of VOC and Cityscapes."""
 
 
 def _is_there(source: Place) -> bool:
@@ -185,10 +200,24 @@ def known_names(spec: DataSpec) -> list[str] | None:
 
 def known_channels(spec: DataSpec) -> int:
     """Colour channels of the stored images; of arrays they are the arrays' own."""
-    if spec.source in BUILTIN:
-        return BUILTIN[spec.source].channels
-    shape = _npz(spec).shape if spec.source.endswith(".npz") else None
+    shape = _known_shape(spec)
     return shape[-1] if shape else spec.channels
+
+
+def known_sides(spec: DataSpec) -> tuple[int, int]:
+    """Height and width of the stored images."""
+    if spec.size is not None:
+        return height_and_width(spec.size)
+    shape = _known_shape(spec)
+    assert shape is not None  # other sources need a size
+    return shape[0], shape[1]
+
+
+def _known_shape(spec: DataSpec) -> tuple[int, ...] | None:
+    """[H, W, C] of images that are arrays of one shape."""
+    if spec.source in BUILTIN:
+        return BUILTIN[spec.source].shape
+    return _npz(spec).shape if spec.source.endswith(".npz") else None
 
 
 @dataclass(frozen=True)
@@ -255,6 +284,9 @@ def read(spec: DataSpec) -> Listing:
 
 
 def _npz(spec: DataSpec) -> Listing:
+    if named(spec.task).dense:
+        classes = classes_of(spec)
+        return masked_npz(Path(spec.source), classes.names, classes.of)
     return npz(Path(spec.source), named(spec.task).has_classes)
 
 
@@ -263,6 +295,8 @@ def _read(spec: DataSpec) -> Listing:
         return BUILTIN[spec.source].read()
     if spec.source.endswith(".npz"):
         return _npz(spec)
+    if spec.by_timm and named(spec.task).dense:
+        return by_torchvision(spec)
     if spec.by_timm:
         from kt.data.timm_source import read_timm
 

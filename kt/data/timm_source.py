@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt.data.classes import like_parts
-from kt.data.decode import open_picture
 from kt.data.listing import Listing, Picture, checked_labels, named_parts, numbered, ordered, shown
 from kt.data.spec import DataSpec
-from kt.data.walk import endings, is_hidden
+from kt.data.walk import endings, is_hidden, open_picture
 from kt.errors import KtError, listed, nearest
 
 

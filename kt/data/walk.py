@@ -1,8 +1,12 @@
-"""Images below folders: each folder once, no hidden and no system folders, and a count of skipped files."""
+"""Images below folders: each folder once, no hidden and no system folders, and a count of skipped files; and one image.
+
+Images are recognised by their ending or content, and opened by their content.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
@@ -70,6 +74,44 @@ def endings() -> frozenset[str]:
     """Endings of image files, in lower case with their dot."""
     known = formats()
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in known)
+
+
+class NotReadable(Exception):
+    """A file is no readable image, or the meaning of its pixels is unknown; the message gives the reason."""
+
+
+def open_picture(source: str | io.BytesIO) -> Image.Image:
+    """Open an image file, or the content of one.
+
+    Raises:
+        KtError: the file is a Git LFS pointer.
+        NotReadable: it is no image, or larger than Pillow reads.
+    """
+    try:
+        return Image.open(source, formats=formats())
+    except UnidentifiedImageError as error:
+        if isinstance(source, str) and store.is_pointer(Path(source)):
+            store.refuse("data.source", Path(shown(source)))
+        raise NotReadable(_no_image(source)) from error
+    except FileNotFoundError as error:
+        raise NotReadable("a link to a file that is not there (of git-annex: run `git annex get`)") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise NotReadable(f"more than the {limit:,} pixels that Pillow reads; store a smaller copy of it") from error
+
+
+def _no_image(source: str | io.BytesIO) -> str:
+    content = source.getvalue()[:16] if isinstance(source, io.BytesIO) else _head(source)
+    if not content:
+        return "an empty file"
+    if content.startswith(b"/annex/objects/"):
+        return "a pointer of git-annex, not the file itself; run `git annex get`"
+    return "no image that Pillow reads"
+
+
+def _head(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(16)
 
 
 def is_hidden(name: str) -> bool:

@@ -10,7 +10,7 @@ from kt.complementarity.spec import MEASURES, possible
 from kt.data import sources
 from kt.data.classes import class_map
 from kt.data.sources import known_channels, known_classes, known_count, known_names, made_or_named, part_sizes
-from kt.data.spec import SPLITS, DataSpec
+from kt.data.spec import SPLITS, DataSpec, in_pixels
 from kt.data.splits import check_parts, pools, split_counts
 from kt.errors import KtError, listed, quoted, unknown
 from kt.spec import Options
@@ -58,6 +58,8 @@ def check(study: Study) -> Study:
     if classes := known_classes(study.data):
         zoo_members.check_heads(zoo, known, classes)
     check_checkpoints(study, known_channels, classes)
+    if study.task.dense:
+        _check_whole(study)
     probe(study)
     sizes = study.data.splits
     check_splits(study, {split: images for split in SPLITS if (images := sizes.known(split)) is not None})
@@ -219,6 +221,19 @@ def _methods(study: Study) -> dict[str, Options]:
     """Methods of transfers by their section."""
     groups: dict[str, Options] = {"groups": study.groups.methods} if study.groups else {}
     return {"transfer": study.transfer.methods, **groups}
+
+
+def _check_whole(study: Study) -> None:
+    """Fail where a model would see a part of the stored images, whose pixels all have a class."""
+    stored = sources.known_sides(study.data)
+    for name in study.members:
+        given = study.zoo.input_of(name)
+        if given.resized(*stored) != given.sides:
+            raise KtError(
+                f"zoo.models.{name}.input: size {in_pixels(given.sides)}, crop_pct {given.crop_pct:g}, crop_mode "
+                f"{given.crop_mode!r}: shows only a part of images stored at {in_pixels(stored)} pixels, and every "
+                "one needs an answer; set crop_pct: 1, and a size of the same shape or crop_mode: squash"
+            )
 
 
 def _check_without_labels(study: Study) -> None:
