@@ -44,6 +44,13 @@ def test_models_of_the_default_study_build_through_timm(name):
     assert colour(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
 
 
+def test_the_small_network_for_scenes_answers_at_half_the_size():
+    models.import_modules(["kt.zoo.digits"])
+    model = models.build("tiny_dilated", {"width": 8, "dilations": [1, 2]}, outputs=11, channels=3)
+    assert model(torch.zeros(2, 3, 20, 31)).shape == (2, 11, 10, 16)
+    assert model.get_classifier() is model.head
+
+
 @pytest.mark.parametrize(
     ("arch", "args", "message"),
     [
