@@ -10,11 +10,14 @@ import torch
 from tiny import saved, under
 from torch import nn
 
+from kt import stages, store
 from kt.data.inputs import AUGMENTATIONS
 from kt.data.spec import InputSpec
 from kt.errors import KtError
+from kt.study.check import check
+from kt.study.load import parse
 from kt.tasks.segmentation import IGNORED, Segmentation
-from kt.zoo import header, members, models, registry, segmentation
+from kt.zoo import header, members, models, registry, segmentation, weights
 from kt.zoo.spec import FineTune, Member, Recipe, Thin, ZooSpec
 from kt.zoo.train import MOVES, batches, choose, linear, masks, train
 
@@ -28,6 +31,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> registry.Registry:
     """timm's models; networks are looked at in this process."""
 
     def asked(what: str, wanted: Any, modules: Any) -> list[Any]:
+        models.import_modules(modules)
         return {"outlines": models.outlines, "probes": models.probes}[what](wanted)
 
     known = registry.load()
@@ -169,8 +173,6 @@ def test_checkpoints_are_taken_from_the_usual_wrappings_and_their_head_is_checke
     check(5, member.model_copy(update={"finetune": FineTune(mode="linear", epochs=1)}))
     with pytest.raises(KtError, match=r"w.pth: not this model's weights"):
         check(7, member.model_copy(update={"arch": "smp_unet", "args": {"encoder": "test_resnet"}}))
-    from kt.zoo import weights
-
     build = lambda n: models.build("smp_fpn", FPN, n, 1)  # noqa: E731
     loaded = weights.given("at", build, path, 7, False).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
@@ -207,6 +209,15 @@ def test_weights_of_the_encoder_are_asked_for_only_where_a_training_starts(monke
     assert len(asked) == 1
     models.build("smp_fpn", {**args, "encoder_weights": False}, 5, 1, pretrained=True)
     assert len(asked) == 1
+
+
+def test_weights_of_the_encoder_that_cannot_be_had_give_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    tag = "test_resnet.r160_in1k"
+    with pytest.raises(KtError, match=rf"^{tag}: its weights are not in .*: hf download timm/{tag}$"):
+        weights.pretrained("smp_fpn", {**FPN, "encoder": tag, "encoder_weights": True}, 3, 5, tag)
 
 
 # training
@@ -316,3 +327,39 @@ def test_linear_probing_changes_the_last_convolution_alone(augment):
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {"segmentation_head.0.weight", "segmentation_head.0.bias"}
     assert losses[-1] < losses[0]
+
+
+def test_the_stage_trains_a_member_on_scenes_and_writes_its_facts(known, tmp_path, monkeypatch):
+    sizes = {
+        "zoo": {"part": "train", "images": 12},
+        "transfer": 4,
+        "validation": 2,
+        "test": {"part": "test", "images": 2},
+    }
+    train = {"epochs": 1, "batch_size": 4, "augment": "flip", "thin": {"classes": [1, 10]}}
+    models = {
+        "a": {"arch": "smp_fpn", "args": FPN, "train": train},
+        "b": {"arch": "tiny_dilated", "train": {"epochs": 1}},
+    }
+    raw = {
+        "results": str(tmp_path / "results"),
+        "device": "cpu",
+        "data": {"source": "scenes", "task": "segmentation", "splits": sizes},
+        "zoo": {
+            "modules": ["kt.zoo.digits"],
+            "input": {"size": 64, "mean": [0.4] * 3, "std": [0.25] * 3},
+            "models": models,
+        },
+        "transfer": {"methods": {"kl": {}}, "seeds": [0], "training": {"epochs": 1, "batch_size": 2, "lr": 1e-3}},
+    }
+    study = check(parse(raw, "study"))
+    stages.data(study, study.layout, 1)
+    stages.weights(study, study.layout, "a", 1)
+    facts = store.read_json(study.layout.member("a"))
+    assert (facts["arch"], facts["family"], facts["kind"], facts["train_images"]) == ("smp_fpn", "resnet", "cnn", 12)
+    assert (facts["pretraining"], facts["licence"], facts["recipe"][-1]) == ("scenes", None, "thinned=1,10")
+    assert facts["macs"] == segmentation.probe(study.zoo, 11, 3)["a"].macs
+    wrong = raw["zoo"]["models"]["a"]["train"] | {"thin": {"classes": [11]}}
+    models["a"] = models["a"] | {"train": wrong}
+    with pytest.raises(KtError, match=r"^zoo.models.a.train.thin.classes: no class 11; .* are 0 to 10$"):
+        stages.weights(check(parse(raw, "study")), study.layout, "a", 1)
