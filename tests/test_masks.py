@@ -160,11 +160,14 @@ def test_parts_lie_inside_the_folders_or_around_them(train, val, tmp_path):
 
 def test_images_may_lie_deeper_and_masks_have_any_ending(tmp_path):
     fill(tmp_path / "s", "images/a/b", "labels/a/b")
+    (tmp_path / "s/images/a/b/2.jpg").rename(tmp_path / "s/images/a/b/\u00e9.v1.jpg")
+    (tmp_path / "s/labels/a/b/2.png").rename(tmp_path / "s/labels/a/b/e\u0301.v1.png")  # as macOS writes it
     (tmp_path / "s/labels/a/b/0.png").rename(tmp_path / "s/labels/a/b/0.PNG")
     Image.fromarray(ids(1)).save(tmp_path / "s/labels/a/b/1.tif")
     (tmp_path / "s/labels/a/b/1.png").unlink()
     data = stored(tmp_path / "d", spec_of(tmp_path / "s", masks="labels"))
     assert np.array_equal(by_name(data)["images/a/b/1.jpg"], ids(1)[1::2, 1::2])
+    assert np.array_equal(by_name(data)["images/a/b/\u00e9.v1.jpg"], ids(2)[1::2, 1::2])
 
 
 def test_images_without_masks_and_masks_without_images_are_named(tmp_path):
@@ -328,6 +331,11 @@ def broken(path: Path) -> None:
         (lambda path: noise(0).save(path), r"its mask: colours \(mode RGB\), not ids"),
         (lambda path: noise(0).convert("RGBA").save(path), r"its mask: colours \(mode RGBA\), not ids"),
         (lambda path: Image.fromarray(ids(0)).save(path, "JPEG"), "its mask: a JPEG file, which changes ids"),
+        (lambda path: Image.fromarray(ids(0)).save(path, "JPEG2000"), "its mask: a JPEG file, which changes ids"),
+        (
+            lambda path: Image.fromarray(ids(0)).save(path, "TIFF", tiffinfo={262: 0}),
+            "its mask: a TIFF file with",
+        ),
         (lambda path: Image.fromarray(0 * ids(0) + 255).save(path), "no pixel of its mask has a class"),
         (lambda path: path.write_bytes(b""), "its mask: an empty file"),
         (lambda path: path.write_bytes(b"no picture"), "its mask: no image that Pillow reads"),
@@ -561,6 +569,14 @@ def test_scenes_are_the_same_everywhere():
     assert np.array_equal(np.unique([one.mask for one in some]), np.arange(11))
     assert np.array_equal(next(listing.stream(np.array([300])))().image, some[3].image)
     assert zlib.crc32(b"".join(one.image.tobytes() + one.mask.tobytes() for one in some)) == CHECKSUM
+
+
+def test_scenes_may_be_stored_at_another_size(tmp_path):
+    splits = {"transfer": 3, "validation": 1, "test": {"part": "test", "images": 2}}
+    plain = stored(tmp_path / "a", spec_of("scenes", size=None, classes=None, splits=splits))
+    large = stored(tmp_path / "b", spec_of("scenes", size=(96, 96), classes=None, splits=splits))
+    assert (large.images.shape, large.truth.shape) == ((6, 96, 96, 3), (6, 96, 96))
+    assert np.array_equal(large.truth, plain.truth.repeat(2, 1).repeat(2, 2))
 
 
 def test_no_digit_is_in_scenes_of_both_parts(monkeypatch):

@@ -54,7 +54,7 @@ SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]
 """Turns that exchange height and width."""
 
 
-_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 
 def fit(
@@ -175,7 +175,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
         bits = max(tags.get(_BITS, (16,)))
         values = np.asarray(picture).astype(np.int64) >> (bits - 8)
-        inverted = tags.get(_PHOTOMETRIC) == 0  # white is zero, which Pillow handles up to eight bits
+        inverted = tags.get(PHOTOMETRIC) == 0  # white is zero, which Pillow handles up to eight bits
         return Image.fromarray((255 - values if inverted else values).astype(np.uint8))
     if picture.mode in ("I", "F"):
         kind = "whole numbers" if picture.mode == "I" else "floating-point numbers"
@@ -273,8 +273,7 @@ def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path
             digests[growing.rows : growing.rows + len(images)] = list(pool.map(_digest, images[..., :channels]))
             note = {"sha256": hashlib.sha256(images.data).hexdigest(), "damaged": list(bad.items())}
             if masks:
-                whole = [i for i, image in enumerate(found) if not isinstance(image, str)]
-                note["pixels"] = np.bincount(images[whole, ..., channels].ravel(), minlength=256).tolist()
+                note["pixels"] = np.sum(list(pool.map(_counted, found)), 0).tolist()
             growing.append(images, note)
             progress.step(f"{growing.rows} of {len(rows)} images")
     if growing.rows != len(rows):
@@ -285,6 +284,11 @@ def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path
     growing.remove()
     pixels = np.array([note["pixels"] for note in growing.notes if masks], np.int64).reshape(-1, 256).sum(0)
     return Decoded(content, digests, damaged, pixels)
+
+
+def _counted(image: NDArray[np.uint8] | str) -> NDArray[np.int64]:
+    """Pixels of each class in the last channel of an image, int64 [256]; none of one that cannot be decoded."""
+    return np.bincount(image[..., -1].ravel() if isinstance(image, np.ndarray) else [], minlength=256)
 
 
 def _digest(image: NDArray[np.uint8]) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kt.data.classes import TRAINING, USUAL, class_map
-from kt.data.decode import turn_of
+from kt.data.decode import PHOTOMETRIC, turn_of
 from kt.data.listing import DEFAULT_PART, Listing, Masked, composed, file_names, named_parts, ordered, shown
 from kt.data.scenes import BUILTIN, CITYSCAPES, VOC
 from kt.data.spec import MOST_IDS, DataSpec, counted
@@ -136,8 +136,10 @@ def ids_in(path: str) -> NDArray[np.integer]:
         NotReadable: it is no image, of colours, or compressed with loss.
     """
     picture = open_picture(path)
-    if picture.format in ("JPEG", "MPO"):
+    if picture.format in ("JPEG", "JPEG2000", "MPO"):
         raise NotReadable("a JPEG file, which changes ids; save masks as PNG")
+    if getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+        raise NotReadable("a TIFF file with white as zero, which Pillow inverts; save masks as PNG")
     scale = _SCALED.get(_mode_in_file(picture), 1)
     picture.load()
     if not (picture.mode in ("1", "L", "P", "I") or picture.mode.startswith("I;16")):
