@@ -1,0 +1,156 @@
+"""Answers of a dense task on disk: kept whole, in part, or computed when they are read."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kt import compression, predictions
+from kt.costs import KEPT_ANSWER, answer_bytes, keeps_answers
+from kt.data.inputs import Inputs
+from kt.data.spec import InputSpec
+from kt.errors import KtError
+from kt.tasks.segmentation import Segmentation
+from kt.zoo.inference import Recomputed, forward, predict
+
+TASK, CPU = Segmentation(), torch.device("cpu")
+SPEC = InputSpec(size=(8, 12), mean=(0.5,), std=(0.3,))
+SPLITS = {"transfer": np.arange(9), "validation": np.arange(9, 12), "test": np.arange(12, 20)}
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[nn.Module, dict[str, Inputs], np.ndarray]:
+    """A network with a stride of 2, images, and masks with pixels of no class."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 5, 1)).eval()
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (20, 8, 12, 1), dtype=np.uint8)
+    masks = generator.choice(np.array([0, 1, 2, 3, 4, 255], np.uint8), (20, 8, 12))
+    return model, {split: Inputs(images, rows, SPEC, CPU, keep=False) for split, rows in SPLITS.items()}, masks
+
+
+def written(world: Any, path: Path, top: int | None = None, rule: str = "auto") -> Path:
+    model, inputs, masks = world
+    truth = {split: masks[rows] for split, rows in SPLITS.items()}
+    predict(model, inputs, truth, SPLITS, path, ("print", "data"), TASK, False, top, rule)
+    predictions.verify(path)
+    return path
+
+
+def test_answers_have_the_networks_size_and_counts_and_classes_that_of_the_masks(world, tmp_path):
+    path = written(world, tmp_path / "m.safetensors")
+    model, inputs, masks = world
+    for split, rows in SPLITS.items():
+        found = predictions.read(path, split)
+        exact = forward(model, inputs[split][:]).answer
+        assert found.answers is not None
+        assert found.answers.shape == (len(rows), 5, 4, 6)
+        assert np.array_equal(np.asarray(found.answers), TASK.cached(exact).numpy())
+        aligned = TASK.aligned(exact, torch.from_numpy(masks[rows]))
+        assert np.array_equal(found.kept, TASK.kept(aligned, torch.from_numpy(masks[rows])).numpy())
+        assert found.kept.dtype == np.int32
+        file = predictions.File.open(path, split)
+        assert file.has(f"{split}.top") == (split != "transfer"), "class maps are those of the splits that are scored"
+        if split != "transfer":
+            classes = file.map(f"{split}.top")
+            assert classes.dtype == np.uint8
+            assert np.array_equal(classes, aligned.argmax(1).numpy())
+
+
+def test_what_is_not_kept_is_computed_to_the_same_numbers(world, tmp_path, caplog):
+    kept = written(world, tmp_path / "kept.safetensors")
+    with caplog.at_level(logging.INFO):
+        none = written(world, tmp_path / "none.safetensors", rule="recomputed")
+    assert "predict none: answers to transfer are computed when they are needed" in caplog.text
+    assert none.stat().st_size < kept.stat().st_size / 2
+    model, inputs, _ = world
+    for split in SPLITS:
+        one, other = predictions.read(kept, split), predictions.read(none, split)
+        assert other.answers is None
+        assert np.array_equal(one.kept, other.kept)
+        again = Recomputed(model, inputs[split], TASK)
+        assert again.shape == one.answers.shape
+        rows = np.array([2, 0])
+        stored = torch.from_numpy(one.answers[rows])
+        # a forward pass of other images may differ in the last bits of float32, and so in one step of float16
+        torch.testing.assert_close(again[rows], stored, rtol=2**-10, atol=1e-4)
+    damaged = bytearray(none.read_bytes())
+    damaged[damaged.index(b'"recomputed"') + 15] ^= 1
+    none.write_bytes(damaged)
+    with pytest.raises(KtError, match="not what was written"):
+        predictions.verify(none)
+
+
+def test_the_largest_logits_of_each_pixel(world, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        few = written(world, tmp_path / "few.safetensors", top=2)
+    full = predictions.read(written(world, tmp_path / "full.safetensors"), "transfer").answers
+    answers = predictions.read(few, "transfer").answers
+    assert isinstance(answers, compression.Largest)
+    assert answers.values.shape == (9, 2, 4, 6)
+    assert answers.shape == full.shape == (9, 5, 4, 6)
+    rows = np.array([4, 1])
+    restored = answers[rows]
+    for i, row in enumerate(rows):
+        for y in range(4):
+            for x in range(6):
+                logits = full[row, :, y, x].astype(np.float32)
+                largest = np.argsort(-logits, kind="stable")[:2]
+                assert np.array_equal(restored[i, largest, y, x], full[row, largest, y, x])
+                others = np.delete(logits, largest).astype(np.float64)
+                assert np.delete(restored[i, :, y, x], largest) == pytest.approx(
+                    np.log(np.exp(others).mean()), abs=2e-3
+                )
+    lost = compression.divergence(np.asarray(full), answers)
+    assert lost.shape == (9, 4, 6)
+    assert f"2 of 5 logits kept: KL divergence {lost.mean():.2g} nats" in caplog.text
+    assert predictions.read(few, "test").answers.shape == (8, 5, 4, 6), "other splits are whole"
+
+
+def test_a_run_that_ended_early_goes_on_to_the_same_file(world, tmp_path, monkeypatch):
+    model, inputs, masks = world
+    whole = written(world, tmp_path / "a/m.safetensors", top=2).read_bytes()
+    monkeypatch.setattr("kt.zoo.inference.PART_BYTES", 1)
+    monkeypatch.setattr("kt.zoo.inference.CPU_BYTES", 2 * inputs["test"][slice(0, 1)].nbytes)
+    calls = []
+
+    class Stops(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(len(x))
+            if len(calls) == 5:
+                raise KeyboardInterrupt
+            return model(x)
+
+    truth = {split: masks[rows] for split, rows in SPLITS.items()}
+    path, arguments = tmp_path / "b/m.safetensors", (("print", "data"), TASK, False, 2, "auto")
+    with pytest.raises(KeyboardInterrupt):
+        predict(Stops().eval(), inputs, truth, SPLITS, path, *arguments)
+    assert not path.exists()
+    predict(model, inputs, truth, SPLITS, path, *arguments)
+    for split in SPLITS:
+        one, other = predictions.read(tmp_path / "a/m.safetensors", split), predictions.read(path, split)
+        assert np.array_equal(one.kept, other.kept)
+        np.testing.assert_allclose(np.asarray(one.answers), np.asarray(other.answers), rtol=2**-9, atol=1e-3)
+    assert len(path.read_bytes()) == len(whole)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["m.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "elements", "top", "size"),
+    [(1000, 1, None, 2000), (150, 128 * 128, None, 4_915_200), (150, 128 * 128, 5, 16384 * 17), (300, 4, 3, 4 * 14)],
+)
+def test_bytes_of_an_answer_by_hand(classes, elements, top, size):
+    assert answer_bytes(classes, elements, top) == size
+
+
+def test_the_rule_keeps_small_answers():
+    assert keeps_answers("auto", KEPT_ANSWER)
+    assert not keeps_answers("auto", KEPT_ANSWER + 1)
+    assert keeps_answers("kept", 1 << 40)
+    assert not keeps_answers("recomputed", 1)
