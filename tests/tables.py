@@ -1,6 +1,7 @@
 """Synthetic tables that fit the schema, with effects planted in them."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -8,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from kt.analysis import analyse, inputs
 from kt.analysis.deltas import summarise
 from kt.complementarity import table
+from kt.complementarity.sources import Source
 from kt.complementarity.spec import ComplementaritySpec
 from kt.figures.tables import Tables
 from kt.predictions import Outputs
 from kt.tables import schema
 from kt.tables.of_study import SHARES
+from kt.tasks.segmentation import IGNORED, Segmentation
 from kt.tasks.task import Metric, Task, Words
 
 Effect = Callable[[float], float]
@@ -32,6 +36,7 @@ EFFECTS: dict[str, Effect] = {
     "finetune": lambda gap: 3.5,
 }
 EQUAL_WITHIN = 2.0
+SEGMENTATION = Segmentation()
 
 
 @dataclass
@@ -87,8 +92,34 @@ class Kept(InMemory):
         return self.logits(model, rows)
 
 
+class Said:
+    """Predicted classes of every pixel, uint8 [M, N, H, W], and what follows from them and the truth."""
+
+    def __init__(self, maps: np.ndarray, truth: np.ndarray, classes: int) -> None:
+        self.maps, self.names = maps.astype(np.uint8), [f"m{i}" for i in range(len(maps))]
+        self.images = len(truth)
+        one_hot = torch.nn.functional.one_hot(torch.from_numpy(self.maps).long(), classes).movedim(-1, 2).float()
+        self.counts = [SEGMENTATION.kept(of_model, torch.from_numpy(truth)).numpy() for of_model in one_hot]
+        self.read: list[tuple[int, int, int]] = []
+
+    def kept(self, model: int, rows: slice) -> np.ndarray:
+        return self.counts[model][rows]
+
+    def top(self, model: int, rows: slice) -> np.ndarray:
+        self.read.append((model, rows.start, rows.stop))
+        return self.maps[model, rows]
+
+    def logits(self, model: int, rows: slice) -> np.ndarray:
+        raise AssertionError("no answers are kept")
+
+    features = logits
+
+    def content(self, model: int) -> str:
+        return hashlib.sha256(self.maps[model].tobytes()).hexdigest()
+
+
 def score(
-    source: InMemory,
+    source: Source,
     truth: np.ndarray,
     classes: int,
     spec: ComplementaritySpec | None = None,
@@ -121,6 +152,41 @@ def study(
     transfers = _transfers(scores, effects, seeds, images, noise, rng)
     return {
         "zoo": _zoo(names, predicted == labels),
+        "complementarity": scores,
+        "pairs": pairs,
+        "transfers": transfers,
+        "methods": summarise(transfers, scores, EQUAL_WITHIN),
+    }
+
+
+THINGS = ("background", "road", "pavement", "traffic light", "pole", "person")
+
+
+def scenes(models: int = 5, images: int = 60) -> dict[str, pd.DataFrame]:
+    """The tables of a study of segmentation: each model knows a class of its own less well."""
+    rng, classes = np.random.default_rng(0), len(THINGS)
+    truth = rng.choice(classes, (images, 4, 4), p=np.linspace(2, 1, classes) / np.linspace(2, 1, classes).sum())
+    truth = truth.repeat(6, 1).repeat(6, 2).astype(np.uint8)
+    known = np.linspace(0.6, 0.9, models)[:, None] - 0.5 * np.eye(models, classes)
+    sure = rng.random((models, images, 1, 1)) ** 0.2 * known[:, truth]
+    maps = np.where(
+        rng.random((models, *truth.shape)) < sure, truth, rng.integers(classes, size=(models, *truth.shape))
+    )
+    truth[:, 0] = IGNORED
+    source = Said(maps, truth, classes)
+    scores = score(source, truth, classes, task=SEGMENTATION)
+    pairs = scores[["teacher", "student"]].assign(reason="all", chunk=0)
+    transfers = _transfers(scores, EFFECTS, 2, images, 0.5, rng)
+    transfers = transfers.assign(**dict.fromkeys(name for name in OF_CLASSES if name in transfers))
+    of_models = [(kept, SEGMENTATION.scores(kept, truth)) for kept in source.counts]
+    own = {
+        "acc": [SEGMENTATION.value(of_model) for _, of_model in of_models],
+        "acc_se": [SEGMENTATION.error(of_model) for _, of_model in of_models],
+        **pd.DataFrame([SEGMENTATION.describe(None, *of_model) for of_model in of_models]).to_dict("series"),
+    }
+    zoo = _zoo(source.names, np.ones((models, images))).assign(**own, **dict.fromkeys(("ece", "log_ratio", "entropy")))
+    return {
+        "zoo": zoo,
         "complementarity": scores,
         "pairs": pairs,
         "transfers": transfers,
@@ -221,25 +287,29 @@ def fail(tables: dict[str, pd.DataFrame], rows: pd.Series, reason: str = "diverg
     tables["methods"] = summarise(transfers, tables["complementarity"], EQUAL_WITHIN)
 
 
-def write(folder: Path, tables: Mapping[str, pd.DataFrame], task: Words | None = None) -> Path:
+def write(
+    folder: Path, tables: Mapping[str, pd.DataFrame], task: Words | None = None, classes: Sequence[str] = ()
+) -> Path:
     """Write the tables as the pipeline does."""
-    facts = {schema.TASK: task.to_json()} if task else None
+    facts = ({schema.TASK: task.to_json()} if task else {}) | {schema.CLASS_NAMES: json.dumps(list(classes))}
     for name, frame in tables.items():
         clean = frame.astype(object).where(frame.notna(), None) if task or name != "complementarity" else frame
         schema.write(folder / f"{name}.parquet", name, schema.build(name, clean.to_dict("list")), facts)
     return folder
 
 
-def analysed(study: Mapping[str, pd.DataFrame]) -> analyse.Analysis:
+def analysed(study: Mapping[str, pd.DataFrame], task: Words = inputs.CLASSIFICATION) -> analyse.Analysis:
     """The analysis of a study, with as few samples as make every column."""
-    prepared = inputs.prepare(study["transfers"], study["zoo"], study["complementarity"])
+    prepared = inputs.prepare(study["transfers"], study["zoo"], study["complementarity"], task)
     return analyse.analyse(prepared, EQUAL_WITHIN, bootstrap=20, draws=99)
 
 
-def whole(study: Mapping[str, pd.DataFrame]) -> Tables:
+def whole(
+    study: Mapping[str, pd.DataFrame], task: Words = inputs.CLASSIFICATION, classes: Sequence[str] = ()
+) -> Tables:
     """A study with its analysis, as figures and report take them."""
-    made = analysed(study)
-    return Tables.of(study, made.tables, made.equal_within)
+    made = analysed(study, task)
+    return Tables.of(study, made.tables, made.equal_within, task, class_names=tuple(classes))
 
 
 def with_groups(study: dict[str, pd.DataFrame], gain: float = 4.0) -> dict[str, pd.DataFrame]:

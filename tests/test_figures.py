@@ -76,7 +76,15 @@ STUDIES = {
     "unmeasured": unmeasured,
     "groups": lambda: tables.with_groups(tables.study(models=5, seeds=1)),
     "controls_only": lambda: tables.study(models=3, effects={"self": lambda gap: 0.0}),
+    "scenes": lambda: tables.whole(tables.scenes(), tables.SEGMENTATION.words, tables.THINGS),
+    "named": lambda: tables.whole(tables.study(models=4, seeds=1), classes=named(10)),
+    "many_named": lambda: tables.whole(tables.study(models=4, seeds=1, classes=30), classes=named(30)),
+    "more_named": lambda: tables.whole(tables.study(models=4, seeds=1, classes=31), classes=named(31)),
 }
+
+
+def named(classes):
+    return [f"{label} is a class with a name" for label in range(classes)]
 
 
 @cache
@@ -85,7 +93,7 @@ def drawings_of(name):
 
 
 def drawings(study):
-    data = tables.whole(study)
+    data = study if isinstance(study, Tables) else tables.whole(study)
     with mpl.rc_context(RC):
         for name, function in FIGURES.items():
             drawing = function(data)
@@ -122,7 +130,7 @@ def test_no_text_is_cut_off_or_too_small_in(study):
             assert text.get_fontsize() >= 7, (name, text.get_text())
 
 
-@pytest.mark.parametrize("study", ["eight", "many_models_and_classes", "failing"])
+@pytest.mark.parametrize("study", ["eight", "many_models_and_classes", "failing", "scenes", "named", "many_named"])
 def test_tick_labels_do_not_overlap_in(study):
     for name, drawing in drawings_of(study):
         for axes in drawing.figure.axes:
@@ -148,6 +156,45 @@ def test_figures_say_what_they_rest_on():
         labelled = [axes for axes in drawing.figure.axes if axes.axison and axes.get_xlabel()]
         assert labelled, name
         assert all(any(u in axes.get_xlabel() for u in unit) for axes in labelled), name
+
+
+def test_figures_of_segmentation_count_pixels_and_say_so():
+    found, scores = dict(drawings_of("scenes")), tables.scenes()["complementarity"]
+    heatmap, spread, classes = (found[f"flips_{name}"] for name in ("heatmap", "concentration", "by_class"))
+    assert heatmap.data["pixel_flips"].tolist() == scores["pixel_flips"].tolist()
+    assert "positive flips (% of test pixels)" in [text.get_text() for text in texts(heatmap.figure)]
+    assert [axes.get_xlabel() for axes in spread.figure.axes] == [
+        *("positive flips (% of test pixels)", "share of positive flips (%)"),
+    ]
+    assert spread.data["flips"].tolist() == scores["pixel_flips"].tolist()
+    assert [axes.get_ylabel() for axes in classes.figure.axes] == ["positive flips (test pixels)", "", ""]
+    assert "no errors are given" in classes.figure.get_supxlabel().replace("\n", " ")
+    assert classes.data["flips_se"].isna().all()
+    of_images = found["flips_vs_accuracy"].figure.axes[0]
+    assert of_images.get_ylabel() == "positive flips (percentage points of mean IoU)"
+    (of_share,) = found["teacher_share"].figure.axes
+    assert of_share.get_ylabel() == "images or pixels that the teacher teaches (%)"
+    for name, drawing in found.items():
+        assert drawing.missing is None or name in {"several_teachers", *OPTIONAL}, name
+        assert not any("accurac" in text.get_text() for text in texts(drawing.figure)), name
+
+
+@pytest.mark.parametrize(
+    ("study", "names"),
+    [("scenes", list(tables.THINGS)), ("named", named(10)), ("many_named", named(30)), ("more_named", named(31))],
+)
+def test_classes_are_shown_by_name(study, names):
+    (drawing,) = [d for n, d in drawings_of(study) if n == "flips_by_class"]
+    for _, rows in drawing.data.groupby("rule"):
+        assert rows["name"].tolist() == names
+    shown = [name if len(name) <= 18 else f"{name[:17]}…" for name in names]
+    if len(names) <= 30:
+        ticks = [tick.get_text() for tick in drawing.figure.axes[-1].get_xticklabels()]
+        assert (ticks, drawing.figure.axes[-1].get_xlabel()) == (shown, "class (name)")
+    else:
+        for axes, (_, rows) in zip(drawing.figure.axes, drawing.data.groupby("rule", sort=False), strict=True):
+            first = rows.sort_values("flips", ascending=False, kind="stable")["class"].tolist()[:3]
+            assert axes.get_xlabel().splitlines()[1:] == [shown[label] for label in first]
 
 
 def test_failed_trainings_are_counted_under_the_figure():

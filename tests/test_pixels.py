@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import InMemory, score
+from tables import InMemory, Said, score
 
 from kt.complementarity import pixels, table
 from kt.complementarity.expertise import LOOKED_UP, Areas, class_entropy
@@ -22,32 +20,6 @@ from kt.tables import schema
 from kt.tasks.segmentation import IGNORED, Segmentation
 
 TASK = Segmentation()
-
-
-class Said:
-    """Predicted classes of every pixel, uint8 [M, N, H, W], and what follows from them and the truth."""
-
-    def __init__(self, maps: np.ndarray, truth: np.ndarray, classes: int) -> None:
-        self.maps, self.names = maps.astype(np.uint8), [f"m{i}" for i in range(len(maps))]
-        self.images = len(truth)
-        one_hot = torch.nn.functional.one_hot(torch.from_numpy(self.maps).long(), classes).movedim(-1, 2).float()
-        self.counts = [TASK.kept(of_model, torch.from_numpy(truth)).numpy() for of_model in one_hot]
-        self.read: list[tuple[int, int, int]] = []
-
-    def kept(self, model: int, rows: slice) -> np.ndarray:
-        return self.counts[model][rows]
-
-    def top(self, model: int, rows: slice) -> np.ndarray:
-        self.read.append((model, rows.start, rows.stop))
-        return self.maps[model, rows]
-
-    def logits(self, model: int, rows: slice) -> np.ndarray:
-        raise AssertionError("no answers are kept")
-
-    features = logits
-
-    def content(self, model: int) -> str:
-        return hashlib.sha256(self.maps[model].tobytes()).hexdigest()
 
 
 def scored(maps: np.ndarray, truth: np.ndarray, classes: int) -> pd.DataFrame:

@@ -1,6 +1,8 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import tables
@@ -15,6 +17,8 @@ from kt.figures.captions import CAPTIONS
 from kt.figures.draw import FIGURES, draw
 from kt.figures.tables import Tables
 from kt.report import code, evidence, render
+from kt.report.grids import _classes
+from kt.report.sections import Facts, _models
 from kt.tables.of_study import OPTIONAL
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -251,6 +255,50 @@ def test_little_data_makes_a_page_that_says_what_cannot_be_said(tmp_path, make, 
     assert said in parsed.text
     assert not re.search(r"\b(nan|None|inf)\b", parsed.text)
     assert not set(absent) & {attributes["id"] for attributes in parsed.all("section")}
+
+
+def test_segmentation_is_told_with_its_units_and_class_names_from_tables_to_report(tmp_path):
+    words, study = tables.SEGMENTATION.words, tables.scenes()
+    folder = tables.write(tmp_path / "tables", study, words, tables.THINGS)
+    paths = [folder / f"{name}.parquet" for name in ("transfers", "zoo", "complementarity")]
+    assert "miou_before" in pq.read_schema(paths[0]).names
+    made = analyse(load(*paths), tables.EQUAL_WITHIN, bootstrap=20, draws=99)
+    made.write(tmp_path / "analysis")
+    draw(folder, tmp_path / "figures", analysis=tmp_path / "analysis")
+    data = Tables.read(folder, tmp_path / "analysis")
+    assert (data.task, data.class_names) == (words, tables.THINGS)
+    parsed = Page(render(data, tmp_path / "figures", "title: x\n", {"python": "3"}, "A study", data.equal_within))
+    story = parsed.text.partition("The methods")[0]
+    for text in (story, made.summary, *(image["alt"] for image in parsed.all("img"))):
+        assert not re.search(r"accurac|\bacc_|Taught errors", text), text
+    pixels = study["complementarity"]["pixel_flips"].median()
+    assert f"wrong on a median of {pixels:.1f} % of test pixels (20 ordered pairs)" in story
+    assert "percentage points of mean IoU" in story
+    assert "Mean IoU on the test images" in story
+    assert "pixel flips, % of test pixels" in story
+    assert "right pixels, %" in story
+    best = study["zoo"].set_index("name").loc["m4", "iou_by_class"]
+    assert f"traffic light {best[3]:.1f}" in " ".join(story.split())
+    assert not re.search(r"\b(nan|None|inf)\b", story)
+
+
+def test_of_many_classes_the_report_lists_those_that_models_differ_on():
+    zoo = pd.DataFrame({"name": ["a", "b"], "iou_by_class": [np.arange(40.0), np.arange(40.0)[::-1]]})
+    zoo.loc[0, "iou_by_class"][5] = np.nan
+    grid = _classes(zoo, Tables.of(tables.scenes(), class_names=tuple(f"c{i}" for i in range(40))))
+    shown = [row[0].text for row in grid.rows]
+    assert len(shown) == 30
+    assert not {"c5", "c19", "c20"} & set(shown)
+    assert {"c0", "c39"} <= set(shown)
+    assert shown == sorted(shown, key=lambda name: int(name[1:]))
+    assert "The 30 of 40 classes" in grid.caption
+
+
+def test_specialists_are_told_with_the_names_of_their_classes():
+    study = tables.study(models=4, seeds=1)
+    study["zoo"]["classes"] = [None, None, None, [0, 2]]
+    facts = Facts(Tables.of(study, class_names=tuple(f"kind {i}" for i in range(10))), [], [], None, 0.0)
+    assert "measured on these: model_3 (kind 0, kind 2)." in " ".join(_models(facts).after)
 
 
 def test_a_task_without_classes_is_told_in_its_own_words_from_tables_to_report(tmp_path):

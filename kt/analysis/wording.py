@@ -78,6 +78,11 @@ def listing(items: list[str]) -> str:
     return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items)
 
 
+def begun(text: str) -> str:
+    """A text as the beginning of a sentence: ``Mean IoU``."""
+    return text[:1].upper() + text[1:]
+
+
 def examples(task: Words) -> str:
     """The noun for what the test split consists of: ``test image``."""
     return f"test {task.example}"
@@ -91,7 +96,25 @@ def caption_words(task: Words) -> dict[str, str]:
         flips = f"the teacher's lead on the {plural(examples(task))} where it leads, averaged over all of them"
         rate = "the share of the teacher's lead that the student has made up afterwards"
     words = {"metric": task.metric.name, "difference": task.metric.difference, "example": task.example}
-    return {**words, "flips": flips, "rate": rate}
+    panels = {
+        "similar": "; and how similar those classes are",
+        "middle": "Middle",
+        "resemble": " Right: above the grey line, the classes of a teacher’s expertise resemble one another.",
+        "of_pixels": "",
+    }
+    if task.dense:  # vectors of classes come from answers to whole examples
+        panels = {"similar": "", "middle": "Right", "resemble": "", "of_pixels": " of pixels"}
+    return {**words, "flips": flips, "rate": rate, "taught": taught(task), **panels}
+
+
+def rights(task: Words) -> str:
+    """The noun for what is right or wrong, in the plural: ``test images``, ``test pixels``."""
+    return "test pixels" if task.dense else plural(examples(task))
+
+
+def taught(task: Words) -> str:
+    """The noun for what is divided between teacher and student, in the plural: ``images``, ``images or pixels``."""
+    return f"{plural(task.example)} or pixels" if task.dense else plural(task.example)
 
 
 def decimals(task: Words, of_percent: int = 2) -> int:
@@ -100,13 +123,16 @@ def decimals(task: Words, of_percent: int = 2) -> int:
 
 
 def flips_unit(task: Words) -> str:
-    """The unit of positive flips: a share of examples, or of a real-valued metric its difference."""
+    """The unit of positive flips: a share of examples, or of a real-valued metric its difference; never of pixels."""
+    if task.dense:
+        return f"{task.metric.difference} of {task.metric.name}"
     return f"% of {plural(examples(task))}" if task.metric.binary else task.metric.difference
 
 
 PROPERTIES = {
     "pos_flips": "positive flips",
     "pos_flips_top5": "top-five positive flips",
+    "pixel_flips": "positive flips of pixels",
     "class_entropy": "class entropy of positive flips",
     "neg_class_entropy": "class entropy of negative flips",
     "js_divergence": "Jensen-Shannon divergence",
@@ -365,12 +391,16 @@ def knowledge(inputs: Inputs, equal_within: float) -> str:
     if "pos_flips" not in scores or scores.empty:
         return "Complementary knowledge was not measured."
     flips, digits = scores["pos_flips"].astype(float), decimals(task, 1)
+    pixels = scores["pixel_flips"].dropna().astype(float) if task.dense and "pixel_flips" in scores else flips[:0]
     text = f"In {int((flips > TINY).sum()):,} of {counted(len(flips), 'ordered pair')} " + (
         "the teacher is right where the student is wrong: on"
         if task.metric.binary
         else f"the teacher does better than the student on some {plural(examples(task))}: by"
     )
     text += f" a median of {number(flips.median(), digits)} {flips_unit(task)}"
+    if len(pixels):
+        first = f"The teacher is right where the student is wrong on a median of {number(pixels.median(), 1)} %"
+        text = f"{first} of {rights(task)} ({counted(len(pixels), 'ordered pair')}). {text}"
     weak = flips[scores["acc_difference"] < -equal_within - TINY] if "acc_difference" in scores else flips[:0]
     if weak.empty:
         return f"{text}."

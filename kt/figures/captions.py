@@ -38,18 +38,17 @@ CAPTIONS = {
     "flips_heatmap": Caption(
         "knows",
         "Every teacher and every student",
-        "Heat map of positive flips: one row per teacher, one column per student, the best models first.",
+        "Heat map of positive flips{of_pixels}: one row per teacher, one column per student, the best models first.",
         "Dark fields are pairs whose teacher could teach much. Weak students (right) can learn from every teacher; a "
         "row that is darker than its neighbours is a teacher that knows something unusual. Grey: not scored.",
     ),
     "flips_concentration": Caption(
         "knows",
         "How concentrated the knowledge is",
-        "Entropy of positive flips over classes against their number; classes that hold given shares of the flips; "
-        "and how similar those classes are.",
+        "Entropy of positive flips over classes against their number; classes that hold given shares of the flips"
+        "{similar}.",
         "Left: points below the grey line are teachers whose extra knowledge lies in fewer classes than chance would "
-        "explain. Middle: few classes, below the grey strokes, hold the flips of a specialist. Right: above the grey "
-        "line, the classes of a teacher’s expertise resemble one another.",
+        "explain. {middle}: few classes, below the grey strokes, hold the flips of a specialist.{resemble}",
     ),
     "flips_by_class": Caption(
         "knows",
@@ -90,8 +89,8 @@ CAPTIONS = {
     "teacher_share": Caption(
         "whom",
         "Who teaches how much",
-        "Share of the transfer {example}s that the teacher teaches, for every pair, against the {metric} difference.",
-        "Where a method divides the {example}s between teacher and student, a better teacher should get more of "
+        "Share of the transfer {taught} that the teacher teaches, for every pair, against the {metric} difference.",
+        "Where a method divides the {taught} between teacher and student, a better teacher should get more of "
         "them; a weaker one should get few, those that it knows better. Above the grey line the teacher teaches most "
         "of them.",
     ),

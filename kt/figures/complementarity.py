@@ -9,17 +9,18 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 
 from kt.analysis.deltas import TINY
-from kt.analysis.wording import decimals, examples, flips_unit, number, plural, signed
+from kt.analysis.wording import decimals, examples, flips_unit, number, plural, rights, signed
 from kt.figures import style
 from kt.figures.published import FLIPS, FLIPS_LEAST, same_data
 from kt.figures.style import BLUE, COLUMN, GREEN, GREY, MANY, ORANGE, PAGE, PURPLE, Drawing
 from kt.figures.tables import Tables
 from kt.tables.of_study import SHARES
+from kt.tasks.task import Words
 
 NOTHING, NO_CLASSES = "no pairs were scored", "the task has no classes"
 KIND_MARKS = {
@@ -80,13 +81,14 @@ def flips_vs_accuracy(tables: Tables) -> Drawing:
 
 
 def flips_heatmap(tables: Tables) -> Drawing:
-    """Positive flips of every ordered pair as a map, the best models first."""
-    data = tables.complementarity[["teacher", "student", "pos_flips", "pos_flips_se"]].copy()
+    """Positive flips of every ordered pair as a map, the best models first; of a dense task those of pixels."""
+    flips, unit, short = counted_flips(tables.task)
+    data = tables.complementarity[["teacher", "student", flips, f"{flips}_se"]].copy()
     if data.empty:
         return style.nothing(NOTHING, data)
     metric, value = tables.task.metric, tables.compared.set_index("name")["acc"]
     order = [str(name) for name in value.sort_values(ascending=False, kind="stable").index]
-    grid = data.pivot_table("pos_flips", "teacher", "student").reindex(index=order, columns=order)
+    grid = data.pivot_table(flips, "teacher", "student").reindex(index=order, columns=order)
 
     models = len(order)
     side = float(np.clip(1.6 + 0.42 * models, 3.2, PAGE))
@@ -98,13 +100,13 @@ def flips_heatmap(tables: Tables) -> Drawing:
         square=True,
         cmap="mako_r",
         vmin=0,
-        vmax=float(data["pos_flips"].max()) or 1.0,
+        vmax=float(data[flips].max()) or 1.0,
         annot=models <= 12,
-        fmt=f".{decimals(tables.task, 1)}f",
+        fmt=f".{1 if tables.task.dense else decimals(tables.task, 1)}f",
         annot_kws={"fontsize": 7},
         linewidths=0.5 if models <= 30 else 0,
         rasterized=models > 30,
-        cbar_kws={"label": f"positive flips ({flips_unit(tables.task)})", "shrink": 0.8},
+        cbar_kws={"label": f"positive flips ({unit})", "shrink": 0.8},
     )
     axes.set_facecolor("#DDDDDD")  # the diagonal, and pairs that were not scored
     axes.grid(visible=False)
@@ -115,25 +117,37 @@ def flips_heatmap(tables: Tables) -> Drawing:
     axes.set_xticks(positions + 0.5, names, rotation=90)
     axes.tick_params(length=0)
     axes.set(xlabel="student", ylabel=f"teacher, with its {metric.name} ({metric.unit})")
-    largest = f"largest standard error {number(data['pos_flips_se'].max(), decimals(tables.task))} {metric.short}"
+    places = 2 if tables.task.dense else decimals(tables.task)
+    largest = f"largest standard error {number(data[f'{flips}_se'].max(), places)} {short}"
     style.footer(figure, style.scored(tables), largest)
     return Drawing(figure, data)
 
 
-def telling(scores: pd.DataFrame) -> list[tuple[str, int]]:
+def counted_flips(task: Words) -> tuple[str, str, str]:
+    """The column of positive flips that can be counted by class, its unit, and that of its error on axes."""
+    if task.dense:
+        return "pixel_flips", f"% of {rights(task)}", "pp"
+    return "pos_flips", flips_unit(task), task.metric.short
+
+
+def telling(scores: pd.DataFrame, flips: str = "pos_flips") -> list[tuple[str, int]]:
     """At most three distinct pairs that show how flips spread over classes, by rule.
 
     1. the weaker teacher with the most positive flips; then, of the pairs with at least the median number
     of flips (so that a handful of them does not decide), 2. the lowest and 3. the highest entropy over classes.
 
+    Args:
+        scores: the table ``complementarity``.
+        flips: its column of positive flips.
+
     Returns:
         The rule in words and the row's index label.
     """
-    with_flips = scores[scores["pos_flips"] > TINY]
+    with_flips = scores[scores[flips] > TINY]
     weaker = with_flips[with_flips["acc_difference"] < -TINY]
-    many = with_flips[with_flips["pos_flips"] >= with_flips["pos_flips"].median()]
+    many = with_flips[with_flips[flips] >= with_flips[flips].median()]
     ranked = (
-        ("weaker teacher, most flips", weaker.sort_values("pos_flips", ascending=False, kind="stable")),
+        ("weaker teacher, most flips", weaker.sort_values(flips, ascending=False, kind="stable")),
         ("most concentrated", many.sort_values("class_entropy", kind="stable")),
         ("most uniform", many.sort_values("class_entropy", ascending=False, kind="stable")),
     )
@@ -146,50 +160,72 @@ def telling(scores: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def flips_by_class(tables: Tables) -> Drawing:
-    """Positive flips of every class for a few telling pairs."""
-    scores = tables.complementarity
-    columns = ["rule", "teacher", "student", "class", "flips", "flips_se"]
-    if not tables.task.has_classes:
+    """Positive flips of every class, by name, for a few telling pairs."""
+    scores, task = tables.complementarity, tables.task
+    columns = ["rule", "teacher", "student", "class", "name", "flips", "flips_se"]
+    if not task.has_classes:
         return style.nothing(NO_CLASSES, pd.DataFrame(columns=columns))
-    pairs, metric = telling(scores), tables.task.metric
+    pairs = telling(scores, counted_flips(task)[0])
     if not pairs:
         return style.nothing("no pair has positive flips", pd.DataFrame(columns=columns))
     if scores["flips_by_class"].isna().any():
         text = "the table does not list classes; set complementarity.class_lists: true"
         return style.nothing(text, pd.DataFrame(columns=columns))
+    names, named = tables.names(len(scores["flips_by_class"].iloc[0])), bool(tables.class_names)
+    many, below = len(names) > MOST_BARS, MOST_ACROSS < len(names) <= MOST_BARS
+    letters = 0.06 * min(max(map(len, names)), LONGEST)
+    height = 2.9 if many else letters + (0.7 + 1.3 * len(pairs) if below else 2.4)
+    figure = Figure(figsize=(PAGE, height), layout="constrained")
+    shape = (len(pairs), 1) if below else (1, len(pairs))
+    panels = figure.subplots(*shape, sharex=below, sharey=True, squeeze=False).ravel()
     frames = []
-    figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
-    panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
     for axes, (rule, index), colour, hatch in zip(panels, pairs, (BLUE, ORANGE, GREEN), ("", "//", ".."), strict=False):
         row = scores.loc[index].to_dict()
         flips = np.asarray(row["flips_by_class"], dtype=np.int64)
-        error = np.sqrt(flips * (1 - flips / row["n"]))
-        many = len(flips) > 30
-        order = np.argsort(-flips, kind="stable") if many else np.arange(len(flips))
-        place = np.arange(1, len(flips) + 1) if many else order
+        error = np.full(len(flips), np.nan) if task.dense else np.sqrt(flips * (1 - flips / row["n"]))
+        order = np.argsort(-flips, kind="stable")
         if many:
-            axes.bar(place, flips[order], width=1.0, color=colour)
+            axes.bar(np.arange(1, len(flips) + 1), flips[order], width=1.0, color=colour)
+            first = [_short(names[label]) for label in order[:MOST_NAMED] if flips[label]]
+            axes.set_xlabel("\n".join(["classes, most flips first (rank)", *first]))
         else:
+            place = np.arange(len(flips))
             axes.bar(place, flips, width=0.8, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
-            axes.errorbar(place, flips, np.minimum(error, [flips, error]), fmt="none", ecolor="#333333", elinewidth=0.8)
-            axes.set_xticks(*style.thinned([str(c) for c in order], 15))
-        lead = f"{metric.name} {signed(row['acc_difference'], decimals(tables.task, 1))} {metric.short}"
-        axes.set_title(
-            f"{rule}\n{row['teacher']} → {row['student']}\n{lead}, entropy {number(row['class_entropy'], 2)} nats",
-            fontsize=7,
-        )
+            if not task.dense:
+                bars = np.minimum(error, [flips, error])
+                axes.errorbar(place, flips, bars, fmt="none", ecolor="#333333", elinewidth=0.8)
+            axes.set_xlabel("" if below and axes is not panels[-1] else f"class ({'name' if named else 'number'})")
+            axes.set_xticks(place, [_short(name) for name in names], rotation=90 * (max(map(len, names)) > 2))
+        lead = f"{task.metric.name} {signed(row['acc_difference'], decimals(task, 1))} {task.metric.short}"
+        told = [rule, f"{row['teacher']} → {row['student']}", f"{lead}, entropy {number(row['class_entropy'], 2)} nats"]
+        axes.set_title(("; " if below else "\n").join(told), fontsize=7)
         axes.grid(visible=False, axis="x")
-        axes.set_xlabel("classes, most flips first (rank)" if many else "class (number)")
         frames.append(
-            pd.DataFrame({"class": np.arange(len(flips)), "flips": flips, "flips_se": error}).assign(
+            pd.DataFrame({"class": np.arange(len(flips)), "name": names, "flips": flips, "flips_se": error}).assign(
                 rule=rule, teacher=row["teacher"], student=row["student"]
             )[columns]
         )
-    panels[0].set_ylabel(f"positive flips ({plural(examples(tables.task))})")
-    uniform = f"entropy of a uniform spread: {number(float(np.log(len(frames[0]))), 2)} nats"
-    bars = "bars: ± 1 binomial standard error" if len(frames[0]) <= 30 else "standard error about √flips"
-    style.footer(figure, f"teacher → student; {len(pairs)} of {style.scored(tables)}; {bars}; {uniform}")
+    for axes in panels if below else panels[:1]:
+        axes.set_ylabel(f"{'' if below else 'positive '}flips ({rights(task)})")
+    if task.dense:
+        panels[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    uniform = f"entropy of a uniform spread: {number(float(np.log(len(names))), 2)} nats"
+    bars_are = "standard error about √flips" if many else "bars: ± 1 binomial standard error"
+    if task.dense:
+        bars_are = f"pixels of one {task.example} depend on one another, so that no errors are given"
+    style.footer(figure, f"teacher → student; {len(pairs)} of {style.scored(tables)}; {bars_are}; {uniform}")
     return Drawing(figure, pd.concat(frames, ignore_index=True))
+
+
+MOST_ACROSS, MOST_BARS, MOST_NAMED = 18, 30, 3
+"""Classes up to which panels lie side by side, and up to which each has a bar with its name; names of more classes."""
+
+LONGEST = 18
+"""Letters of a class's name that are shown."""
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 ENOUGH = 20
@@ -198,34 +234,37 @@ ENOUGH = 20
 
 def flips_concentration(tables: Tables) -> Drawing:
     """Entropy of positive flips over classes, the classes that hold them, and how similar those classes are."""
-    scores = tables.complementarity
-    columns = ["teacher", "student", "acc_difference", "pos_flips", "n", "class_entropy"]
+    scores, task = tables.complementarity, tables.task
+    flips, unit, _ = counted_flips(task)
+    columns = ["teacher", "student", "acc_difference", flips, "n", "class_entropy"]
     areas = [f"{name}_{share}" for name in ("expertise", "expertise_similarity") for share in SHARES]
     data = scores[[*columns, *areas, "class_similarity"]].copy()
-    if not tables.task.has_classes:
+    if not task.has_classes:
         return style.nothing(NO_CLASSES, data)
-    data["flips"] = (data["pos_flips"] / 100 * data["n"]).round().astype(int)
+    data["flips"] = data[flips] if task.dense else (data[flips] / 100 * data["n"]).round().astype(int)
     data = data[data["flips"] > 0].reset_index(drop=True)
     if data.empty:
         return style.nothing("no pair has positive flips", data)
     lists = scores["flips_by_class"].dropna()
     classes = len(lists.iloc[0]) if len(lists) else None
     figure = Figure(figsize=(PAGE, 3.1), layout="constrained")
-    entropy, holding, similar = figure.subplots(1, 3)
-    _entropy(entropy, data, classes, plural(examples(tables.task)))
-    enough = data[data["flips"] >= ENOUGH]
+    entropy, holding, *similar = figure.subplots(1, 2 if task.dense else 3)
+    enough = data if task.dense else data[data["flips"] >= ENOUGH]
+    _entropy(entropy, data, classes, unit if task.dense else rights(task))
     _areas(holding, enough, classes)
-    _similarity(similar, enough)
+    for axes in similar:
+        _similarity(axes, enough)
     style.legend_above(figure, [entropy])
-    style.footer(
-        figure,
-        f"{style.scored(tables)}; middle and right: the {len(enough)} pairs with at least {ENOUGH} positive flips;"
-        " bars: quartiles over pairs (their spread, no standard error).",
-        "Grey, left and middle: as many flips spread evenly at random over classes."
-        if classes
-        else "The number of classes is not in the table.",
-        "One class has no similarity. FG takes CLIP's vectors of class names; here: key class_embeddings.",
-    )
+    spread = "bars: quartiles over pairs (their spread, no standard error)."
+    even = "as many flips spread evenly at random over classes"
+    if task.dense:
+        notes = f"{style.scored(tables)}; {spread}", "Grey: flips spread evenly over classes."
+    else:
+        kept = f"middle and right: the {len(enough)} pairs with at least {ENOUGH} positive flips"
+        notes = f"{style.scored(tables)}; {kept}; {spread}", f"Grey, left and middle: {even}."
+    vectors = "One class has no similarity. FG takes CLIP's vectors of class names; here: key class_embeddings."
+    unknown = "The number of classes is not in the table."
+    style.footer(figure, notes[0], notes[1] if classes else unknown, vectors if similar else "")
     return Drawing(figure, data)
 
 
@@ -260,12 +299,17 @@ def _entropy(axes: Axes, data: pd.DataFrame, classes: int | None, unit: str) -> 
         axes.scatter(
             rows["flips"], rows["class_entropy"], marker=marker, color=colour, label=label, **style.marks(len(data))
         )
-    if classes:
-        low, high = int(data["flips"].min()), int(data["flips"].max())
-        grid = np.unique(np.geomspace(max(low, 1), max(high, 2), 40).round().astype(int))
-        axes.plot(grid, even_entropy(grid, classes), color=GREY, linewidth=1.4, zorder=0)
     axes.set(xlabel=f"positive flips ({unit})", ylabel="entropy over classes (nats)")
-    style.log_scale(axes, float(data["flips"].min()) / 1.3, float(data["flips"].max()) * 1.3)
+    if data["flips"].dtype.kind == "f":  # shares of very many
+        if classes:
+            axes.axhline(np.log(classes), color=GREY, linewidth=1.4, zorder=0)
+        axes.set_xlim(left=0)
+    else:
+        low, high = int(data["flips"].min()), int(data["flips"].max())
+        if classes:
+            grid = np.unique(np.geomspace(max(low, 1), max(high, 2), 40).round().astype(int))
+            axes.plot(grid, even_entropy(grid, classes), color=GREY, linewidth=1.4, zorder=0)
+        style.log_scale(axes, low / 1.3, high * 1.3)
     axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])  # flips of a single class lie at 0, their marks seen whole
 
 
@@ -278,8 +322,11 @@ def _areas(axes: Axes, data: pd.DataFrame, classes: int | None) -> None:
         return
     _quartiles(axes, [data[f"expertise_{share}"] for share in SHARES])
     if classes:
-        chance = even_areas(data["flips"], classes)
-        axes.plot(range(len(SHARES)), [np.median(chance[:, k]) for k in range(len(SHARES))], "_", color=GREY, ms=16)
+        if data["flips"].dtype.kind == "i":
+            chance = np.median(even_areas(data["flips"], classes), axis=0)
+        else:
+            chance = np.ceil(np.multiply(SHARES, classes) / 100)
+        axes.plot(range(len(SHARES)), chance, "_", color=GREY, ms=16)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 

@@ -41,6 +41,7 @@ class Tables:
         task: the words of what was learnt.
         equal_within: a teacher this close to its student, in units of the metric, counts as equal; 0 where unknown.
         data: name of the data set; empty where unknown.
+        class_names: of the data set, class 0 first; none where unknown.
         everything: all rows of the table ``transfers``.
     """
 
@@ -55,6 +56,7 @@ class Tables:
     task: Words
     equal_within: float
     data: str
+    class_names: tuple[str, ...]
     everything: pd.DataFrame
 
     @classmethod
@@ -65,6 +67,7 @@ class Tables:
         equal_within: float = 0.0,
         task: Words = CLASSIFICATION,
         data: str = "",
+        class_names: tuple[str, ...] = (),
     ) -> Tables:
         """From frames in memory: those of ``STUDY``, any of experiments, and any of the analysis."""
         made = {name: pd.DataFrame(columns=[c.name for c in columns]) for name, columns in ANALYSIS.items()}
@@ -82,6 +85,7 @@ class Tables:
             task=task,
             equal_within=equal_within,
             data=data,
+            class_names=class_names,
             everything=transfers,
         )
 
@@ -100,7 +104,7 @@ class Tables:
         made = {name: schema.read_frame(analysis / f"{name}.parquet", name) for name in ANALYSIS} if analysis else None
         groups = [folder / "methods.parquet", *([analysis / "groups.parquet"] if analysis else [])]
         within = next((text for path in groups if (text := _fact(path, WITHIN))), "0")
-        return cls.of(study, made, float(within), task, data)
+        return cls.of(study, made, float(within), task, data, schema.class_names(folder / "zoo.parquet"))
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -118,6 +122,11 @@ class Tables:
     def compared(self) -> pd.DataFrame:
         """The models that are compared and paired: those that know all classes."""
         return self.zoo[self.zoo["classes"].isna()]
+
+    def names(self, classes: int) -> list[str]:
+        """The names of so many classes; their numbers where the names are unknown."""
+        known = len(self.class_names) == classes
+        return list(self.class_names) if known else [str(label) for label in range(classes)]
 
     def details(self, name: str) -> pd.DataFrame:
         """The detail table of a kind of experiment, without rows where the study has none of it."""

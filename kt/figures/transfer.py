@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kt.analysis.deltas import PAIR, group_of, pair_deltas, records
-from kt.analysis.wording import amount, counted, decimals, examples, number, plural, with_error
+from kt.analysis.wording import amount, counted, decimals, examples, number, plural, taught, with_error
 from kt.figures import published, style
 from kt.figures.style import BLUE, COLUMN, GREY, INK, MANY, ORANGE, PAGE, PURPLE, Drawing
 from kt.figures.tables import Tables
@@ -255,7 +255,7 @@ def teacher_share(tables: Tables) -> Drawing:
     varied = {name for name, rows in data.groupby("method") if np.ptp(rows["teacher_share"]) > 0}
     chosen = [name for name in tables.chosen(len(tables.methods)) if name in varied][:MOST_SHARES]
     if not chosen:
-        return style.nothing(f"no method divides the {plural(tables.task.example)} between teacher and student", data)
+        return style.nothing(f"no method divides the {taught(tables.task)} between teacher and student", data)
     data = data[data["method"].isin(chosen)].reset_index(drop=True)
     figure = Figure(figsize=(COLUMN, 3.4), layout="constrained")
     axes: Axes = figure.add_subplot()
@@ -279,7 +279,7 @@ def teacher_share(tables: Tables) -> Drawing:
         xlim=(-reach, reach),
         ylim=(-3, 103),
         xlabel=f"{tables.task.metric.name} of teacher − student ({tables.task.metric.difference})",
-        ylabel=f"{plural(tables.task.example)} that the teacher teaches (%)",
+        ylabel=f"{taught(tables.task)} that the teacher teaches (%)",
     )
     style.legend_above(figure, [axes], ncols=3)
     always = sorted(set(shares["method"]) - set(data["method"]))

@@ -12,6 +12,7 @@ from kt.analysis.recommend import CANNOT_TELL, Advisor, open_question
 from kt.analysis.wording import decimals, number, predictor_words, property_words, signed, with_error
 from kt.figures.tables import Tables
 from kt.report.grids import Cell, Grid, count, error, grid, name, plain, signed_number
+from kt.tables.columns import with_metric
 from kt.tasks.task import Words
 
 MOST_METHODS = 4
@@ -127,6 +128,8 @@ def importances(tables: Tables) -> Grid:
     frame = tables.analysis["importances"]
     frame = frame[frame["method"].isin(tables.chosen(MOST_METHODS))]
     frame = frame[frame.groupby("method", sort=False).cumcount() < LEAST_EFFECTS]
+    key = tables.task.metric.key
+    frame = frame.assign(properties=[with_metric(names, key) for names in frame["properties"]])
     return grid(
         "Properties that boosted trees use: held-out R² that shuffling a group of related properties costs them.",
         frame,

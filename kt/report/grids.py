@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from kt.analysis.deltas import clear_sign, pair_deltas, records
 from kt.analysis.wording import (
+    begun,
     counted,
     counted_range,
     decimals,
@@ -17,6 +19,7 @@ from kt.analysis.wording import (
     flips_unit,
     number,
     plural,
+    rights,
     signed,
     with_error,
 )
@@ -85,6 +88,7 @@ def _float(value: Any) -> float:
 
 
 TOP = 10
+MOST_CLASSES, MOST_MODELS = 30, 10
 MOST_FAILURES = 50
 
 
@@ -130,6 +134,9 @@ def zoo(tables: Tables) -> list[Grid]:
         "input_size": ("input, pixels", count("input_size")),
         "acc": (f"{metric.name}, {metric.unit}", _value("acc", "acc_se", digits)),
         "ece": ("calibration error, %", plain("ece")),
+        "pixel_acc": ("right pixels, %", plain("pixel_acc")),
+        "mean_class_acc": ("right pixels, mean over classes, %", plain("mean_class_acc")),
+        "fw_iou": ("frequency-weighted IoU, %", plain("fw_iou")),
     }
     weights: dict[str, tuple[str, Show]] = {
         "name": ("model", name("name")),
@@ -141,13 +148,32 @@ def zoo(tables: Tables) -> list[Grid]:
         "licence": ("licence", name("licence")),
     }
     captions = (
-        f"The models. {metric.name.capitalize()} on the {plural(examples(tables.task))} ± standard error.",
+        f"The models. {begun(metric.name)} on the {plural(examples(tables.task))} ± standard error.",
         "Origin of their weights, and the training by this study.",
     )
-    return [
-        grid(caption, frame, [shown for key, shown in columns.items() if frame[key].notna().any()])
+    made = [
+        grid(caption, frame, [shown for key, shown in columns.items() if key in frame and frame[key].notna().any()])
         for caption, columns in zip(captions, (models, weights), strict=True)
     ]
+    known = frame.dropna(subset="iou_by_class") if "iou_by_class" in frame else frame[:0]
+    return [made[0], *([_classes(known, tables)] if len(known) else []), made[1]]
+
+
+def _classes(models: pd.DataFrame, tables: Tables) -> Grid:
+    """The IoU of every class, in the order of the classes; of many, those that the models differ on most."""
+    shown, iou = models.head(MOST_MODELS), np.array([list(of) for of in models["iou_by_class"]], np.float64)
+    names = tables.names(iou.shape[1])
+    spread = np.nan_to_num(np.ptp(iou, axis=0), nan=-1.0)
+    chosen = np.sort(np.argsort(-spread, kind="stable")[:MOST_CLASSES])
+    rows = [[Cell(names[label]), *(_iou(of[label]) for of in iou[: len(shown)])] for label in chosen]
+    more = f" The {MOST_CLASSES} of {len(names)} classes that the models differ on most." * (len(names) > len(chosen))
+    best = f" The {MOST_MODELS} best of {len(models)} models." * (len(models) > len(shown))
+    caption = f"IoU of every class on the {plural(examples(tables.task))}, %; a dash: not in their truth.{more}{best}"
+    return Grid(caption, ("class", *shown["name"]), rows)
+
+
+def _iou(value: float) -> Cell:
+    return Cell(number(value, 1), value)
 
 
 def top_pairs(tables: Tables) -> list[Grid]:
@@ -162,6 +188,8 @@ def top_pairs(tables: Tables) -> list[Grid]:
         (f"positive flips, {unit}", _value("pos_flips", "pos_flips_se", digits - 1)),
         (f"negative flips, {unit}", plain("neg_flips", digits - 1)),
     ]
+    if tables.task.dense and tables.task.has_classes:
+        scores.append((f"pixel flips, % of {rights(tables.task)}", _value("pixel_flips", "pixel_flips_se", 1)))
     if tables.task.has_classes:
         scores.append(("class entropy, nats", plain("class_entropy", 2)))
     deltas = pair_deltas(tables.transfers, tables.complementarity)

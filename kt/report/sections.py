@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kt.analysis.analyse import identity, limits
-from kt.analysis.deltas import Gain
+from kt.analysis.deltas import Gain, records
 from kt.analysis.outcomes import gather
 from kt.analysis.recommend import CANNOT_TELL, Advisor
-from kt.analysis.wording import amount, counted, examples, knowledge, number, plural, predictor_words
+from kt.analysis.wording import amount, begun, counted, examples, knowledge, number, plural, predictor_words
+from kt.errors import listed
 from kt.figures.tables import Tables
 from kt.report import evidence, grids
 from kt.report.grids import Grid
@@ -67,7 +68,7 @@ def _works(facts: Facts) -> Part:
     taught = (
         f" Taught errors: of the {plural(task.example)} that the student got right and the teacher gets wrong, the"
         " share that the student then gets wrong with the teacher’s class, less the same share of `self`."
-        if task.has_classes
+        if task.has_classes and not task.dense
         else ""
     )
     return Part(
@@ -175,15 +176,25 @@ def _models(facts: Facts) -> Part:
             " choose by confidence, such as `kl_dp_unsup`, trust an overconfident teacher too much."
         )
     if (some := zoo["classes"].notna()).any():
-        names = ", ".join(zoo.loc[some, "name"])
-        after.append(f"Specialists know some classes only, and are measured on these: {names}.")
+        names = facts.tables.class_names
+        known = (
+            f"{row['name']} ({listed(names[label] if names else str(label) for label in row['classes'])})"
+            for row in records(zoo[some])
+        )
+        after.append(f"Specialists know some classes only, and are measured on these: {'; '.join(known)}.")
+    if facts.tables.task.dense:
+        after.append(
+            f"{begun(task.metric.name)} comes from the pixels of all {plural(examples(task))} together, its standard"
+            f" error from how much each {task.example} moves it. Pixels without a truth count nowhere."
+        )
     if wrong:
         after.append(f"The measured {task.metric.name} differs from the published one: {', '.join(wrong)}.")
     return Part([], grids.zoo(facts.tables), after)
 
 
 def _pairs(facts: Facts) -> Part:
-    concentrated = " A low class entropy means that the positive flips lie in few classes."
+    flips = "pixel flips" if facts.tables.task.dense else "positive flips"
+    concentrated = f" A low class entropy means that the {flips} lie in few classes."
     return Part(
         [],
         grids.top_pairs(facts.tables),
