@@ -134,8 +134,8 @@ def zoo(tables: Tables) -> list[Grid]:
         "input_size": ("input, pixels", count("input_size")),
         "acc": (f"{metric.name}, {metric.unit}", _value("acc", "acc_se", digits)),
         "ece": ("calibration error, %", plain("ece")),
-        "pixel_acc": ("right pixels, %", plain("pixel_acc")),
-        "mean_class_acc": ("right pixels, mean over classes, %", plain("mean_class_acc")),
+        "pixel_accuracy": ("right pixels, %", plain("pixel_accuracy")),
+        "mean_accuracy": ("right pixels, mean over classes, %", plain("mean_accuracy")),
         "fw_iou": ("frequency-weighted IoU, %", plain("fw_iou")),
     }
     weights: dict[str, tuple[str, Show]] = {

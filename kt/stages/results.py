@@ -112,7 +112,7 @@ def complementarity(study: Study, layout: Layout, split: str, out: Path, threads
     if split not in predictions.SPLITS:
         raise KtError(unknown("split", split, predictions.SPLITS))
     if split == "transfer" and counts_pixels(study.task.words):
-        raise KtError("complementarity: only predictions on validation and test hold classes of pixels; name one")
+        raise KtError("complementarity: of the split transfer no classes of pixels are kept; allowed: validation, test")
     if split == "transfer" and (study.transfer.views or study.transfer.top_k):
         text = "pairs are scored on plain images and all logits; allowed splits: validation, test"
         raise KtError(f"transfer.{'views' if study.transfer.views else 'top_k'}: {text}")
