@@ -9,13 +9,17 @@
 - `limit`: forward and backward pass of the student alone, on given targets, in that same process: a lower bound for one
   student at a time.
 
-`published` is one process with `--threads` threads, torch's default. Teacher and student have the same architecture.
-All variants of a size train the same student on the same batches, and all but `limit` must end with the same weights.
-One size has logits for each pixel, the other at a stride of 4. Starting Python, building the models and keeping their
-answers is not counted; the latter is one forward pass per model and image for all pairs, methods and seeds.
+`published` is one process with `--threads` threads, torch's default. At 48 pixels teacher and student are equal Unets,
+with logits for each pixel; at 256 pixels they are FPNs, with logits at a stride of 4, on ResNet-50 and ResNet-18, or
+both on ResNet-18 (`256-equal`). All variants train the same student on the same batches, and all but `limit` must end
+with the same weights. Starting Python, building the models and keeping their answers is not counted; the latter is one
+forward pass per model and image for all pairs, methods and seeds.
+
+With equal models a step in one process cannot be more than 1.67 times as fast, if a backward pass costs two forward
+passes: 5 of them against 3. The rest of the gain is that of one process per core.
 
     python benchmarks/segmentation.py
-    python benchmarks/segmentation.py --sizes 48 --device cuda --processes 1
+    python benchmarks/segmentation.py --sizes 256-equal --threads 1
 
 The last line is JSON, of the sizes the worse value each: the seconds of `published` divided by those of `ours`, and
 `over_limit`, the seconds of `alone` divided by those of `limit`. The lines before it give seconds per step and size,
@@ -103,7 +107,7 @@ def compared(args: argparse.Namespace, size: str) -> dict[str, float]:
 def main() -> None:
     """Time the variants in turns and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=CASES, default=list(CASES), help="of the images (default: all)")
+    parser.add_argument("--sizes", nargs="+", choices=CASES, default=["48", "256"], help="default: 48 256")
     parser.add_argument("--epochs", type=int, default=2, help="epochs of a training (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="turns; the median counts (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU cores (default: all, %(default)s)")
