@@ -22,8 +22,10 @@ localrules:
     tables,
     figures,
     report,
+    explore,
 
 
 rule all:
     input:
         LAYOUT.report,
+        LAYOUT.explore,

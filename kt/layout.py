@@ -91,3 +91,8 @@ class Layout:
     def report(self) -> Path:
         """The HTML report."""
         return self.root / "report.html"
+
+    @property
+    def explore(self) -> Path:
+        """The HTML page to explore the tables with."""
+        return self.root / "explore.html"

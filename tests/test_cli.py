@@ -33,6 +33,7 @@ COMMANDS = (
     "pair",
     "figures",
     "report",
+    "explore",
     "status",
     "retry",
     "config",

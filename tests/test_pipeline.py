@@ -100,6 +100,7 @@ def test_a_run_makes_every_table_figure_and_the_report(finished: tuple[Checkout,
     assert {"delta_by_method", "success_by_method", "flips_vs_accuracy"} <= set(drawn)
     assert "predictor_ladder" not in drawn  # two models leave none to hold out
     page = (results / "report.html").read_text()
+    assert '"classes": ["0", "1", "2"' in (results / "explore.html").read_text("utf-8")
     assert page.count("data:image/png;base64,") == len(drawn)
 
 

@@ -6,7 +6,7 @@ transfer job with nothing left to do, never wait for torch.
 
 from kt.stages.members import data, predict, preview, zoo
 from kt.stages.one_pair import pair, write_images
-from kt.stages.results import choose, complementarity, gather, pairs, report
+from kt.stages.results import choose, complementarity, explore, gather, pairs, report
 from kt.stages.units import experiment, groups, search, transfer
 from kt.stages.weights import weights
 
@@ -15,6 +15,7 @@ __all__ = [
     "complementarity",
     "data",
     "experiment",
+    "explore",
     "gather",
     "groups",
     "pair",

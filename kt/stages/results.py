@@ -7,6 +7,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -105,6 +106,20 @@ def report(study: Study, config: Path, source: Path, analysis: Path | None, draw
     )
     store.write_text(out, page)
     log.info("report: %s", out)
+
+
+def explore(study: Study, layout: Layout, source: Path, out: Path) -> None:
+    """Write the page to explore the tables with; with the sizes of the classes where the tables are the study's own."""
+    from kt.figures.tables import Tables
+    from kt.report.explore import render
+
+    own = source.resolve() == layout.tables.resolve() and (layout.data / "meta.json").exists()
+    sizes: list[int] = []
+    if own and study.task.classifies:
+        dataset = Dataset.open(layout.data)
+        sizes = np.bincount(dataset.labels[dataset.rows("test")], minlength=dataset.classes).tolist()
+    store.write_text(out, render(Tables.read(source), study.title, study.analysis.equal_within, sizes))
+    log.info("explore: %s", out)
 
 
 def complementarity(study: Study, layout: Layout, split: str, out: Path, threads: int) -> None:

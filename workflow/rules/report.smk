@@ -72,3 +72,21 @@ rule report:
         "report"
     shell:
         "kt report --out {output} --log {log}"
+
+
+rule explore:
+    input:
+        TABLES,
+    output:
+        LAYOUT.explore,
+    log:
+        LOGS / "explore.log",
+    conda:
+        "../../envs/kt.yaml"
+    params:
+        title=STUDY.title,
+        analysis=STUDY.analysis.plain(),
+    message:
+        "explore"
+    shell:
+        "kt explore --out {output} --log {log}"
