@@ -14,6 +14,8 @@ from kt.cli import main
 from kt.figures.tables import Tables
 from kt.report import explore
 
+PIXELS = "positive flips of pixels"
+
 
 def unpacked(column):
     """The values of a packed column, as the page reads them."""
@@ -146,7 +148,7 @@ def data(page):
 
 def test_names_are_shown_and_never_run(study):
     hostile = "</script><script>alert(1)</script>"
-    page = explore.render(Tables.of(study), f"A <study> {hostile}", 2.0, [hostile] * 10)
+    page = explore.render(Tables.of(study, class_names=(hostile,) * 10), f"A <study> {hostile}", 2.0)
     assert hostile not in page
     assert data(page)["classes"] == [hostile] * 10
     assert page.count("<script") == 6 + page.count("<\\/script")  # those within the library are in its strings
@@ -175,6 +177,21 @@ def test_a_task_without_classes_is_told_in_its_own_words(tmp_path):
     assert (columns["delta"]["digits"], made["words"]["examples"]) == (4, "test frames")
 
 
+def test_segmentation_is_told_in_mean_iou_and_its_classes_in_pixels():
+    study, task = tables.scenes(), tables.SEGMENTATION.words
+    made = explore.content(Tables.of(study, task=task, class_names=tables.THINGS), 2.0)
+    columns = {c["key"]: c for table in ("transfers", "pairs", "models") for c in made[table]["columns"]}
+    labels = [columns[key]["label"] for key in ("miou", "miou_difference", "miou_after", "pixel_flips")]
+    assert labels == ["mean IoU", "mean IoU, teacher − student", "student's mean IoU after transfer", PIXELS]
+    assert columns["miou"]["unit"] == "%"
+    assert columns["pixel_flips"]["unit"] == "% of test pixels"
+    assert made["words"]["counted"] == "test pixels"
+    assert made["classes"] == list(tables.THINGS)
+    flips = study["complementarity"].iloc[0]["flips_by_class"]
+    first = slice(0, unpacked(made["leads"]["listed"])[0])
+    assert sorted(unpacked(made["leads"]["gained"])[first]) == sorted(flips[flips > 0])
+
+
 @pytest.mark.parametrize("part", ["nothing finished", "nothing scored"])
 def test_little_data_makes_a_page(study, part):
     little = {name: table.copy() for name, table in study.items()}
@@ -193,7 +210,7 @@ def test_the_command_makes_the_page_from_any_tables(study, tmp_path):
     assert main(["explore", "--tables", str(folder), "--out", str(tmp_path / "e.html")]) == 0
     made = data((tmp_path / "e.html").read_text("utf-8"))
     assert made["pairs"]["rows"] == 20
-    assert made["classes"] == made["sizes"] == []  # the names of another study's classes would be wrong
+    assert made["sizes"] == []  # those of another study's classes would be wrong
 
 
 def test_a_missing_table_is_named(tmp_path, capsys):
