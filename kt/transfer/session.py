@@ -152,10 +152,6 @@ class Session:
         answers = [self.bench.cached(name, self.split) for name in names]
         return Examples(self.bench.device, self.bench.truth(self.split), answers, task=self.task)
 
-    def predicted(self, name: str, split: str) -> Tensor:
-        """The predicted classes of a model on a split, int64 [N], on the device."""
-        return torch.from_numpy(self.bench.zoo.predicted(name, split)).to(self.bench.device)
-
     def ordered(self, teachers: Sequence[str], order: Order, seed: int) -> list[str]:
         """Teachers by their metric on validation, the first named first of equals; or by the seed; or as given."""
         if order == "given":
