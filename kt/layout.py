@@ -49,9 +49,10 @@ class Layout:
         """Memory and time that the trainings of one experiment need, for the job that does them."""
         return self.root / "experiments" / rule / name / "needs.json"
 
-    def improved(self, student: str, key: str) -> Path:
-        """Weights of a student after the transfer of a unit; the card of the same name lies beside them."""
-        return self.root / "students" / student / f"{key[:16]}.safetensors"
+    @property
+    def students(self) -> Path:
+        """Folder of exported students, a folder each, and their index."""
+        return self.root / "students"
 
     @property
     def ledger(self) -> Path:

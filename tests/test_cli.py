@@ -31,6 +31,8 @@ COMMANDS = (
     "recommend",
     "next",
     "pair",
+    "export",
+    "publish",
     "figures",
     "report",
     "explore",

@@ -14,12 +14,15 @@ from torch import nn
 import kt.zoo.digits  # noqa: F401 (registers the small architectures)
 from kt.data import datasets
 from kt.data.datasets import Dataset
+from kt.data.spec import InputSpec
 from kt.errors import KtError
-from kt.stages.units import FreshZoo, _inspected
+from kt.stages.common import FreshZoo
+from kt.stages.jobs import inspected
 from kt.study.study import Study
 from kt.study.units import of_experiment, problem_of, student_print
+from kt.tasks.classification import Classification
 from kt.transfer.bench import Bench
-from kt.transfer.export import card
+from kt.transfer.export import About, card
 from kt.transfer.unit import by_key
 from kt.zoo import weights
 
@@ -41,7 +44,7 @@ def bench_of(study: Study) -> Bench:
         datasets.write(layout.data, study.data)
     dataset = Dataset.open(layout.data)
     problem = problem_of(study, "amalgamate.two", chosen, dataset)
-    return _inspected(study, layout, "amalgamate.two", chosen, problem, FreshZoo(study, layout, dataset), 1)
+    return inspected(study, layout, "amalgamate.two", chosen, problem, FreshZoo(study, layout, dataset), 1)
 
 
 def keys(study: Study) -> set[str]:
@@ -171,5 +174,8 @@ def test_a_student_with_fresh_weights_is_described_as_ever(tmp_path, monkeypatch
 def test_a_card_says_what_its_student_began_with(student, said):
     row = {"student": "two", "method": "kd", "teachers": ["a", "b"], "control": False, "acc_after": 1.0, "n": 9}
     unit = {"architecture": student, "method": {}, "training": {}, "seed": 0, "data": ""}
-    text = card({**row, "budget": 1, "key": "k"}, unit, "w.safetensors", "x", {}, 2, 1)
+    about = About(Classification().words, "d", [], 2, InputSpec(size=8, mean=(0.5,), std=(0.5,)), (None, 2.0), [], {})
+    shown = {"input_size": [1, 8, 8], "mean": [0.5], "std": [0.5], "crop_pct": 1, "crop_mode": "", "interpolation": ""}
+    config = {"architecture": "x", "num_classes": 2, "pretrained_cfg": shown}
+    text = card({**row, "budget": 1, "key": "k"}, unit, config, about, "timm.create_model('x')")
     assert said in text if said else "first weights" not in text

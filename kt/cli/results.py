@@ -1,4 +1,4 @@
-"""Commands on finished results: ``kt pair``."""
+"""Commands on finished results: ``kt pair``, ``kt export`` and ``kt publish``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kt.cli.analysis import aligned
 from kt.cli.stages import whole
+from kt.errors import KtError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,27 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--images", type=Path, metavar="FOLDER", help="write some images that one of them alone gets right"
     )
 
+    about = "write students as folders that timm loads; they are trained again, as no weights are kept"
+    sub = add("export", _export, about, "kt export --student vit --best")
+    sub.add_argument("--student", help="a name in `zoo.models`, or an experiment as `flow.NAME`")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--best", action="store_true", help="only the best on the validation split (the default)")
+    which.add_argument("--all", action="store_true", help="all that finished")
+    about = "only from this teacher; the student may be named here, too"
+    sub.add_argument("--pair", nargs="+", metavar=("TEACHER", "STUDENT"), help=about)
+    sub.add_argument("--method", help="only by this method")
+    sub.add_argument("--seed", type=whole(0), help="only with this seed")
+    about = "only say what would be trained, and how long it takes"
+    sub.add_argument("-n", "--dry-run", action="store_true", help=about)
+    sub.add_argument("--threads", type=whole(1, 4096), default=1, help="CPU threads (default: %(default)s)")
+
+    about = "push an exported student to the Hugging Face hub, or show what would be pushed"
+    example = "kt publish --student vit.from-resnet.kl_dp.seed0 --repo me/vit-digits"
+    sub = add("publish", _publish, about, example)
+    sub.add_argument("--student", required=True, help="its name in results/students/index.csv")
+    sub.add_argument("--repo", required=True, help="repository on the hub, as owner/name")
+    sub.add_argument("--push", action="store_true", help="push it; without this nothing leaves the machine")
+
 
 def _pair(args: argparse.Namespace) -> None:
     from kt import stages
@@ -44,6 +66,29 @@ def _pair(args: argparse.Namespace) -> None:
     if args.images:
         count = stages.write_images(study, study.layout, args.teacher, args.student, args.images)
         log.info("pair: %d images in %s", count, args.images)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from kt import stages
+    from kt.study.load import load
+
+    teacher, *more = args.pair or [None]
+    named = {name for name in (args.student, *more) if name}
+    if len(named) != 1 or len(more) > 1:
+        raise KtError("export: name one student, by `--student NAME` or by `--pair TEACHER STUDENT`")
+    study = load(args.config)
+    wanted = stages.Wanted(teacher, args.method, args.seed, args.all)
+    plan = stages.plan_export(study, study.layout, named.pop(), wanted)
+    print("\n".join(plan.lines), flush=True)
+    if not args.dry_run:
+        stages.run_export(plan, study.layout, args.threads)
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from kt.study.load import load
+    from kt.transfer.export import publish
+
+    print("\n".join(publish(load(args.config).layout.students, args.student, args.repo, args.push)))
 
 
 def pair_text(found: Found, top: int) -> str:

@@ -7,10 +7,11 @@ transfer job with nothing left to do, never wait for torch.
 from kt.stages.members import data, predict, preview, zoo
 from kt.stages.one_pair import pair, write_images
 from kt.stages.results import choose, complementarity, explore, gather, pairs, report
-from kt.stages.units import experiment, groups, search, transfer
+from kt.stages.units import Wanted, experiment, groups, plan_export, run_export, search, transfer
 from kt.stages.weights import weights
 
 __all__ = [
+    "Wanted",
     "choose",
     "complementarity",
     "data",
@@ -20,9 +21,11 @@ __all__ = [
     "groups",
     "pair",
     "pairs",
+    "plan_export",
     "predict",
     "preview",
     "report",
+    "run_export",
     "search",
     "transfer",
     "weights",

@@ -26,8 +26,8 @@ from kt.study.study import Study
 from kt.tables import gather as final
 from kt.tables import schema
 from kt.tables.of_study import OPTIONAL
+from kt.transfer import export, search
 from kt.transfer import groups as grouping
-from kt.transfer import search
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
         made[name] = schema.read(out / f"{name}.parquet", name, extra=True)
     for name, of_name in made.items():
         schema.write_csv(out / f"{name}.csv", of_name, name, facts)
+    if study.transfer.export != "none":
+        export.write_index(layout.students)
     log.info("tables: %d rows of transfers in %s", transfers.num_rows, out)
 
 

@@ -6,37 +6,28 @@ A job is a chunk of a student's pairs, its groups of teachers, its candidates in
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from kt import predictions, progress, status
-from kt.costs import write_needs
+from kt import predictions
 from kt.data.datasets import Dataset
-from kt.errors import KtError, unknown
+from kt.errors import KtError, listed, unknown
 from kt.layout import Layout
 from kt.pairs import select
-from kt.stages.common import FreshZoo, ZooFiles, channels, channels_of, known_model, metadata, pick_device, truth_of
+from kt.spec import shown
+from kt.stages.common import FreshZoo, known_model, metadata, truth_of
+from kt.stages.jobs import Alone, Job, Pairs, inspected
+from kt.status.survey import duration
 from kt.study import units as requested
 from kt.study.study import Study
 from kt.tables import schema
-from kt.tasks.task import Array
 from kt.transfer import export, rows
 from kt.transfer import groups as grouping
-from kt.transfer.experiments import Experiment, Problem, Student
-from kt.transfer.ledger import Ledger, Record
-from kt.transfer.unit import Unit, by_key, refusal
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from kt.transfer.bench import Begun, Bench
+from kt.transfer.ledger import Record
+from kt.transfer.unit import Unit, by_key
 
 log = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 def transfer(
@@ -67,15 +58,21 @@ def groups(study: Study, layout: Layout, student: str, out: Path, threads: int) 
     """
     if study.groups is None or known_model(study, student) not in grouping.count(study.names, study.groups.choose):
         raise KtError(f"groups: the configuration has no group of teachers for {student!r}")
+    sets = _group_sets(study, layout, student)
+    units = requested.of_sets(study, requested.plans(study, Dataset.open(layout.data).hash), student, sets)
+    job = Pairs(study, layout, student, sorted({name for teachers in sets for name in teachers}))
+    _write(study, out, "transfers", [row for _, found in job.run(units, threads) for row in found])
+
+
+def _group_sets(study: Study, layout: Layout, student: str) -> list[tuple[str, ...]]:
+    """A student's groups of teachers."""
+    assert study.groups is not None
     rule, value, dataset = study.groups.choose, None, Dataset.open(layout.data)
     if isinstance(rule, grouping.Ranked):
         task, truth = study.task, truth_of(dataset, "validation", study.task)
         found = predictions.read_all({name: layout.predictions(name) for name in study.names}, "validation")
         value = {name: task.value(task.scores(p.kept, truth)) for name, p in found.items()}
-    sets = grouping.choose(student, study.names, rule, value)
-    units = requested.of_sets(study, requested.plans(study, dataset.hash), student, sets)
-    job = Pairs(study, layout, student, sorted({name for teachers in sets for name in teachers}))
-    _write(study, out, "transfers", [row for _, found in job.run(units, threads) for row in found])
+    return grouping.choose(student, study.names, rule, value)
 
 
 def search(study: Study, layout: Layout, student: str, out: Path, threads: int) -> None:
@@ -121,235 +118,159 @@ def _write(study: Study, out: Path, table: str, found: Sequence[Mapping[str, Any
     schema.write(out, table, schema.build(table, found), metadata(study))
 
 
-class Job(ABC):
-    """The units of one job: those that the ledger has, those that are left, and the rows of all.
-
-    Args:
-        study: the study.
-        layout: where its files lie.
-        at: the student, or the experiment as ``section.name``.
-        models: members of the zoo whose fingerprints the units need.
-
-    Attributes:
-        outcomes: of the units that ``run`` has been through, by key.
-    """
-
-    def __init__(self, study: Study, layout: Layout, at: str, models: Sequence[str]) -> None:
-        self.study, self.layout, self.at = study, layout, at
-        self.dataset, self.task = Dataset.open(layout.data), study.task
-        self.prints = status.fingerprints(layout, list(models))
-        if absent := [name for name in models if name not in self.prints]:
-            raise KtError(f"{at}: {absent[0]!r} has no weights yet; run: kt weights --model {absent[0]}")
-        self.outcomes: dict[str, Record] = {}
-
-    @property
-    def title(self) -> str:
-        """Its name in the log."""
-        return self.at
-
-    @abstractmethod
-    def rows(self, unit: Unit, key: str, outcome: Record) -> list[Row]:
-        """Rows of the table ``transfers`` that a unit gives."""
-
-    @abstractmethod
-    def exported(self, row: Row) -> bool:
-        """Whether the student of a finished training is to be kept."""
-
-    @abstractmethod
-    def path(self, key: str) -> Path:
-        """Where the weights of an exported student lie."""
-
-    @abstractmethod
-    def begin(self, threads: int) -> Bench:
-        """The bench for the missing units."""
-
-    def run(self, units: Sequence[Unit], threads: int) -> list[tuple[Unit, list[Row]]]:
-        """Do the units that the ledger does not have, and give the rows of all."""
-        keyed, ledger = by_key(units, self.prints), Ledger(self.layout.ledger)
-        self.outcomes = {
-            key: outcome
-            for key, unit in keyed.items()
-            if (outcome := ledger.get(key)) and self._kept(unit, key, outcome)
-        }
-        for key, unit in keyed.items():
-            if key not in self.outcomes and (outcome := refusal(unit, self.prints)):
-                ledger.add(unit.describe(self.prints), outcome)
-                self.outcomes[key] = outcome
-        missing = {key: unit for key, unit in keyed.items() if key not in self.outcomes}
-        counts = len(keyed), len(self.outcomes), len(missing)
-        log.info("%s: %d trainings, %d in the ledger, %d to do", self.title, *counts)
-        if missing:
-            self._do(missing, ledger, threads)
-        causes = [outcome["cause"] for outcome in self.outcomes.values() if outcome["status"] != "ok"]
-        if same := causes.count("same_model"):
-            log.warning("%s: %d trainings left out: a teacher is the student under another name", self.title, same)
-        if failed := len(causes) - same:
-            log.warning("%s: %d of %d trainings failed; `kt retry` tries again", self.title, failed, len(keyed))
-        return [(unit, self.rows(unit, key, self.outcomes[key])) for key, unit in keyed.items()]
-
-    def _do(self, missing: Mapping[str, Unit], ledger: Ledger, threads: int) -> None:
-        from kt.transfer.session import compute
-
-        for name in {name for unit in missing.values() for name in (unit.student, *unit.teachers)} & set(self.prints):
-            if name in self.study.zoo.models:
-                predictions.verify(self.layout.predictions(name))
-        bench = self.begin(threads)
-        done = progress.Progress(self.title, len(missing))
-        for key, unit in missing.items():
-            outcome, left = compute(bench, unit, key)
-            description = unit.describe(self.prints)
-            if left and not self._kept(unit, key, outcome):
-                (row, *_) = self.rows(unit, key, outcome)
-                export.write(self.path(key), left, row, description, bench.outputs)
-            ledger.add(description, outcome)
-            self.outcomes[key] = outcome
-            done.step(unit.title)
-
-    def _kept(self, unit: Unit, key: str, outcome: Record) -> bool:
-        """Whether the unit's student lies in the folder of exported students, or need not."""
-        (row, *_) = self.rows(unit, key, outcome)
-        wanted = outcome["status"] == "ok" and outcome["steps"] > 0 and unit.split == "test" and self.exported(row)
-        return not wanted or self.path(key).with_suffix(".md").exists()
-
-
-class Pairs(Job):
-    """Units of a student of the zoo.
-
-    Args:
-        study: the study.
-        layout: where its files lie.
-        student: its name.
-        teachers: a control has a row for each of them.
-        split: the examples that the units are measured on.
-    """
-
-    def __init__(
-        self, study: Study, layout: Layout, student: str, teachers: Sequence[str], split: str = "test"
-    ) -> None:
-        super().__init__(study, layout, student, [student, *teachers])
-        self.truth = truth_of(self.dataset, split, self.task)
-        found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, split)
-        self.answers: dict[str, Array] = {name: p.kept for name, p in found.items()}
-        self.before = self.answers.pop(student)
-
-    @property
-    def title(self) -> str:
-        """Its name in the log."""
-        return f"transfer to {self.at}"
-
-    def rows(self, unit: Unit, key: str, outcome: Record) -> list[Row]:
-        """One row, or of a control one per teacher."""
-        epochs = unit.method.trained(self.study.transfer.training).epochs
-        own = self.prints[unit.student]
-        return rows.of_pair(self.task, unit, key, outcome, own, self.answers, self.before, self.truth, epochs)
-
-    def exported(self, row: Row) -> bool:
-        """All, or those that gained."""
-        wanted = self.study.transfer.export
-        return wanted == "all" or (wanted == "improved" and row["delta"] > 0)
-
-    def path(self, key: str) -> Path:
-        """In the student's folder."""
-        return self.layout.improved(self.at, key)
-
-    def begin(self, threads: int) -> Bench:
-        """The bench of the student, which begins with its weights."""
-        from kt.transfer.bench import Begun
-
-        zoo = ZooFiles(self.study, self.layout, self.dataset)
-        colours = channels(self.study, self.at, self.dataset)
-        begun = Begun(self.at, zoo.architecture(self.at), zoo.input_of(self.at), colours, member=True)
-        bench = _bench(self.study, self.layout, begun, zoo, None, threads)
-        bench.memory()
-        return bench
-
-
-class Alone(Job):
-    """Units of an experiment, whose student has a section of its own."""
-
-    def __init__(self, study: Study, layout: Layout, at: str, chosen: Experiment) -> None:
-        super().__init__(study, layout, at, chosen.teachers)
-        self.chosen = chosen
-        self.problem = requested.problem_of(study, at, chosen, self.dataset)
-        self.prints[at] = requested.student_print(study, chosen)
-
-    def rows(self, unit: Unit, key: str, outcome: Record) -> list[Row]:
-        """One row."""
-        epochs = unit.method.trained(self.chosen.plan).epochs
-        return [rows.of_experiment(self.task, unit, key, outcome, self.problem.truth, epochs)]
-
-    def exported(self, row: Row) -> bool:
-        """All or none: there is no accuracy before."""
-        return self.study.transfer.export == "all"
-
-    def path(self, key: str) -> Path:
-        """In the folder of the experiment."""
-        return self.layout.improved(self.at.replace(".", "/", 1), key)
-
-    def begin(self, threads: int) -> Bench:
-        """The bench of the experiment; the needs of its trainings are kept for planning."""
-        zoo = ZooFiles(self.study, self.layout, self.dataset)
-        return _inspected(self.study, self.layout, self.at, self.chosen, self.problem, zoo, threads)
-
-
 def inspect_experiments(study: Study, layout: Layout, threads: int) -> None:
     """Find the needs of every experiment before anything is trained; raises ``KtError`` where one cannot run."""
     dataset = Dataset.open(layout.data)
     for rule, name, chosen in study.each_experiment():
         at = f"{rule}.{name}"
         problem = requested.problem_of(study, at, chosen, dataset)
-        _inspected(study, layout, at, chosen, problem, FreshZoo(study, layout, dataset), threads)
+        inspected(study, layout, at, chosen, problem, FreshZoo(study, layout, dataset), threads)
 
 
-def _inspected(
-    study: Study, layout: Layout, at: str, chosen: Experiment, problem: Problem, zoo: ZooFiles, threads: int
-) -> Bench:
-    """The bench of an experiment, whose needs are found and kept."""
-    from kt.transfer.bench import Begun, inspect
-    from kt.zoo import models
-
-    models.import_modules(study.zoo.modules)
-    student, spec = chosen.student, study.student_input(chosen)
-    colours = channels_of(f"{at}.student", spec, zoo.dataset)
-    given = partial(_given, study, at, student, colours) if student.given else None
-    begun = Begun(at, (student.arch, student.args), spec, colours, given=given)
-    bench = _bench(study, layout, begun, zoo, chosen, threads, problem)
-    rule, name = at.split(".", 1)
-    write_needs(layout.needs(rule, name), requested.size_hash(study, chosen), inspect(bench, chosen))
-    return bench
+# export
 
 
-def _bench(
-    study: Study,
-    layout: Layout,
-    begun: Begun,
-    zoo: ZooFiles,
-    chosen: Experiment | None,
-    threads: int,
-    problem: Problem | None = None,
-) -> Bench:
-    """A bench; a signal stops it."""
-    from kt.transfer.bench import Bench, Settings
+class Wanted(NamedTuple):
+    """Students of one model, or of an experiment, that are to be exported.
 
-    settings = Settings(
-        chosen.plan if chosen else study.transfer.training,
-        layout.checkpoints,
-        study.transfer.checkpoint_seconds,
-        pick_device(study.device, threads),
-        progress.on_signal(),
-        study.transfer.views,
-        chosen.settings.get("images") if chosen else None,
+    Attributes:
+        teacher: only those of this teacher alone; of all and of controls where None.
+        method: only those of this method.
+        seed: only those of this seed.
+        everything: all of these; else the one that is best on validation.
+    """
+
+    teacher: str | None = None
+    method: str | None = None
+    seed: int | None = None
+    everything: bool = False
+
+
+class Exports(NamedTuple):
+    """Students that were asked for.
+
+    Attributes:
+        job: trains them.
+        chosen: their units by key.
+        again: those of them that are not exported yet, and have to be trained again.
+        lines: what is done, and how long it takes, in words.
+    """
+
+    job: Job
+    chosen: dict[str, Unit]
+    again: dict[str, Unit]
+    lines: list[str]
+
+
+def plan_export(study: Study, layout: Layout, student: str, wanted: Wanted) -> Exports:
+    """Choose students to export among the finished trainings of a model or an experiment; trains nothing.
+
+    Raises:
+        KtError: a name is unknown, or no finished training is what is wanted.
+    """
+    from kt.analysis.wording import counted
+
+    job, units = _job_of(study, layout, student)
+    keyed = by_key(units, job.prints)
+    outcomes = {key: outcome for key in keyed if (outcome := job.ledger.get(key))}
+    job.outcomes = outcomes
+    matching = _matching(keyed, wanted)
+    done = {key: unit for key, unit in matching.items() if _trained(outcomes.get(key))}
+    if not done:
+        failed = [outcomes[key]["reason"] for key in matching if outcomes.get(key, {}).get("status") == "failed"]
+        why = f"failed: {failed[0]}" if failed else "not finished yet; run: snakemake"
+        raise KtError(f"export: {student}: none of {counted(len(matching), 'training')} to export: {why}")
+    lines = [f"{student}: {counted(len(done), 'finished training')}"]
+    if not wanted.everything:
+        key, said = _best(study, job, done)
+        done, lines = {key: done[key]}, [*lines, *said]
+    again = {key: unit for key, unit in done.items() if export.key_in(job.folder(unit)) != key}
+    seconds = sum(float(outcomes[key].get("seconds") or 0) for key in again)
+    devices = " and ".join(sorted({str(outcomes[key].get("device")) for key in again}))
+    for key, unit in done.items():
+        state = "train again" if key in again else "is there"
+        lines.append(f"{state}: {unit.title} -> {shown(job.folder(unit))}")
+    if again:
+        took = duration(seconds)
+        lines.append(f"{counted(len(again), 'training')} to do again; the first time took {took} on {devices}")
+    return Exports(job, done, again, lines)
+
+
+def run_export(plan: Exports, layout: Layout, threads: int) -> None:
+    """Train again what the plan says, keep its students, and write the index.
+
+    Raises:
+        KtError: a training failed.
+    """
+    from kt.analysis.wording import counted
+
+    if plan.again:
+        plan.job.train(plan.again, threads, keep=True)
+    count = export.write_index(layout.students)
+    if lost := [unit.title for key, unit in plan.chosen.items() if export.key_in(plan.job.folder(unit)) != key]:
+        raise KtError(f"export: {listed(lost)}: the training failed")
+    log.info("export: %s in %s", counted(count, "student"), layout.students / export.INDEX)
+
+
+def _job_of(study: Study, layout: Layout, student: str) -> tuple[Job, list[Unit]]:
+    """The job of a model or experiment with all its units, but for those of a search."""
+    named = {f"{rule}.{name}": chosen for rule, name, chosen in study.each_experiment()}
+    if student in named:
+        alone = Alone(study, layout, student, named[student])
+        return alone, requested.of_experiment(study, student, named[student], alone.problem, alone.dataset.hash)
+    if student not in study.names:
+        raise KtError(f"export: {unknown('student', student, [*study.names, *named])}")
+    made, teachers = requested.plans(study, Dataset.open(layout.data).hash), requested.teachers_of(study, layout)
+    units = requested.of_student(
+        study, made, requested.methods(study, layout), student, teachers.get(student, []), controls=student in teachers
     )
-    return Bench(begun, zoo, study.task, zoo.dataset, settings, problem)
+    if study.groups and student in grouping.count(study.names, study.groups.choose):
+        units += requested.of_sets(study, made, student, _group_sets(study, layout, student))
+    names = dict.fromkeys(name for unit in units for name in unit.teachers)
+    return Pairs(study, layout, student, list(names)), units
 
 
-def _given(study: Study, at: str, student: Student, colours: int, classes: int) -> nn.Module:
-    """A student with the weights that it begins with, and a fresh head where theirs has another class count."""
-    from kt.zoo import models, registry, weights
+def _matching(keyed: Mapping[str, Unit], wanted: Wanted) -> dict[str, Unit]:
+    """The units that are asked for; raises ``KtError`` where a name is none of theirs."""
+    found = {key: unit for key, unit in keyed.items() if unit.method.trains}
+    parts: list[tuple[str, str | None, Callable[[Unit], str]]] = [
+        ("teacher", wanted.teacher, lambda unit: unit.teachers[0] if len(unit.teachers) == 1 else ""),
+        ("method", wanted.method, lambda unit: unit.method.name),
+        ("seed", None if wanted.seed is None else str(wanted.seed), lambda unit: str(unit.seed)),
+    ]
+    for what, value, of in parts:
+        if value is not None:
+            allowed = dict.fromkeys(filter(None, map(of, found.values())))
+            found = {key: unit for key, unit in found.items() if of(unit) == value}
+            if not found:
+                raise KtError(f"export: {unknown(what, value, allowed)}")
+    return found
 
-    if student.checkpoint:
-        build = partial(models.build, student.arch, student.args, channels=colours)
-        return weights.given(f"{at}.student.checkpoint", build, student.checkpoint, classes, new_head=True)
-    has = registry.load(study.zoo.modules).tags[student.arch].num_classes
-    model = weights.pretrained(student.arch, student.args, colours, has)
-    return model if has == classes else weights.with_new_head(model, classes)
+
+def _trained(outcome: Record | None) -> bool:
+    return outcome is not None and outcome["status"] == "ok" and outcome["steps"] > 0
+
+
+def _best(study: Study, job: Job, done: Mapping[str, Unit]) -> tuple[str, list[str]]:
+    """The key of the best student on validation, the first of equals, and sentences on the choice."""
+    from kt.analysis.wording import counted
+
+    metric = study.task.metric
+    values = {key: value for key in done if (value := export.on_validation(job.outcomes[key])) is not None}
+    if not values:
+        raise KtError("export: the ledger has no value on validation of these; name one, or export them with --all")
+    key = max(values, key=values.__getitem__)
+    equal = sum(value == values[key] for value in values.values()) - 1
+    before = job.before()
+    said = f"{metric.name} {metric.shown(values[key])} {metric.unit}".rstrip()
+    text = f"the best on validation is {done[key].title}: {said}"
+    lines = [text + (f", before {metric.shown(before)}" if before is not None else "")]
+    if equal:
+        lines[0] += f"; {counted(equal, 'other')} {'is' if equal == 1 else 'are'} equal there"
+    if before is not None and values[key] <= before:
+        lines.append(f"no student is better on validation than {job.at} was before")
+    if done[key].method.control:
+        lines.append("it is a control, which had no teacher")
+    if left := sorted({unit.method.name for k, unit in done.items() if k not in values}):
+        lines.append(f"left out of the choice, without a value of their own on validation: {', '.join(left)}")
+    return key, lines

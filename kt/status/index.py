@@ -8,6 +8,7 @@ change that it had when its hash was checked. Without the file, or with a damage
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,10 @@ import pyarrow.parquet as pq
 
 from kt import store
 from kt.errors import KtError
+from kt.transfer.export import on_validation
 from kt.transfer.ledger import Ledger
 
-CACHE, VERSION = "index.parquet", "4"
+CACHE, VERSION = "index.parquet", "5"
 
 
 class Entry(NamedTuple):
@@ -37,6 +39,7 @@ class Entry(NamedTuple):
         seconds: wall time of the training.
         images: images that it trained on, each as often as a model saw it.
         device: where.
+        validation: the student's metric on validation at the end; −∞ where the record has none of its own.
     """
 
     key: str
@@ -49,6 +52,7 @@ class Entry(NamedTuple):
     seconds: float = 0.0
     images: int = 0
     device: str = ""
+    validation: float = -math.inf
 
 
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
@@ -109,6 +113,7 @@ def _read(ledger: Ledger, key: str, size: int, changed: int) -> Entry:
         * int(unit.get("training", {}).get("batch_size", 0))
         * max(1, len(outcome.get("models", ()))),
         device=str(outcome.get("device") or ""),
+        validation=-math.inf if (value := on_validation(outcome)) is None else value,
     )
 
 

@@ -115,6 +115,7 @@ def _table(found: Mapping[str, Counter[str]], wanted: Mapping[str, Mapping[str, 
 def _trainings(state: Survey) -> str:
     failed = ", ".join(f"{n:,} {cause}" for cause, n in sorted(state.failed.items()))
     text = f"{state.done:,} of {state.units:,} done, {state.left:,} to do"
+    text += f" ({len(state.again):,} again, to keep their students)" if state.again else ""
     text += f", {state.failed.total():,} failed ({failed})" if failed else ""
     return text + (f", {len(state.damaged)} damaged records to recompute" if state.damaged else "")
 

@@ -18,6 +18,7 @@ from kt.study import units
 from kt.study.study import Study
 from kt.study.units import Disk, Job
 from kt.tables import schema
+from kt.transfer import export
 from kt.transfer.ledger import Ledger, Record
 from kt.transfer.training import Training
 from kt.transfer.unit import FINAL_CAUSES, Unit
@@ -49,6 +50,7 @@ class Survey:
         pace: what the estimate rests on.
         assumed: where trainings will run, as far as that is known before the first.
         damaged: keys of requested units whose records in the ledger are damaged.
+        again: keys of finished units whose students are to be kept and are not: they are trained again.
         retriable: keys of failed units that another try may mend.
         disk: what predictions take on disk; None where that is not known yet.
     """
@@ -69,6 +71,7 @@ class Survey:
     pace: Pace = field(default_factory=Pace)
     assumed: str = "device"
     damaged: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
     retriable: list[str] = field(default_factory=list)
     disk: Disk | None = None
 
@@ -81,8 +84,9 @@ class Survey:
         """The state in one line."""
         failed = "".join(f", {n} failed ({cause})" for cause, n in sorted(self.failed.items()))
         damaged = f", {len(self.damaged)} damaged ledger records to recompute" if self.damaged else ""
+        again = f" ({len(self.again)} again, to keep their students)" if self.again else ""
         done = f"{self.pairs} pairs ({self.pairs_done} done)"
-        text = f"{done}, {self.units} trainings: {self.done} done{failed}, {self.left} to do"
+        text = f"{done}, {self.units} trainings: {self.done} done{failed}, {self.left} to do{again}"
         return "; ".join([f"{text}{damaged}", *([self.estimate()] if self.left else []), *self._on_disk()])
 
     def _on_disk(self) -> list[str]:
@@ -144,6 +148,7 @@ def survey(study: Study, layout: Layout, read_ledger: Callable[[Path], list[Entr
     state.pace = _pace(study, state.models, entries, prints)
     by_key = {entry.key: entry for entry in entries}
     count = _Count(state, by_key, study.transfer.training, images.get("transfer", 0))
+    count.lacks = _lacks_student(study, layout)
     if study.trains_together:
         count.shared = _shared(units.jobs(study, layout, teachers))
     for job in units.jobs(study, layout, teachers):
@@ -155,12 +160,26 @@ def survey(study: Study, layout: Layout, read_ledger: Callable[[Path], list[Entr
             needs = read_needs(layout.needs(*job.student.split(".", 1)), units.size_hash(study, job.experiment))
             state.pace = state.pace.of_experiment(job.student, needs, images.get("validation", 0), done, left)
     state.failures = [(text, student) for _, text, student in sorted(count.failures, reverse=True)]
-    state.damaged = sorted(count.damaged)
+    state.damaged, state.again = sorted(count.damaged), sorted(count.again)
     state.pairs_done = state.pairs - len(count.open_pairs)
     _estimate(state)
     if study.device != "auto" or set(state.basis) == {BASES[4]}:  # an assumed speed is a GPU's, but for `cpu`
         state.assumed = "cpu" if study.device == "cpu" else "GPU"
     return state
+
+
+def _lacks_student(study: Study, layout: Layout) -> Callable[[Unit, Entry], bool]:
+    """Whether a finished unit's student is to be kept, and is not."""
+    mode = study.transfer.export
+    before = units.on_validation(layout) if mode == "improved" else {}
+
+    def lacks(unit: Unit, entry: Entry) -> bool:
+        trained = entry.status == "ok" and entry.images > 0 and unit.split == "test"
+        if mode == "none" or not trained or not export.wanted(mode, entry.validation, before.get(unit.student)):
+            return False
+        return export.key_in(layout.students / export.name_of(unit)) != entry.key
+
+    return lacks
 
 
 Together = tuple[frozenset[str], str, int, str]
@@ -192,6 +211,8 @@ class _Count:
         self.open_pairs: set[tuple[str, str]] = set()
         self.failures: list[tuple[int, str, str]] = []
         self.damaged: set[str] = set()
+        self.again: set[str] = set()
+        self.lacks: Callable[[Unit, Entry], bool] = lambda unit, entry: False
         self._counted: set[str] = set()
         self._seen: dict[tuple[int, int], float] = {}
 
@@ -212,6 +233,9 @@ class _Count:
             entry = self._entry(unit, prints) if prints and self.entries else None
             if entry and entry.status == "damaged":
                 self.damaged.add(entry.key)
+                entry = None
+            if entry and self.lacks(unit, entry):
+                self.again.add(entry.key)
                 entry = None
             if entry is None:
                 seen = self.seen(job, unit)

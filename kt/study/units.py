@@ -155,7 +155,7 @@ def jobs(study: Study, layout: Layout, teachers: Mapping[str, Sequence[str]]) ->
         resolved, searched = configured, not study.transfer.candidates()
     unsearched = {} if searched else {name: configured[name] for name in study.transfer.candidates()}
     sure = {name: method for name, method in resolved.items() if name not in unsearched}
-    counts, accuracy = groups.count(study.names, study.groups.choose) if study.groups else {}, _accuracy(layout)
+    counts, accuracy = groups.count(study.names, study.groups.choose) if study.groups else {}, on_validation(layout)
     for student in dict.fromkeys([*teachers, *counts]):
         mine = teachers.get(student, [])
         units = of_student(study, made, sure, student, mine, controls=student in teachers)
@@ -246,7 +246,7 @@ def _sets(study: Study, student: str, accuracy: Mapping[str, float]) -> list[tup
     return groups.choose(student, study.names, rule, accuracy)
 
 
-def _accuracy(layout: Layout) -> dict[str, float]:
+def on_validation(layout: Layout) -> dict[str, float]:
     """The metric of the models on validation; none before the table of models is made."""
     try:
         rows = schema.read(layout.table("zoo"), "zoo", ["name", "acc_validation"]).to_pylist()

@@ -71,8 +71,8 @@ class TransferSpec(Spec):
     )
     export: Literal["none", "improved", "all"] = Field(
         "none",
-        description="students to keep after transfer, as weights and card in `results/students`: those whose delta is "
-        "positive, or all; finished trainings whose students were not kept run again",
+        description="students to keep in `results/students`, as folders that timm loads: those that are better on "
+        "validation than before, or all; finished trainings whose students were not kept run again",
     )
     checkpoint_seconds: float = Field(600, ge=0, description="seconds between two checkpoints inside a training")
 

@@ -212,14 +212,15 @@ if workflow.is_main_process:
     # The graph of a large study only grows; by default the collector looks through all of it again and again.
     gc.set_threshold(100_000, 50, 100)
     SURVEY = status.survey(STUDY, LAYOUT)
-    DAMAGED = {str(path) for path in status.tables_with(LAYOUT, SURVEY.damaged)}
+    DAMAGED = {str(path) for path in status.tables_with(LAYOUT, SURVEY.damaged + SURVEY.again)}
     print(f"kt: {len(STUDY.names)} models, {SURVEY.line()}", file=sys.stderr)
 
 
 def again_if_damaged(output):
-    """Input function that adds no input: plans a job again whose output holds rows of damaged records.
+    """Input function that adds no input: plans a job again whose output holds rows of damaged records, or of trainings
+    whose students are to be kept and are not.
 
-    The job then sets these records aside and recomputes them. Reading the Snakefile, for whatever purpose, changes
+    The job then sets these records aside and recomputes them, or trains these students again. Reading the Snakefile, for whatever purpose, changes
     nothing; and as neither inputs nor parameters differ, the job has no reason to run once more afterwards.
     """
 
