@@ -16,7 +16,7 @@ from kt.errors import KtError
 from kt.figures.captions import CAPTIONS
 from kt.figures.draw import FIGURES, draw
 from kt.figures.tables import Tables
-from kt.report import code, evidence, render
+from kt.report import code, evidence, grids, render
 from kt.report.grids import _classes
 from kt.report.sections import Facts, _models
 from kt.tables.of_study import OPTIONAL
@@ -346,3 +346,22 @@ def test_the_section_on_teachers_has_the_numbers_of_the_command():
             first = left.iloc[0]
             others = [first["teacher"], wording.signed(first["predicted"]), wording.number(first["p_harm"], 2)]
         assert shown[student] == [student, *expected, f"{len(known)} of 7", *others]
+
+
+def test_classes_of_the_pairs_that_stand_out_are_told_by_name_with_flips_both_ways_and_sizes(study):
+    classes, sizes = tuple("abcdefghij"), tuple(range(90, 100))
+    data = Tables.of(study, None, tables.EQUAL_WITHIN, class_names=classes, class_sizes=sizes)
+    made = grids.classes_of_pairs(data)
+    assert 1 <= len(made) <= 3
+    by_class = data.complementarity.set_index(["teacher", "student"])["flips_by_class"]
+    for shown in made:
+        teacher, student = re.findall(r"`(.+?)`", shown.caption)
+        rows = {row[0].text: [int(cell.sort) for cell in row[1:]] for row in shown.rows}
+        assert set(rows) == set(classes)
+        for label, (n, positive, negative, net) in ((classes.index(name), row) for name, row in rows.items()):
+            assert n == sizes[label]
+            assert (positive, negative) == (by_class[teacher, student][label], by_class[student, teacher][label])
+            assert net == positive - negative
+        assert [row[-1] for row in rows.values()] == sorted((row[-1] for row in rows.values()), reverse=True)
+    assert len(grids.classes_of_pairs(Tables.of(study))[0].headings) == 4  # sizes are unknown
+    assert grids.classes_of_pairs(Tables.of(tables.of_depth(study), task=tables.DEPTH)) == []

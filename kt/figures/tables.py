@@ -42,6 +42,7 @@ class Tables:
         equal_within: a teacher this close to its student, in units of the metric, counts as equal; 0 where unknown.
         data: name of the data set; empty where unknown.
         class_names: of the data set, class 0 first; none where unknown.
+        class_sizes: test images of each class, or its pixels of a dense task; none where unknown.
         everything: all rows of the table ``transfers``.
     """
 
@@ -57,6 +58,7 @@ class Tables:
     equal_within: float
     data: str
     class_names: tuple[str, ...]
+    class_sizes: tuple[int, ...]
     everything: pd.DataFrame
 
     @classmethod
@@ -68,6 +70,7 @@ class Tables:
         task: Words = CLASSIFICATION,
         data: str = "",
         class_names: tuple[str, ...] = (),
+        class_sizes: tuple[int, ...] = (),
     ) -> Tables:
         """From frames in memory: those of ``STUDY``, any of experiments, and any of the analysis."""
         made = {name: pd.DataFrame(columns=[c.name for c in columns]) for name, columns in ANALYSIS.items()}
@@ -86,6 +89,7 @@ class Tables:
             equal_within=equal_within,
             data=data,
             class_names=class_names,
+            class_sizes=class_sizes,
             everything=transfers,
         )
 
@@ -104,7 +108,9 @@ class Tables:
         made = {name: schema.read_frame(analysis / f"{name}.parquet", name) for name in ANALYSIS} if analysis else None
         groups = [folder / "methods.parquet", *([analysis / "groups.parquet"] if analysis else [])]
         within = next((text for path in groups if (text := _fact(path, WITHIN))), "0")
-        return cls.of(study, made, float(within), task, data, schema.class_names(folder / "zoo.parquet"))
+        zoo = folder / "zoo.parquet"
+        names, sizes = schema.class_names(zoo), schema.class_sizes(zoo)
+        return cls.of(study, made, float(within), task, data, names, sizes)
 
     @cached_property
     def inputs(self) -> Inputs:

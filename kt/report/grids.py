@@ -211,6 +211,45 @@ def top_pairs(tables: Tables) -> list[Grid]:
     return [grid for grid in grids if grid.rows]
 
 
+def classes_of_pairs(tables: Tables) -> list[Grid]:
+    """Classes that the teacher knows better, for the pair that gained most and the most complementary pairs."""
+    scores = tables.complementarity
+    if not tables.task.has_classes or scores["flips_by_class"].isna().any() or scores.empty:
+        return []
+    flips = scores.sort_values("pos_flips", ascending=False, kind="stable")
+    deltas = pair_deltas(tables.transfers, scores)
+    gained = deltas[~deltas["control"].astype(bool)].sort_values("delta", ascending=False, kind="stable")
+    weaker = flips[flips["acc_difference"] < 0]
+    chosen: dict[tuple[str, str], str] = {}
+    for why, rows in (("largest gain", gained), ("most flips from a weaker teacher", weaker), ("most flips", flips)):
+        if len(rows):
+            first = rows.iloc[0]
+            chosen.setdefault((str(first["teacher"]), str(first["student"])), why)
+    by_class = scores.set_index(["teacher", "student"])["flips_by_class"]
+    return [
+        _of_pair(tables, pair, why, np.asarray(by_class[pair]), np.asarray(by_class[pair[::-1]]))
+        for pair, why in chosen.items()
+    ]
+
+
+def _of_pair(tables: Tables, pair: tuple[str, str], why: str, positive: Any, negative: Any) -> Grid:
+    names, of = tables.names(len(positive)), rights(tables.task)
+    sizes = tables.class_sizes if len(tables.class_sizes) == len(names) else [None] * len(names)
+    frame = pd.DataFrame({"class": names, "n": sizes, "positive": positive, "negative": negative})
+    frame["net"] = frame["positive"] - frame["negative"]
+    shown = frame.sort_values(["net", "positive"], ascending=False, kind="stable").head(TOP)
+    more = f" The first {TOP} of {len(frame)} classes." * (len(frame) > TOP)
+    columns: list[tuple[str, Show]] = [
+        ("class", name("class")),
+        *([(of, count("n"))] if tables.class_sizes else []),
+        ("only the teacher right", count("positive")),
+        ("only the student right", count("negative")),
+        ("difference", lambda row: Cell(signed(row["net"], 0), float(row["net"]))),
+    ]
+    caption = f"Classes that `{pair[0]}` knows better than `{pair[1]}` ({why}), in {of}, before transfer.{more}"
+    return grid(caption, shown, columns)
+
+
 def failures(tables: Tables) -> Grid | None:
     """Failed trainings with their reasons; None where there is none."""
     failed = tables.transfers[tables.transfers["status"] != "ok"].drop_duplicates("key")

@@ -197,9 +197,11 @@ def _pairs(facts: Facts) -> Part:
     concentrated = f" A low class entropy means that the {flips} lie in few classes."
     return Part(
         [],
-        grids.top_pairs(facts.tables),
+        [*grids.top_pairs(facts.tables), *grids.classes_of_pairs(facts.tables)],
         [
-            "Negative flips are positive flips with the two models exchanged; the transfer rate is the share of the"
+            f"`kt pair TEACHER STUDENT` shows any pair: flips{' by class' * facts.tables.task.has_classes},"
+            f" {plural(facts.tables.task.example)}, measures, and deltas beside their controls."
+            " Negative flips are positive flips with the two models exchanged; the transfer rate is the share of the"
             f" teacher’s positive flips that the student has learnt.{concentrated * facts.tables.task.has_classes}"
             " Extremes of many noisy numbers look larger than they are: expect these pairs to be less extreme on new"
             f" {plural(facts.tables.task.example)}."

@@ -186,8 +186,9 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
         extra,
         study.task,
     )
-    names = {schema.CLASS_NAMES: json.dumps(dataset.class_names)} if dataset.class_names else {}
-    schema.write(out, "zoo", table, {**metadata(study), **names, "extra_columns": " ".join(extra)})
+    schema.write(
+        out, "zoo", table, {**metadata(study), **_classes(study, layout, dataset), "extra_columns": " ".join(extra)}
+    )
     metric = study.task.metric
     unit = f" {metric.unit}" if metric.unit else ""
     for row in table.select(["name", "acc", "acc_published", "acc_agrees"]).to_pylist():
@@ -197,6 +198,19 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
     values = table["acc"].to_pylist()
     span = f"{metric.shown(min(values))} to {metric.shown(max(values))}{unit}"
     log.info("zoo: %d models, test %s %s", len(values), metric.name, span)
+
+
+def _classes(study: Study, layout: Layout, dataset: Dataset) -> dict[str, str]:
+    """Names and sizes of the classes, for the table's metadata; nothing of a task without classes."""
+    if not study.task.has_classes:
+        return {}
+    if study.task.dense:
+        kept = predictions.read(layout.predictions(study.members[0]), "test").kept
+        sizes = kept[..., 2].sum(0, dtype=np.int64)
+    else:
+        labels = dataset.labels[dataset.rows("test")]
+        sizes = np.bincount(labels[labels >= 0], minlength=dataset.classes)
+    return {schema.CLASS_NAMES: json.dumps(dataset.class_names), schema.CLASS_SIZES: json.dumps(sizes.tolist())}
 
 
 def _specialist(name: str, member: Member, dataset: Dataset, truth: Mapping[str, Any]) -> gather.Specialist:

@@ -93,14 +93,28 @@ CLASS_NAMES = "class_names"
 """Key of the metadata of the table ``zoo``: the names of the classes, class 0 first, a list in JSON."""
 
 
+CLASS_SIZES = "class_sizes"
+"""The same of the numbers of test images of the classes, or of their pixels where a task has a class per pixel."""
+
+
 def class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The names of the classes in a table's metadata; none where it does not say.
 
     Raises:
         KtError: the file is missing or damaged.
     """
-    text = (_open(path).schema_arrow.metadata or {}).get(CLASS_NAMES.encode())
-    return tuple(json.loads(text)) if text else ()
+    return tuple(_listed(path, CLASS_NAMES))
+
+
+def class_sizes(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """The sizes of the classes, as ``class_names``."""
+    return tuple(_listed(path, CLASS_SIZES))
+
+
+def _listed(path: str | os.PathLike[str], key: str) -> list[Any]:
+    text = (_open(path).schema_arrow.metadata or {}).get(key.encode())
+    found: list[Any] = json.loads(text) if text else []
+    return found
 
 
 def words(path: str | os.PathLike[str]) -> Words:
