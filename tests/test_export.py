@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import importlib
 import json
 import os
 import re
@@ -218,8 +219,18 @@ def test_what_cannot_be_exported_is_one_line(empty, arguments, said, monkeypatch
     assert said in lines[0]
 
 
-def test_a_student_that_timm_cannot_load_by_its_folder_is_loaded_as_its_card_says(tmp_path, monkeypatch):
-    model = models.build("tiny_mixer", {"num_blocks": 2}, 4, 1)
+UNET = {"encoder": "resnet10t", "encoder_weights": True, "encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+
+
+@pytest.mark.parametrize(
+    ("arch", "args", "module"),
+    [("tiny_mixer", {"num_blocks": 2}, "kt.zoo.digits"), ("smp_unet", UNET, "kt.zoo.models")],
+)
+def test_a_student_that_timm_cannot_load_by_its_folder_is_loaded_as_its_card_says(
+    arch, args, module, tmp_path, monkeypatch
+):
+    importlib.import_module(module)
+    model = models.build(arch, args, 4, 1)
     row = dict.fromkeys(export.INDEXED) | {"student": "m", "method": "kl", "teachers": ["a"], "control": False}
     row |= {"acc_after": 50.0, "n": 9, "budget": 1, "key": "k"}
     about = export.About(
@@ -227,9 +238,9 @@ def test_a_student_that_timm_cannot_load_by_its_folder_is_loaded_as_its_card_say
         {"m": "apache-2.0", "a": "mit"},
     )  # fmt: skip
     folder = tmp_path / "m.from-a.kl.seed0"
-    export.write(folder, Left(model, ("tiny_mixer", {"num_blocks": 2}), 1), row, {"seed": 0}, about)
+    export.write(folder, Left(model, (arch, args), 1), row, {"seed": 0}, about)
     text = (folder / "README.md").read_text()
-    assert "import kt.zoo.digits" in text
+    assert f"import {module}\n" in text
     assert "license: other" in text
     assert "| licence of a | mit |" in text
     assert "`label_names` in `config.json`): a, b, c, d." in text

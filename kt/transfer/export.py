@@ -152,6 +152,7 @@ def config(name: str, left: Left, row: Mapping[str, Any], about: About) -> dict[
         for key, values in (("mean", spec.mean), ("std", spec.std))
     }
     before, after = about.validation
+    whole = {"encoder_weights": False} if "encoder_weights" in args else {}  # the file has the encoder's weights too
     facts = {key: row.get(key) for key in INDEXED}
     return {
         "architecture": arch.partition(".")[0],
@@ -165,7 +166,7 @@ def config(name: str, left: Left, row: Mapping[str, Any], about: About) -> dict[
             **per_channel,
             "num_classes": outputs,
         },
-        "model_args": {"num_classes": outputs, "in_chans": channels, **args},
+        "model_args": {"num_classes": outputs, "in_chans": channels, **args, **whole},
         **({"label_names": list(about.classes)} if about.classes else {}),
         "kt": {
             **facts,
@@ -200,6 +201,8 @@ def _module(arch: str) -> str:
     import timm
 
     module = str(timm.model_entrypoint(arch).__module__)
+    if module == "kt.zoo.segmentation":  # which ``kt.zoo.models`` registers
+        return "kt.zoo.models"
     return "" if module.startswith("timm.") else module
 
 
