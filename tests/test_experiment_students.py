@@ -14,7 +14,6 @@ from torch import nn
 import kt.zoo.digits  # noqa: F401 (registers the small architectures)
 from kt.data import datasets
 from kt.data.datasets import Dataset
-from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.stages.common import FreshZoo
 from kt.stages.jobs import inspected
@@ -174,7 +173,7 @@ def test_a_student_with_fresh_weights_is_described_as_ever(tmp_path, monkeypatch
 def test_a_card_says_what_its_student_began_with(student, said):
     row = {"student": "two", "method": "kd", "teachers": ["a", "b"], "control": False, "acc_after": 1.0, "n": 9}
     unit = {"architecture": student, "method": {}, "training": {}, "seed": 0, "data": ""}
-    about = About(Classification().words, "d", [], 2, InputSpec(size=8, mean=(0.5,), std=(0.5,)), (None, 2.0), [], {})
+    about = About(Classification().words, "d", [], 2, (None, 2.0), [], {})
     shown = {"input_size": [1, 8, 8], "mean": [0.5], "std": [0.5], "crop_pct": 1, "crop_mode": "", "interpolation": ""}
     config = {"architecture": "x", "num_classes": 2, "pretrained_cfg": shown}
     text = card({**row, "budget": 1, "key": "k"}, unit, config, about, "timm.create_model('x')")

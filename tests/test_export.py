@@ -190,6 +190,8 @@ def test_the_best_on_validation_is_exported_alone_and_once(empty, monkeypatch, c
 def test_a_pair_is_exported_by_its_names(empty, monkeypatch):
     assert command(empty, monkeypatch, "--pair", "pool", "byob", "--method", "kl") == 0
     assert list(students(empty)) == ["byob.from-pool.kl.seed0"]
+    assert command(empty, monkeypatch, "--student", "byob", "--method", "soup", "--best") == 0  # there is but one
+    shutil.rmtree(empty / "results/students/byob.from-mixer+pool.soup.seed0")
     assert command(empty, monkeypatch, "--student", "byob", "--pair", "mixer", "--all") == 0
     assert sorted(students(empty)) == [
         "byob.from-mixer.bikd.seed0",
@@ -206,7 +208,10 @@ def test_a_pair_is_exported_by_its_names(empty, monkeypatch):
         (["--student", "byob", "--pair", "mxer"], "unknown teacher 'mxer'; allowed: mixer, pool"),
         (["--student", "byob", "--method", "kll"], "unknown method 'kll'; allowed: finetune, bikd, kl, soup"),
         (["--student", "byob", "--seed", "7"], "unknown seed '7'; allowed: 0"),
-        (["--student", "mixer"], "the ledger has no value on validation of these; name one, or export them with --all"),
+        (
+            ["--student", "byob", "--method", "bikd"],
+            "the ledger has no value on validation of these; name one, or export them with --all",
+        ),
         (["--student", "mixer", "--method", "kl"], "none of 2 trainings to export: not finished yet; run: snakemake"),
         (["--student", "mixer", "--pair", "pool", "byob"], "name one student"),
         ([], "name one student"),
@@ -233,12 +238,11 @@ def test_a_student_that_timm_cannot_load_by_its_folder_is_loaded_as_its_card_say
     model = models.build(arch, args, 4, 1)
     row = dict.fromkeys(export.INDEXED) | {"student": "m", "method": "kl", "teachers": ["a"], "control": False}
     row |= {"acc_after": 50.0, "n": 9, "budget": 1, "key": "k"}
-    about = export.About(
-        Classification().words, "set", [*"abcd"], 4, InputSpec(size=16, mean=(0.5,), std=(0.5,)), (None, 40.0), [],
-        {"m": "apache-2.0", "a": "mit"},
-    )  # fmt: skip
+    about = export.About(Classification().words, "set", [*"abcd"], 4, (None, 40.0), [], {"m": "apache-2.0", "a": "mit"})
     folder = tmp_path / "m.from-a.kl.seed0"
-    export.write(folder, Left(model, (arch, args), 1), row, {"seed": 0}, about)
+    export.write(
+        folder, Left(model, (arch, args), 1, InputSpec(size=16, mean=(0.5,), std=(0.5,))), row, {"seed": 0}, about
+    )
     text = (folder / "README.md").read_text()
     assert f"import {module}\n" in text
     assert "license: other" in text

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from kt import predictions, progress, status, store
 from kt.costs import write_needs
 from kt.data.datasets import Dataset
-from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.stages.common import ZooFiles, channels, channels_of, pick_device, truth_of
@@ -78,10 +77,6 @@ class Job(ABC):
         """Names of the classes behind the student's outputs."""
 
     @abstractmethod
-    def input(self) -> InputSpec:
-        """The student's input."""
-
-    @abstractmethod
     def begin(self, threads: int) -> Bench:
         """The bench for the missing units."""
 
@@ -145,8 +140,7 @@ class Job(ABC):
             PurePath(self.study.data.source).name,
             self.classes(),
             bench.outputs,
-            self.input(),
-            (self.before(), bench.value(left.model, "validation")),
+            (self.before(), bench.value(left.model, "validation", left.spec)),
             [] if unit.method.control else self.controls(unit.seed),
             self._licences(unit),
         )
@@ -227,10 +221,6 @@ class Pairs(Job):
         """All of the data set."""
         return list(self.dataset.class_names)
 
-    def input(self) -> InputSpec:
-        """That of the member."""
-        return self.study.zoo.input_of(self.at)
-
     def begin(self, threads: int) -> Bench:
         """The bench of the student, which begins with its weights."""
         from kt.transfer.bench import Begun
@@ -267,10 +257,6 @@ class Alone(Job):
     def classes(self) -> list[str]:
         """Those of its problem."""
         return [self.dataset.class_names[label] for label in self.problem.classes]
-
-    def input(self) -> InputSpec:
-        """That of its section."""
-        return self.study.student_input(self.chosen)
 
     def begin(self, threads: int) -> Bench:
         """The bench of the experiment; the needs of its trainings are kept for planning."""

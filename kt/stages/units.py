@@ -181,7 +181,7 @@ def plan_export(study: Study, layout: Layout, student: str, wanted: Wanted) -> E
         why = f"failed: {failed[0]}" if failed else "not finished yet; run: snakemake"
         raise KtError(f"export: {student}: none of {counted(len(matching), 'training')} to export: {why}")
     lines = [f"{student}: {counted(len(done), 'finished training')}"]
-    if not wanted.everything:
+    if not wanted.everything and len(done) > 1:
         key, said = _best(study, job, done)
         done, lines = {key: done[key]}, [*lines, *said]
     again = {key: unit for key, unit in done.items() if export.key_in(job.folder(unit)) != key}

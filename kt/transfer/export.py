@@ -18,7 +18,7 @@ import pandas as pd
 
 import kt
 from kt import store
-from kt.data.spec import InputSpec, in_pixels
+from kt.data.spec import in_pixels
 from kt.errors import KtError, quoted, unknown
 from kt.tables.columns import with_metric
 from kt.tasks.task import Words
@@ -71,7 +71,6 @@ class About:
         data: name of the data set.
         classes: names of the outputs, in order; none where outputs are no classes.
         outputs: number of the student's outputs.
-        spec: the student's input.
         validation: the metric on validation before and after; None where there is no before.
         controls: rows of ``transfers`` of the controls with the same student and seed.
         licences: of the weights that it came from, by model; None where unknown. Models that the study trained from
@@ -82,7 +81,6 @@ class About:
     data: str
     classes: Sequence[str]
     outputs: int
-    spec: InputSpec
     validation: tuple[float | None, float]
     controls: Sequence[Mapping[str, Any]]
     licences: Mapping[str, str | None]
@@ -145,7 +143,7 @@ def write(folder: Path, left: Left, row: Mapping[str, Any], unit: Record, about:
 
 def config(name: str, left: Left, row: Mapping[str, Any], about: About) -> dict[str, Any]:
     """What ``config.json`` holds: for timm the architecture and its input, and under ``kt`` where it comes from."""
-    (arch, args), spec, outputs, channels = left.architecture, about.spec, about.outputs, left.channels
+    (arch, args), spec, outputs, channels = left.architecture, left.spec, about.outputs, left.channels
     own = getattr(left.model, "pretrained_cfg", None) or {}
     per_channel = {
         key: list(values) * (channels if len(values) == 1 else 1)
@@ -224,7 +222,7 @@ def card(
     cfg, classes = config["pretrained_cfg"], about.classes
     names = ", ".join(classes[:MOST_CLASSES]) + (", …" if len(classes) > MOST_CLASSES else "")
     of_classes = f"\nClasses, in the order of the outputs (`label_names` in `{CONFIG}`): {names}.\n" if classes else ""
-    pixels = in_pixels(about.spec.sides)
+    pixels = in_pixels(cfg["input_size"][1:])
     return f"""---
 library_name: timm
 tags: [timm, knowledge-distillation]

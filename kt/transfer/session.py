@@ -120,11 +120,13 @@ class Left(NamedTuple):
         model: with its last weights.
         architecture: ``arch`` and ``args``.
         channels: colour channels that it sees.
+        spec: its input.
     """
 
     model: nn.Module
     architecture: Architecture
     channels: int
+    spec: InputSpec
 
 
 class Session:
@@ -360,7 +362,7 @@ class Session:
         """Remember what trains."""
         begun = self.bench.begun
         self._learner, self._members = learner, members
-        self.left = Left(dict(members)[self.student], begun.architecture, begun.channels)
+        self.left = Left(dict(members)[self.student], begun.architecture, begun.channels, begun.spec)
 
     def _spec(self, name: str) -> InputSpec:
         return self.bench.spec if name == self.student else self.bench.zoo.input_of(name)
