@@ -101,7 +101,7 @@ def _complete(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return {**made, "methods": summarise(made["transfers"], made["complementarity"], WITHIN)}
 
 
-PROBE = """<script>
+PROBE = """<script>{
 const frames = async () => {
   await new Promise(requestAnimationFrame);
   await new Promise(done => setTimeout(done));
@@ -145,7 +145,7 @@ new MutationObserver(async () => {
   at("pointerup", 380, 0);
   fetch("ADDRESS", { method: "POST", mode: "no-cors", body: JSON.stringify(found) });
 }).observe(document.documentElement, { attributeFilter: ["data-ready"] });
-</script>"""
+}</script>"""
 DATA = '<script type="application/json"'
 """Where the page's data begin: the probe stands before them."""
 
@@ -172,8 +172,10 @@ def measure(page: Path, minutes: float = 3) -> dict[str, float]:
         options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900")
         command = [name, *options, f"--user-data-dir={folder}/profile", "--remote-debugging-port=0", probed.as_uri()]
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        threading.Timer(60 * minutes, server.shutdown).start()
+        patience = threading.Timer(60 * minutes, server.shutdown)
+        patience.start()
         server.serve_forever()
+        patience.cancel()
         browser.terminate()
         browser.wait()
     if not found:

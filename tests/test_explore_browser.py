@@ -201,8 +201,13 @@ def test_every_column_can_be_an_axis_and_a_colour(page, view):
     page.run(f"change(start({view!r}))")
     columns, rows = page.run("[...view().columns.keys()]"), count(page)
     assert len(columns) > 15
+    for control in ("x", "y"):
+        assert page.run(f"[...document.getElementById({control!r}).options].map(option => option.value)") == columns
     page.run("for (const x of view().columns.keys()) change({ ...state, x }, 'axes')")
-    page.run("for (const { value: colour } of document.getElementById('colour').options) change({ ...state, colour })")
+    for colour in page.run("[...document.getElementById('colour').options].map(option => option.value)"):
+        choose(page, colour=colour)
+        keys = len(words(page, "#keys")) if colour else 0
+        assert keys == (page.run("new Set(rows.map(view().columns.get(state.colour).code)).size") if colour else 0)
     page.frame()
     assert count(page) == rows
 

@@ -61,7 +61,8 @@ function ofPairs(to) {
   for (const [role, of] of [["teacher", teacherOf], ["student", studentOf]]) {
     for (const [key, found] of models.columns) {
       if (key === "name") continue;
-      made.set(`${role}.${key}`, through(found, row => of[to(row)], { label: `${role}: ${found.label}`, derived: true }));
+      const seen = { key: `${role}.${key}`, label: `${role}: ${found.label}`, derived: true };
+      made.set(seen.key, through(found, row => of[to(row)], seen));
     }
   }
   const gap = pairs.columns.get(gapKey), near = study.words.within + 1e-9;

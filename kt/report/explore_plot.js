@@ -6,6 +6,7 @@ const PALETTES = {
   light: ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8860B", "#7B3294"],
   dark: ["#58B4E9", "#F0924C", "#3FC79A", "#E59AC4", "#3D8BD4", "#E3C04B", "#B48AD6"],
 };
+const DRAGGED = 4000; // about so many points are drawn while the plot moves
 const OTHERS = "#8A8A8A";
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const palette = () => PALETTES[dark.matches ? "dark" : "light"];
@@ -164,6 +165,7 @@ function fill() {
   const shade = colour => shades.get(colour) ?? shades.set(colour, rgba(colour, alpha)).get(colour);
   const radius = many > 20000 ? 1.5 : many > 2000 ? 2.2 : many > 300 ? 3 : 4.5;
   for (const glyph of [scatter.glyph.glyph, scatter.glyph.nonselection_glyph, scatter.glyph.selection_glyph]) glyph.radius = { value: radius, units: "screen" };
+  scatter.plot.lod_factor = Math.max(2, Math.ceil(many / DRAGGED));
   scatter.source.selected.indices = [];
   scatter.source.data = {
     x: Float64Array.from(shownRows, x), y: Float64Array.from(shownRows, y),
@@ -186,7 +188,7 @@ function fill() {
 /** Rings around what is open: a pair, or a model as teacher and as student. */
 function mark() {
   const x = place(scatter.found.x), y = place(scatter.found.y), found = { x: [], y: [], colour: [], marker: [] };
-  const [, teaches, learns] = palette();
+  const teaches = theme("ink"), learns = theme("mark");
   if (opened) {
     for (const row of scatter.source.data.row) {
       let colour = null;
@@ -196,7 +198,7 @@ function mark() {
       else if (studentOf[view().pair(row)] === opened.model) colour = learns;
       if (!colour) continue;
       found.x.push(x(row)); found.y.push(y(row)); found.colour.push(colour);
-      found.marker.push(colour === learns ? "square" : colour === teaches ? "triangle" : "circle");
+      found.marker.push(colour === learns ? "square" : opened.pair === undefined && view().pair ? "triangle" : "circle");
     }
   }
   scatter.halo.glyph.size = { value: found.x.length > 200 ? 8 : 13 };
