@@ -232,7 +232,7 @@ def _of_metric(column: Column, task: Words) -> bool:
 def packed(values: pd.Series[Any]) -> Packed:
     """A column: its different values and, per row, which of them it is; numbers with too many of these as float32."""
     if not pd.api.types.is_numeric_dtype(values):
-        codes, known = pd.factorize(values)
+        codes, known = pd.factorize(values, sort=True)
         texts = [*map(str, known), *([None] if (codes < 0).any() else [])]
         return {"values": texts, **_numbered(np.where(codes < 0, len(known), codes))}
     numbers = values.to_numpy(np.float64, na_value=math.nan)

@@ -124,7 +124,7 @@ function controls() {
     const select = create("select", { id: key, name: key });
     const word = value => (key === "gap" ? gapWords[value] : value ?? UNKNOWN);
     options(select, [["", "all"], ...found.values.map(value => [value ?? UNKNOWN, word(value)])], state[key] ?? "");
-    return label(state.view === "models" && key === "method" ? "method of the transfers" : found.label, select);
+    return label(state.view === "models" && key === "method" ? "transfer method" : found.label, select);
   }));
 }
 
