@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,7 +163,7 @@ def test_a_task_without_classes_has_none_and_its_own_words():
     assert stage._classes(answers, tables.DEPTH, None, None) is None
     text = pair_text(told(tables.DEPTH, None), 5)
     assert "correlation of the teacher: 0.500 ± 0.100 (−1 to 1)" in text
-    assert "does better on than the student: 0.300 ± 0.100 points of correlation" in text
+    assert "positive flips: 0.300 ± 0.100 points of correlation (the teacher’s lead where it does better)" in text
     assert "8 test frames" in text
     assert "class" not in text
     assert json.loads(json.dumps(told(tables.DEPTH, None).plain()))["classes"] is None
@@ -185,6 +186,8 @@ def test_classes_of_a_dense_task_are_counted_in_pixels_from_the_table():
     assert unknown["pos_flips"].isna().all()
     text = pair_text(told(words, unknown), 5)
     assert "numbers of test pixels" in text
+    scored = pair_text(replace(told(words, unknown), measures={"agreement": 82.0, "pixel_flips_se": 0.3}), 5)
+    assert re.search(r"agreement +82 +percent of pixels +pixels for which both predict the same class", scored)
     assert "nan" not in text
 
 

@@ -108,17 +108,19 @@ def _head(found: Found) -> Iterator[str]:
     yield f"teacher {found.teacher}, student {found.student}: {found.n:,} {plural(examples(task))} of {found.data}"
     for role, value in found.acc.items():
         yield f"{metric.name} of the {role}: {shown(*value)} {metric.unit}".rstrip()
-    better = "gets right and the {} wrong" if metric.binary else "does better on than the {}"
-    for (role, other), flips in ((("teacher", "student"), found.pos_flips), (("student", "teacher"), found.neg_flips)):
-        name = "positive flips" if role == "teacher" else "negative flips"
-        yield f"{name}, that the {role} {better.format(other)}: {shown(*flips)} {unit}"
+    for sign, role, other, flips in (
+        ("positive", "teacher", "student", found.pos_flips),
+        ("negative", "student", "teacher", found.neg_flips),
+    ):
+        why = f"the {role} is right, the {other} wrong" if metric.binary else f"the {role}’s lead where it does better"
+        yield f"{sign} flips: {shown(*flips)} {unit} ({why})"
 
 
 def _parts(found: Found, top: int) -> Iterator[list[str]]:
     if found.classes is not None:
         yield list(_classes(found.classes, found.task, top))
     if found.measures:
-        yield list(_measures(found.measures))
+        yield list(_measures(found.measures, found.task))
     if len(found.measured):
         yield list(_measured(found.measured, found.task))
     yield found.missing
@@ -142,15 +144,17 @@ def _count(value: float) -> str:
     return "–" if math.isnan(value) else f"{int(value):,}"
 
 
-def _measures(measures: dict[str, float]) -> Iterator[str]:
+def _measures(measures: dict[str, float], task: Words) -> Iterator[str]:
     from kt.tables.of_study import STUDY
 
     about = {column.name: column for column in STUDY["complementarity"]}
     yield "measures (docs/measures.md)"
     cells = []
     for name, value in measures.items():
-        meaning = about[name].meaning.split(";")[0]
-        cells.append((name, f"{value:.4g}".replace("-", "−"), about[name].unit, meaning))
+        words = about[name].unit, about[name].meaning.split(";")[0]
+        if task.dense and "pixel" not in name:  # classes are those of pixels
+            words = words[0].replace("images", "pixels"), words[1].replace("images", "pixels")
+        cells.append((name, f"{value:.4g}".replace("-", "−"), *words))
     yield from aligned(cells)
 
 
