@@ -17,7 +17,7 @@ from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.tasks.segmentation import Segmentation
-from kt.zoo.inference import Recomputed, forward, predict
+from kt.zoo.inference import Recomputed, forward, kept, predict
 
 TASK, CPU = Segmentation(), torch.device("cpu")
 SPEC = InputSpec(size=(8, 12), mean=(0.5,), std=(0.3,))
@@ -154,3 +154,25 @@ def test_the_rule_keeps_small_answers():
     assert not keeps_answers("auto", KEPT_ANSWER + 1)
     assert keeps_answers("kept", 1 << 40)
     assert not keeps_answers("recomputed", 1)
+
+
+def test_answers_that_do_not_fit_at_the_size_of_the_masks_are_made_of_fewer_images(world, tmp_path, caplog):
+    """The network's own answers fit; enlarged, those of three images and more do not."""
+
+    class Tight(Segmentation):
+        def aligned(self, answer: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+            if len(answer) > 2:
+                raise torch.OutOfMemoryError("no memory")
+            return super().aligned(answer, truth)
+
+    model, inputs, masks = world
+    truth = {split: masks[rows] for split, rows in SPLITS.items()}
+    whole, path = written(world, tmp_path / "whole.safetensors"), tmp_path / "halved.safetensors"
+    with caplog.at_level(logging.INFO):
+        predict(model, inputs, truth, SPLITS, path, ("print", "data"), Tight())
+    assert "out of memory: batches of 2 images from here on" in caplog.text
+    for split in SPLITS:
+        one, other = predictions.read(whole, split), predictions.read(path, split)
+        assert np.array_equal(one.kept, other.kept)
+        np.testing.assert_allclose(np.asarray(one.answers), np.asarray(other.answers), rtol=2**-9, atol=1e-3)
+    assert np.array_equal(kept(model, inputs["test"], truth["test"], Tight()), predictions.read(whole, "test").kept)

@@ -24,7 +24,7 @@ from kt.transfer.learners import Views
 from kt.transfer.ledger import Record, pack
 from kt.transfer.method import Method
 from kt.transfer.unit import Unit
-from kt.zoo.inference import batches, forward
+from kt.zoo.inference import each, forward
 
 Order = Literal["ascending", "descending", "random", "given"]
 
@@ -353,8 +353,8 @@ class Session:
             return self.bench.recomputed(copy.deepcopy(student), "transfer", self.bench.spec)
         training = student.training
         student.eval()
-        answers = (self.task.cached(found.answer) for found in batches(student, self.bench.view("transfer")))
-        rows = mapped((part.cpu().numpy() for part in answers), self.bench.settings.checkpoints)
+        answers = each(student, self.bench.view("transfer"), lambda found, _: self.task.cached(found.answer).cpu())
+        rows = mapped((part.numpy() for part in answers), self.bench.settings.checkpoints)
         student.train(training)
         return rows
 

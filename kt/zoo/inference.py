@@ -7,11 +7,11 @@ killed run continues where it was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from kt.tasks.task import Array, Task
 from kt.zoo.features import answer_and_features
 
 log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 CPU_BYTES = 1 << 24
 """Bytes of the largest batch on the CPU, which gives no error when its memory is full."""
@@ -73,11 +75,20 @@ def forward(model: nn.Module, x: Tensor, features: bool = False) -> Found:
 
 
 def batches(model: nn.Module, inputs: Inputs, start: int = 0, features: bool = False) -> Iterator[Found]:
-    """A model's outputs, batch by batch in order; a batch that does not fit into memory is halved.
+    """A model's outputs, batch by batch in order; arguments and errors are those of ``each``."""
+    return each(model, inputs, lambda found, _: found, start, features)
+
+
+def each(
+    model: nn.Module, inputs: Inputs, use: Callable[[Found, int], Made], start: int = 0, features: bool = False
+) -> Iterator[Made]:
+    """What is made of a model's outputs, batch by batch in order; a batch that does not fit into memory is halved.
 
     Args:
         model: in eval mode, on the inputs' device.
         inputs: the images.
+        use: gives it from the outputs and the position of their first image. Answers of a dense task may take many
+            times as much memory at the size of their truths as the forward pass does.
         start: position of the first image.
         features: whether penultimate features are needed.
 
@@ -88,19 +99,19 @@ def batches(model: nn.Module, inputs: Inputs, start: int = 0, features: bool = F
     if inputs.device.type == "cpu" and len(inputs):
         size = max(1, min(EVALUATED, CPU_BYTES // (inputs[slice(0, 1)].nbytes)))
     while start < len(inputs):
-        found = None
+        made = list[Made]()
         try:
-            found = forward(model, inputs[slice(start, start + size)], features)
+            made.append(use(forward(model, inputs[slice(start, start + size)], features), start))
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
-        if found is None:  # outside of `except`, whose error holds the batch's memory
+        if not made:  # outside of `except`, whose error holds the batch's memory
             size //= 2
             torch.cuda.empty_cache()
             log.info("out of memory: batches of %d images from here on", size)
             continue
-        start += len(found.answer)
-        yield found
+        start += size
+        yield made.pop()
 
 
 def kept(model: nn.Module, inputs: Inputs, truth: Truth, task: Task) -> Array:
@@ -112,13 +123,14 @@ def kept(model: nn.Module, inputs: Inputs, truth: Truth, task: Task) -> Array:
         truth: of each, [n, …].
         task: what is learnt.
     """
-    training, parts, done = model.training, list[Tensor](), 0
+
+    def part(found: Found, start: int) -> Tensor:
+        known = _at(truth, slice(start, start + len(found.answer)), inputs.device)
+        return task.kept(task.aligned(found.answer, known), known)
+
+    training = model.training
     model.eval()
-    for found in batches(model, inputs):
-        n = len(found.answer)
-        known = _at(truth, slice(done, done + n), inputs.device)
-        parts.append(task.kept(task.aligned(found.answer, known), known))
-        done += n
+    parts = list(each(model, inputs, part))
     model.train(training)
     return torch.cat(parts).cpu().numpy()
 
@@ -282,13 +294,12 @@ def _fill(
     """Append the outputs of the images that are still missing."""
     progress = Progress(what, len(inputs) - growing.rows)
     done, waiting = growing.rows, list[NDArray[np.void]]()
-    for found in batches(model, inputs, growing.rows, features):
-        parts, finite = keeping.parts(found, done)
+    for parts, finite in each(model, inputs, keeping.parts, growing.rows, features):
         if not finite.all():
             first = ids[done + int(np.argmin(finite))]
             text = f"answers to {(~finite).sum()} images are not finite in float16, the first is image {first}"
             raise KtError(f"{what}: {text}")
-        rows = np.empty(len(found.answer), growing.dtype)
+        rows = np.empty(len(finite), growing.dtype)
         for name, part in parts.items():
             rows[name] = part
         waiting.append(rows)
