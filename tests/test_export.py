@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,14 +33,17 @@ from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
 from kt.errors import KtError
+from kt.stages.jobs import Job
 from kt.study.load import load
 from kt.tasks.classification import Classification
+from kt.tasks.segmentation import Segmentation
 from kt.transfer import export
 from kt.transfer.ledger import Ledger, unpack
 from kt.transfer.method import registry
 from kt.transfer.session import Left
 from kt.transfer.unit import Plan, Unit
 from kt.zoo import models
+from kt.zoo.spec import Member, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +256,53 @@ def test_a_student_that_timm_cannot_load_by_its_folder_is_loaded_as_its_card_say
     monkeypatch.chdir(tmp_path)
     made = eval(call, {"timm": timm}).state_dict()
     assert all(torch.equal(made[name], tensor) for name, tensor in model.state_dict().items())
+
+
+SEGMENTER = {
+    "encoder": "resnet10t.c3_in1k",
+    "encoder_weights": True,
+    "encoder_depth": 3,
+    "channels": [8, 8, 16, 16],
+    "stem_width": 8,
+    "decoder_channels": [8, 8, 8],
+}
+
+
+def test_a_segmentation_network_is_loaded_whole_by_another_process_as_its_card_says(tmp_path):
+    """Not the encoder's published weights below a random decoder."""
+    model = models.build("smp_unet", SEGMENTER, 5, 3)
+    row = dict.fromkeys(export.INDEXED) | {"student": "m", "method": "kl", "teachers": ["a"], "control": False}
+    row |= {"acc_after": 50.0, "n": 9, "budget": 1, "key": "k"}
+    spec = InputSpec(size=(16, 24), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1)
+    about = export.About(Segmentation().words, "set", [*"abcde"], 5, (None, 40.0), [], {})
+    folder = tmp_path / "m.from-a.kl.seed0"
+    export.write(folder, Left(model, ("smp_unet", SEGMENTER), 3, spec), row, {"seed": 0}, about)
+    text = (folder / "README.md").read_text()
+    assert "timm.create_model('local-dir:m.from-a.kl.seed0', pretrained=True)" in text
+    assert "| mean IoU after | 50.00 % of 9 test images |" in text
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    code += f"import torch\ntorch.save(model.state_dict(), {str(tmp_path / 'found.pt')!r})\n"
+    path = os.pathsep.join(filter(None, [str(Path(export.__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=environment)
+    found, own = torch.load(tmp_path / "found.pt"), model.state_dict()
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in own.items())
+
+
+def test_the_licence_of_an_encoders_published_weights_is_told(tmp_path):
+    members = {
+        "fresh": Member(arch="smp_unet", args={"encoder": "resnet10t"}, train=Recipe(epochs=1)),
+        "begun": Member(arch="smp_unet", args=SEGMENTER, train=Recipe(epochs=1)),
+    }
+    for name in members:
+        store.write_json(tmp_path / name, {"licence": "cc-by-nd-4.0" if name == "begun" else None})
+    study = SimpleNamespace(zoo=SimpleNamespace(models=members))
+    job = SimpleNamespace(study=study, layout=SimpleNamespace(member=lambda name: tmp_path / name))
+    unit = Unit(registry()["kl"](), Plan({}), "fresh", ("begun",), 0)
+    found = Job._licences(job, unit)
+    assert found == {"begun": "cc-by-nd-4.0"}
+    assert "allows no derivatives" in export.refusal(found)
 
 
 def test_names_are_readable_and_never_too_long():

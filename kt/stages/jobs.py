@@ -150,7 +150,7 @@ class Job(ABC):
         """Licences of the members that a student came from, but for those that the study trained from fresh weights."""
         members = self.study.zoo.models
         names = [name for name in dict.fromkeys((unit.student, *unit.teachers)) if name in members]
-        given = [name for name in names if members[name].train is None]
+        given = [name for name in names if members[name].train is None or members[name].args.get("encoder_weights")]
         return {name: store.read_json(self.layout.member(name)).get("licence") for name in given}
 
     def _wanted(self, unit: Unit, outcome: Record) -> bool:

@@ -156,6 +156,8 @@ def register() -> None:
 
 def _entry(name: str, network: type[nn.Module]) -> Callable[..., nn.Module]:
     """Entry point of a network for timm."""
+    from timm.models import load_pretrained
+
     headed: Callable[..., nn.Module] = type(network.__name__, (Headed, network), {"__module__": __name__})
     options = [option for option in inspect.signature(network.__init__).parameters if option not in OWN]
 
@@ -169,15 +171,19 @@ def _entry(name: str, network: type[nn.Module]) -> Callable[..., nn.Module]:
     ) -> nn.Module:
         given = {key: value for key, value in kwargs.items() if not key.startswith(("pretrained_", "cache_dir"))}
         _check_options(given, options)
-        weights = True if pretrained and encoder_weights else None
+        whole = kwargs.get("pretrained_cfg") if pretrained else None  # of a folder, or a repository, with all weights
+        weights = True if pretrained and encoder_weights and not whole else None
         try:
-            return headed(f"tu-{encoder}", encoder_weights=weights, in_channels=in_chans, classes=num_classes, **given)
+            made = headed(f"tu-{encoder}", encoder_weights=weights, in_channels=in_chans, classes=num_classes, **given)
         except ValueError as error:
             if "downsampling pattern" not in str(error):
                 raise
             raise ValueError(
                 f"{encoder} gives no maps of halving size; {PREFIX}dpt takes plain transformers"
             ) from error
+        if whole:
+            load_pretrained(made, whole, num_classes, in_chans)
+        return made
 
     entry.__name__ = entry.__qualname__ = name
     return entry
