@@ -17,7 +17,7 @@ from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.tasks.segmentation import Segmentation
-from kt.zoo.inference import Recomputed, forward, kept, predict
+from kt.zoo.inference import Recomputed, _cut, forward, kept, predict
 
 TASK, CPU = Segmentation(), torch.device("cpu")
 SPEC = InputSpec(size=(8, 12), mean=(0.5,), std=(0.3,))
@@ -111,6 +111,23 @@ def test_the_largest_logits_of_each_pixel(world, tmp_path, caplog):
     assert lost.shape == (9, 4, 6)
     assert f"2 of 5 logits kept: KL divergence {lost.mean():.2g} nats" in caplog.text
     assert predictions.read(few, "test").answers.shape == (8, 5, 4, 6), "other splits are whole"
+
+
+def test_of_computed_answers_the_largest_logits_count_as_of_kept_ones(world, tmp_path):
+    few = predictions.read(written(world, tmp_path / "few.safetensors", top=2), "transfer").answers
+    model, inputs, _ = world
+    found = Recomputed(model, inputs["transfer"], TASK, 2)
+    assert found.shape == few.shape
+    torch.testing.assert_close(found[np.arange(9)], torch.from_numpy(few[:]), rtol=2**-10, atol=1e-4)
+
+
+@pytest.mark.parametrize("top", [1, 2, 4])
+def test_computed_and_kept_logits_agree_to_the_bit_with_ties_too(top):
+    logits = np.random.default_rng(0).integers(-3, 4, (3, 5, 7, 6)).astype(np.float16)
+    logits[0, :, 0, 0], logits[0, :, 0, 1] = 1, [0, 0, 2, 0, 0]
+    kept_ones = compression.largest(logits, top)[:]
+    assert np.array_equal(_cut(torch.from_numpy(logits), top).numpy(), kept_ones)
+    assert np.array_equal(kept_ones.argmax(1), logits.argmax(1))
 
 
 def test_a_run_that_ended_early_goes_on_to_the_same_file(world, tmp_path, monkeypatch):

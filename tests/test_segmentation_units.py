@@ -144,3 +144,17 @@ def test_the_metric_of_a_recomputed_answer_is_that_of_the_resized_logits(data):
         coarse: Tensor = build("t")(zoo.view("t", "test")[slice(None)])
     fine = torch.nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bilinear")
     assert np.array_equal(zoo.predicted("t", "test"), TASK.kept(fine, truth).numpy())
+
+
+def test_the_largest_logits_alone_count_on_the_transfer_images_where_answers_are_computed(data, tmp_path):
+    zoo, settings = Zoo(data, keeps=False), Settings(TRAINING, tmp_path, 3600, CPU, Event(), top=1)
+    bench = Bench(Begun("s", ("tiny", {}), zoo.input_of("s"), 3, member=True), zoo, TASK, data, settings)
+    found, exact = bench.cached("t", "transfer")[np.arange(4)], Zoo(data, keeps=True).logits("t", "transfer")[:4]
+    for own, logits in zip(
+        found.transpose(0, 1).flatten(1).T, exact.swapaxes(0, 1).reshape(CLASSES, -1).T, strict=True
+    ):
+        label = int(logits.argmax())
+        assert int(own.argmax()) == label
+        assert own[label] == pytest.approx(logits[label], abs=1e-2)
+        assert len(set(np.delete(own.numpy(), label).tolist())) == 1
+    assert torch.unique(bench.cached("t", "test")[np.arange(1)][0, :, 0, 0]).numel() == CLASSES

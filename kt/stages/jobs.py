@@ -302,6 +302,7 @@ def _bench(
         progress.on_signal(),
         study.transfer.views,
         chosen.settings.get("images") if chosen else None,
+        study.transfer.top_k,
     )
     return Bench(begun, zoo, study.task, zoo.dataset, settings, problem)
 

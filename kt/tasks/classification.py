@@ -118,10 +118,10 @@ def rounded(exact: Tensor, predicted: Tensor) -> Tensor:
     classes = torch.arange(logits.shape[1], device=logits.device)
     before = classes.view(-1, *[1] * (logits.ndim - 2)) < predicted
     ties = before & (logits == logits.gather(1, predicted))
-    return torch.where(ties, _next_below(logits), logits)
+    return torch.where(ties, next_below(logits), logits)
 
 
-def _next_below(x: Tensor) -> Tensor:
+def next_below(x: Tensor) -> Tensor:
     """The largest float16 below each: their bits count up from zero on either side."""
     import torch
 

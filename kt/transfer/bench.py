@@ -104,6 +104,7 @@ class Settings(NamedTuple):
         stop: set to end the running training after its next step, with a checkpoint.
         crops: fixed views of the transfer images, if any.
         images: transfer images that a training draws by its seed; all when None.
+        top: logits that are kept of each transfer image; all when None.
     """
 
     training: Training
@@ -113,6 +114,7 @@ class Settings(NamedTuple):
     stop: Event
     crops: ViewsSpec | None = None
     images: int | None = None
+    top: int | None = None
 
 
 class Bench:
@@ -232,12 +234,13 @@ class Bench:
         """A model's answers to the chosen images of a split, [n, …], read or computed when they are used."""
         answers = self.zoo.logits(teacher, split)
         if answers is None:
-            return self.recomputed(self.teacher(teacher), split, self.zoo.input_of(teacher))
+            top = self.settings.top if split == "transfer" else None
+            return self.recomputed(self.teacher(teacher), split, self.zoo.input_of(teacher), top)
         return answers if self.problem is None else Chosen(answers, self.chosen[split])
 
-    def recomputed(self, model: nn.Module, split: str, spec: InputSpec) -> Recomputed:
-        """Answers of a model that are not kept."""
-        return Recomputed(model.eval(), self.view(split, spec), self.task)
+    def recomputed(self, model: nn.Module, split: str, spec: InputSpec, top: int | None = None) -> Recomputed:
+        """Answers of a model that are not kept; with the ``top`` largest logits alone, if not None."""
+        return Recomputed(model.eval(), self.view(split, spec), self.task, top)
 
     def telling(self, name: str, others: tuple[str, ...]) -> NDArray[np.int64]:
         """Test images with most elements that one of the others alone gets right, ``SHOWN`` of them, the most first."""

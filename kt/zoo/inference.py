@@ -24,6 +24,7 @@ from kt.data.inputs import Inputs
 from kt.errors import KtError
 from kt.progress import Progress
 from kt.store import Growing
+from kt.tasks.classification import next_below
 from kt.tasks.task import Array, Task
 from kt.zoo.features import answer_and_features
 
@@ -142,10 +143,11 @@ class Recomputed:
         model: in eval mode, on the inputs' device; nothing else may train or move it.
         inputs: the images.
         task: what is learnt.
+        top: how many logits would be kept of each answer, so that all others are made equal; all if None.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, task: Task) -> None:
-        self._model, self._inputs, self._task = model, inputs, task
+    def __init__(self, model: nn.Module, inputs: Inputs, task: Task, top: int | None = None) -> None:
+        self._model, self._inputs, self._task, self._top = model, inputs, task, top
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -154,7 +156,22 @@ class Recomputed:
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Tensor:
         """Answers to some images, float16 [b, …] on the inputs' device."""
-        return self._task.cached(forward(self._model, self._inputs[rows]).answer)
+        answers = self._task.cached(forward(self._model, self._inputs[rows]).answer)
+        if self._top is None:
+            return answers
+        return torch.cat([_cut(answer[None], self._top) for answer in answers])
+
+
+def _cut(logits: Tensor, top: int) -> Tensor:
+    """Logits float16 [b, C, …] as ``kt.compression.Largest`` gives them back."""
+    order = logits.float().sort(dim=1, descending=True, stable=True).indices
+    others = logits.gather(1, order[:, top:]).double()
+    most = others[:, :1]
+    rest = (most + (others - most).exp().mean(1, keepdim=True).log()).half()
+    ties = (rest == logits.gather(1, order[:, :1])) & (order[:, :1] > 0)  # of equals the first class would win
+    rest = torch.where(ties, next_below(rest), rest)
+    largest = order[:, :top]
+    return rest.expand_as(logits).scatter(1, largest, logits.gather(1, largest))
 
 
 def _at(truth: Truth, some: slice, device: torch.device) -> Tensor:
