@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 from threading import Event
 
@@ -10,12 +12,14 @@ import pandas as pd
 import pixels
 import pytest
 import torch
+from PIL import Image
 from pixels import TASK
 from torch import Tensor, nn
 
 from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
+from kt.stages.pictures import as_text
 from kt.tasks.segmentation import IGNORED
 from kt.transfer import session
 from kt.transfer.bench import Begun, Bench, Settings
@@ -158,3 +162,13 @@ def test_the_largest_logits_alone_count_on_the_transfer_images_where_answers_are
         assert own[label] == pytest.approx(logits[label], abs=1e-2)
         assert len(set(np.delete(own.numpy(), label).tolist())) == 1
     assert torch.unique(bench.cached("t", "test")[np.arange(1)][0, :, 0, 0]).numel() == CLASSES
+
+
+@pytest.mark.parametrize("channels", [None, 1, 2, 3, 4, 7])
+@pytest.mark.parametrize("sides", [(5, 8), (1, 6), (1, 1)])
+def test_a_picture_has_its_sides_whatever_the_channels(channels, sides):
+    shape = sides if channels is None else (*sides, channels)
+    picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    found = np.asarray(Image.open(io.BytesIO(base64.b64decode(as_text(picture)))))
+    colour = channels is not None and channels >= 3
+    assert np.array_equal(found, picture[..., :3] if colour else picture.reshape(*sides, -1)[..., 0])

@@ -91,8 +91,12 @@ def _maps(path: Path) -> NDArray[np.uint8]:
 
 
 def as_text(pixels: NDArray[Any]) -> str:
-    """A picture, uint8 [H, W] or [H, W, C], as a PNG in base64; classes are not mixed where it is made smaller."""
-    picture = Image.fromarray(pixels.astype(np.uint8).squeeze())
+    """A picture, uint8 [H, W] or [H, W, C], as a PNG in base64; classes are not mixed where it is made smaller.
+
+    Of channels that are neither grey nor RGB, the first three show, or the first.
+    """
+    shown = pixels if pixels.ndim == 2 else pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
+    picture = Image.fromarray(np.ascontiguousarray(shown, np.uint8))
     scale = LARGEST / max(picture.size)
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
