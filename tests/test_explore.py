@@ -184,7 +184,7 @@ def test_segmentation_is_told_in_mean_iou_and_its_classes_in_pixels():
     labels = [columns[key]["label"] for key in ("miou", "miou_difference", "miou_after", "pixel_flips")]
     assert labels == ["mean IoU", "mean IoU, teacher − student", "student's mean IoU after transfer", PIXELS]
     assert columns["miou"]["unit"] == "%"
-    assert columns["pixel_flips"]["unit"] == "% of test pixels"
+    assert {columns[key]["unit"] for key in ("pixel_flips", "agreement", "double_fault")} == {"% of test pixels"}
     assert made["words"]["counted"] == "test pixels"
     assert made["classes"] == list(tables.THINGS)
     flips = study["complementarity"].iloc[0]["flips_by_class"]

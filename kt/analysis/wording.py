@@ -112,6 +112,15 @@ def rights(task: Words) -> str:
     return "test pixels" if task.dense else plural(examples(task))
 
 
+COUNTED = ("agreement", "double_fault", "q_statistic")
+"""Measures of a pair that count images, or pixels where these are right or wrong."""
+
+
+def counting(text: str, column: str, task: Words) -> str:
+    """The unit or meaning of a measure, in the words of what it counts."""
+    return text.replace("images", "pixels") if task.dense and column in COUNTED else text
+
+
 def taught(task: Words) -> str:
     """The noun for what is divided between teacher and student, in the plural: ``images``, ``images or pixels``."""
     return f"{plural(task.example)} or pixels" if task.dense else plural(task.example)

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from kt.analysis.deltas import FINETUNE, PAIR, SELF, beside, over_seeds
-from kt.analysis.wording import decimals, examples, flips_unit, plural, property_words, rights
+from kt.analysis.wording import counting, decimals, examples, flips_unit, plural, property_words, rights
 from kt.figures.tables import Tables
 from kt.tables.columns import Column, with_metric
 from kt.tables.of_study import STUDY
@@ -194,7 +194,8 @@ def _unit(column: Column, task: Words) -> str:
         "images": plural(task.example),
     }
     silent = {"name", "flag", "count", "tags", "year", "SPDX", "number", "hash", "seeds"}
-    return "" if column.unit in silent or column.name == "n" else units.get(column.unit, column.unit)
+    unit = counting(column.unit, column.name, task)
+    return "" if unit in silent or column.name == "n" else units.get(unit, unit)
 
 
 SIGNED = {"acc_difference", "delta", "delta_best", "control_delta", "beyond"}
