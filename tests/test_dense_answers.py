@@ -193,3 +193,27 @@ def test_answers_that_do_not_fit_at_the_size_of_the_masks_are_made_of_fewer_imag
         assert np.array_equal(one.kept, other.kept)
         np.testing.assert_allclose(np.asarray(one.answers), np.asarray(other.answers), rtol=2**-9, atol=1e-3)
     assert np.array_equal(kept(model, inputs["test"], truth["test"], Tight()), predictions.read(whole, "test").kept)
+
+
+def test_batches_are_small_where_answers_at_the_size_of_the_masks_are_large(world, tmp_path, monkeypatch):
+    model, inputs, masks = world
+    truth = {split: masks[rows] for split, rows in SPLITS.items()}
+    whole = written(world, tmp_path / "whole.safetensors")
+    sizes = []
+
+    class Seen(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            return model(x)
+
+    monkeypatch.setattr("kt.zoo.inference.DENSE_BYTES", 3 * 4 * 5 * 8 * 12 + 1)  # three images of five classes
+    found = kept(Seen().eval(), inputs["transfer"], truth["transfer"], TASK)
+    assert sizes == [1, 3, 3, 3]
+    assert np.array_equal(found, predictions.read(whole, "transfer").kept)
+    sizes.clear()
+    predict(Seen().eval(), inputs, truth, SPLITS, tmp_path / "m.safetensors", ("print", "data"), TASK)
+    assert max(sizes) == 3
+    monkeypatch.setattr("kt.zoo.inference.DENSE_BYTES", 1)
+    sizes.clear()
+    kept(Seen().eval(), inputs["test"], truth["test"], TASK)
+    assert set(sizes) == {1}

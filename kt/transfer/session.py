@@ -24,7 +24,7 @@ from kt.transfer.learners import Views
 from kt.transfer.ledger import Record, pack
 from kt.transfer.method import Method
 from kt.transfer.unit import Unit
-from kt.zoo.inference import each, forward
+from kt.zoo.inference import at_once, each, forward
 
 Order = Literal["ascending", "descending", "random", "given"]
 
@@ -353,7 +353,9 @@ class Session:
             return self.bench.recomputed(copy.deepcopy(student), "transfer", self.bench.spec)
         training = student.training
         student.eval()
-        answers = each(student, self.bench.view("transfer"), lambda found, _: self.task.cached(found.answer).cpu())
+        view = self.bench.view("transfer")
+        most = at_once(student, view, self.bench.truth("transfer"), self.task)
+        answers = each(student, view, lambda found, _: self.task.cached(found.answer).cpu(), most=most)
         rows = mapped((part.numpy() for part in answers), self.bench.settings.checkpoints)
         student.train(training)
         return rows

@@ -7,6 +7,7 @@ killed run continues where it was.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,9 @@ Made = TypeVar("Made")
 
 CPU_BYTES = 1 << 24
 """Bytes of the largest batch on the CPU, which gives no error when its memory is full."""
+
+DENSE_BYTES = 1 << 29
+"""Bytes of the answers of a batch of a dense task at the size of their truths, in float32, on any device."""
 
 PART_BYTES = 1 << 24
 """Approximate bytes of outputs that are lost when a run is killed."""
@@ -81,7 +85,12 @@ def batches(model: nn.Module, inputs: Inputs, start: int = 0, features: bool = F
 
 
 def each(
-    model: nn.Module, inputs: Inputs, use: Callable[[Found, int], Made], start: int = 0, features: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    use: Callable[[Found, int], Made],
+    start: int = 0,
+    features: bool = False,
+    most: int = EVALUATED,
 ) -> Iterator[Made]:
     """What is made of a model's outputs, batch by batch in order; a batch that does not fit into memory is halved.
 
@@ -92,13 +101,14 @@ def each(
             times as much memory at the size of their truths as the forward pass does.
         start: position of the first image.
         features: whether penultimate features are needed.
+        most: images of the largest batch.
 
     Raises:
         torch.OutOfMemoryError: a single image does not fit.
     """
-    size = EVALUATED
+    size = most
     if inputs.device.type == "cpu" and len(inputs):
-        size = max(1, min(EVALUATED, CPU_BYTES // (inputs[slice(0, 1)].nbytes)))
+        size = max(1, min(most, CPU_BYTES // (inputs[slice(0, 1)].nbytes)))
     while start < len(inputs):
         made = list[Made]()
         try:
@@ -113,6 +123,22 @@ def each(
             continue
         start += size
         yield made.pop()
+
+
+def at_once(model: nn.Module, inputs: Inputs, truth: Truth, task: Task) -> int:
+    """Images of the largest batch: of a dense task as few as keep its answers below ``DENSE_BYTES``.
+
+    Args:
+        model: in eval mode, on the inputs' device.
+        inputs: the images.
+        truth: of each, [n, …].
+        task: what is learnt.
+    """
+    if not task.dense or not len(inputs):
+        return EVALUATED
+    answer, first = forward(model, inputs[slice(0, 1)]).answer, truth[slice(0, 1)]
+    values = answer.shape[1] * max(answer[0, 0].numel(), math.prod(first.shape[1:]))
+    return max(1, min(EVALUATED, DENSE_BYTES // (4 * values)))
 
 
 def kept(model: nn.Module, inputs: Inputs, truth: Truth, task: Task) -> Array:
@@ -131,7 +157,7 @@ def kept(model: nn.Module, inputs: Inputs, truth: Truth, task: Task) -> Array:
 
     training = model.training
     model.eval()
-    parts = list(each(model, inputs, part))
+    parts = list(each(model, inputs, part, most=at_once(model, inputs, truth, task)))
     model.train(training)
     return torch.cat(parts).cpu().numpy()
 
@@ -311,7 +337,8 @@ def _fill(
     """Append the outputs of the images that are still missing."""
     progress = Progress(what, len(inputs) - growing.rows)
     done, waiting = growing.rows, list[NDArray[np.void]]()
-    for parts, finite in each(model, inputs, keeping.parts, growing.rows, features):
+    most = at_once(model, inputs, keeping.truth, keeping.task)
+    for parts, finite in each(model, inputs, keeping.parts, growing.rows, features, most):
         if not finite.all():
             first = ids[done + int(np.argmin(finite))]
             text = f"answers to {(~finite).sum()} images are not finite in float16, the first is image {first}"
