@@ -365,3 +365,8 @@ def test_classes_of_the_pairs_that_stand_out_are_told_by_name_with_flips_both_wa
         assert [row[-1] for row in rows.values()] == sorted((row[-1] for row in rows.values()), reverse=True)
     assert len(grids.classes_of_pairs(Tables.of(study))[0].headings) == 4  # sizes are unknown
     assert grids.classes_of_pairs(Tables.of(tables.of_depth(study), task=tables.DEPTH)) == []
+    one_way = {
+        name: table[table["teacher"] < table["student"]] if name in ("complementarity", "transfers") else table
+        for name, table in study.items()
+    }
+    assert grids.classes_of_pairs(Tables.of(one_way)) == []

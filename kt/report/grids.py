@@ -221,11 +221,11 @@ def classes_of_pairs(tables: Tables) -> list[Grid]:
     gained = deltas[~deltas["control"].astype(bool)].sort_values("delta", ascending=False, kind="stable")
     weaker = flips[flips["acc_difference"] < 0]
     chosen: dict[tuple[str, str], str] = {}
-    for why, rows in (("largest gain", gained), ("most flips from a weaker teacher", weaker), ("most flips", flips)):
-        if len(rows):
-            first = rows.iloc[0]
-            chosen.setdefault((str(first["teacher"]), str(first["student"])), why)
     by_class = scores.set_index(["teacher", "student"])["flips_by_class"]
+    for why, rows in (("largest gain", gained), ("most flips from a weaker teacher", weaker), ("most flips", flips)):
+        pair = (str(rows.iloc[0]["teacher"]), str(rows.iloc[0]["student"])) if len(rows) else ("", "")
+        if pair[::-1] in by_class.index:  # a table of one's own may have a pair in one direction only
+            chosen.setdefault(pair, why)
     return [
         _of_pair(tables, pair, why, np.asarray(by_class[pair]), np.asarray(by_class[pair[::-1]]))
         for pair, why in chosen.items()
