@@ -31,6 +31,13 @@ EVALUATED = 256
 PREPARED_MB = 512
 """Most memory that the prepared images of one split take."""
 
+DENSE_BYTES = 1 << 29
+"""Bytes of the answers of a batch in an evaluation of a dense task, at the size of their truths in float32."""
+
+ANSWERS_HELD = {"train": 8, "predict": 4, "written": 1.5}
+"""Copies of a batch's answers at that size: in a training step those of teacher, frozen student and student, their
+logarithms and gradients; in an evaluation those of the network, enlarged and rounded; and halves on the way to disk."""
+
 KEPT_ANSWER = 1 << 22
 """Bytes of an answer of a dense task up to which it is kept on disk: a disk of 500 MB/s reads them in about the 8 ms in
 which a GPU runs a network of 40 · 10⁹ MACs forward."""
@@ -87,6 +94,19 @@ def _host_mb(held: float, activations: float, gpu: bool, attempt: int) -> int:
 def prepared_mb(images: float, channels: int, size: int) -> float:
     """Memory of a split's images, float32 [N, C, S, S] in MB, at most ``PREPARED_MB``."""
     return min(float(PREPARED_MB), 4 * images * channels * size**2 / 1e6)
+
+
+def answers_mb(values: int, batch_size: int, *, gpu: bool) -> float:
+    """Host memory of the answers of a dense task to a batch, at the size of their truths, in MB.
+
+    Args:
+        values: of one answer; 0 of another task.
+        batch_size: images of a training step; 0 of a job that trains nothing.
+        gpu: whether the job runs on a GPU, which then holds all but what is written.
+    """
+    evaluated = min(EVALUATED, max(1, DENSE_BYTES // (4 * max(values, 1))))
+    held = max(ANSWERS_HELD["train"] * batch_size, ANSWERS_HELD["predict"] * evaluated)
+    return 4 * values * (ANSWERS_HELD["written"] * evaluated if gpu else held) / 1e6
 
 
 def answer_bytes(classes: int, elements: int, top: int | None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kt.costs import experiment_mb, memory_mb, minutes, prepared_mb
+from kt.costs import DENSE_BYTES, answers_mb, experiment_mb, memory_mb, minutes, prepared_mb
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,16 @@ def test_memory_of_an_experiment_by_hand(batch, gpu, attempt, megabytes):
 def test_prepared_images_by_hand():
     assert prepared_mb(500, 3, 16) == 4 * 500 * 3 * 256 / 1e6
     assert prepared_mb(50_000, 3, 224) == 512  # the whole split would be 30 GB
+
+
+def test_memory_of_dense_answers_by_hand():
+    values = 150 * 512 * 512  # 157 MB in float32: three images at a time are below 512 MiB
+    assert DENSE_BYTES // (4 * values) == 3
+    assert answers_mb(values, 8, gpu=False) == pytest.approx(8 * 8 * 157.2864)
+    assert answers_mb(values, 0, gpu=False) == pytest.approx(4 * 3 * 157.2864)
+    assert answers_mb(values, 8, gpu=True) == pytest.approx(1.5 * 3 * 157.2864)
+    assert answers_mb(11 * 48 * 48, 0, gpu=False) == pytest.approx(4 * 256 * 0.101376)
+    assert answers_mb(0, 64, gpu=False) == 0  # of another task
 
 
 def test_time_limits_by_hand():

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from kt import pairs, predictions, store
 from kt.costs import answer_bytes, keeps_answers
 from kt.data.datasets import Dataset
-from kt.data.sources import known_classes
+from kt.data.sources import known_classes, known_sides
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.study.study import Study
@@ -203,6 +203,14 @@ class Disk(NamedTuple):
 
     size: int
     recomputed: int
+
+
+def answer_values(study: Study, layout: Layout, name: str) -> int:
+    """Values of a model's answer to an image of a dense task at the size of its truth; 0 of another, or if unknown."""
+    classes = len(_meta(layout).get("classes", ())) or known_classes(study.data)
+    if not study.task.dense or not classes:
+        return 0
+    return classes * max(math.prod(known_sides(study.data)), math.prod(study.zoo.input_of(name).sides))
 
 
 def disk(study: Study, layout: Layout, images: Mapping[str, int]) -> Disk | None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt import compression, predictions
-from kt.costs import EVALUATED, answer_bytes, keeps_answers
+from kt.costs import DENSE_BYTES, EVALUATED, answer_bytes, keeps_answers
 from kt.data.inputs import Inputs
 from kt.errors import KtError
 from kt.progress import Progress
@@ -35,9 +35,6 @@ Made = TypeVar("Made")
 
 CPU_BYTES = 1 << 24
 """Bytes of the largest batch on the CPU, which gives no error when its memory is full."""
-
-DENSE_BYTES = 1 << 29
-"""Bytes of the answers of a batch of a dense task at the size of their truths, in float32, on any device."""
 
 PART_BYTES = 1 << 24
 """Approximate bytes of outputs that are lost when a run is killed."""

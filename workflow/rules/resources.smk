@@ -20,6 +20,9 @@ def on_gpu(rule):
     ) and STUDY.device != "cpu"
 
 
+# Values of a model's answer to an image, where it answers for each pixel.
+VALUES = {name: kt_units.answer_values(STUDY, LAYOUT, name) for name in STUDY.members}
+
 # What jobs may ask for where nothing is known of their model, and the longest time that they ask for.
 PLAIN_MB, LONGEST = site("mem_mb", 2000), site("runtime", 1440)
 READ = ("transfer", "validation", "test")
@@ -44,12 +47,16 @@ def memory(rule, model, splits, batch_size, attempt):
     prepared = sum(
         guess.prepared_mb(shown(split), len(spec.mean), spec.side) for split in splits
     )
+    trains = rule != "predictions"
+    answers = guess.answers_mb(
+        VALUES[model], batch_size if trains else 0, gpu=on_gpu(rule)
+    )
     return guess.memory_mb(
         facts["params"],
         facts["macs"],
         batch_size,
-        prepared,
-        train=rule != "predictions",
+        prepared + answers,
+        train=trains,
         gpu=on_gpu(rule),
         attempt=attempt,
     )
