@@ -212,7 +212,9 @@ if workflow.is_main_process:
     # The graph of a large study only grows; by default the collector looks through all of it again and again.
     gc.set_threshold(100_000, 50, 100)
     SURVEY = status.survey(STUDY, LAYOUT)
-    DAMAGED = {str(path) for path in status.tables_with(LAYOUT, SURVEY.damaged + SURVEY.again)}
+    DAMAGED = {
+        str(path) for path in status.tables_with(LAYOUT, SURVEY.damaged + SURVEY.again)
+    }
     print(f"kt: {len(STUDY.names)} models, {SURVEY.line()}", file=sys.stderr)
 
 
