@@ -299,7 +299,8 @@ def test_any_leaf_of_another_type_is_refused_by_both(plain, data):
     assert text.startswith(f"c.yaml: {key.split('.')[0]}")
 
 
-def test_every_preset_is_a_configuration_that_the_schema_accepts(root):
+def test_every_preset_is_a_configuration_that_the_schema_accepts(root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "presets")  # as `load` does with the folder of a configuration
     presets = sorted((root / "presets").glob("*.yaml"))
     assert presets
     for path in presets:
