@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from kt.costs import KEPT_ANSWER, answer_bytes, keeps_answers
 from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
 from kt.errors import KtError
+from kt.stages.common import check_predictions
+from kt.tasks.classification import Classification
 from kt.tasks.segmentation import Segmentation
 from kt.zoo.inference import Recomputed, _cut, forward, kept, predict
 
@@ -217,3 +220,14 @@ def test_batches_are_small_where_answers_at_the_size_of_the_masks_are_large(worl
     sizes.clear()
     kept(Seen().eval(), inputs["test"], truth["test"], TASK)
     assert set(sizes) == {1}
+
+
+def test_predictions_that_counted_other_masks_are_refused(world, tmp_path):
+    """They hold counts by the masks of then, which scores of now are not to be compared with."""
+    path = written(world, tmp_path / "m.safetensors")
+    layout = SimpleNamespace(predictions=lambda name: tmp_path / f"{name}.safetensors")
+    study = SimpleNamespace(task=TASK, shown=lambda data: data)
+    check_predictions(study, layout, SimpleNamespace(hash="data"), ["m"])
+    with pytest.raises(KtError, match=f"{path}: of other images, masks or views than the study has now"):
+        check_predictions(study, layout, SimpleNamespace(hash="other data"), ["m"])
+    check_predictions(SimpleNamespace(task=Classification()), layout, SimpleNamespace(hash="other data"), ["m"])

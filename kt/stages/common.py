@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
@@ -36,6 +37,18 @@ def metadata(study: Study) -> dict[str, str]:
 def truth_of(dataset: Dataset, split: str, task: Task) -> Any:
     """The truth of a split's images, [n, …]; of a dense task read on demand."""
     return dataset.truths(split) if task.dense else dataset.truth[dataset.rows(split)]
+
+
+def check_predictions(study: Study, layout: Layout, dataset: Dataset, names: Iterable[str]) -> None:
+    """Fail where predictions of a dense task, which count pixels by their masks, are about other masks or images.
+
+    Raises:
+        KtError: naming the file.
+    """
+    for name in names if study.task.dense else ():
+        path = layout.predictions(name)
+        if predictions.File.open(path).fact("data") != study.shown(dataset.hash):
+            raise KtError(f"{path}: of other images, masks or views than the study has now; delete it and run again")
 
 
 def known_model(study: Study, name: str) -> str:

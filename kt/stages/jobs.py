@@ -14,7 +14,7 @@ from kt.costs import write_needs
 from kt.data.datasets import Dataset
 from kt.errors import KtError
 from kt.layout import Layout
-from kt.stages.common import ZooFiles, channels, channels_of, pick_device, truth_of
+from kt.stages.common import ZooFiles, channels, channels_of, check_predictions, pick_device, truth_of
 from kt.study import units as requested
 from kt.study.study import Study
 from kt.tasks.task import Array
@@ -185,6 +185,7 @@ class Pairs(Job):
     ) -> None:
         super().__init__(study, layout, student, [student, *teachers])
         self.truth = truth_of(self.dataset, split, self.task)
+        check_predictions(study, layout, self.dataset, [student, *teachers])
         found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, split)
         self.answers: dict[str, Array] = {name: p.kept for name, p in found.items()}
         self.answered = self.answers.pop(student)

@@ -22,7 +22,7 @@ from kt.errors import listed
 from kt.layout import Layout
 from kt.spec import as_written
 from kt.stages import units
-from kt.stages.common import build, known_model, metadata, pick_device, truth_of
+from kt.stages.common import build, check_predictions, known_model, metadata, pick_device, truth_of
 from kt.study import units as requested
 from kt.study.check import check_checkpoints, check_classes, check_splits, probe
 from kt.study.study import Study
@@ -174,6 +174,7 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
     corrected, extra = read_overrides(study.zoo.overrides, study.members) if study.zoo.overrides else ({}, {})
     published = read_published(study.zoo.published) if study.zoo.published else {}
     truth = {split: truth_of(dataset, split, study.task) for split in ("validation", "test")}
+    check_predictions(study, layout, dataset, study.members)
     table = gather.zoo(
         [
             store.read_json(layout.member(name)) | {"published_acc": member.published(published)}

@@ -19,7 +19,7 @@ from kt import predictions, store
 from kt.data.datasets import Dataset
 from kt.errors import KtError, quoted, unknown
 from kt.layout import Layout
-from kt.stages.common import truth_of
+from kt.stages.common import check_predictions, truth_of
 from kt.study.study import Study
 from kt.tables import schema
 from kt.tables.of_study import STUDY
@@ -151,6 +151,7 @@ def _answers(study: Study, layout: Layout, teacher: str, student: str) -> _Answe
         raise KtError(f"pair: {quoted(teacher)} is both teacher and student; a pair has two models")
     dataset = Dataset.open(layout.data)
     rows, truth = dataset.rows("test"), truth_of(dataset, "test", study.task)
+    check_predictions(study, layout, dataset, (teacher, student))
     found = predictions.read_all({name: layout.predictions(name) for name in (teacher, student)}, "test")
     if not np.array_equal(found[student].ids, dataset.ids("test")):
         raise KtError(f"{layout.predictions(student)}: predictions of other images than the data set has now")

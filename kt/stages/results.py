@@ -20,7 +20,7 @@ from kt.data.datasets import Dataset
 from kt.errors import KtError, unknown
 from kt.layout import Layout
 from kt.pairs import select
-from kt.stages.common import metadata, truth_of
+from kt.stages.common import check_predictions, metadata, truth_of
 from kt.stages.pictures import pictures
 from kt.study.study import Study
 from kt.tables import gather as final
@@ -134,6 +134,7 @@ def complementarity(study: Study, layout: Layout, split: str, out: Path, threads
         text = "pairs are scored on plain images and all logits; allowed splits: validation, test"
         raise KtError(f"transfer.{'views' if study.transfer.views else 'top_k'}: {text}")
     dataset = Dataset.open(layout.data)
+    check_predictions(study, layout, dataset, study.names)
     source = Files({name: layout.predictions(name) for name in study.names}, split)
     truth, task = truth_of(dataset, split, study.task), study.task
     if not task.dense and not task.labelled(truth).all():
