@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 from test_pipeline import Checkout, without_seconds
 
-from kt.data.datasets import Dataset
+from kt.data.datasets import Dataset, split_sizes
+from kt.layout import Layout
 from kt.predictions import File, read
+from kt.study import load, units
 from kt.tasks.segmentation import IGNORED
 
 pytestmark = pytest.mark.slow
@@ -157,6 +159,16 @@ def test_computed_answers_give_the_same_results_as_kept_ones(finished: Checkout,
     assert np.allclose(one["miou_after"], two["miou_after"], atol=0.05)
     exact = one["method"].isin(["finetune", "bikd"])  # these read no answers
     pd.testing.assert_series_equal(one.loc[exact, "miou_after"], two.loc[exact, "miou_after"])
+
+
+def test_the_bytes_of_predictions_are_those_that_are_planned(finished: Checkout, tmp_path: Path) -> None:
+    study = load.load(finished.folder / "config.yaml")
+    planned = units.disk(study, Layout(tmp_path / "nothing"), split_sizes(tmp_path / "nothing", study.data))
+    assert planned == units.disk(study, study.layout, split_sizes(finished.folder / "results/data", study.data))
+    assert planned is not None
+    assert planned.recomputed == 0
+    written = sum(path.stat().st_size for path in (finished.folder / "results/predictions").glob("*.safetensors"))
+    assert planned.size == pytest.approx(written, rel=0.01)
 
 
 def test_a_run_again_changes_nothing(finished: Checkout) -> None:

@@ -24,6 +24,7 @@ from kt.data import sources
 from kt.data.classes import truth_of
 from kt.data.decode import decode, name_of
 from kt.data.listing import Listing
+from kt.data.scenes import BUILTIN
 from kt.data.spec import SPLITS, DataSpec
 from kt.data.splits import assign, warn_repeated
 from kt.errors import KtError, listed
@@ -142,10 +143,15 @@ def summary(facts: Mapping[str, Any]) -> str:
 
 
 def split_sizes(folder: Path, spec: DataSpec) -> dict[str, int]:
-    """Images of each split: as stored in ``folder``; before that, those that the configuration gives."""
+    """Images of each split: as stored in ``folder``; before that, those that the configuration gives.
+
+    Of a source that ships with the project, all are known before.
+    """
     try:
         stored: dict[str, int] = store.read_json(folder / "meta.json")["images"]
     except (KtError, KeyError):
+        if spec.source in BUILTIN and (planned := sources.planned_sizes(spec)):
+            return planned
         return {split: images for split in SPLITS if (images := spec.splits.known(split)) is not None}
     return stored
 

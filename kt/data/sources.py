@@ -19,6 +19,7 @@ from kt.data.listing import DEFAULT_PART, Listing, masked_npz, npz
 from kt.data.masks import CLASSES, by_torchvision, check_masks, classes_of, masked_folder
 from kt.data.scenes import BUILTIN
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec, height_and_width
+from kt.data.splits import check_parts, pools, split_counts
 from kt.errors import KtError, nearest, quoted, short, unknown
 from kt.spec import RULE, Place, as_written, beside, check_all
 from kt.tasks.task import named
@@ -273,6 +274,22 @@ def part_sizes(spec: DataSpec) -> PartSizes | None:
         images = {part or default: count for part, count in images.items()}
         images[place] = len(unlabelled_images(place, labelled)[0])
     return PartSizes(images, default)
+
+
+def planned_sizes(spec: DataSpec) -> dict[str, int] | None:
+    """Images of each split as the source will give them, but for damaged ones; None as ``part_sizes``.
+
+    Raises:
+        KtError: as ``part_sizes`` does, a split names an unknown part, or asks for too many images.
+    """
+    splits, sizes = spec.splits, part_sizes(spec)
+    if sizes is None:
+        return None
+    check_parts(splits, [part for part in sizes.images if part])
+    counts = dict[str, int]()
+    for part, takes in pools(splits, sizes.default).items():
+        counts |= split_counts(takes, sizes.images.get(part, 0), part)
+    return counts
 
 
 def read(spec: DataSpec) -> Listing:

@@ -233,7 +233,7 @@ def preview(study: Study, layout: Layout, tera_macs: float) -> str:
         probe(study),
     )
     disk = requested.disk(study, layout, images)
-    kept = f"\npredictions take at most {status.in_bytes(disk.size)} on disk" if disk else ""
+    kept = f"\npredictions take about {status.in_bytes(disk.size)} on disk" if disk else ""
     if disk and disk.recomputed:
         kept += f"; answers of {disk.recomputed} models are computed whenever a training reads them"
     return previewing.render(found, rate) + kept

@@ -93,7 +93,7 @@ class Survey:
         if self.disk is None or self.disk.size < TOLD:
             return []
         models = f"; {self.disk.recomputed} models' answers are recomputed when needed" if self.disk.recomputed else ""
-        return [f"predictions take at most {in_bytes(self.disk.size)}{models}"]
+        return [f"predictions take about {in_bytes(self.disk.size)}{models}"]
 
     def estimate(self) -> str:
         """Device time that is left, and the basis of this estimate."""

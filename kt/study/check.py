@@ -9,9 +9,8 @@ from kt import pairs, spec, store
 from kt.complementarity.spec import MEASURES, possible
 from kt.data import sources
 from kt.data.classes import class_map
-from kt.data.sources import known_channels, known_classes, known_count, known_names, made_or_named, part_sizes
+from kt.data.sources import known_channels, known_classes, known_count, known_names, made_or_named, planned_sizes
 from kt.data.spec import SPLITS, DataSpec, in_pixels
-from kt.data.splits import check_parts, pools, split_counts
 from kt.errors import KtError, listed, quoted, unknown
 from kt.spec import Options
 from kt.study.study import Study
@@ -140,15 +139,11 @@ def check_images(study: Study) -> None:
     """Fail where a folder or a file has fewer images than the splits, recipes and batches ask for; lists the images.
 
     Raises:
-        KtError: as ``part_sizes`` does, or with the numbers.
+        KtError: as ``planned_sizes`` does, or with the numbers.
     """
-    splits, sizes = study.data.splits, part_sizes(study.data)
-    if sizes is None:
+    counts = planned_sizes(study.data)
+    if counts is None:
         return
-    check_parts(splits, [part for part in sizes.images if part])
-    counts = dict[str, int]()
-    for part, takes in pools(splits, sizes.default).items():
-        counts |= split_counts(takes, sizes.images.get(part, 0), part)
     check_splits(study, counts)
     for name, member in study.zoo.models.items():
         recipe, key = member.train or member.finetune, "train" if member.train else "finetune"

@@ -11,8 +11,10 @@ from kt import pairs, predictions, store
 from kt.costs import answer_bytes, keeps_answers
 from kt.data.datasets import Dataset
 from kt.data.sources import known_classes, known_sides
+from kt.data.spec import height_and_width
 from kt.errors import KtError
 from kt.layout import Layout
+from kt.study.check import probe
 from kt.study.study import Study
 from kt.tables import schema
 from kt.tasks.classification import positions
@@ -197,7 +199,7 @@ class Disk(NamedTuple):
     """What the predictions of all models take on disk.
 
     Attributes:
-        size: bytes; of a dense task at most, since networks may give fewer elements than their input has pixels.
+        size: bytes, without penultimate features.
         recomputed: how many models do not keep their answers to the transfer images.
     """
 
@@ -218,15 +220,17 @@ def disk(study: Study, layout: Layout, images: Mapping[str, int]) -> Disk | None
     task, classes = study.task, len(_meta(layout).get("classes", ())) or known_classes(study.data)
     if not task.has_classes or not classes or not images.keys() >= set(predictions.SPLITS):
         return None
-    total, recomputed = 0, 0
+    total, recomputed, probed = 0, 0, probe(study)
     for name, member in study.zoo.models.items():
-        outputs, elements = len(member.classes or ()) or classes, math.prod(study.zoo.input_of(name).sides)
+        outputs, sides = len(member.classes or ()) or classes, study.zoo.input_of(name).sides
+        elements = math.prod(probed[name].answer[1:]) if name in probed else 1
+        pixels = math.prod(height_and_width(study.data.size) if study.data.size else sides)
         for split in predictions.SPLITS:
             top = study.transfer.top_k if split == "transfer" else None
-            answer = answer_bytes(outputs, elements if task.dense else 1, top)
+            answer = answer_bytes(outputs, elements, top)
             kept = not task.dense or keeps_answers(study.transfer.answers, answer)
             recomputed += split == "transfer" and not kept
-            scored = 12 * outputs + (elements if split != "transfer" else 0) if task.dense else 2
+            scored = 12 * outputs + (pixels if split != "transfer" else 0) if task.dense else 2
             total += study.views(split) * images[split] * (answer * kept + scored + 8)
     return Disk(total, recomputed)
 
