@@ -11,7 +11,6 @@ from kt import pairs, predictions, store
 from kt.costs import answer_bytes, keeps_answers
 from kt.data.datasets import Dataset
 from kt.data.sources import known_classes, known_sides
-from kt.data.spec import height_and_width
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.study.check import probe
@@ -221,10 +220,10 @@ def disk(study: Study, layout: Layout, images: Mapping[str, int]) -> Disk | None
     if not task.has_classes or not classes or not images.keys() >= set(predictions.SPLITS):
         return None
     total, recomputed, probed = 0, 0, probe(study)
+    pixels = math.prod(known_sides(study.data)) if task.dense else 0
     for name, member in study.zoo.models.items():
-        outputs, sides = len(member.classes or ()) or classes, study.zoo.input_of(name).sides
+        outputs = len(member.classes or ()) or classes
         elements = math.prod(probed[name].answer[1:]) if name in probed else 1
-        pixels = math.prod(height_and_width(study.data.size) if study.data.size else sides)
         for split in predictions.SPLITS:
             top = study.transfer.top_k if split == "transfer" else None
             answer = answer_bytes(outputs, elements, top)
