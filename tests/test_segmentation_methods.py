@@ -252,3 +252,11 @@ def test_a_mean_over_taught_images_is_refused():
     method = registry()["xekl_mcl"].model_validate({"mean": "taught"})
     with pytest.raises(KtError, match=r"^transfer.methods.xekl_mcl.mean: 'taught' .*'segmentation'.*; allowed: batch$"):
         method.check(TASK, "transfer.methods.xekl_mcl")
+
+
+@pytest.mark.parametrize("name", ["sequential", "soup"])
+def test_a_level_that_divides_nothing_is_refused(name):
+    registry()[name].model_validate({"base": "kl"}).check(TASK, f"groups.methods.{name}")
+    method = registry()[name].model_validate({"base": "kl", "level": "pixel"})
+    with pytest.raises(KtError, match=rf"groups\.methods\.{name}\.level: 'pixel', but `base: kl` divides nothing"):
+        method.check(TASK, f"groups.methods.{name}")

@@ -240,6 +240,8 @@ class Bench:
 
     def recomputed(self, model: nn.Module, split: str, spec: InputSpec, top: int | None = None) -> Recomputed:
         """Answers of a model that are not kept; with the ``top`` largest logits alone, if not None."""
+        if self.device.type == "cuda":  # as where predictions are made
+            model.to(memory_format=torch.channels_last)
         return Recomputed(model.eval(), self.view(split, spec), self.task, top)
 
     def telling(self, name: str, others: tuple[str, ...]) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
+from kt.errors import KtError
 from kt.transfer.method import Method, Partitioned, registry
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Repeated(Partitioned):
     def check(self, task: Task, at: str) -> None:
         """Fail where the repeated method cannot be used."""
         super().check(task, at)
+        if self.base == "kl" and self.level == "pixel":
+            raise KtError(f"{at}.level: 'pixel', but `base: kl` divides nothing among models; leave it out")
         self.single().check(task, f"{at}.base")
 
     def budget(self, teachers: int) -> int:
