@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 from pathlib import Path
 
 import psutil
@@ -48,7 +49,8 @@ def test_an_interrupt_waits_for_checkpoints_and_leaves_no_process(local_project:
         "open('started', 'w').close()\n"
         "time.sleep(600)\n"
     )
-    snakefile = "rule one:\n    output: 'one'\n    shell: 'trap : TERM; python train.py; touch {output}'\n"
+    command = f"trap : TERM; {sys.executable} train.py; touch {{output}}"  # a bare machine has no `python`
+    snakefile = f"rule one:\n    output: 'one'\n    shell: '{command}'\n"
     setup = ["--submitit-setup", "true", "true"]
     process = local_project.start(snakefile, "--submitit-cluster", cluster, *setup)
     local_project.wait_for_file("started")
