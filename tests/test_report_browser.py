@@ -1,4 +1,4 @@
-"""The report in a real browser, at the width of a desk and of a telephone; left out where Chromium is not installed."""
+"""The report in Chromium, where that is installed: at the width of a desk and of a telephone, light and dark."""
 
 import pytest
 import tables
@@ -27,6 +27,17 @@ PROBE = """(() => {
   found.down = shown();
   heading.querySelector("button").click();
   found.up = shown();
+  const colour = (of, what) => getComputedStyle(document.querySelector(of))[what].match(/[\\d.]+/g).map(Number);
+  const light = rgb => rgb.slice(0, 3).map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const contrast = (ink, ground) => {
+    const [low, high] = [light(colour(ink, "color")), light(colour(ground, "backgroundColor"))].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  };
+  found.page = light(colour("body", "backgroundColor"));
+  found.figures = light(colour("figure img", "backgroundColor"));
+  found.contrasts = [["h2", "body"], ["figcaption", "body"], ["nav a", "body"], ["caption", "body"],
+    [".headline", ".answer"], ["thead th", "thead th"], [".answer code", "code"]].map(pair => contrast(...pair));
   return found;
 })()"""
 
@@ -43,9 +54,9 @@ def page(tmp_path_factory):
     return folder / "report.html"
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_figures_load_tables_sort_nothing_overflows_and_the_console_is_empty(page, width, tmp_path):
-    tab = Tab(tmp_path / "profile", width)
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, False), (390, True)])
+def test_figures_load_tables_sort_nothing_overflows_and_the_console_is_empty(page, width, dark, tmp_path):
+    tab = Tab(tmp_path / "profile", width, dark)
     try:
         tab.open(page)
         found = tab.run(PROBE)
@@ -61,3 +72,6 @@ def test_figures_load_tables_sort_nothing_overflows_and_the_console_is_empty(pag
         assert ratio == pytest.approx(natural_width / natural_height, rel=0.02)
     assert found["down"] == sorted(found["down"], reverse=True)
     assert found["up"] == sorted(found["up"])
+    assert (found["page"] < 0.02) == dark
+    assert found["figures"] == 1.0  # drawn for a white ground
+    assert min(found["contrasts"]) > 4.5
