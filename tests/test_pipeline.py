@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import yaml
 from studies import small_zoo
 
 from kt import pairs, predictions
+from kt.analysis.inputs import CLASSIFICATION
+from kt.analysis.wording import caption_words
 from kt.figures.captions import CAPTIONS
 from kt.tables.of_study import OPTIONAL
 
@@ -133,6 +137,20 @@ def test_a_second_run_does_nothing(finished: tuple[Checkout, str]) -> None:
     assert "24 done, 0 to do" in printed
     assert "transfer to" not in printed
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_snakemakes_own_report_has_the_pages_and_the_figures_with_our_words(finished: tuple[Checkout, str]) -> None:
+    checkout = finished[0]
+    checkout.succeed("--report", "results/snakemake.zip")
+    with zipfile.ZipFile(checkout.folder / "results/snakemake.zip") as made:
+        page = made.read("snakemake/report.html").decode()
+        kept = {Path(name).name for name in made.namelist() if "/data/" in name}
+    figures = [name for name in CAPTIONS if name not in OPTIONAL]
+    assert {"report.html", "explore.html", *(f"{name}.png" for name in figures)} <= kept
+    told = [CAPTIONS[name].told(caption_words(CLASSIFICATION)) for name in figures]
+    assert {caption.heading for caption in told} <= set(map(json.loads, re.findall(r'"figure": (".*?")', page)))
+    assert all(json.dumps(caption.reading) in page for caption in told)
+    assert "Nothing to be done" in checkout.succeed("-n")
 
 
 def test_a_dry_run_says_what_is_done_and_never_imports_torch(finished: tuple[Checkout, str]) -> None:

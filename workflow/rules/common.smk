@@ -205,6 +205,33 @@ def experiment_plan(rule):
     return plan
 
 
+def in_report(figure):
+    """A figure as Snakemake's own report shows it: in its section, and with the words, of ours. Snakemake asks for them
+    when it writes a report, as importing what makes them takes longer than reading this file.
+    """
+
+    def section(wildcards):
+        from kt.report.sections import SECTIONS
+
+        (title,) = [
+            of.heading for of in SECTIONS if of.name == CAPTIONS[figure].section
+        ]
+        return title
+
+    def words(wildcards):
+        from kt.analysis.wording import caption_words
+
+        caption = CAPTIONS[figure].told(caption_words(STUDY.task.words))
+        return {"figure": caption.heading, "how to read it": caption.reading}
+
+    return report(
+        str(LAYOUT.figures / f"{figure}.png"),
+        caption="../report/figure.rst",
+        category=section,
+        labels=words,
+    )
+
+
 # Jobs only: they have their resources from the process that started them.
 SURVEY, DAMAGED = status.Survey(), set()
 

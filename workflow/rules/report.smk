@@ -39,10 +39,11 @@ rule figures:
         TABLES,
         ANALYSED,
     output:
+        [in_report(name) for name in FIGURES],
         [
             LAYOUT.figures / f"{name}.{kind}"
             for name in FIGURES
-            for kind in ("png", "pdf", "csv")
+            for kind in ("pdf", "csv")
         ],
     log:
         LOGS / "figures.log",
@@ -60,7 +61,12 @@ rule report:
         [LAYOUT.figures / f"{name}.png" for name in FIGURES],
         ANALYSED,
     output:
-        LAYOUT.report,
+        report(
+            str(LAYOUT.report),
+            caption="../report/page.rst",
+            category="The answer",
+            labels={"page": "report"},
+        ),
     log:
         LOGS / "report.log",
     conda:
@@ -78,7 +84,12 @@ rule explore:
     input:
         TABLES,
     output:
-        LAYOUT.explore,
+        report(
+            str(LAYOUT.explore),
+            caption="../report/explore.rst",
+            category="The answer",
+            labels={"page": "explore"},
+        ),
     log:
         LOGS / "explore.log",
     conda:
