@@ -25,7 +25,7 @@ run-more: $(READY) ## run presets/digits-more.yaml: several specialists teach on
 
 test: $(READY) ## all tests, with coverage; the SLURM tests need root and Debian's slurmctld slurmd slurm-client munge
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PLUGIN)/tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=kt --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=kt --cov-report=term --cov-fail-under=90
 
 quick: $(READY) ## tests that start no whole study, SLURM or browser; `make quick VENV=.venv-3.12 PYTHON=python3.12`
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)

@@ -61,3 +61,9 @@ def folder(tmp_path) -> Path:
     (root / "train" / "class1" / "notes.txt").write_text("no image")
     (root / "train" / ".hidden").mkdir()
     return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that start whole studies: at the end, no process waits long for the other."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
