@@ -141,6 +141,7 @@ class Bench:
 
     def _plain(self, targets_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         self.student.load_state_dict(self.start)
+        torch.manual_seed(0)  # of dropout, as in the engine
         per_epoch = self.case.images // self.case.batch
         optimiser = optimiser_of(list(self.student.parameters()), self.training)
         masks = torch.from_numpy(self.masks).to(self.device)
