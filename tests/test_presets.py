@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -187,9 +189,8 @@ def shrunk(name: str, folder: Path) -> Study:
     return load.load(folder / "study.yaml")
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_a_published_study_runs_when_shrunk(name, tmp_path):
-    study = shrunk(name, tmp_path)
+def transferred(study: Study, grouped: Sequence[str] = ()) -> pd.DataFrame:
+    """The table `transfers` after all stages of a study, in this process; every training must have finished."""
     layout = Layout(Path(study.results))
     stages.data(study, layout, 1)
     for model in study.names:
@@ -200,12 +201,18 @@ def test_a_published_study_runs_when_shrunk(name, tmp_path):
     stages.pairs(study, layout, None, None, layout.table("pairs"))
     for model in study.names:
         stages.transfer(study, layout, model, 0, None, layout.transfer(model, 0), 1)
-    grouped = ["test_byobnet"] if name == "bikd" else ["tiny_mixer"]
     for model in grouped:
         stages.groups(study, layout, model, layout.transfer(model, "groups"), 1)
     stages.gather(study, layout, layout.tables)
     rows = schema.read_frame(layout.table("transfers"), "transfers")
     assert rows["status"].eq("ok").all(), rows["reason"].dropna().tolist()
+    return rows
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_published_study_runs_when_shrunk(name, tmp_path):
+    study = shrunk(name, tmp_path)
+    rows = transferred(study, ["test_byobnet"] if name == "bikd" else ["tiny_mixer"])
     of_pairs = rows[rows["teacher"].notna()]
     assert of_pairs.groupby("method").size().to_dict() == dict.fromkeys(study.transfer.methods.chosen(), 6)
     assert set(rows.loc[rows["teacher"].isna(), "method"]) == set(study.groups.methods.chosen())
@@ -220,17 +227,5 @@ def test_the_published_segmentation_runs_when_shrunk(tmp_path, monkeypatch):
     raw["transfer"]["training"] |= {"epochs": 1, "batch_size": 4}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     study = load.load(tmp_path / "study.yaml")
-    layout = Layout(Path(study.results))
-    stages.data(study, layout, 1)
-    for model in study.names:
-        stages.weights(study, layout, model, 1)
-        stages.predict(study, layout, model, 1)
-    stages.zoo(study, layout, layout.table("zoo"))
-    stages.complementarity(study, layout, "test", layout.complementarity("test"), 1)
-    stages.pairs(study, layout, None, None, layout.table("pairs"))
-    for model in study.names:
-        stages.transfer(study, layout, model, 0, None, layout.transfer(model, 0), 1)
-    stages.gather(study, layout, layout.tables)
-    rows = schema.read_frame(layout.table("transfers"), "transfers")
-    assert rows["status"].eq("ok").all(), rows["reason"].dropna().tolist()
+    rows = transferred(study)
     assert rows.groupby("method").size().to_dict() == dict.fromkeys(study.transfer.methods.chosen(), 2)
