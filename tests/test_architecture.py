@@ -93,7 +93,7 @@ def test_the_package_knows_nothing_of_snakemake(imports: dict[str, set[str]]) ->
 
 
 def test_the_package_stays_small_enough_to_find_ones_way() -> None:
-    assert len(list(KT.rglob("*.py"))) <= 157
+    assert len(list(KT.rglob("*.py"))) <= 172
     assert len(list(KT.glob("*.py"))) <= 12
 
 
