@@ -49,6 +49,7 @@ class Segmentation(Task):
     metric: ClassVar[Metric] = Metric("miou", "mean IoU", "%", "percentage points", "pp", 100.0)
     has_classes: ClassVar[bool] = True
     dense: ClassVar[bool] = True
+    spatial: ClassVar[bool] = True
 
     def check_truth(self, at: str, truth: Array) -> Array:
         """Masks uint8 [N, H, W]; readers of data sets check them against the classes."""

@@ -97,6 +97,9 @@ class Task(ABC):
         dense: whether an example has many elements with a truth each, as an image has pixels. Answers are then
             [b, C, h, w] and truths [b, H, W]; losses, fits and confidences are those of every element, [b, H, W], and
             ``mean`` makes one number per example of them. Elsewhere the example itself is the one element.
+        spatial: whether the truth of an example is a map as high and wide as the image, as masks are; answers may have
+            another size and are ``aligned`` to it.
+        clips: whether an example is a frame of a video. Models then take clips [b, C, T, H, W] around it.
     """
 
     name: ClassVar[str]
@@ -105,6 +108,8 @@ class Task(ABC):
     example: ClassVar[str] = "image"
     has_classes: ClassVar[bool] = False
     dense: ClassVar[bool] = False
+    spatial: ClassVar[bool] = False
+    clips: ClassVar[bool] = False
 
     @property
     def words(self) -> Words:
