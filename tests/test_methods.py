@@ -461,7 +461,13 @@ def test_a_method_is_refused_in_one_line_exactly_where_its_task_lacks_what_it_ne
         return
     with pytest.raises(KtError) as refused:
         method.check(Points(), at)
-    needed = "confidence" if name.endswith("unsup") else "classes"
+    special = {
+        "kl_dp_unsup": "confidence",
+        "parallel_unsup": "confidence",
+        "ensemble_max": "confidence",
+        "ensemble_mean": "a mean of answers",
+    }
+    needed = special.get(name, "classes")
     text = str(refused.value)
     assert text.startswith(f"{at}: {name!r} needs {needed}, which the task 'points' does not have; allowed: ")
     assert "\n" not in text

@@ -375,11 +375,12 @@ def test_means_are_over_frames_where_a_metric_is_defined_and_constant_maps_are_c
     scores = TASK.scores(kept, np.zeros(4))
     found = TASK.describe(None, kept, scores)
     assert found["undefined"] == 1
-    for i, name in enumerate(METRICS):
+    assert list(found) == [*METRICS[1:], "undefined"]
+    for i, name in enumerate(METRICS[1:], 1):
         assert found[name] == pytest.approx(float(np.nanmean(kept[:, i])))
     assert TASK.value(scores) == pytest.approx(float(np.nansum(kept[:, 0])) / 4)  # a constant map counts as 0
     nothing = TASK.kept(CONSTANT, truth_of()).numpy()
-    assert TASK.describe(None, nothing, TASK.scores(nothing, np.zeros(1)))["cc"] is None
+    assert TASK.describe(None, nothing, TASK.scores(nothing, np.zeros(1)))["sim"] is None
 
 
 def test_kept_metrics_come_back_from_the_ledger():

@@ -70,6 +70,10 @@ class Classification(Task):
         """Largest log-probability, float32 [b]."""
         return answer.float().log_softmax(-1).amax(-1)
 
+    def averaged(self, first: Tensor, second: Tensor) -> Tensor:
+        """Logarithm of the mean probability, float32 [b, C]."""
+        return losses.mean_probability(first, second)
+
     def kept(self, answer: Tensor, truth: Tensor) -> Tensor:
         """The predicted class in float32, the lowest of equals, int64 [b]."""
         return self.likeliest(answer)[:, 0]

@@ -37,6 +37,11 @@ def distillation(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
 
 
+def mean_probability(first: Tensor, second: Tensor) -> Tensor:
+    """Logarithm of the mean of two models' probabilities, float32 [N, C, …], from logits [N, C, …]."""
+    return log_softmax(first).logaddexp(log_softmax(second)) - math.log(2)
+
+
 def cosines(features: Tensor) -> Tensor:
     """Cosines of all pairs of rows, float32 [B, B] from features [B, D]; 0 with a row of zeros."""
     rows = features.float()

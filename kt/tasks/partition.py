@@ -7,10 +7,7 @@ alone.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Literal
-
-from kt.tasks import losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,11 +99,6 @@ def pick(models: Tensor, which: Tensor) -> Tensor:
 def merge(taught: Tensor, teacher: Tensor, frozen: Tensor) -> Tensor:
     """The teacher's answers where ``taught`` (bool [N] or [N, H, W]) is true, the frozen student's elsewhere."""
     return teacher.where(_spread(taught, teacher), frozen)
-
-
-def mean_probability(first: Tensor, second: Tensor) -> Tensor:
-    """Logarithm of the mean of two models' probabilities, float32 [N, C, …], from logits [N, C, …]."""
-    return losses.log_softmax(first).logaddexp(losses.log_softmax(second)) - math.log(2)
 
 
 def _at(level: Level, task: Task, values: Tensor, truth: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Saliency(Task):
     example: ClassVar[str] = "frame"
     spatial: ClassVar[bool] = True
     clips: ClassVar[bool] = True
+    tempered: ClassVar[bool] = False
 
     def check_truth(self, at: str, truth: Array) -> Array:
         """Maps uint8 [N, H, W]."""
@@ -113,9 +114,10 @@ class Saliency(Task):
         return np.where(np.isnan(found), 0.0, found)
 
     def describe(self, answers: Array | None, kept: Array, scores: Array) -> dict[str, Any]:
-        """Means of the metrics over the frames where they are defined, and the number of constant maps."""
+        """Means of the other metrics over the frames where they are defined, and the number of constant maps."""
         found: dict[str, Any] = {}
-        for name, values in zip(METRICS, np.asarray(kept, np.float64).T, strict=True):
+        for name in METRICS[1:]:
+            values = np.asarray(kept[:, METRICS.index(name)], np.float64)
             known = values[~np.isnan(values)]
             found[name] = float(known.mean()) if len(known) else None
         return {**found, "undefined": int(np.isnan(kept[:, METRICS.index("cc")]).sum())}

@@ -99,6 +99,10 @@ class Segmentation(Task):
 
         return interpolate(answer.float(), truth.shape[1:], mode="bilinear")
 
+    def averaged(self, first: Tensor, second: Tensor) -> Tensor:
+        """Logarithm of the mean probability, float32 [b, C, h, w]."""
+        return losses.mean_probability(first, second)
+
     def kept(self, answer: Tensor, truth: Tensor) -> Tensor:
         """Of each class the pixels rightly predicted, predicted, and of the truth, int32 [b, C, 3]."""
         import torch

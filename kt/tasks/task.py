@@ -100,6 +100,7 @@ class Task(ABC):
         spatial: whether the truth of an example is a map as high and wide as the image, as masks are; answers may have
             another size and are ``aligned`` to it.
         clips: whether an example is a frame of a video. Models then take clips [b, C, T, H, W] around it.
+        tempered: whether ``imitate`` knows a temperature, as it does where answers are logits.
     """
 
     name: ClassVar[str]
@@ -110,6 +111,7 @@ class Task(ABC):
     dense: ClassVar[bool] = False
     spatial: ClassVar[bool] = False
     clips: ClassVar[bool] = False
+    tempered: ClassVar[bool] = True
 
     @property
     def words(self) -> Words:
@@ -172,6 +174,14 @@ class Task(ABC):
             KtError: answers of this task carry no confidence.
         """
         raise KtError(f"the task {self.name!r} has answers without a confidence, which this method needs")
+
+    def averaged(self, first: Tensor, second: Tensor) -> Tensor:
+        """The common answer of two models, float32 [b, …], from theirs.
+
+        Raises:
+            KtError: answers of this task have no mean.
+        """
+        raise KtError(f"the task {self.name!r} has answers without a mean, which this method needs")
 
     def mean(self, values: Tensor, truth: Tensor) -> Tensor:
         """Mean of values [b, …] over the elements of each example that have a truth, float32 [b]."""

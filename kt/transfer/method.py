@@ -106,13 +106,17 @@ class Method(Spec):
             at: the method's key in the configuration, for the error.
 
         Raises:
-            KtError: answers of the task have no classes, or no confidence, and the method needs them.
+            KtError: answers of the task have no classes, or no confidence, and the method needs them; or they are no
+                logits, which a temperature softens.
         """
         if lacking := self.lacks(task):
             kinds = {self.takes, "both"}
             able = [name for name, method in registry().items() if method.takes in kinds and not method.lacks(task)]
             why = f"{self.name!r} needs {lacking}, which the task {task.name!r} does not have"
             raise KtError(f"{at}: {why}; allowed: {listed(able)}")
+        if not task.tempered and (temperature := getattr(self, "temperature", 1.0)) != 1:
+            why = f"{temperature:g} softens logits, which answers of the task {task.name!r} are not"
+            raise KtError(f"{at}.temperature: {why}; allowed: 1")
 
     def targets(self, task: Task, teacher: Tensor, frozen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """Answers to imitate, [N, …], and a mask of those that come from a teacher; here the frozen student's.

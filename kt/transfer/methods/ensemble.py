@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from kt.tasks import partition
+from kt.tasks.task import Task
 from kt.transfer.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kt.tasks.task import Task
     from kt.transfer.ledger import Record
     from kt.transfer.session import Session
 
@@ -21,16 +21,16 @@ class Ensemble(Method):
     """Both models answer the test images: the reference that FG's reviewers asked for.
 
     Where both predict the same class, that is the answer, as for any mean or choice of the two; so an ensemble of a
-    model with itself is that model. The cached logits decide; rounded to float16, their largest is the predicted class.
-    Those of a dense task are resized after rounding, so that a few pixels at borders may differ from the model's own.
+    model with itself is that model. The cached answers decide; logits are rounded to float16 such that their largest is
+    the predicted class. Answers that are resized to their truths are so after rounding: a few pixels at borders of
+    classes may differ from the model's own.
     """
 
     trains: ClassVar[bool] = False
-    of_classes: ClassVar[bool] = True
 
     @abstractmethod
     def combine(self, task: Task, teacher: Tensor, student: Tensor) -> Tensor:
-        """Scores of the classes, [N, C, …], from two models' logits [N, C, …]."""
+        """The common answers, [N, …], from those of two models, [N, …]."""
 
     def run(self, session: Session, teachers: Sequence[str], seed: int) -> Record:
         """The outcome of the ensemble; nothing is random in it."""
@@ -39,8 +39,9 @@ class Ensemble(Method):
         task, parts = session.task, []
         for batch in session.answered((session.student, *teachers)).blocks():
             student, teacher = batch.teachers
-            agreed = student.argmax(1) == teacher.argmax(1)  # combined, close logits might become equal
-            answer = partition.merge(agreed, student, self.combine(task, teacher, student))
+            answer = self.combine(task, teacher, student)
+            if task.has_classes:  # combined, close logits might become equal
+                answer = partition.merge(student.argmax(1) == teacher.argmax(1), student, answer)
             parts.append(task.kept(answer, batch.truth))
         return session.untrained(torch.cat(parts))
 
@@ -50,24 +51,30 @@ class Ensemble(Method):
 
 
 class EnsembleMax(Ensemble):
-    """The model with the larger probability of any class answers; the teacher where they are equally confident.
+    """The more confident model answers: that with the larger probability of any class; of equals the teacher.
 
     Source of the tie: FG's published code.
     """
 
     name: ClassVar[str] = "ensemble_max"
     version: ClassVar[int] = 2
+    by_confidence: ClassVar[bool] = True
 
     def combine(self, task: Task, teacher: Tensor, student: Tensor) -> Tensor:
-        """The more confident model's logits; of a dense task that is decided for each element."""
+        """The more confident model's answer; of a dense task that is decided for each element."""
         return partition.merge(task.confidence(student) > task.confidence(teacher), student, teacher)
 
 
 class EnsembleMean(Ensemble):
-    """The mean of both models' probabilities answers."""
+    """The mean of both models' answers: of their probabilities, or of maps."""
 
     name: ClassVar[str] = "ensemble_mean"
 
+    @classmethod
+    def lacks(cls, task: Task) -> str | None:
+        """A mean of answers, where the task defines none."""
+        return super().lacks(task) or ("a mean of answers" if type(task).averaged is Task.averaged else None)
+
     def combine(self, task: Task, teacher: Tensor, student: Tensor) -> Tensor:
-        """The logarithm of the mean probability."""
-        return partition.mean_probability(teacher, student)
+        """The mean; of logits the logarithm of the mean probability."""
+        return task.averaged(teacher, student)
