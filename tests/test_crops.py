@@ -135,7 +135,7 @@ def test_every_epoch_shows_one_view_in_turn(tmp_path: Path):
         training,
         7,
         nothing,
-        views=3,
+        shown=engine.Shown.views(24, 3),
     )
     epochs = [np.concatenate(seen.seen[i : i + 2]) for i in range(0, 8, 2)]
     for epoch, positions in enumerate(epochs):

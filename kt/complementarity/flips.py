@@ -13,6 +13,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from kt.tasks.task import standard_error
+
 WORD = 64
 
 Counts = NDArray[np.unsignedinteger]
@@ -112,9 +114,11 @@ class Graded:
 
     Attributes:
         scores: of every model, float64 [M, N]; the largest thing that is held.
+        clusters: of the images, int64 [N], where they are not independent.
     """
 
     scores: Reals
+    clusters: NDArray[np.int64] | None = None
 
     @property
     def images(self) -> int:
@@ -137,7 +141,7 @@ class Graded:
     def _flips(self, teachers: Numbers, students: Numbers) -> tuple[Reals, Reals, Reals]:
         lead = self.scores[teachers] - self.scores[students]
         positive = np.maximum(lead, 0)
-        return positive.mean(1), positive.std(1) / np.sqrt(self.images), np.maximum(-lead, 0).mean(1)
+        return positive.mean(1), standard_error(positive, self.clusters), np.maximum(-lead, 0).mean(1)
 
 
 def kappa(n: int, teacher: Numbers, student: Numbers, positive: Numbers) -> Reals:

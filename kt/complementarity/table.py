@@ -167,7 +167,9 @@ def _scored(source: Source, truth: Any, classes: int, task: Task) -> tuple[Right
         key = key_of(kept if task.classifies else scores)  # code of a task may change, and with it the scores
         keys.append(store.digest([key, source.content(model)]) if counts_pixels(task.words) else key)
         found.append(places.pack(scores) if task.metric.binary else scores.astype(np.float64))
-    return Right.of(places, np.stack(found)) if task.metric.binary else Graded(np.stack(found)), keys
+    if task.metric.binary:
+        return Right.of(places, np.stack(found)), keys
+    return Graded(np.stack(found), task.clusters(truth)), keys
 
 
 def _check_scores(scores: NDArray[Any], name: str, images: int, task: Task) -> None:

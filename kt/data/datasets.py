@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from kt import store
 from kt.data import sources
 from kt.data.classes import truth_of
+from kt.data.clips import Videos, Watched
 from kt.data.decode import decode, name_of
 from kt.data.listing import Listing
 from kt.data.scenes import BUILTIN
@@ -33,6 +34,9 @@ from kt.tables import schema
 from kt.tasks.task import Task, named
 
 log = logging.getLogger(__name__)
+
+VIDEO = ("name", "first", "frames")
+"""Facts of each video in ``meta.json``: its name, the row of its first frame, and their number."""
 
 
 def write(
@@ -238,6 +242,8 @@ class Dataset:
         class_names: the classes' names in the source, by label; none where the task has no classes.
         hash: hash of images, truth and splits.
         dense: whether the truth has a class for each pixel.
+        videos: whose frames the images are; None where they are no frames.
+        fixations: row, y and x of every point that was looked at in the frames, int32 [P, 3], by row, memory-mapped.
     """
 
     images: NDArray[np.uint8]
@@ -246,6 +252,8 @@ class Dataset:
     class_names: tuple[str, ...]
     hash: str
     dense: bool = False
+    videos: Videos | None = None
+    fixations: NDArray[np.int32] | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Dataset:
@@ -255,9 +263,14 @@ class Dataset:
             KtError: the store is missing or incomplete.
         """
         meta = store.read_json(folder / "meta.json")
+        videos, fixations = None, None
         try:
             images = np.load(folder / "images.npy", mmap_mode="r")
-            if "pixels" in meta:
+            if "videos" in meta:
+                names, first, frames = (tuple(video[key] for video in meta["videos"]) for key in VIDEO)
+                videos = Videos(names, np.array(first, np.int64), np.array(frames, np.int64))
+                fixations = np.load(folder / "fixations.npy", mmap_mode="r")
+            if "pixels" in meta or videos:
                 images, truth = images[..., :-1], images[..., -1]
             elif "task" in meta:
                 truth = np.load(folder / "truth.npy", mmap_mode="r")
@@ -272,6 +285,8 @@ class Dataset:
             tuple(meta["classes"]),
             str(meta["hash"]),
             "pixels" in meta,
+            videos,
+            fixations,
         )
 
     @property
@@ -289,9 +304,12 @@ class Dataset:
         """Colour channels of the images."""
         return int(self.images.shape[-1])
 
-    def truths(self, split: str) -> Truths:
+    def truths(self, split: str) -> Truths | Watched:
         """Truths of a split's images, read on demand."""
-        return Truths(self.truth, self.rows(split))
+        if self.videos is None:
+            return Truths(self.truth, self.rows(split))
+        assert self.fixations is not None, "frames of videos have fixations"
+        return Watched(self.truth, self.rows(split), self.fixations, self.videos)
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of a split in ``images`` and ``truth``, int64 [n], in the split's fixed order."""

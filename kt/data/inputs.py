@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kt.data.clips import Videos, Watched
 from kt.data.datasets import Dataset, Truths
 from kt.data.spec import InputSpec, ViewsSpec
 from kt.data.views import Boxes, Drawn, change_colours, draw_views
@@ -94,8 +95,15 @@ def normalise(x: Tensor, spec: InputSpec) -> Tensor:
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
+def as_clips(x: Tensor, frames: int) -> Tensor:
+    """Frames [B · T, C, H, W] as clips [B, C, T, H, W], without a copy."""
+    return x.view(-1, frames, *x.shape[1:]).transpose(1, 2)
+
+
 class Inputs:
     """Images as a model sees them, by position: prepared once where they fit in ``IN_MEMORY`` bytes, else on demand.
+
+    Clips share frames, and are always prepared on demand.
 
     Args:
         images: uint8 [N, H, W, C], memory-mapped or in memory.
@@ -104,6 +112,7 @@ class Inputs:
         device: of the prepared images.
         keep: false for a single pass over the images, which are then never all in memory.
         drawn: fixed views of the images, V · n of them; position i is then the view i, of the image at ``rows[i % n]``.
+        videos: whose frames the images are, where the input is a clip.
 
     Raises:
         KtError: colours are to change, but the images are neither grey nor RGB.
@@ -117,26 +126,32 @@ class Inputs:
         device: torch.device,
         keep: bool = True,
         drawn: Drawn | None = None,
+        videos: Videos | None = None,
     ) -> None:
         if drawn and drawn.colours and images.shape[-1] not in (1, 3):
             text = f"needs grey or RGB images; these have {images.shape[-1]} channels"
             raise KtError(f"transfer.views.colour: {text}")
         self.spec, self.device = spec, device
-        self._images, self._drawn = images, drawn
+        self._images, self._drawn, self._videos = images, drawn, videos
         self._rows = rows if drawn is None else np.tile(rows, len(drawn.boxes) // len(rows))
         size = 4 * len(self._rows) * images.shape[-1] * math.prod(spec.sides)
-        self._prepared = self._prepare(slice(None)) if keep and size <= IN_MEMORY else None
+        self._prepared = self._prepare(slice(None)) if keep and not spec.clip and size <= IN_MEMORY else None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, positions: NDArray[np.int64] | slice) -> Tensor:
-        """Float32 [b, C, height, width] on the device, channels last in memory."""
+        """Float32 [b, C, height, width], of clips [b, C, T, height, width], on the device, channels last in memory."""
         if self._prepared is not None:
             return self._prepared[positions]
         return self._prepare(positions)
 
     def _prepare(self, positions: NDArray[np.int64] | slice) -> Tensor:
+        if self.spec.clip:
+            assert self._videos is not None, "clips are of videos"
+            rows = self._videos.clips(self._rows[positions], self.spec.clip)
+            frames = normalise(to_unit(self._images[rows.ravel()], self.spec, self.device), self.spec)
+            return as_clips(frames, self.spec.clip.frames)
         images = self._images[self._rows[positions]]
         if self._drawn is None:
             return normalise(to_unit(images, self.spec, self.device), self.spec)
@@ -149,10 +164,10 @@ def inputs(
     """A split's images as a model sees them; those of `transfer` in fixed views, where there are any."""
     rows = data.rows(split)
     drawn = draw_views(views, rows, *data.images.shape[1:3]) if views and split == "transfer" else None
-    return Inputs(data.images, rows, spec, device, keep, drawn)
+    return Inputs(data.images, rows, spec, device, keep, drawn, data.videos)
 
 
-def truths(data: Dataset, split: str, views: ViewsSpec | None) -> Truths:
+def truths(data: Dataset, split: str, views: ViewsSpec | None) -> Truths | Watched:
     """Truths of a split's images; those of `transfer` in fixed views, where there are any, one for each view."""
     if not views or split != "transfer":
         return data.truths(split)

@@ -354,8 +354,24 @@ class ViewsSpec(Spec):
         return {name: value for name, value in dump(self).items() if defaults.get(name, ...) != value}
 
 
+class ClipSpec(Spec):
+    """The frames of a video that a model sees for one of them; beyond the video's ends its first or last frame."""
+
+    frames: PositiveInt = Field(description="number of frames T of a clip")
+    stride: PositiveInt = Field(1, description="every how many frames of the video one is taken")
+    reach: Literal["before", "around"] = Field(
+        "before", description="`before` ends with the frame in question, `around` has it as frame T // 2 of the clip"
+    )
+
+    @property
+    def offsets(self) -> range:
+        """Frames of the clip, counted from the one in question."""
+        first = self.frames // 2 if self.reach == "around" else self.frames - 1
+        return range(-first * self.stride, (self.frames - first) * self.stride, self.stride)
+
+
 class InputSpec(Spec):
-    """Input that a model expects: size, normalisation and cropping."""
+    """Input that a model expects: size, normalisation and cropping; of videos the clip."""
 
     size: Size = Field(description="side of the square input, pixels, or [height, width]")
     mean: tuple[float, ...] = Field(min_length=1, description="mean of every channel, images in [0, 1]")
@@ -369,6 +385,12 @@ class InputSpec(Spec):
         "center", description="`center` resizes the shorter side, `border` the longer one, `squash` both"
     )
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="how images are resized")
+    clip: ClipSpec | None = Field(None, description="frames of a clip, for tasks on videos")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the default of a later key, so that earlier hashes stay."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("clip", None)}
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -388,9 +410,9 @@ class InputSpec(Spec):
         ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
         return round(height / ratio), round(width / ratio)
 
-    def shape(self, channels: int) -> tuple[int, int, int]:
-        """Channels, height and width of an input, of images with so many channels."""
-        return max(len(self.mean), channels), *self.sides
+    def shape(self, channels: int) -> tuple[int, ...]:
+        """Channels, height and width of an input, of images with so many channels; of clips [C, T, H, W]."""
+        return max(len(self.mean), channels), *((self.clip.frames,) if self.clip else ()), *self.sides
 
     @property
     def side(self) -> int:

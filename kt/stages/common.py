@@ -35,20 +35,20 @@ def metadata(study: Study) -> dict[str, str]:
 
 
 def truth_of(dataset: Dataset, split: str, task: Task) -> Any:
-    """The truth of a split's images, [n, …]; of a dense task read on demand."""
-    return dataset.truths(split) if task.dense else dataset.truth[dataset.rows(split)]
+    """The truth of a split's images, [n, …]; where it is a map, read on demand."""
+    return dataset.truths(split) if task.spatial else dataset.truth[dataset.rows(split)]
 
 
 def check_predictions(study: Study, layout: Layout, dataset: Dataset, names: Iterable[str]) -> None:
-    """Fail where predictions of a dense task, which count pixels by their masks, are about other masks or images.
+    """Fail where predictions of a task whose truths are maps, which they are scored by, are about other ones.
 
     Raises:
         KtError: naming the file.
     """
-    for name in names if study.task.dense else ():
+    for name in names if study.task.spatial else ():
         path = layout.predictions(name)
         if predictions.File.open(path).fact("data") != study.shown(dataset.hash):
-            raise KtError(f"{path}: of other images, masks or views than the study has now; delete it and run again")
+            raise KtError(f"{path}: of other images, truths or views than the study has now; delete it and run again")
 
 
 def known_model(study: Study, name: str) -> str:

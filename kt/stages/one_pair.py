@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from kt.stages.common import check_predictions, truth_of
 from kt.study.study import Study
 from kt.tables import schema
 from kt.tables.of_study import STUDY
-from kt.tasks.task import Array, Words
+from kt.tasks.task import Array, Words, standard_error
 
 PAIR = ("teacher", "student")
 FLIPS = ("pos_flips", "neg_flips")
@@ -97,6 +96,7 @@ class _Answers:
     rows: NDArray[np.int64]
     kept: tuple[Array, Array]
     scores: tuple[Array, Array]
+    clusters: NDArray[np.int64] | None
 
     @property
     def lead(self) -> NDArray[np.float64]:
@@ -130,8 +130,8 @@ def pair(study: Study, layout: Layout, teacher: str, student: str) -> Found:
         Path(study.data.source).name,
         len(answers.rows),
         dict(zip(PAIR, values, strict=True)),
-        _flips(answers.lead, task.metric.scale),
-        _flips(-answers.lead, task.metric.scale),
+        _flips(answers.lead, task.metric.scale, answers.clusters),
+        _flips(-answers.lead, task.metric.scale, answers.clusters),
         _classes(answers, task.words, row, _scored(layout.complementarity("test"), names[::-1], values[::-1])),
         _measures(row or {}),
         measured,
@@ -156,13 +156,14 @@ def _answers(study: Study, layout: Layout, teacher: str, student: str) -> _Answe
     if not np.array_equal(found[student].ids, dataset.ids("test")):
         raise KtError(f"{layout.predictions(student)}: predictions of other images than the data set has now")
     kept = found[teacher].kept, found[student].kept
-    return _Answers(dataset, rows, kept, (study.task.scores(kept[0], truth), study.task.scores(kept[1], truth)))
+    scores = study.task.scores(kept[0], truth), study.task.scores(kept[1], truth)
+    return _Answers(dataset, rows, kept, scores, study.task.clusters(truth))
 
 
-def _flips(lead: NDArray[np.float64], scale: float) -> tuple[float, float]:
-    """Positive flips and their standard error over examples, from the teacher's lead on each, [n]."""
+def _flips(lead: NDArray[np.float64], scale: float, clusters: NDArray[np.int64] | None) -> tuple[float, float]:
+    """Positive flips and their standard error over examples or clusters, from the teacher's lead on each, [n]."""
     positive = np.maximum(lead, 0)
-    return scale * float(positive.mean()), scale * float(positive.std()) / math.sqrt(len(lead))
+    return scale * float(positive.mean()), scale * float(standard_error(positive, clusters))
 
 
 def _classes(

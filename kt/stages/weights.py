@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kt import pairs, store
+from kt.data.clips import Targets
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.errors import KtError
@@ -46,7 +50,7 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
         shape = (channels(study, name, dataset), *spec.sides)
         answer = study.task.answer_shape(outputs(study, name, dataset))
         macs, given = models.run_once(model, shape)
-        models.check_outputs(given, answer)
+        models.check_outputs(given, answer, study.task.least)
         if recipe or _may_be_student(study, name):
             models.check_training(model, shape, answer)
         images = _fit(study, layout, name, dataset, model, threads) if recipe else None
@@ -123,13 +127,18 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
     member, spec, device = study.zoo.models[name], study.zoo.input_of(name), pick_device(study.device, threads)
     recipe = member.train or member.finetune
     assert recipe is not None
-    rows, dense = dataset.rows("zoo"), study.task.dense
-    truth = own = rows if dense else dataset.truth[rows]  # masks are read batch by batch
+    rows, spatial = dataset.rows("zoo"), study.task.spatial
+    targets = Targets.of(dataset.videos, rows) if dataset.videos else None
+    truth = own = rows if spatial else dataset.truth[rows]  # maps are read batch by batch
     if member.classes:
         own = positions(truth, labels_of(name, member, dataset.class_names))
         rows, truth, own = rows[own >= 0], truth[own >= 0], own[own >= 0]
     try:
-        chosen = train.choose(truth, recipe, dataset.classes if dense else None)
+        chosen = train.choose(
+            truth if targets is None else np.arange(len(targets.names)),
+            recipe,
+            dataset.classes if study.task.dense else None,
+        )
     except KtError as error:
         key = "train" if member.train else "finetune"
         raise KtError(f"zoo.models.{name}.{key}{str(error).removeprefix('train')}") from error
@@ -142,11 +151,20 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
         progress.done = epoch - 1
         progress.step(f"loss {loss:.3f}")
 
-    rows = rows[chosen]
-    truths = train.masks(dataset.truth, rows, recipe, spec, device) if dense else train.in_memory(own[chosen], device)
-    batch = train.batches(dataset.images, rows, truths, recipe.augment, spec, device, dense)
+    drawn = None
+    if targets:
+        drawn = partial(targets.some(chosen).drawn, recipe.seed)
+    else:
+        rows = rows[chosen]
+    if study.task.dense:
+        truths = train.masks(dataset.truth, rows, recipe, spec, device)
+    elif spatial:
+        truths = train.maps(dataset.truth, rows, spec, device)
+    else:
+        truths = train.in_memory(own[chosen], device)
+    batch = train.batches(dataset.images, rows, truths, recipe.augment, spec, device, spatial, dataset.videos)
     run = train.linear if isinstance(recipe, FineTune) and recipe.mode == "linear" else train.train
-    run(model, batch, len(chosen), study.task.loss, recipe, device, report, checkpoint)
+    run(model, batch, len(chosen), study.task.loss, recipe, device, report, checkpoint, drawn=drawn)
     checkpoint.remove()
     return len(chosen)
 

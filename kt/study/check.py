@@ -17,12 +17,13 @@ from kt.study.study import Study
 from kt.tables import schema
 from kt.tables.columns import with_metric
 from kt.tasks import task as tasks
+from kt.tasks.task import Task
 from kt.transfer import groups
 from kt.transfer.training import Training
 from kt.zoo import members as zoo_members
 from kt.zoo import registry, segmentation
 from kt.zoo.registry import Probe
-from kt.zoo.spec import labels_of
+from kt.zoo.spec import ZooSpec, labels_of
 
 
 def check(study: Study) -> Study:
@@ -42,7 +43,8 @@ def check(study: Study) -> Study:
     check_task(study)
     zoo = zoo_members.expand(study.zoo, known, lambda tags: registry.sizes(tags, study.zoo.modules))
     zoo_members.check(zoo, known)
-    segmentation.check(zoo, known, study.task.name, study.task.dense)
+    segmentation.check(zoo, known, study.task)
+    _check_clips(study.task, zoo)
     experiments = {
         rule: {name: experiment.check(f"{rule}.{name}", zoo, known) for name, experiment in named.items()}
         for rule, named in study.experiments.items()
@@ -57,7 +59,7 @@ def check(study: Study) -> Study:
     if classes := known_classes(study.data):
         zoo_members.check_heads(zoo, known, classes)
     check_checkpoints(study, known_channels, classes)
-    if study.task.dense:
+    if study.task.spatial:
         _check_whole(study)
     probe(study)
     sizes = study.data.splits
@@ -73,14 +75,15 @@ def check(study: Study) -> Study:
 
 
 def probe(study: Study) -> dict[str, Probe]:
-    """Sizes and answers of the models of a dense task, by name; none of another task.
+    """Sizes and answers of the models of a task whose answers are maps, by name; none of another task.
 
     Raises:
         KtError: a model does not give such answers for its input.
     """
-    if not study.task.dense:
+    if not study.task.spatial:
         return {}
-    return segmentation.probe(study.zoo, known_classes(study.data) or 2, known_channels(study.data))
+    outputs = known_classes(study.data) or 2
+    return segmentation.probe(study.zoo, outputs, known_channels(study.data), study.task.answer_shape(outputs))
 
 
 def check_task(study: Study) -> None:
@@ -218,8 +221,19 @@ def _methods(study: Study) -> dict[str, Options]:
     return {"transfer": study.transfer.methods, **groups}
 
 
+def _check_clips(task: Task, zoo: ZooSpec) -> None:
+    """Fail where a model has no clip and the task is about videos, or the reverse."""
+    for name in zoo.models:
+        clip = zoo.input_of(name).clip
+        if clip and not task.clips:
+            raise KtError(f"zoo.models.{name}.input.clip: the task {task.name!r} has no videos; leave it out")
+        if task.clips and not clip:
+            text = f"this key is missing; the task {task.name!r} needs the frames that a model sees"
+            raise KtError(f"zoo.models.{name}.input.clip: {text}, as clip: {{frames: 16, stride: 1, reach: before}}")
+
+
 def _check_whole(study: Study) -> None:
-    """Fail where a model would see a part of the stored images, whose pixels all have a class."""
+    """Fail where a model would see a part of the stored images, all of whose pixels need an answer."""
     stored = sources.known_sides(study.data)
     for name in study.members:
         given = study.zoo.input_of(name)
@@ -269,12 +283,14 @@ def check_keys_of_task(study: Study) -> None:
         for method in candidates.values():
             method.check(study.task, f"transfer.search.methods.{name}")
     words, asked = study.task.words, study.complementarity
+    if study.task.clips and study.transfer.views:
+        raise KtError(f"transfer.views: views of clips are not there for the task {words.name!r}; leave it out")
     for measure in asked.measures if "measures" in asked.model_fields_set else ():
         if not possible(measure, words):
             allowed = listed(known for known in MEASURES if possible(known, words)) or "none"
             text = f"{measure!r} makes no sense for the task {words.name!r}; allowed: {allowed}"
             raise KtError(f"complementarity.measures: {text}")
-    if study.transfer.answers != "auto" and not words.dense:
+    if study.transfer.answers != "auto" and not study.task.spatial:
         raise KtError(f"transfer.answers: answers of the task {words.name!r} are small, and always kept; leave it out")
     if words.has_classes and not words.dense:
         return

@@ -207,31 +207,38 @@ class Disk(NamedTuple):
 
 
 def answer_values(study: Study, layout: Layout, name: str) -> int:
-    """Values of a model's answer to an image of a dense task at the size of its truth; 0 of another, or if unknown."""
-    classes = len(_meta(layout).get("classes", ())) or known_classes(study.data)
-    if not study.task.dense or not classes:
+    """Values of a model's answer that is a map, at the size of its truth; 0 of another, or if unknown."""
+    classes = _classes(study, layout)
+    if not study.task.spatial or not classes:
         return 0
     return classes * max(math.prod(known_sides(study.data)), math.prod(study.zoo.input_of(name).sides))
 
 
 def disk(study: Study, layout: Layout, images: Mapping[str, int]) -> Disk | None:
-    """Bytes of predictions of a task with classes; None where numbers of classes or images are not known yet."""
-    task, classes = study.task, len(_meta(layout).get("classes", ())) or known_classes(study.data)
-    if not task.has_classes or not classes or not images.keys() >= set(predictions.SPLITS):
+    """Bytes of predictions of a task whose answers are known; None where classes or images are not known yet."""
+    task, classes = study.task, _classes(study, layout)
+    if not (task.has_classes or task.spatial) or not classes or not images.keys() >= set(predictions.SPLITS):
         return None
     total, recomputed, probed = 0, 0, probe(study)
     pixels = math.prod(known_sides(study.data)) if task.dense else 0
     for name, member in study.zoo.models.items():
         outputs = len(member.classes or ()) or classes
-        elements = math.prod(probed[name].answer[1:]) if name in probed else 1
+        elements = math.prod(probed[name].answer) // outputs if name in probed else 1
         for split in predictions.SPLITS:
             top = study.transfer.top_k if split == "transfer" else None
             answer = answer_bytes(outputs, elements, top)
-            kept = not task.dense or keeps_answers(study.transfer.answers, answer)
+            kept = not task.spatial or keeps_answers(study.transfer.answers, answer)
             recomputed += split == "transfer" and not kept
             scored = 12 * outputs + (pixels if split != "transfer" else 0) if task.dense else 2
             total += study.views(split) * images[split] * (answer * kept + scored + 8)
     return Disk(total, recomputed)
+
+
+def _classes(study: Study, layout: Layout) -> int:
+    """Number of classes of the data; 1 of a task without them, 0 where it is not known yet."""
+    if not study.task.has_classes:
+        return 1
+    return len(_meta(layout).get("classes", ())) or known_classes(study.data) or 0
 
 
 def data_hash(layout: Layout) -> str:

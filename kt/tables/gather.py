@@ -84,7 +84,7 @@ def zoo(
             {
                 **{key: value for key, value in member.items() if key != "published_acc"},
                 "acc": task.value(scores),
-                "acc_se": task.error(scores),
+                "acc_se": task.error(scores, None if own else task.clusters(truth["test"])),
                 "acc_published": published,
                 "acc_agrees": None if published is None else task.agrees(scores, published),
                 "acc_validation": task.value(known["validation"][1]),

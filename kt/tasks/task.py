@@ -97,9 +97,10 @@ class Task(ABC):
         dense: whether an example has many elements with a truth each, as an image has pixels. Answers are then
             [b, C, h, w] and truths [b, H, W]; losses, fits and confidences are those of every element, [b, H, W], and
             ``mean`` makes one number per example of them. Elsewhere the example itself is the one element.
-        spatial: whether the truth of an example is a map as high and wide as the image, as masks are; answers may have
-            another size and are ``aligned`` to it.
-        clips: whether an example is a frame of a video. Models then take clips [b, C, T, H, W] around it.
+        spatial: whether the truth is a map as high and wide as the image, as of every dense task. It is kept as one
+            more channel of the image and read on demand; answers are maps [b, …, h, w] that ``aligned`` resizes.
+        clips: whether an example is a frame of a video, and models take the clip around it, [b, C, T, H, W].
+        least: the smallest value that an answer may have.
         tempered: whether ``imitate`` knows a temperature, as it does where answers are logits.
     """
 
@@ -111,6 +112,7 @@ class Task(ABC):
     dense: ClassVar[bool] = False
     spatial: ClassVar[bool] = False
     clips: ClassVar[bool] = False
+    least: ClassVar[float] = -math.inf
     tempered: ClassVar[bool] = True
 
     @property
@@ -220,12 +222,20 @@ class Task(ABC):
         """The reported number of some examples, from their scores [n]."""
         return self.metric.scale * float(scores.mean())
 
-    def error(self, scores: Array) -> float:
-        """Standard error of that number over examples; of scores of 0 and 1 the binomial one."""
+    def clusters(self, truth: Any) -> NDArray[np.int64] | None:
+        """Number of the cluster that each example belongs to, int64 [n], from their truths as they are read.
+
+        Examples of one cluster, as frames of one video, are no independent sample: errors are then over clusters. None
+        where examples are independent.
+        """
+        return None
+
+    def error(self, scores: Array, clusters: NDArray[np.int64] | None = None) -> float:
+        """Standard error of that number over examples, or clusters of them; of scores of 0 and 1 the binomial one."""
         mean, n = float(scores.mean()), len(scores)
-        if self.metric.binary:
+        if self.metric.binary and clusters is None:
             return self.metric.scale * math.sqrt(mean * (1 - mean) / n)
-        return self.metric.scale * float(scores.std()) / math.sqrt(n)
+        return self.metric.scale * float(standard_error(scores, clusters))
 
     def agrees(self, scores: Array, published: float) -> bool:
         """Whether the reported number is within three standard errors of a published one; if binary, of the latter."""
@@ -244,6 +254,30 @@ class Task(ABC):
             scores: of the examples, [n].
         """
         return {}
+
+
+def standard_error(values: Array, clusters: NDArray[np.int64] | None = None) -> Array:
+    """Standard error of the mean of values along their last axis, float64 [...] from [..., n].
+
+    Of independent values their standard deviation over √n. Of values in G clusters
+
+        SE² = G / (G − 1) · Σ_g (Σ_{i ∈ g} (x_i − x̄))² / n²,
+
+    which knows nothing, NaN, of one cluster.
+
+    Args:
+        values: numbers or truth values.
+        clusters: number of each value's cluster, int64 [n]; None where values are independent.
+
+    Source: the linearised variance of a ratio of sums over clusters; Cochran 1977, Sampling Techniques, chapter 9.
+    """
+    if clusters is None:
+        return np.asarray(np.std(values, -1) / math.sqrt(values.shape[-1]))
+    first = np.flatnonzero(np.diff(np.sort(clusters, kind="stable"), prepend=-1))
+    apart = (values - values.mean(-1, keepdims=True))[..., np.argsort(clusters, kind="stable")]
+    sums, count = np.add.reduceat(apart, first, -1), len(first)
+    factor = count / (count - 1) if count > 1 else math.nan
+    return np.asarray(np.sqrt(factor * np.square(sums).sum(-1)) / values.shape[-1])
 
 
 def registry() -> dict[str, type[Task]]:

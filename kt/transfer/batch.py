@@ -181,9 +181,9 @@ class Examples:
             yield self.at(torch.arange(start, min(start + step, len(self))))
 
     def _width(self, rows: Rows) -> int:
-        """Values of an answer; of a dense task at the size of its truth."""
-        dense = self.task is not None and self.task.dense
-        return math.prod((rows.shape[1], *self.truth.shape[1:]) if dense else rows.shape[1:])
+        """Values of an answer; where it is a map, at the size of its truth."""
+        spatial = self.task is not None and self.task.spatial
+        return math.prod((*rows.shape[1:-2], *self.truth.shape[-2:]) if spatial else rows.shape[1:])
 
     def share(self) -> float:
         """Percentage of the images, or of their pixels, whose targets come from a teacher."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kt.costs import EVALUATED, Needs
+from kt.data.clips import Targets
 from kt.data.datasets import Dataset
 from kt.data.inputs import IN_MEMORY, Inputs, truths
 from kt.data.spec import InputSpec, ViewsSpec
@@ -27,7 +28,7 @@ from kt.tasks.classification import positions
 from kt.tasks.task import Array, Task
 from kt.transfer import memory
 from kt.transfer.batch import Chosen, Rows
-from kt.transfer.engine import State, weights_of
+from kt.transfer.engine import Shown, State, weights_of
 from kt.transfer.experiments import Experiment, Problem
 from kt.transfer.training import Training
 from kt.zoo.inference import Recomputed, kept
@@ -163,15 +164,23 @@ class Bench:
 
     @property
     def learnt_from(self) -> int:
-        """Number of chosen transfer images, each counted once, however many views of it there are."""
-        return len(self.chosen["transfer"]) // self.views("transfer")
+        """Number of images that an epoch shows: each once, in one of its views; of videos one frame of each."""
+        return self.shown.n
+
+    @cached_property
+    def shown(self) -> Shown:
+        """Which of the chosen transfer images an epoch shows."""
+        if self.data.videos is None:
+            return Shown.views(len(self.chosen["transfer"]), self.views("transfer"))
+        targets = Targets.of(self.data.videos, self.data.rows("transfer"))
+        return Shown(len(targets.names), targets.drawn)
 
     def truth(self, split: str) -> Any:
         """Truth of a split's chosen images, [n, …]; of an experiment's as the position among the student's classes.
 
-        That of a dense task is read on demand.
+        One that is a map is read on demand.
         """
-        if self.task.dense:
+        if self.task.spatial:
             return truths(self.data, split, self.settings.crops)
         return self._where(split)[self.chosen[split]]
 
@@ -192,7 +201,7 @@ class Bench:
         rows, drawn = self.data.rows(split), None
         if self.settings.crops and split == "transfer":
             drawn = draw_views(self.settings.crops, rows, *self.data.images.shape[1:3]).at(some)
-        return Inputs(self.data.images, rows[some % len(rows)], spec, self.device, drawn=drawn)
+        return Inputs(self.data.images, rows[some % len(rows)], spec, self.device, drawn=drawn, videos=self.data.videos)
 
     def view(self, split: str, spec: InputSpec | None = None) -> Inputs:
         """The chosen images of a split as a model with some input sees them; the student where None."""
@@ -201,10 +210,10 @@ class Bench:
             self._views[place] = self.images(split, self.chosen[split], place[1])
         return self._views[place]
 
-    def shape(self, teacher: str | None = None) -> tuple[int, int, int]:
-        """Channels, height and width of the input of the student, or of a teacher."""
+    def shape(self, teacher: str | None = None) -> tuple[int, ...]:
+        """Channels, height and width of the input of the student, or of a teacher; of clips [C, T, H, W]."""
         if teacher is None:
-            return self.begun.channels, *self.spec.sides
+            return self.begun.channels, *self.spec.shape(0)[1:]
         return self.zoo.input_of(teacher).shape(self.data.channels)
 
     def prepared(self, teachers: Sequence[str] = ()) -> int:
@@ -214,6 +223,7 @@ class Bench:
         return sum(
             min(IN_MEMORY, 4 * len(self.chosen[split]) * math.prod(spec.shape(self.data.channels)))
             for split, spec in seen
+            if not spec.clip
         )
 
     # teachers

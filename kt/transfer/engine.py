@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -79,6 +79,28 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
 
 
+class Shown(NamedTuple):
+    """Which of the images an epoch shows.
+
+    Attributes:
+        n: how many.
+        drawn: their positions, int64 [n], by seed and epoch.
+    """
+
+    n: int
+    drawn: Callable[[int, int], NDArray[np.int64]]
+
+    @classmethod
+    def views(cls, images: int, views: int = 1) -> Shown:
+        """Of so many images, which are views of images / views, view after view: one view of each, in turn."""
+        n = images // views
+        return cls(n, lambda _, epoch: np.arange(n) + n * (epoch % views))
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """Positions of the images in the order in which an epoch shows them, int64 [n]."""
+        return torch.from_numpy(self.drawn(seed, epoch))[epoch_order(self.n, seed, epoch)]
+
+
 def train(
     learner: nn.Module,
     images: Images,
@@ -90,7 +112,7 @@ def train(
     checkpoint: Checkpoint,
     slow: SlowWeights | None = None,
     pieces: int = 1,
-    views: int = 1,
+    shown: Shown | None = None,
     whole: bool = False,
     rates: Rates = (),
 ) -> History:
@@ -107,7 +129,7 @@ def train(
         checkpoint: where progress is kept; its state, if any, is where training starts.
         slow: weights that follow the learner's; validation, the best and the last weights are then theirs.
         pieces: cut every batch into so many parts, to save memory; a checkpoint with more of them goes on with those.
-        views: the images are so many views of n / views images, view after view; an epoch shows one, in turn.
+        shown: which images an epoch shows; all where None.
         whole: ``loss`` compares the images of its batch, so that it needs all parts at once.
         rates: parts of the learner that move faster or slower than the rest.
 
@@ -116,8 +138,8 @@ def train(
         KtError: a pattern in ``training.freeze`` or ``training.rates`` matches nothing.
     """
     device, batch = images.device, training.batch_size
-    shown = len(images) // views
-    per_epoch = shown // batch
+    shown = shown or Shown.views(len(images))
+    per_epoch = shown.n // batch
     torch.manual_seed(seed)
     patterned = [(matching(learner, pattern, "rates"), times) for pattern, times in training.rates]
     groups = by_rate(learner, [*rates, *patterned])
@@ -130,7 +152,7 @@ def train(
         _restore(state, learner, optimiser, progress)
     with frozen(learner, training.freeze):
         for epoch in range(progress.epoch, training.epochs):
-            order = epoch_order(shown, seed, epoch) + shown * (epoch % views)
+            order = shown.order(seed, epoch)
             for step in range(progress.step, per_epoch):
                 done = epoch * per_epoch + step
                 rate = learning_rate(done, training.epochs * per_epoch, training)

@@ -33,7 +33,7 @@ Scratch: TypeAlias = Any
 """Methods of ``kt.transfer.methods.flow``, which import this module when they run."""
 
 Loss = Callable[[Tensor, Batch], Tensor]
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 def draw(labels: NDArray[np.int64], images: int | None, seed: int) -> NDArray[np.int64]:

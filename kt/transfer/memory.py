@@ -71,7 +71,7 @@ log = logging.getLogger(__name__)
 
 
 def needs(
-    model: nn.Module, shape: tuple[int, int, int], training: Training, more: Mapping[str, int], operations: float = 0
+    model: nn.Module, shape: tuple[int, ...], training: Training, more: Mapping[str, int], operations: float = 0
 ) -> Needs:
     """Memory and operations of a training, without the memory of libraries.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kt.complementarity.expertise import Areas, class_entropy
 from kt.tables.of_study import SHARES
-from kt.tasks.task import Array, Task
+from kt.tasks.task import Array, Task, standard_error
 from kt.transfer.ledger import Record, unpack
 from kt.transfer.unit import Unit
 
@@ -65,7 +65,7 @@ def of_pair(
         return [{**names, **shared} for names in named]
     last, best = unpack(outcome["last"]), unpack(outcome["best"])
     after = task.scores(last, truth)
-    shared |= change(task, before, after)
+    shared |= change(task, before, after, task.clusters(truth))
     shared["delta_best"] = change(task, before, task.scores(best, truth))["delta"]
     return [
         {**names, **shared, **_from_teachers(task, [teachers[name] for name in of_set], before, after, last, truth)}
@@ -131,16 +131,17 @@ def detail(unit: Unit, key: str, arch: str) -> dict[str, Any]:
 def measured(task: Task, kept: Array, truth: Array) -> dict[str, float]:
     """``n``, the metric and its standard error of some examples, n > 0, from what was kept of the answers."""
     scores = task.scores(kept, truth)
-    return {"n": len(scores), "acc": task.value(scores), "acc_se": error_of(task, scores)}
+    return {"n": len(scores), "acc": task.value(scores), "acc_se": task.error(scores, task.clusters(truth))}
 
 
-def change(task: Task, before: Array, after: Array) -> dict[str, float]:
+def change(task: Task, before: Array, after: Array, clusters: Classes | None = None) -> dict[str, float]:
     """Transfer delta, its standard error, knowledge gain and knowledge loss, on the same n examples.
 
     Args:
         task: whose metric is reported.
         before: scores of the student's answers before transfer, bool or float64 [n].
         after: scores of its answers now.
+        clusters: of the examples, int64 [n], where they are not independent.
 
     Returns:
         ``acc_before``, ``acc_after``: values of the metric. ``knowledge_gain``, ``knowledge_loss``: what the examples
@@ -151,11 +152,11 @@ def change(task: Task, before: Array, after: Array) -> dict[str, float]:
     """
     n, scale = len(before), task.metric.scale
     values = {"acc_before": value(task, before), "acc_after": value(task, after)}
-    if not task.metric.binary:
+    if not task.metric.binary or clusters is not None:
         differences = np.subtract(after, before, dtype=np.float64)
         return values | {
             "delta": scale * float(differences.mean()),
-            "delta_se": scale * float(differences.std()) / math.sqrt(n),
+            "delta_se": scale * float(standard_error(differences, clusters)),
             "knowledge_gain": scale * float(np.maximum(differences, 0).mean()),
             "knowledge_loss": scale * float(np.maximum(-differences, 0).mean()),
         }
@@ -172,14 +173,6 @@ def change(task: Task, before: Array, after: Array) -> dict[str, float]:
 def value(task: Task, scores: Array) -> float:
     """The metric of some examples, from their scores [n]; of scores of 0 and 1 rounded only once."""
     return task.metric.scale * int(scores.sum()) / len(scores) if task.metric.binary else task.value(scores)
-
-
-def error_of(task: Task, scores: Array) -> float:
-    """Standard error of the metric's value over examples, from their scores [n]; of scores of 0 and 1 the binomial."""
-    if not task.metric.binary:
-        return task.metric.scale * float(np.std(scores)) / math.sqrt(len(scores))
-    share = float(scores.mean())
-    return task.metric.scale * math.sqrt(share * (1 - share) / len(scores))
 
 
 def transfer_rate(teacher: Array, before: Array, after: Array) -> float | None:

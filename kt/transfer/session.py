@@ -203,7 +203,7 @@ class Session:
             progress,
             method.slow_weights(),
             self.pieces,
-            bench.views("transfer"),
+            bench.shown,
             method.together,
         )
         trained = Trained.of(learner, history, shares)
@@ -247,7 +247,7 @@ class Session:
             self.unit.seed,
             self.checkpoint(),
             pieces=self.pieces,
-            views=bench.views("transfer"),
+            shown=bench.shown,
             whole=whole,
             rates=rates,
         )
@@ -349,7 +349,7 @@ class Session:
         They lie in a mapped file beside the checkpoints, or are computed when they are read, as those of the members.
         """
         student = self.bench.model(self.student, start)
-        if self.task.dense and self.bench.zoo.logits(self.student, "transfer") is None:
+        if self.task.spatial and self.bench.zoo.logits(self.student, "transfer") is None:
             return self.bench.recomputed(copy.deepcopy(student), "transfer", self.bench.spec)
         training = student.training
         student.eval()

@@ -123,7 +123,7 @@ def each(
 
 
 def at_once(model: nn.Module, inputs: Inputs, truth: Truth, task: Task) -> int:
-    """Images of the largest batch: of a dense task as few as keep its answers below ``DENSE_BYTES``.
+    """Images of the largest batch: where answers are maps as few as keep them below ``DENSE_BYTES``.
 
     Args:
         model: in eval mode, on the inputs' device.
@@ -131,10 +131,10 @@ def at_once(model: nn.Module, inputs: Inputs, truth: Truth, task: Task) -> int:
         truth: of each, [n, …].
         task: what is learnt.
     """
-    if not task.dense or not len(inputs):
+    if not task.spatial or not len(inputs):
         return EVALUATED
     answer, first = forward(model, inputs[slice(0, 1)]).answer, truth[slice(0, 1)]
-    values = answer.shape[1] * max(answer[0, 0].numel(), math.prod(first.shape[1:]))
+    values = max(answer.numel(), math.prod(answer.shape[:-2]) * math.prod(first.shape[-2:]))
     return max(1, min(EVALUATED, DENSE_BYTES // (4 * values)))
 
 
@@ -239,7 +239,7 @@ def predict(
     parts: dict[str, Growing] = {}
     for split in inputs:
         largest = top if split == "transfer" else None
-        answers = not task.dense or _small(probe.answer, largest, rule)
+        answers = not task.spatial or _small(probe.answer, task, largest, rule)
         if not answers:
             log.info("predict %s: answers to %s are computed when they are needed", path.stem, split)
         keeping = _Keeping(task, truth[split], answers, largest, not (task.dense and split == "transfer"))
@@ -256,9 +256,10 @@ def predict(
         growing.remove()
 
 
-def _small(answer: Tensor, top: int | None, rule: str) -> bool:
-    """Whether answers like this one, [1, C, …], or their ``top`` largest logits, are kept on disk."""
-    return keeps_answers(rule, answer_bytes(answer.shape[1], answer[0, 0].numel(), top))
+def _small(answer: Tensor, task: Task, top: int | None, rule: str) -> bool:
+    """Whether answers like this one, [1, …], or their ``top`` largest logits, are kept on disk."""
+    classes = answer.shape[1] if task.has_classes else 1
+    return keeps_answers(rule, answer_bytes(classes, answer.numel() // classes, top))
 
 
 def _log_lost(lost: NDArray[np.float64], top: int | None, classes: int, name: str) -> None:
@@ -304,7 +305,7 @@ class _Keeping:
         answer = found.answer
         truth = _at(self.truth, slice(start, start + len(answer)), answer.device)
         aligned, cached = self.task.aligned(answer, truth), self.task.cached(answer)
-        finite = cached.isfinite().flatten(1).all(1).cpu().numpy()
+        finite = (cached.isfinite() & (answer >= self.task.least)).flatten(1).all(1).cpu().numpy()
         tensors = {
             "answers": cached if self.answers and self.largest is None else None,
             "kept": self.task.kept(aligned, truth),
@@ -338,7 +339,9 @@ def _fill(
     for parts, finite in each(model, inputs, keeping.parts, growing.rows, features, most):
         if not finite.all():
             first = ids[done + int(np.argmin(finite))]
-            text = f"answers to {(~finite).sum()} images are not finite in float16, the first is image {first}"
+            least = keeping.task.least
+            what_not = "not finite in float16" + (f", or below {least:g}" if least > -math.inf else "")
+            text = f"answers to {(~finite).sum()} images are {what_not}, the first is image {first}"
             raise KtError(f"{what}: {text}")
         rows = np.empty(len(finite), growing.dtype)
         for name, part in parts.items():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -119,12 +120,12 @@ def _kind(tensor: torch.Tensor) -> str:
     return "floating" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "whole"
 
 
-def macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
+def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-accumulate operations of one image's forward pass (matrix products, convolutions and attention).
 
     Args:
         model: on any device, torch's meta device included; its mode is left as it was.
-        shape: channels, height and width of the image.
+        shape: channels, height and width of the image; of a clip [C, T, H, W].
 
     Raises:
         KtError: the model does not take such an image.
@@ -132,10 +133,10 @@ def macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return run_once(model, shape)[0]
 
 
-def run_once(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, Any]:
+def run_once(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, Any]:
     """Multiply-accumulate operations of one image's forward pass, and the model's output; as ``macs``."""
     training, device = model.training, next(iter(model.parameters()), torch.empty(0)).device
-    image = torch.linspace(-1, 1, shape[0] * shape[1] * shape[2], device=device).reshape(1, *shape)
+    image = torch.linspace(-1, 1, math.prod(shape), device=device).reshape(1, *shape)
     model.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -148,14 +149,14 @@ def run_once(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, Any]:
     return int(counter.get_total_flops()) // 2, given
 
 
-def check_training(model: nn.Module, shape: tuple[int, int, int], answer: tuple[int | None, ...]) -> None:
+def check_training(model: nn.Module, shape: tuple[int, ...], answer: tuple[int | None, ...]) -> None:
     """Fail where a model gives answers of another shape while it is trained; it is left as it was.
 
     Raises:
         KtError: with its output, or that it does not take two images.
     """
     training, kept = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
-    images = torch.linspace(-1, 1, 2 * shape[0] * shape[1] * shape[2]).reshape(2, *shape)
+    images = torch.linspace(-1, 1, 2 * math.prod(shape)).reshape(2, *shape)
     model.train()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -173,12 +174,13 @@ def check_training(model: nn.Module, shape: tuple[int, int, int], answer: tuple[
         raise KtError(f"in training the model gives {what} for two images; needed: one tensor, {_shape((2, *answer))}")
 
 
-def check_outputs(given: Any, answer: tuple[int | None, ...]) -> None:
+def check_outputs(given: Any, answer: tuple[int | None, ...], least: float = -math.inf) -> None:
     """Fail where a model's output for one image is no tensor of finite numbers of an answer's shape.
 
     Args:
         given: output of the model's forward pass.
         answer: shape of the answer to one image.
+        least: smallest value that it may have.
 
     Raises:
         KtError: with its output.
@@ -193,6 +195,9 @@ def check_outputs(given: Any, answer: tuple[int | None, ...]) -> None:
         raise KtError(f"the model gives {list(given.shape)} of {dtype} for one image; {wanted}")
     if not given.is_meta and not given.isfinite().all():
         raise KtError("the model's answer to a plain image is not finite; its weights or its input are wrong")
+    if not given.is_meta and (given < least).any():
+        lowest = float(given.min())
+        raise KtError(f"the model's answer to a plain image goes down to {lowest:.3g}; needed: nothing below {least:g}")
 
 
 def _has_shape(given: torch.Tensor, wanted: tuple[int | None, ...]) -> bool:
@@ -252,7 +257,7 @@ def sizes_of_tags(names: Iterable[str]) -> dict[str, dict[str, int | None] | Non
     return found
 
 
-def _size(name: str, shape: tuple[int, int, int]) -> dict[str, int | None]:
+def _size(name: str, shape: tuple[int, ...]) -> dict[str, int | None]:
     with torch.device("meta"):
         model = timm.create_model(name)
     try:
@@ -273,11 +278,15 @@ def outlines(wanted: Iterable[tuple[str, dict[str, Any], int]]) -> list[dict[str
     return found
 
 
-def probes(wanted: Iterable[tuple[str, dict[str, Any], int, tuple[int, int, int]]]) -> list[dict[str, Any] | str]:
+Wanted = tuple[str, dict[str, Any], int, tuple[int, ...], tuple[int | None, ...]]
+"""Architecture, arguments, outputs, and the shapes of an image and of the answer to it."""
+
+
+def probes(wanted: Iterable[Wanted]) -> list[dict[str, Any] | str]:
     """Sizes, operations and shape of the answer of networks that answer for each pixel, or what is wrong with them.
 
     Args:
-        wanted: architecture, arguments, outputs, and shape of an image, of each network.
+        wanted: architecture, arguments, outputs, and shapes of an image and of the answer to it, of each network.
     """
     found: list[dict[str, Any] | str] = []
     for each in wanted:
@@ -292,10 +301,12 @@ def probes(wanted: Iterable[tuple[str, dict[str, Any], int, tuple[int, int, int]
     return found
 
 
-def _probe(arch: str, args: dict[str, Any], outputs: int, shape: tuple[int, int, int]) -> dict[str, Any]:
+def _probe(
+    arch: str, args: dict[str, Any], outputs: int, shape: tuple[int, ...], answer: tuple[int | None, ...]
+) -> dict[str, Any]:
     model = build(arch, args, outputs, shape[0])
     operations, given = run_once(model, shape)
-    check_outputs(given, (outputs, None, None))
+    check_outputs(given, answer)
     return {**sizes(model), "macs": operations, "answer": given.shape[1:]}
 
 

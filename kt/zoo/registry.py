@@ -159,11 +159,13 @@ def outlines(
 
 
 def probes(
-    wanted: Sequence[tuple[str, dict[str, Any], int, tuple[int, int, int]]], modules: Sequence[str] = ()
+    wanted: Sequence[tuple[str, dict[str, Any], int, tuple[int, ...], tuple[int | None, ...]]],
+    modules: Sequence[str] = (),
 ) -> list[Probe | str]:
-    """Sizes and answers of networks that answer for each pixel, or what is wrong with them.
+    """Sizes and answers of networks whose answers are maps, or what is wrong with them.
 
-    Each is given by architecture, arguments, outputs and shape of an image. They are kept and made as ``outlines``.
+    Each is given by architecture, arguments, outputs, and the shapes of an image and of the answer to it. They are kept
+    and made as ``outlines``.
     """
     found = _cached("probes", wanted, modules)
     return [

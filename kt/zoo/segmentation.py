@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kt.errors import KtError, listed, nearest, quoted, unknown
+from kt.tasks.task import Task
 from kt.zoo import registry
 from kt.zoo.registry import Probe, Registry
 from kt.zoo.spec import Member, ZooSpec
@@ -55,26 +56,26 @@ def backbone(member: Member, known: Registry) -> str:
     return (known.arch(encoder) if encoder else None) or member.arch.partition(".")[0]
 
 
-def check(zoo: ZooSpec, known: Registry, task: str, dense: bool) -> None:
+def check(zoo: ZooSpec, known: Registry, task: Task) -> None:
     """Fail where a member's architecture does not fit the task, or has no encoder that timm knows.
 
     Args:
         zoo: with every member complete.
         known: what timm and the user's modules register.
-        task: its name, for errors.
-        dense: whether it has a truth for each pixel.
+        task: what is learnt.
 
     Raises:
         KtError: with the key, the value, and what is allowed.
     """
     for name, member in zoo.models.items():
         at, ours = f"zoo.models.{name}", member.arch.startswith(PREFIX)
-        if ours and not dense:
-            raise KtError(f"{at}.arch: {member.arch!r} answers for each pixel, the task {task!r} for whole images")
-        if dense and member.pretrained:
+        if ours and not task.dense:
+            raise KtError(f"{at}.arch: {member.arch!r} gives classes of pixels, which the task {task.name!r} has not")
+        if task.spatial and member.pretrained:
             args = f"{{encoder: {member.arch}, encoder_weights: true}}"
-            text = f"timm's published weights classify whole images; for the task {task!r} they can be an encoder's"
-            raise KtError(f"{at}.pretrained: {text}: arch: {PREFIX}unet, args: {args}, train: …")
+            hint = f"for the task {task.name!r} they can be an encoder's: arch: {PREFIX}unet, args: {args}, train: …"
+            instead = hint if task.dense else f"the task {task.name!r} needs maps: give `checkpoint` or `train`"
+            raise KtError(f"{at}.pretrained: timm's published weights classify whole images; {instead}")
         if ours:
             _check_args(f"{at}.args", member, known)
 
@@ -120,20 +121,21 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def probe(zoo: ZooSpec, outputs: int, channels: int) -> dict[str, Probe]:
-    """Size, operations and shape of the answer of every member of a dense task, by name.
+def probe(zoo: ZooSpec, outputs: int, channels: int, answer: tuple[int | None, ...]) -> dict[str, Probe]:
+    """Size, operations and shape of the answer of every member of a task whose answers are maps, by name.
 
     Args:
         zoo: with every member complete.
         outputs: of a model; any number where it is not known yet.
         channels: colour channels of the images.
+        answer: shape of an answer; None for sides that may be any.
 
     Raises:
         KtError: a member cannot be built with its arguments, does not take images of its input's size, or does not
             answer for each pixel.
     """
     shapes = {name: zoo.input_of(name).shape(channels) for name in zoo.models}
-    wanted = [(member.arch, member.args, outputs, shapes[name]) for name, member in zoo.models.items()]
+    wanted = [(member.arch, member.args, outputs, shapes[name], answer) for name, member in zoo.models.items()]
     found = dict[str, Probe]()
     for (name, member), probed in zip(zoo.models.items(), registry.probes(wanted, zoo.modules), strict=True):
         if isinstance(probed, str):

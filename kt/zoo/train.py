@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint, random_state, set_random_state
 from kt.costs import EVALUATED
-from kt.data.inputs import AUGMENTATIONS, normalise, to_unit
+from kt.data.clips import Videos
+from kt.data.inputs import AUGMENTATIONS, as_clips, normalise, to_unit
 from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.tasks.segmentation import IGNORED
@@ -39,6 +40,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 Truths = Callable[[NDArray[np.int64]], Tensor]
 """Truths of the training examples at some positions, [b, …]."""
+
+Drawn = Callable[[int], NDArray[np.int64]]
+"""Positions of the examples that an epoch shows, int64 [n]."""
 
 Batches = Callable[[NDArray[np.int64], torch.Generator], tuple[Tensor, Tensor]]
 """Inputs of a model for the training examples at some positions, and their truths; anything random comes from the
@@ -115,6 +119,23 @@ def masks(
     return read
 
 
+def maps(truth: NDArray[np.uint8], rows: NDArray[np.int64], spec: InputSpec, device: torch.device) -> Truths:
+    """Maps of numbers at the size of a model's input, float32 [b, 1, height, width] in [0, 1]; read on demand.
+
+    Args:
+        truth: of all images, uint8 [N, H, W], memory-mapped or in memory; the input shows whole images.
+        rows: the training images, int64 [n].
+        spec: the model's input.
+        device: of the maps.
+    """
+
+    def read(positions: NDArray[np.int64]) -> Tensor:
+        y = torch.from_numpy(np.array(truth[rows[positions]])).to(device)[:, None].float().div_(255)
+        return y if y.shape[2:] == spec.sides else F.interpolate(y, spec.sides, mode="bilinear", antialias=True)
+
+    return read
+
+
 def _hidden(n: int, recipe: Recipe) -> dict[int, NDArray[np.bool_]]:
     """Whether each of n images lacks the truth of each thinned class, bool [n]."""
     generator = np.random.default_rng(recipe.seed)
@@ -129,9 +150,12 @@ def batches(
     augment: str,
     spec: InputSpec,
     device: torch.device,
-    dense: bool = False,
+    spatial: bool = False,
+    videos: Videos | None = None,
 ) -> Batches:
     """Batches of augmented images as a model sees them, float32 [b, C, height, width], and truths; read on demand.
+
+    All frames of a clip [b, C, T, height, width] change alike.
 
     Args:
         images: uint8 [N, H, W, C], memory-mapped or in memory.
@@ -140,23 +164,35 @@ def batches(
         augment: a name in ``AUGMENTATIONS``.
         spec: the model's input.
         device: of the batches.
-        dense: whether truths are masks, which move with the images.
+        spatial: whether truths are masks or maps, which move with the images.
+        videos: whose frames the images are, where the input is a clip.
     """
     change = AUGMENTATIONS[augment]
 
     def batch(positions: NDArray[np.int64], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x, y = to_unit(images[rows[positions]], spec, device), truths(positions)
-        x, y = _moved(x, y, change, generator) if dense and augment in MOVES else (change(x, generator), y)
-        return normalise(x, spec), y
+        own = rows[positions]
+        shown = videos.clips(own, spec.clip).ravel() if videos and spec.clip else own
+        x, y = to_unit(images[shown], spec, device), truths(positions)
+        x = x.reshape(len(own), -1, *spec.sides)
+        x, y = _moved(x, y, change, generator) if spatial and augment in MOVES else (change(x, generator), y)
+        frames = normalise(x.reshape(len(shown), -1, *spec.sides), spec)
+        return as_clips(frames, spec.clip.frames) if spec.clip else frames, y
 
     return batch
 
 
 def _moved(x: Tensor, y: Tensor, change: Callable[..., Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images and masks [b, H, W] changed together; where an image is black now, its mask has no truth."""
-    shown = (y + 1).to(x.dtype)  # in bytes: no truth becomes 0, as black is
-    both = change(torch.cat([x, shown[:, None]], 1), generator)
-    return both[:, :-1], both[:, -1].to(torch.uint8) - 1
+    """Images and their truths changed together; where an image is black now, its truth is none, or 0 on a map.
+
+    Args:
+        x: images float32 [b, C, H, W].
+        y: masks uint8 [b, H, W], or maps float32 [b, 1, H, W].
+        change: an augmentation.
+        generator: its source of anything random.
+    """
+    maps = y if y.is_floating_point() else (y + 1).to(x.dtype)[:, None]  # in bytes: no truth becomes 0, as black is
+    both = change(torch.cat([x, maps], 1), generator)
+    return both[:, :-1], both[:, -1:] if y.is_floating_point() else both[:, -1].to(torch.uint8) - 1
 
 
 @dataclass
@@ -204,6 +240,7 @@ def train(
     report: Callable[[int, float], None],
     checkpoint: Checkpoint | None = None,
     only: Sequence[nn.Module] = (),
+    drawn: Drawn | None = None,
 ) -> nn.Module:
     """Train ``model`` in place and return it in eval mode.
 
@@ -217,6 +254,7 @@ def train(
         report: called after each epoch with the epoch, counted from 1, and its mean loss.
         checkpoint: where progress is kept; its state, if any, is where training starts.
         only: parts of the model that learn, while all others stay in eval mode; the whole model if empty.
+        drawn: where an example stands for several, as a video for its frames, which one an epoch shows of each.
 
     Raises:
         KtError: the loss is not finite.
@@ -243,6 +281,8 @@ def train(
     while run.epoch <= recipe.epochs:
         if run.epoch_order is None:
             run.epoch_order = torch.randperm(n, generator=run.order)
+            if drawn:
+                run.epoch_order = torch.from_numpy(drawn(run.epoch))[run.epoch_order]
         while run.step < steps:
             chosen = run.epoch_order[run.step * size : (run.step + 1) * size].cpu()
             x, y = batch(chosen.numpy(), run.augmenting)
@@ -278,6 +318,7 @@ def linear(
     device: torch.device,
     report: Callable[[int, float], None],
     checkpoint: Checkpoint | None = None,
+    drawn: Drawn | None = None,
 ) -> nn.Module:
     """Train the classifier of ``model`` in place and return the model in eval mode.
 
@@ -292,7 +333,7 @@ def linear(
     if not any(True for head in heads for _ in head.parameters()):
         raise KtError(f"{type(model).__name__} has no get_classifier() with weights, which `mode: linear` trains")
     model = model.to(device).eval()
-    if recipe.augment == "none" and len(heads) == 1 and _is_last(model, heads[0], batch, device):
+    if recipe.augment == "none" and len(heads) == 1 and not drawn and _is_last(model, heads[0], batch, device):
         features, truth = _features(model, batch, n, device)
 
         def kept(positions: NDArray[np.int64], _: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -301,7 +342,7 @@ def linear(
 
         train(heads[0], kept, n, loss, recipe, device, report, checkpoint)
     else:
-        train(model, batch, n, loss, recipe, device, report, checkpoint, only=heads)
+        train(model, batch, n, loss, recipe, device, report, checkpoint, heads, drawn)
     return model.eval()
 
 
