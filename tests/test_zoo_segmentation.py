@@ -17,6 +17,7 @@ from kt.errors import KtError
 from kt.study.check import check
 from kt.study.load import parse
 from kt.tasks.segmentation import IGNORED, Segmentation
+from kt.tasks.task import named
 from kt.zoo import header, members, models, registry, segmentation, weights
 from kt.zoo.spec import FineTune, Member, Recipe, Thin, ZooSpec
 from kt.zoo.train import MOVES, batches, choose, linear, masks, train
@@ -45,10 +46,10 @@ def zoo(size: Any = 32, **member: Any) -> ZooSpec:
     return ZooSpec(input=InputSpec(size=size, mean=(0.5,), std=(0.25,)), models={"a": Member.model_validate(given)})
 
 
-def checked(known: registry.Registry, spec: ZooSpec, dense: bool = True) -> registry.Probe:
+def checked(known: registry.Registry, spec: ZooSpec, task: str = "segmentation") -> registry.Probe:
     members.check(spec, known)
-    segmentation.check(spec, known, "a task", dense)
-    return segmentation.probe(spec, 5, 1)["a"]
+    segmentation.check(spec, known, named(task))
+    return segmentation.probe(spec, 5, 1, (5, None, None))["a"]
 
 
 # architectures
@@ -134,8 +135,8 @@ def test_what_does_not_fit_gives_one_line(known, member, line):
 
 
 def test_other_tasks_refuse_networks_that_answer_for_each_pixel(known):
-    with pytest.raises(KtError, match=r"zoo.models.a.arch: 'smp_fpn' answers for each pixel, the task 'a task' for"):
-        checked(known, zoo(), dense=False)
+    with pytest.raises(KtError, match=r"zoo.models.a.arch: 'smp_fpn' gives classes of pixels, which the task 'classification' has not"):
+        checked(known, zoo(), "classification")
 
 
 def test_a_network_that_takes_any_size_is_not_refused(known):
@@ -358,7 +359,7 @@ def test_the_stage_trains_a_member_on_scenes_and_writes_its_facts(known, tmp_pat
     facts = store.read_json(study.layout.member("a"))
     assert (facts["arch"], facts["family"], facts["kind"], facts["train_images"]) == ("smp_fpn", "resnet", "cnn", 12)
     assert (facts["pretraining"], facts["licence"], facts["recipe"][-1]) == ("scenes", None, "thinned=1,10")
-    assert facts["macs"] == segmentation.probe(study.zoo, 11, 3)["a"].macs
+    assert facts["macs"] == segmentation.probe(study.zoo, 11, 3, (11, None, None))["a"].macs
     wrong = raw["zoo"]["models"]["a"]["train"] | {"thin": {"classes": [11]}}
     models["a"] = models["a"] | {"train": wrong}
     with pytest.raises(KtError, match=r"^zoo.models.a.train.thin.classes: no class 11; .* are 0 to 10$"):
