@@ -39,7 +39,8 @@ def test_an_epoch_shows_one_frame_of_each_video_whatever_other_videos_there_are(
     targets = Targets.of(VIDEOS, rows)
     shown = [targets.drawn(3, epoch).tolist() for epoch in range(200)]
     assert all(first in (0, 1, 2) and second in (3, 4, 5, 6) for first, second in shown)
-    assert {first for first, _ in shown} == {0, 1, 2} and {second for _, second in shown} == {3, 4, 5, 6}
+    assert {first for first, _ in shown} == {0, 1, 2}
+    assert {second for _, second in shown} == {3, 4, 5, 6}
     alone = Targets.of(VIDEOS, rows[3:])
     assert [alone.drawn(3, epoch)[0] + 3 for epoch in range(200)] == [second for _, second in shown]
     assert shown != [targets.drawn(4, epoch).tolist() for epoch in range(200)]
@@ -65,7 +66,9 @@ def test_truths_of_frames_are_map_fixations_and_those_of_other_videos():
     rows = np.array([4, 10, 20])  # frame 11 is none of the split
     watched = Watched(maps, rows, np.array(points, np.int32), VIDEOS)
     found = watched[np.array([0, 2])]
-    assert found.shape == (2, 3, 4, 5) and watched.shape == (3, 3, 4, 5) and found.dtype == np.float32
+    assert found.shape == (2, 3, 4, 5)
+    assert watched.shape == (3, 3, 4, 5)
+    assert found.dtype == np.float32
     assert np.array_equal(found[:, 0], maps[[4, 20]].astype(np.float32) / 255)
     own = np.zeros((2, 4, 5))
     own[0, 1, 2], own[0, 3, 4], own[1, 3, 3], own[1, 1, 2] = 2, 1, 1, 1

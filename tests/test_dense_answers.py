@@ -228,6 +228,6 @@ def test_predictions_that_counted_other_masks_are_refused(world, tmp_path):
     layout = SimpleNamespace(predictions=lambda name: tmp_path / f"{name}.safetensors")
     study = SimpleNamespace(task=TASK, shown=lambda data: data)
     check_predictions(study, layout, SimpleNamespace(hash="data"), ["m"])
-    with pytest.raises(KtError, match=f"{path}: of other images, masks or views than the study has now"):
+    with pytest.raises(KtError, match=f"{path}: of other images, truths or views than the study has now"):
         check_predictions(study, layout, SimpleNamespace(hash="other data"), ["m"])
     check_predictions(SimpleNamespace(task=Classification()), layout, SimpleNamespace(hash="other data"), ["m"])

@@ -135,7 +135,9 @@ def test_what_does_not_fit_gives_one_line(known, member, line):
 
 
 def test_other_tasks_refuse_networks_that_answer_for_each_pixel(known):
-    with pytest.raises(KtError, match=r"zoo.models.a.arch: 'smp_fpn' gives classes of pixels, which the task 'classification' has not"):
+    with pytest.raises(
+        KtError, match=r"zoo.models.a.arch: 'smp_fpn' gives classes of pixels, which the task 'classification' has not"
+    ):
         checked(known, zoo(), "classification")
 
 
@@ -262,7 +264,7 @@ def test_masks_move_as_their_images_do(augment):
     truth = scenes()[1]
     images = np.where(truth == IGNORED, 0, 60 + 40 * truth)[..., None].astype(np.uint8)  # black where there is no truth
     spec, rows = InputSpec(size=32, mean=(0.0,), std=(1 / 255,)), np.arange(16)
-    seen = batches(images, rows, masks(truth, rows, recipe(), spec, CPU), augment, spec, CPU, dense=True)
+    seen = batches(images, rows, masks(truth, rows, recipe(), spec, CPU), augment, spec, CPU, spatial=True)
     x, y = seen(rows, torch.Generator().manual_seed(1))
     expected = torch.where(y == IGNORED, 0, 60 + 40 * y.float())
     if augment == "noise":
@@ -295,7 +297,7 @@ def fitted(plan: Recipe, model: nn.Module | None = None) -> tuple[nn.Module, lis
     model = model or models.build("smp_fpn", FPN, 4, 1)
     images, truth = scenes()
     rows, losses = np.arange(16), list[float]()
-    seen = batches(images, rows, masks(truth, rows, plan, SPEC, CPU), plan.augment, SPEC, CPU, dense=True)
+    seen = batches(images, rows, masks(truth, rows, plan, SPEC, CPU), plan.augment, SPEC, CPU, spatial=True)
     run = linear if isinstance(plan, FineTune) else train
     run(model, seen, 16, Segmentation().loss, plan, CPU, lambda _, loss: losses.append(loss))
     return model, losses

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kt.errors import KtError
 from kt.tasks import maps
@@ -37,6 +38,7 @@ class Saliency(Task):
     spatial: ClassVar[bool] = True
     clips: ClassVar[bool] = True
     tempered: ClassVar[bool] = False
+    least: ClassVar[float] = 0.0
 
     def check_truth(self, at: str, truth: Array) -> Array:
         """Maps uint8 [N, H, W]."""
@@ -107,6 +109,11 @@ class Saliency(Task):
                 "a saliency map has values below 0; allowed: ≥ 0, so a model of log-densities must end in exp"
             )
         return (answer.float() / answer.float().amax((1, 2), keepdim=True).clamp(min=1e-30)).half()
+
+    def clusters(self, truth: Any) -> NDArray[np.int64]:
+        """Number of each frame's video, int64 [n]."""
+        found: NDArray[np.int64] = truth.clusters
+        return found
 
     def scores(self, kept: Array, truth: Array) -> Array:
         """Correlation of each frame, float64 [n]; 0 where it is undefined."""
