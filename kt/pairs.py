@@ -14,15 +14,18 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise, product
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
-from kt.errors import KtError, nearest, quoted, short, unknown
-from kt.spec import Spec
+from kt.errors import KtError, listed, nearest, quoted, short, unknown
+from kt.spec import File, Spec
 from kt.store import canonical, digest
 
 OF_METRIC = ("_teacher", "_student", "_difference")
@@ -54,8 +57,13 @@ Score = Annotated[
 ]
 """A numeric column of the complementarity table, as its file names it."""
 
+ROLES = ("teacher", "student")
+
 Pair = tuple[str, str]
 """Teacher and student."""
+
+MOST_WRONG = 20
+"""Mistakes of one file that are told."""
 
 
 KINSHIP = ("same family", "another family", "family unknown")
@@ -131,13 +139,22 @@ class Stratified(_Rule):
         return gaps
 
 
-PairRule = Annotated[All | Random | Explicit | Top | Stratified, Field(discriminator="select")]
+class FromFile(_Rule):
+    """The pairs of a table with the columns `teacher` and `student`; further columns do not matter."""
+
+    select: Literal["file"]
+    path: File = Field(description="a .csv or .parquet file; `kt next --out` writes one")
+
+
+PairRule = Annotated[All | Random | Explicit | Top | Stratified | FromFile, Field(discriminator="select")]
 
 
 def named(rule: PairRule) -> list[tuple[str, str]]:
     """Every name or pattern that a rule gives, behind its place in the configuration."""
     given = {"pairs.pairs": rule.pairs if isinstance(rule, Explicit) else (), "pairs.exclude": rule.exclude}
-    return [
+    rows = _rows(rule.path) if isinstance(rule, FromFile) else []
+    of_file = [(f"{at}: {role}", name) for at, pair in rows for role, name in zip(ROLES, pair, strict=True)]
+    return of_file + [
         (f"{at}.{i}.{role}", getattr(pattern, role))
         for at, patterns in given.items()
         for i, pattern in enumerate(patterns)
@@ -161,6 +178,9 @@ def _candidates(names: tuple[str, ...], rule: PairRule) -> tuple[Pair, ...]:
     if isinstance(rule, Explicit):
         included = _matching(rule.pairs, names)
         every = (pair for pair in every if pair in included)
+    elif isinstance(rule, FromFile):
+        included = _in_file(rule.path, names)
+        every = (pair for pair in every if pair in included)
     pairs = [pair for pair in every if pair not in excluded] if excluded else list(every)
     if isinstance(rule, Random):
         pairs = draw(pairs, rule.n, rule.seed)
@@ -183,6 +203,49 @@ def _matching(patterns: Sequence[Pattern], names: Sequence[str]) -> set[Pair]:
             raise KtError(f"pairs: {text} matches no pair of distinct models{''.join(sorted(hints))}")
         found |= pairs
     return found
+
+
+def _rows(path: File) -> list[tuple[str, Pair]]:
+    """The rows of a table of pairs, behind their places; what has no value is an empty text.
+
+    Raises:
+        KtError: the file is none of the two kinds, cannot be read, or lacks a column.
+    """
+    at, ending = f"pairs.path: {short(path.written)}", PurePath(path).suffix.lower()
+    if ending not in (".csv", ".parquet"):
+        raise KtError(f"{at}: allowed: a .csv or .parquet file")
+    try:
+        if ending == ".csv":
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        else:
+            table = pq.read_table(path).to_pandas()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise KtError(f"{at}: not a readable {ending[1:]} file ({short(str(error).split(chr(10))[0])})") from error
+    for role in ROLES:
+        if role not in table.columns:
+            close = nearest(role, map(str, table.columns))
+            raise KtError(f"{at}: column {role!r} is missing; there are {listed(map(str, table.columns))}{close}")
+    found = table[list(ROLES)].fillna("").astype(str).itertuples(index=False, name=None)
+    return [(f"pairs.path: row {i}", (teacher, student)) for i, (teacher, student) in enumerate(found, 1)]
+
+
+def _in_file(path: File, names: Sequence[str]) -> set[Pair]:
+    """The pairs of a file; raises ``KtError`` with a line for each row that is none, or where there is no row."""
+    known, found, wrong = set(names), dict[Pair, str](), list[str]()
+    for at, pair in _rows(path):
+        lines = [unknown(role, name, names) for role, name in zip(ROLES, pair, strict=True) if name not in known]
+        if not lines and pair[0] == pair[1]:
+            lines = [f"{quoted(pair[0])} is its own teacher"]
+        elif not lines and pair in found:
+            lines = [f"the same pair as in {found[pair].removeprefix('pairs.path: ')}"]
+        wrong += [f"{at}: {line}" for line in lines]
+        found.setdefault(pair, at)
+    if wrong:
+        more = [f"pairs.path: … and {len(wrong) - MOST_WRONG} mistakes more"] if len(wrong) > MOST_WRONG else []
+        raise KtError("\n".join(wrong[:MOST_WRONG] + more))
+    if not found:
+        raise KtError(f"pairs.path: {short(path.written)}: holds no pair")
+    return set(found)
 
 
 def draw(pairs: list[Pair], n: int, seed: int) -> list[Pair]:

@@ -104,7 +104,11 @@ BY_SCHEMA = [
         "complementarity.measures.0: unknown value 'kapa'; .*'kappa' or 'capa'?",
     ),
     ("pairs", {"select": "al"}, "pairs.select: unknown rule 'al'; allowed: all, .*stratified; did you mean 'all'?"),
-    ("pairs", {}, "pairs: the key 'select' is missing; it names the rule: all, random, explicit, top or stratified"),
+    (
+        "pairs",
+        {},
+        "pairs: the key 'select' is missing; it names the rule: all, random, explicit, top, stratified or file",
+    ),
     ("pairs", "all", 'pairs: input should be a mapping of keys to values, not "all"'),
     ("pairs", {"select": "random"}, "pairs.n: this key is missing"),
     ("pairs", {"select": "all", "n": 3}, "pairs: unknown key 'n'; allowed: exclude, select"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,23 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kt.errors import KtError
-from kt.pairs import SCORES, All, Explicit, PairRule, Pattern, Random, Stratified, Top, candidates, jobs, most, select
+from kt.pairs import (
+    SCORES,
+    All,
+    Explicit,
+    FromFile,
+    PairRule,
+    Pattern,
+    Random,
+    Stratified,
+    Top,
+    candidates,
+    jobs,
+    most,
+    named,
+    select,
+)
+from kt.spec import File
 from kt.tables import columns, schema
 
 NAMES = st.lists(st.text("abcdef_", min_size=1, max_size=4), min_size=2, max_size=9, unique=True)
@@ -300,3 +317,67 @@ def test_top_by_a_column_without_values_is_an_error():
 def test_pairs_can_be_ranked_by_every_numeric_column_that_is_not_the_same_for_all():
     numeric = {c.name for c in schema.TABLES["complementarity"] if c.dtype in (columns.REAL, columns.COUNT)}
     assert set(SCORES) == numeric - {"n", "class_similarity"}
+
+
+def of_file(path: Path, content: str | pd.DataFrame) -> FromFile:
+    if isinstance(content, str):
+        path.write_text(content, "utf-8")
+    else:
+        content.to_parquet(path)
+    return FromFile(select="file", path=File(str(path), path.name))
+
+
+def test_pairs_of_a_file_are_in_the_order_of_the_names_whatever_its_kind(tmp_path):
+    names, text = ["a", "b", "NA"], "hours,student,teacher\n2,b,NA\n1,a,b\n"
+    for rule in (
+        of_file(tmp_path / "list.csv", text),
+        of_file(tmp_path / "marked.CSV", f"\ufeff{text}"),
+        of_file(tmp_path / "list.parquet", pd.DataFrame({"student": ["b", "a"], "teacher": ["NA", "b"]})),
+    ):
+        chosen = select(names, rule, 16)
+        assert list(zip(chosen["teacher"], chosen["student"], strict=True)) == [("b", "a"), ("NA", "b")]
+        assert set(chosen["reason"]) == {"file"}
+        assert jobs(names, rule, 16) == {"a": 1, "b": 1}
+    assert named(rule) == [
+        ("pairs.path: row 1: teacher", "NA"),
+        ("pairs.path: row 1: student", "b"),
+        ("pairs.path: row 2: teacher", "b"),
+        ("pairs.path: row 2: student", "a"),
+    ]
+    excluding = rule.model_copy(update={"exclude": (Pattern(student="b"),)})
+    assert candidates(names, excluding) == [("b", "a")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lines"),
+    [
+        (
+            "l.csv",
+            "teacher,student\nvitt,cnn\ncnn,cnn\nvit,cnn\nvit,cnn\nvit\n",
+            [
+                "row 1: unknown teacher 'vitt'; allowed: vit, cnn; did you mean 'vit'?",
+                "row 2: 'cnn' is its own teacher",
+                "row 4: the same pair as in row 3",
+                "row 5: unknown student ''; allowed: vit, cnn",
+            ],
+        ),
+        ("l.csv", "teacher,student\n", ["l.csv: holds no pair"]),
+        ("l.csv", "", ["l.csv: not a readable csv file (No columns to parse from file)"]),
+        (
+            "l.csv",
+            "teachr,student\nvit,cnn\n",
+            ["l.csv: column 'teacher' is missing; there are teachr, student; did you mean 'teachr'?"],
+        ),
+        (
+            "l.parquet",
+            pd.DataFrame({"teacher": ["vit", None], "student": ["cnn", "cnn"]}),
+            ["row 2: unknown teacher ''; allowed: vit, cnn"],
+        ),
+        ("l.txt", "vit cnn", ["l.txt: allowed: a .csv or .parquet file"]),
+    ],
+)
+def test_each_mistake_of_a_file_of_pairs_is_one_line(tmp_path, name, content, lines):
+    rule = of_file(tmp_path / name, content)
+    with pytest.raises(KtError) as error:
+        candidates(["vit", "cnn"], rule)
+    assert str(error.value).split("\n") == [f"pairs.path: {line}" for line in lines]

@@ -89,7 +89,7 @@ def _prefixed(line: str, name: str) -> str:
 
 
 RULES: dict[tuple[int | str, ...], str] = {
-    ("pairs",): "all, random, explicit, top or stratified",
+    ("pairs",): "all, random, explicit, top, stratified or file",
     ("groups", "choose"): "explicit, random or ranked",
 }
 """Rules by the section whose key `select` names one; pydantic puts it into the location of an error."""

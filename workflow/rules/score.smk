@@ -25,6 +25,7 @@ rule pairs:
     input:
         scores=LAYOUT.complementarity("validation") if NEEDS_SCORES else [],
         models=LAYOUT.table("zoo") if kt_pairs.needs_families(STUDY.pairs) else [],
+        listed=[STUDY.pairs.path] if STUDY.pairs.select == "file" else [],
     output:
         LAYOUT.table("pairs"),
     log:
