@@ -103,7 +103,7 @@ BY_SCHEMA = [
         {"measures": ["kapa"]},
         "complementarity.measures.0: unknown value 'kapa'; .*'kappa' or 'capa'?",
     ),
-    ("pairs", {"select": "al"}, "pairs.select: unknown rule 'al'; allowed: all, .*stratified; did you mean 'all'?"),
+    ("pairs", {"select": "al"}, "pairs.select: unknown rule 'al'; allowed: all, .*file; did you mean 'all'?"),
     (
         "pairs",
         {},
