@@ -258,6 +258,24 @@ def truth_of(listing: Listing, spec: DataSpec) -> Truth:
     return Truth(values, np.where(task.labelled(values), 0, -1), [])
 
 
+def chosen_parts(spec: DataSpec, parts: Sequence[str]) -> tuple[list[str], str]:
+    """Those of a folder's official parts that splits draw from, and the one of splits that name none.
+
+    Raises:
+        KtError: two parts have the same meaning, or a split names another one.
+    """
+    at, training = shown(spec.source), [name for name in parts if name.casefold() in TRAINING]
+    if len(training) > 1 and DEFAULT_PART not in training:
+        raise KtError(f"data.source: {at}: the parts {listed(training)} have the same meaning; keep one")
+    default = training[0] if training and DEFAULT_PART not in training else DEFAULT_PART
+    chosen = named_parts(spec, default)
+    for part in chosen:
+        if part not in parts:
+            known = listed(map(shown, parts)) or "none"
+            raise KtError(f"data.splits: no part {part!r} in {at}; there are: {known}{nearest(part, parts)}")
+    return chosen, default
+
+
 def by_label(chosen: Collection[tuple[str, int]], spec: DataSpec) -> list[str]:
     """Names of classes by label; a label without a class is its own name.
 

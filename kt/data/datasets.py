@@ -1,9 +1,9 @@
 """Data sets: decoded once into a memory-mapped uint8 store that every later stage shares.
 
 The store is a folder: ``images.npy`` uint8 [N, H, W, C], ``labels.npy`` int64 [N] (for a task without classes
-``truth.npy`` [N, …]; of a dense task the mask is one more channel of the images), ``splits.parquet`` (table ``splits``)
-and, written last, ``meta.json`` with the classes' names and a hash of all three. It holds the images of the splits
-alone, in the order of the source.
+``truth.npy`` [N, …]; a mask or a map is one more channel of the images), ``splits.parquet`` (table ``splits``) and,
+written last, ``meta.json`` with the classes' names and a hash of all three. It holds the images of the splits alone, in
+the order of the source. Of videos it holds all frames, and ``fixations.npy`` int32 [P, 3]: row, y and x.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from kt.data.listing import Listing
 from kt.data.scenes import BUILTIN
 from kt.data.spec import SPLITS, DataSpec
 from kt.data.splits import assign, warn_repeated
+from kt.data.videos import VideoListing, divided, frames_of
 from kt.errors import KtError, listed
 from kt.spec import as_written
 from kt.tables import schema
@@ -37,6 +38,12 @@ log = logging.getLogger(__name__)
 
 VIDEO = ("name", "first", "frames")
 """Facts of each video in ``meta.json``: its name, the row of its first frame, and their number."""
+
+FIXATIONS = "fixations.npy"
+"""File of the fixations of frames."""
+
+FRAME = "frame with a map"
+"""What is counted of videos."""
 
 
 def write(
@@ -62,6 +69,8 @@ def write(
     listing = sources.read(spec)
     for line in listing.warnings:
         log.warning("data: %s", line)
+    if isinstance(listing, VideoListing):
+        return _write_videos(folder, spec, listing, threads, check)
     truth, groups, classes = truth_of(listing, spec)
     task = named(spec.task)
     splits = assign(groups, spec.splits, spec.seed, listing.parts, listing.names, listing.default)
@@ -102,6 +111,55 @@ def write(
     return facts
 
 
+def _write_videos(
+    folder: Path, spec: DataSpec, source: VideoListing, threads: int, check: Callable[[Mapping[str, int]], None]
+) -> dict[str, Any]:
+    """The same of videos: all frames are decoded, and ``splits.parquet`` has those that are learnt from, or tested on.
+
+    A video with a damaged frame is left out, and so is a frame of whose map all pixels are equal.
+    """
+    listing, splits, looks, beyond, videos = frames_of(source, divided(source, spec), spec, threads)
+    check(_counts(splits, FRAME))
+    decoded = decode(listing, np.arange(len(listing.labels)), spec, folder / "images.npy", threads)
+    video = listing.video
+    assert video is not None, "the listing is of frames"
+    broken = np.unique(video[list(decoded.damaged)])
+    found = dict(listing.lost) | {name_of(listing, row): reason for row, reason in decoded.damaged.items()}
+    whole = splits[~np.isin(video[splits["row"].to_numpy()], broken)]
+    splits = whole[whole["row"].isin(decoded.mapped)]
+    check(_counts(splits, FRAME))
+    looks = looks[np.isin(looks[:, 0], splits["row"])]
+    with store.atomic(folder / FIXATIONS) as temporary, temporary.open("wb") as file:
+        np.save(file, looks)
+    schema.write(folder / "splits.parquet", "splits", schema.build("splits", splits.to_dict("series")))
+    lost = len(broken) + len(listing.lost)
+    if found:
+        reasons = listed(f"{name} ({reason})" for name, reason in found.items())
+        log.warning("data: %d videos with damage are left out: %s", lost, reasons)
+    if beyond:
+        log.info("data: %d fixations lie beyond the edges of the stored frames", beyond)
+    if not len(looks):
+        log.warning("data: no frame has a fixation: metrics on fixations are undefined")
+    kept = [dict(zip(VIDEO, one, strict=True)) for i, one in enumerate(videos) if i not in broken]
+    spare = len(source.videos) - len(videos) - len(listing.lost)
+    left_out = {"damaged videos": lost, "videos of no split": spare, "frames of an even map": len(whole) - len(splits)}
+    of_video = splits.assign(video=video[splits["row"].to_numpy()])
+    facts = {
+        "classes": [],
+        "task": spec.task,
+        "hash": _hash(store.digest([decoded.content, kept]), looks, splits),
+        "source": as_written(spec.source),
+        "images": _counts(splits, FRAME),
+        "videos": kept,
+        "videos_of": {split: int(of_video.loc[splits["split"] == split, "video"].nunique()) for split in SPLITS},
+        "damaged": found,
+        "repeated": warn_repeated(splits, decoded.digests),
+        "left_out": dict(source.left_out) | {what: count for what, count in left_out.items() if count},
+    }
+    store.write_json(folder / "meta.json", facts)
+    return facts
+
+
 def _check_classes(spec: DataSpec, classes: Sequence[str], labels: NDArray[np.int64]) -> None:
     """Warn of classes without an image; fail where fewer than two have one."""
     present = np.unique(labels[labels >= 0])
@@ -138,30 +196,36 @@ def _left_out(listing: Listing, groups: NDArray[np.int64], taken: int, damaged: 
 
 def summary(facts: Mapping[str, Any]) -> str:
     """One line on a data set: its classes, the images of each split, and what is left out."""
-    classes, images = facts["classes"], facts["images"]
+    classes, images, counted = facts["classes"], facts["images"], "images"
     names = ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")
     what = f"{len(classes)} classes ({names})" if classes else f"task {facts['task']}"
+    if "videos" in facts:
+        frames, counted = sum(video["frames"] for video in facts["videos"]), "target frames"
+        videos = ", ".join(f"{n} {split}" for split, n in facts["videos_of"].items())
+        what += f", {videos} videos of {frames:,} frames"
     left_out = sorted(facts["left_out"].items(), key=lambda item: (-item[1], item[0]))
     rest = f"; left out: {listed(f'{what} ({count:,})' for what, count in left_out)}" if left_out else ""
-    return f"{what}, {', '.join(f'{n} {split}' for split, n in images.items())} images{rest}"
+    return f"{what}, {', '.join(f'{n} {split}' for split, n in images.items())} {counted}{rest}"
 
 
 def split_sizes(folder: Path, spec: DataSpec) -> dict[str, int]:
     """Images of each split: as stored in ``folder``; before that, those that the configuration gives.
 
-    Of a source that ships with the project, all are known before.
+    Of a source that ships with the project, all are known before. Of videos these are targets.
     """
     try:
         stored: dict[str, int] = store.read_json(folder / "meta.json")["images"]
     except (KtError, KeyError):
         if spec.source in BUILTIN and (planned := sources.planned_sizes(spec)):
             return planned
+        if named(spec.task).clips:
+            return {}
         return {split: images for split in SPLITS if (images := spec.splits.known(split)) is not None}
     return stored
 
 
-def _counts(splits: pd.DataFrame) -> dict[str, int]:
-    """Images of each split.
+def _counts(splits: pd.DataFrame, what: str = "image") -> dict[str, int]:
+    """Images of each split, or what else is counted.
 
     Raises:
         KtError: a split that needs images has none.
@@ -169,13 +233,15 @@ def _counts(splits: pd.DataFrame) -> dict[str, int]:
     counts = {split: int((splits["split"] == split).sum()) for split in SPLITS}
     for split in SPLITS[1:]:
         if not counts[split]:
-            raise KtError(f"data.splits.{split}: no image is left for it")
+            raise KtError(f"data.splits.{split}: no {what} is left for it")
     return counts
 
 
 def truth_files(task: Task) -> list[str]:
     """Names of the files in a store that hold the truth alone."""
-    return [] if task.dense else ["labels.npy" if task.has_classes else "truth.npy"]
+    if task.spatial:
+        return [FIXATIONS] if task.clips else []
+    return ["labels.npy" if task.has_classes else "truth.npy"]
 
 
 def _hash(images: str, truth: NDArray[Any] | None, splits: pd.DataFrame) -> str:
@@ -269,7 +335,7 @@ class Dataset:
             if "videos" in meta:
                 names, first, frames = (tuple(video[key] for video in meta["videos"]) for key in VIDEO)
                 videos = Videos(names, np.array(first, np.int64), np.array(frames, np.int64))
-                fixations = np.load(folder / "fixations.npy", mmap_mode="r")
+                fixations = np.load(folder / FIXATIONS, mmap_mode="r")
             if "pixels" in meta or videos:
                 images, truth = images[..., :-1], images[..., -1]
             elif "task" in meta:

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from kt import store
-from kt.data.listing import Listing, Masked, Picture
+from kt.data.listing import Framed, Listing, Masked, Picture
 from kt.data.spec import DataSpec, height_and_width
 from kt.data.walk import NotReadable
 from kt.errors import KtError, listed
@@ -31,6 +31,8 @@ from kt.tasks.segmentation import IGNORED
 from kt.tasks.task import named
 
 log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 CHUNK_BYTES = 1 << 25
 """Approximate bytes of decoded images that are held at once."""
@@ -58,7 +60,7 @@ _BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 
 def fit(
-    picture: Picture | Masked, size: int | tuple[int, int] | None, channels: int, contain: bool = False
+    picture: Picture | Masked | Framed, size: int | tuple[int, int] | None, channels: int, contain: bool = False
 ) -> NDArray[np.uint8]:
     """One image as it is stored, uint8 [H, W, C]: resized until it just covers the size, and its centre kept.
 
@@ -67,10 +69,11 @@ def fit(
     None. Of PIL images the first frame is taken, upright by its EXIF orientation; 16 bits per pixel lose the lower
     eight, and transparency is dropped: what lies behind it shows.
 
-    A mask becomes one more channel, in the same geometry, each pixel that of the nearest one.
+    A mask becomes one more channel, in the same geometry, each pixel that of the nearest one; so does the map of a
+    frame, bilinear and antialiased, 0 where the frame has none.
 
     Args:
-        picture: a PIL image, or uint8 [H, W, C]; with a mask or without.
+        picture: a PIL image, or uint8 [H, W, C]; alone, or with a mask or a map.
         size: side, or height and width, in pixels; None keeps an array as it is.
         channels: 1 or 3, for PIL images.
         contain: whether the whole image is kept; what lies beside it is black, without a class.
@@ -80,6 +83,8 @@ def fit(
     """
     if isinstance(picture, Masked):
         return _with_mask(picture, size, channels, contain)
+    if isinstance(picture, Framed):
+        return _with_map(picture, size, channels, contain)
     if isinstance(picture, np.ndarray) and (size is None or picture.shape[:2] == height_and_width(size)):
         return picture
     assert size is not None  # sources of PIL images need it
@@ -110,6 +115,18 @@ def _with_mask(masked: Masked, size: int | tuple[int, int] | None, channels: int
     return np.concatenate([image, mask[..., None]], 2)
 
 
+def _with_map(framed: Framed, size: int | tuple[int, int] | None, channels: int, contain: bool) -> NDArray[np.uint8]:
+    """A frame and its map as they are stored, uint8 [H, W, C + 1]."""
+    image = fit(framed.image, size, channels, contain)
+    if framed.map is None:
+        shown = np.zeros((*image.shape[:2], 1), np.uint8)
+    elif size is None:
+        shown = framed.map[..., None]
+    else:
+        shown = _stored(Image.fromarray(framed.map), size, Image.Resampling.BILINEAR, contain)
+    return np.concatenate([image, shown], 2)
+
+
 def _upright(picture: Picture, channels: int) -> Image.Image:
     """An image in grey or in colour, upright; an array keeps its channels."""
     if isinstance(picture, np.ndarray):
@@ -121,22 +138,39 @@ def _upright(picture: Picture, channels: int) -> Image.Image:
     return picture.convert("L" if channels == 1 else "RGB")
 
 
+class Place(NamedTuple):
+    """An image resized to ``height`` and ``width``, of which the stored one shows what begins at ``top`` and ``left``.
+
+    These are negative where the stored image shows more than the resized one.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def place_of(sides: tuple[int, int], size: int | tuple[int, int], contain: bool) -> Place:
+    """Geometry of images of some height and width; it is the same for an image, its mask, map and fixations."""
+    tall, wide = height_and_width(size)
+    if contain:
+        ratio = max(sides[1] / wide, sides[0] / tall)
+        height, width = (max(1, round(side / ratio)) for side in sides)
+        return Place(height, width, -((tall - height) // 2), -((wide - width) // 2))
+    width, height = _covering(sides[1], sides[0], wide, tall)
+    return Place(height, width, round((height - tall) / 2), round((width - wide) / 2))
+
+
 def _stored(
     picture: Image.Image, size: int | tuple[int, int], how: Image.Resampling, contain: bool, beside: int = 0
 ) -> NDArray[np.uint8]:
-    """An image or a mask resized, and cropped or padded to the stored size, uint8 [H, W, C].
-
-    The geometry depends on the sizes alone, so it is the same for an image and its mask.
-    """
+    """An image, a mask or a map resized, and cropped or padded to the stored size, uint8 [H, W, C]."""
     tall, wide = height_and_width(size)
+    height, width, top, left = place_of((picture.height, picture.width), size, contain)
     if contain:
-        ratio = max(picture.width / wide, picture.height / tall)
-        width, height = (max(1, round(side / ratio)) for side in picture.size)
         canvas = Image.new(picture.mode, (wide, tall), beside if picture.mode == "L" else (beside,) * 3)
-        canvas.paste(picture.resize((width, height), how), ((wide - width) // 2, (tall - height) // 2))
+        canvas.paste(picture.resize((width, height), how), (-left, -top))
         return np.asarray(canvas).reshape(tall, wide, -1)
-    width, height = _covering(picture.width, picture.height, wide, tall)
-    left, top = round((width - wide) / 2), round((height - tall) / 2)
     if width * height > LARGEST:
         across, down = picture.width / width, picture.height / height
         box = (left * across, top * down, (left + wide) * across, (top + tall) * down)
@@ -145,6 +179,28 @@ def _stored(
     elif picture.size != (width, height):
         picture = picture.resize((width, height), how)
     return np.asarray(picture.crop((left, top, left + wide, top + tall))).reshape(tall, wide, -1)
+
+
+def placed(
+    points: NDArray[np.int64], sides: tuple[int, int], size: int | tuple[int, int] | None, contain: bool
+) -> NDArray[np.int64]:
+    """Pixels of the stored image that show some pixels of the original one; those beyond its edges are left out.
+
+    Args:
+        points: y and x, int64 [n, 2].
+        sides: height and width of the original image.
+        size: that of the stored image; None where it is the original.
+        contain: whether the stored image shows all of the original one.
+
+    Returns:
+        y and x, int64 [m, 2].
+    """
+    if size is None:
+        return points
+    place = place_of(sides, size, contain)
+    moved = (2 * points + 1) * (place.height, place.width) // (2 * np.array(sides)) - (place.top, place.left)
+    inside: NDArray[np.int64] = moved[((moved >= 0) & (moved < height_and_width(size))).all(1)]
+    return inside
 
 
 def _covering(width: int, height: int, wide: int, tall: int) -> tuple[int, int]:
@@ -185,10 +241,15 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _attempt(call: Callable[[], Picture | Masked], spec: DataSpec, channels: int) -> NDArray[np.uint8] | str:
+def _attempt(call: Callable[[], Picture | Masked | Framed], spec: DataSpec, channels: int) -> NDArray[np.uint8] | str:
     """The stored image, or the reason why there is none."""
+    return attempt(lambda: fit(call(), spec.size, channels, spec.fit == "contain"))
+
+
+def attempt(call: Callable[[], Found]) -> Found | str:
+    """What a call gives, or the reason why a file cannot be read."""
     try:
-        return fit(call(), spec.size, channels, spec.fit == "contain")
+        return call()
     except KtError:
         raise
     except NotReadable as error:
@@ -223,39 +284,43 @@ class Decoded:
         digests: a hash of each image's stored pixels, uint64 [n]; equal for images that no model can distinguish.
         damaged: reason why an image cannot be decoded, by its index.
         pixels: pixels of each class in the masks, int64 [256]; the last ones have no class.
+        mapped: images whose map is not the same everywhere, int64 [m].
     """
 
     content: str
     digests: NDArray[np.uint64]
     damaged: dict[int, str]
     pixels: NDArray[np.int64]
+    mapped: NDArray[np.int64]
 
 
 def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path, threads: int) -> Decoded:
     """Write the images at ``rows`` as one .npy file; images that cannot be decoded are black.
 
-    Of a dense task the last channel is the mask.
+    The last channel is the mask or the map, where the task has one.
 
     Args:
         listing: the source.
         rows: which of its images, int64 [n], increasing.
         spec: size, channels, and what to do with damaged images.
-        path: the .npy file, uint8 [n, H, W, C], or [n, H, W, C + 1] with masks.
+        path: the .npy file, uint8 [n, H, W, C], or [n, H, W, C + 1] with masks or maps.
         threads: images decoded at once.
 
     Raises:
         KtError: an image is damaged and ``spec.damaged`` is `fail`, too many are, or one is a Git LFS pointer.
     """
     height, width, channels = stored_shape(listing, spec)
-    masks = named(spec.task).dense
-    shape = (height, width, channels + masks)
+    task = named(spec.task)
+    shape = (height, width, channels + task.spatial)
     names = None if listing.names is None else hashlib.sha256("\n".join(listing.names).encode()).hexdigest()
     key: list[Any] = [spec.plain() | {"splits": None}, names, hashlib.sha256(rows.tobytes()).hexdigest()]
-    key += [list(listing.classes), spec.class_file and store.digest_file(spec.class_file)] if masks else []
+    key += [list(listing.classes), spec.class_file and store.digest_file(spec.class_file)] if task.dense else []
+    key += [hashlib.sha256(listing.labels.tobytes()).hexdigest()] if task.clips else []
     header = _header(rows, shape)
     growing = Growing(path.with_name(f".{path.name}.part"), store.digest(key), np.uint8, shape, header)
     chunk = max(1, CHUNK_BYTES // growing.row_bytes)
     damaged = {int(i): reason for note in growing.notes for i, reason in note["damaged"]}
+    _check_damage(listing, rows, damaged, spec)
     digests = np.empty(len(rows), np.uint64)
     if growing.rows:
         log.info("decode: %d of %d images were decoded before", growing.rows, len(rows))
@@ -263,7 +328,7 @@ def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path
         digests[: growing.rows] = [_digest(image[..., :channels]) for image in before]
     calls = listing.stream(rows[growing.rows :])
     progress = Progress("decode", -(-(len(rows) - growing.rows) // chunk))
-    with _whole_files(), ThreadPoolExecutor(threads) as pool:
+    with whole_files(), ThreadPoolExecutor(threads) as pool:
         while part := list(islice(calls, chunk)):
             found = list(pool.map(lambda call: _attempt(call, spec, channels), part))
             bad = {growing.rows + i: reason for i, reason in enumerate(found) if isinstance(reason, str)}
@@ -271,8 +336,11 @@ def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path
             _check_damage(listing, rows, damaged, spec)
             images = np.stack([np.zeros(shape, np.uint8) if isinstance(image, str) else image for image in found])
             digests[growing.rows : growing.rows + len(images)] = list(pool.map(_digest, images[..., :channels]))
-            note = {"sha256": hashlib.sha256(images.data).hexdigest(), "damaged": list(bad.items())}
-            if masks:
+            note: dict[str, Any] = {"sha256": hashlib.sha256(images.data).hexdigest(), "damaged": list(bad.items())}
+            if task.clips:
+                maps = images[..., -1].reshape(len(images), -1)
+                note["mapped"] = (growing.rows + np.flatnonzero(maps.min(1) < maps.max(1))).tolist()
+            if task.dense:
                 note["pixels"] = np.sum(list(pool.map(_counted, found)), 0).tolist()
             growing.append(images, note)
             progress.step(f"{growing.rows} of {len(rows)} images")
@@ -282,8 +350,9 @@ def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path
     with store.atomic(path) as temporary:
         growing.path.replace(temporary)
     growing.remove()
-    pixels = np.array([note["pixels"] for note in growing.notes if masks], np.int64).reshape(-1, 256).sum(0)
-    return Decoded(content, digests, damaged, pixels)
+    pixels = np.array([note["pixels"] for note in growing.notes if task.dense], np.int64).reshape(-1, 256).sum(0)
+    mapped = np.array([i for note in growing.notes for i in note.get("mapped", ())], np.int64)
+    return Decoded(content, digests, damaged, pixels, mapped)
 
 
 def _counted(image: NDArray[np.uint8] | str) -> NDArray[np.int64]:
@@ -297,7 +366,7 @@ def _digest(image: NDArray[np.uint8]) -> int:
 
 
 @contextmanager
-def _whole_files() -> Iterator[None]:
+def whole_files() -> Iterator[None]:
     """Treat truncated images as damaged, whatever other modules have told Pillow."""
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
@@ -314,12 +383,17 @@ def _header(rows: NDArray[np.int64], shape: tuple[int, ...]) -> bytes:
 
 
 def _check_damage(listing: Listing, rows: NDArray[np.int64], damaged: dict[int, str], spec: DataSpec) -> None:
-    if not damaged or (spec.damaged == "skip" and len(damaged) <= spec.max_damaged * len(rows)):
+    """Fail where something is damaged, or too much is; a video is where one of its frames is."""
+    of = rows if listing.video is None else listing.video[rows]
+    number = len(listing.lost) + len(np.unique(of[list(damaged)]))
+    total, what = len(listing.lost) + len(np.unique(of)), "images" if listing.video is None else "videos"
+    if number == 0 or (spec.damaged == "skip" and number <= spec.max_damaged * total):
         return
-    names = [f"{name_of(listing, int(rows[i]))} ({reason})" for i, reason in damaged.items()]
+    reasons = dict(listing.lost) | {name_of(listing, int(rows[i])): reason for i, reason in damaged.items()}
+    names = [f"{name} ({reason})" for name, reason in reasons.items()]
     allowed = f"more than data.max_damaged ({spec.max_damaged:g}) allows" if spec.damaged == "skip" else ""
     advice = allowed or "mend them, or set data.damaged: skip"
-    raise KtError(f"data.source: damaged images: {len(damaged)} of {len(rows)}, {advice}: {listed(names)}")
+    raise KtError(f"data.source: damaged {what}: {number} of {total}, {advice}: {listed(names)}")
 
 
 def name_of(listing: Listing, row: int) -> str:

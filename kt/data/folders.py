@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt.data.classes import ClassFolders, check_chosen, class_folders, class_map
-from kt.data.listing import Listing, Masked, Picture, file_names, ordered, shown
+from kt.data.listing import Framed, Listing, Masked, Picture, file_names, ordered, shown
 from kt.data.spec import DataSpec
 from kt.data.walk import endings, entries, is_folder, is_hidden, leads_back, open_picture, walk
 from kt.errors import KtError, listed
@@ -114,7 +114,7 @@ def with_unlabelled(listing: Listing, place: str) -> Listing:
     names = listing.names if listing.names is not None else map(str, range(count))
     parts = np.full(count, listing.default) if listing.parts is None else listing.parts
 
-    def stream(rows: NDArray[np.int64]) -> Iterator[Callable[[], Picture | Masked]]:
+    def stream(rows: NDArray[np.int64]) -> Iterator[Callable[[], Picture | Masked | Framed]]:
         yield from listing.stream(rows[rows < count])
         yield from (partial(open_picture, paths[row - count]) for row in rows[rows >= count])
 

@@ -37,10 +37,22 @@ class Masked(NamedTuple):
     mask: NDArray[np.uint8]
 
 
-Stream = Callable[[NDArray[np.int64]], Iterator[Callable[[], Picture | Masked]]]
+class Framed(NamedTuple):
+    """A frame of a video and where people looked.
+
+    Attributes:
+        image: the frame.
+        map: uint8 [H, W], of the frame's size; None where the frame is not learnt from.
+    """
+
+    image: Picture
+    map: NDArray[np.uint8] | None
+
+
+Stream = Callable[[NDArray[np.int64]], Iterator[Callable[[], Picture | Masked | Framed]]]
 """From increasing positions in a listing to one call per image, in that order; the calls may run in any thread.
 
-Of a dense task they give each image with its mask.
+Of a dense task they give each image with its mask, of a task of clips each frame with its map.
 """
 
 DEFAULT_PART = "train"
@@ -63,6 +75,8 @@ class Listing:
         warnings: lines about the source for its user.
         folders: paths without links of the folders that are read.
         truth: of each image where the task has no classes, [N, …].
+        video: of frames, the number of the video that each belongs to, int64 [N].
+        lost: reason why a video cannot be read, by its name; its frames are not among these.
     """
 
     labels: NDArray[np.int64]
@@ -76,6 +90,8 @@ class Listing:
     warnings: Sequence[str] = ()
     folders: Collection[str] = ()
     truth: NDArray[Any] | None = None
+    video: NDArray[np.int64] | None = None
+    lost: Mapping[str, str] = field(default_factory=dict)
 
 
 def composed(name: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kt.data.classes import TRAINING, USUAL, class_map
+from kt.data.classes import TRAINING, USUAL, chosen_parts, class_map
 from kt.data.decode import PHOTOMETRIC, turn_of
 from kt.data.listing import DEFAULT_PART, Listing, Masked, composed, file_names, named_parts, ordered, shown
 from kt.data.scenes import BUILTIN, CITYSCAPES, VOC
@@ -300,16 +300,9 @@ def _mask_places(spec: DataSpec) -> tuple[dict[str, tuple[str, str]], str]:
     named = any(take.part for take in spec.splits.takes().values())
     if not (above or named or training or (parts and all(name.casefold() in USUAL for name in parts))):
         return {"": (IMAGES, _mask_folder("", spec))}, DEFAULT_PART
-    if len(training) > 1 and DEFAULT_PART not in training:
-        raise KtError(f"data.source: {shown(root)}: the parts {listed(training)} have the same meaning; keep one")
-    default = training[0] if training and DEFAULT_PART not in training else DEFAULT_PART
+    chosen, default = chosen_parts(spec, parts)
     places = dict[str, tuple[str, str]]()
-    for part in named_parts(spec, default):
-        if part not in parts:
-            raise KtError(
-                f"data.splits: no part {part!r} in {shown(root)}; there are: {listed(map(shown, parts)) or 'none'}"
-                f"{nearest(part, parts)}"
-            )
+    for part in chosen:
         masks = _mask_folder(part if above else "", spec)
         places[part] = (f"{part}/{IMAGES}", f"{part}/{masks}") if above else (f"{IMAGES}/{part}", f"{masks}/{part}")
         if not os.path.isdir(os.path.join(root, places[part][1])):

@@ -1,24 +1,24 @@
-"""Data sets that are known before they are read: digits, scenes of digits, and classes of VOC and Cityscapes."""
+"""Data sets that are known before they are read: digits, scenes and videos of them, classes of VOC and Cityscapes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kt.data import moving
 from kt.data.listing import Listing, Masked, Stream, numbered
+from kt.data.moving import TRAINING_DIGITS, Floats, enlarged, noise
 
 SIDE = 48
 """Height and width of a scene, pixels."""
 
 SCENES = {"train": 900, "test": 300}
 """Scenes of each official part."""
-
-TRAINING_DIGITS = 1300
-"""The first digits are those of training scenes, all others those of test scenes."""
 
 CLASSES = ("background", *map(str, range(10)))
 
@@ -70,26 +70,24 @@ CITYSCAPES = {
 }
 """Ids of the classes of Cityscapes that are evaluated. Source: Cordts et al. 2016, CVPR, and its published scripts."""
 
-Floats = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Builtin:
     """A data set that needs no file; what is known before it is read.
 
     Attributes:
-        images: number by official part; under "" of the whole data set, where it has no parts.
+        images: number by official part, or that of the videos; under "" of the whole data set, where it has no parts.
         classes: their names, by label.
         shape: [H, W, C] of the images.
         read: lists it.
-        masks: whether each pixel has a class, instead of each image.
+        truth: of each image, or frame: one of the classes, a `mask` of them, or a `map` of where people look.
     """
 
     images: Mapping[str, int]
     classes: Sequence[str]
     shape: tuple[int, int, int]
     read: Callable[[], Listing]
-    masks: bool = False
+    truth: Literal["class", "mask", "map"] = "class"
 
 
 def digits() -> Listing:
@@ -133,12 +131,12 @@ def scene(generator: np.random.Generator, images: Floats, labels: NDArray[np.int
         labels: their classes, [n].
     """
     shades = 0.4 * generator.random((2, 1)) + 0.1 * generator.random((2, 3))
-    pattern = _noise(generator, int(generator.integers(3, 13)))[..., None]
+    pattern = noise(generator, int(generator.integers(3, 13)), SIDE)[..., None]
     canvas = shades[0] + (shades[1] - shades[0]) * pattern
     mask = np.zeros((SIDE, SIDE), np.uint8)
     for _ in range(generator.integers(3, 7)):
         which, side = generator.integers(len(images)), int(generator.integers(15, 22))
-        ink = np.clip(1.6 * _enlarged(images[which], side) - 0.3, 0, 1)
+        ink = np.clip(1.6 * enlarged(images[which], side) - 0.3, 0, 1)
         places = generator.integers(0, SIDE - side + 1, (24, 2)).tolist()
         windows = [(slice(top, top + side), slice(left, left + side)) for top, left in places]
         window = min(windows, key=lambda where: np.count_nonzero(mask[where]))
@@ -149,22 +147,8 @@ def scene(generator: np.random.Generator, images: Floats, labels: NDArray[np.int
     return Masked(np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8), mask)
 
 
-def _noise(generator: np.random.Generator, cells: int) -> Floats:
-    """Smooth noise in [0, 1] with so many cells along a side, [SIDE, SIDE]."""
-    return _enlarged(generator.random((cells, cells)), SIDE)
-
-
-def _enlarged(image: Floats, side: int) -> Floats:
-    """A square image at a larger side, bilinear."""
-    place = np.clip((np.arange(side) + 0.5) * len(image) / side - 0.5, 0, len(image) - 1)
-    first = place.astype(np.int64)
-    second, share = np.minimum(first + 1, len(image) - 1), place - first
-    rows = image[first] + (image[second] - image[first]) * share[:, None]
-    columns: Floats = rows[:, first] + (rows[:, second] - rows[:, first]) * share
-    return columns
-
-
 BUILTIN = {
     "digits": Builtin({"": 1797}, CLASSES[1:], (8, 8, 1), digits),
-    "scenes": Builtin(SCENES, CLASSES, (SIDE, SIDE, 3), scenes, masks=True),
+    "scenes": Builtin(SCENES, CLASSES, (SIDE, SIDE, 3), scenes, "mask"),
+    "moving-digits": Builtin(moving.VIDEOS, (), (moving.SIDE, moving.SIDE, 3), moving.videos, "map"),
 }

@@ -20,6 +20,8 @@ from kt.data.masks import CLASSES, by_torchvision, check_masks, classes_of, mask
 from kt.data.scenes import BUILTIN
 from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec, height_and_width
 from kt.data.splits import check_parts, pools, split_counts
+from kt.data.video_folders import video_folder
+from kt.data.videos import VideoListing, planned
 from kt.errors import KtError, nearest, quoted, short, unknown
 from kt.spec import RULE, Place, as_written, beside, check_all
 from kt.tasks.task import named
@@ -99,13 +101,21 @@ def check_source(spec: DataSpec) -> None:
 def _check_task(spec: DataSpec) -> None:
     """Fail where the source has no truths of the task, or keys make no sense for it."""
     task, written = named(spec.task), quoted(as_written(spec.source))
+    own = BUILTIN[spec.source].truth if spec.source in BUILTIN else None
+    if own == "map" and not task.clips:
+        raise KtError(f"data.source: {written} has videos; set data.task: saliency")
+    if spec.every is not None and not task.clips:
+        raise KtError(f"data.every: is about videos, which the task {spec.task!r} does not have; leave it out")
+    if task.clips:
+        _check_videos(spec)
+        return
     if task.dense:
         _check_masks(spec)
         return
     for key, given in (("masks", spec.masks), ("ignore", spec.ignore), ("fit", spec.fit != "cover" or None)):
         if given is not None:
             raise KtError(f"data.{key}: is about masks, which the task {spec.task!r} does not have; leave it out")
-    if (spec.source in BUILTIN and BUILTIN[spec.source].masks) or spec.source.lower() in CLASSES:
+    if own == "mask" or spec.source.lower() in CLASSES:
         raise KtError(f"data.source: {written} has a class per pixel; set data.task: segmentation")
     if task.has_classes:
         return
@@ -122,12 +132,40 @@ def _check_task(spec: DataSpec) -> None:
         raise KtError(f"data.splits.transfer.folder: {text}")
 
 
+def _builtin(truth: str) -> list[str]:
+    """Data sets that need no file and have truths of some kind."""
+    return [name for name, data in BUILTIN.items() if data.truth == truth]
+
+
+def _check_videos(spec: DataSpec) -> None:
+    """Fail where a source has no videos, or keys make no sense for them."""
+    written, own = as_written(spec.source), _builtin("map")
+    if not (spec.source in own or spec.is_folder):
+        raise KtError(
+            f"data.source: {quoted(written)} has no videos, which the task {spec.task!r} needs; allowed: "
+            f"{', '.join(own)}, a folder with a folder of `frames` and `maps` per video{nearest(spec.source, own)}"
+        )
+    about = dict.fromkeys(("classes", "class_file", "num_classes", "label_key"), "classes")
+    about |= {"masks": "masks", "ignore": "masks", "image_key": "columns", "root": "data sets that timm reads"}
+    for key, what in about.items():
+        if getattr(spec, key) is not None:
+            raise KtError(f"data.{key}: is about {what}, which the task {spec.task!r} does not have; leave it out")
+    if spec.class_order != "natural":
+        raise KtError(
+            f"data.class_order: {spec.class_order!r} orders class folders, but videos have none; leave it out"
+        )
+    if spec.fit != "cover" and spec.size is None:
+        raise KtError(f"data.fit: {spec.fit!r} needs data.size; without it frames keep their size")
+    if spec.splits.transfer.folder:
+        raise KtError("data.splits.transfer.folder: its images are no frames of videos; leave it out")
+
+
 def _check_masks(spec: DataSpec) -> None:
     """Fail where a source has no masks, or keys make no sense for images with masks."""
     written, known = as_written(spec.source), spec.source.lower() in CLASSES
-    own = known or (spec.source in BUILTIN and BUILTIN[spec.source].masks)
+    own = known or (spec.source in BUILTIN and BUILTIN[spec.source].truth == "mask")
     if not (own or spec.is_folder or spec.source.endswith(".npz")):
-        allowed = ", ".join([*(name for name, data in BUILTIN.items() if data.masks), *CLASSES])
+        allowed = ", ".join([*_builtin("mask"), *CLASSES])
         raise KtError(
             f"data.source: {quoted(written)} has no masks, which the task {spec.task!r} needs; allowed: {allowed}, a "
             f"folder with `images` and `masks`, an .npz file with both{nearest(spec.source, CLASSES)}"
@@ -189,7 +227,10 @@ def known_names(spec: DataSpec) -> list[str] | None:
     Raises:
         KtError: as ``class_map`` does, a folder of classes is not one, or a label is not below ``data.num_classes``.
     """
-    if named(spec.task).dense:
+    task = named(spec.task)
+    if not task.has_classes:
+        return None
+    if task.dense:
         return list(classes_of(spec).names)
     chosen = class_map(spec)
     if chosen is None and spec.source in BUILTIN:
@@ -279,9 +320,15 @@ def part_sizes(spec: DataSpec) -> PartSizes | None:
 def planned_sizes(spec: DataSpec) -> dict[str, int] | None:
     """Images of each split as the source will give them, but for damaged ones; None as ``part_sizes``.
 
+    Of videos these are the targets.
+
     Raises:
         KtError: as ``part_sizes`` does, a split names an unknown part, or asks for too many images.
     """
+    if named(spec.task).clips:
+        listing = _read(spec)
+        assert isinstance(listing, VideoListing), "the task needs videos"
+        return planned(listing, spec)
     splits, sizes = spec.splits, part_sizes(spec)
     if sizes is None:
         return None
@@ -318,10 +365,12 @@ def _read(spec: DataSpec) -> Listing:
         from kt.data.timm_source import read_timm
 
         return read_timm(spec)
-    return masked_folder(spec) if named(spec.task).dense else folder(spec)
+    task = named(spec.task)
+    return video_folder(spec) if task.clips else masked_folder(spec) if task.dense else folder(spec)
 
 
 def check_images(spec: DataSpec) -> None:
     """Fail where a folder has no images as the task needs them; raises ``KtError`` as the functions it calls."""
     if spec.is_folder:
-        (check_masks if named(spec.task).dense else check_folder)(spec)
+        task = named(spec.task)
+        (video_folder if task.clips else check_masks if task.dense else check_folder)(spec)

@@ -31,7 +31,7 @@ from kt.spec import File, Folder, Place, Spec, as_written
 
 SPLITS = ("zoo", "transfer", "validation", "test")
 
-BUILTIN = ("digits", "scenes")
+BUILTIN = ("digits", "scenes", "moving-digits")
 """Data sets that need no file."""
 
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
@@ -109,9 +109,12 @@ Source = Annotated[str, AfterValidator(_place_or_name), PlainSerializer(as_writt
 
 
 class Take(Spec, json_schema_extra=_short_forms):
-    """The images of one split: `500`, the share `0.1`, an official part, those of a file, or an unlabelled folder."""
+    """The images of one split: `500`, the share `0.1`, an official part, those of a file, or an unlabelled folder.
 
-    images: NonNegativeInt | None = Field(None, description="number of images")
+    Of `saliency` these are videos, never frames.
+    """
+
+    images: NonNegativeInt | None = Field(None, description="number of images, or of videos")
     share: Share | None = Field(None, description="share of the images to draw from, e.g. 0.1")
     part: str | None = Field(
         None,
@@ -200,6 +203,37 @@ def counted(classes: int, ignored: Sequence[int] | None) -> list[int]:
     return list(itertools.islice((label for label in itertools.count() if label not in (ignored or ())), classes))
 
 
+def _one_for_all(schema: JsonSchemaValue) -> None:
+    """A whole number may stand for the object."""
+    whole = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"type": "integer", "exclusiveMinimum": 0}, whole]
+
+
+class Every(Spec, json_schema_extra=_one_for_all):
+    """Every how many frames with a map one is a target; a number stands for that of all splits."""
+
+    zoo: PositiveInt = Field(8, description="of videos that train zoo members")
+    transfer: PositiveInt = Field(8, description="of videos that knowledge is transferred on")
+    validation: PositiveInt = Field(32, description="of videos that choose epochs and pairs")
+    test: PositiveInt = Field(32, description="of videos that every reported number is measured on")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, dict | Every):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return dict.fromkeys(SPLITS, value)
+        text = f"input should be a whole number greater than 0, or a mapping from split to number, not {quoted(value)}"
+        raise PydanticCustomError("value_error", "{text}", {"text": text})
+
+    def of(self, split: str) -> int:
+        """That of a split."""
+        found: int = getattr(self, split)
+        return found
+
+
 DEFAULT_TASK = "classification"
 
 
@@ -211,11 +245,13 @@ class DataSpec(Spec):
         "folders, or of official parts (`train`, `val`, …) that hold class folders; or a name that "
         "`timm.data.create_dataset` reads: `torch/cifar10`, `hfds/…`, `hfids/…`, `tfds/…`, `wds/…`, a .tar file; "
         "as all paths relative to this file's folder. For `segmentation`: `scenes` (made of these digits); a folder "
-        "with `images` and `masks`; an .npz file with both; `torch/voc` or `torch/cityscapes`, which lie in `root`"
+        "with `images` and `masks`; an .npz file with both; `torch/voc` or `torch/cityscapes`, which lie in `root`. "
+        "For `saliency`: `moving-digits`, or a folder with a folder of frames and maps per video"
     )
     task: str = Field(
         DEFAULT_TASK,
-        description="what is learnt: `classification`, `segmentation`, or a task that one of `zoo.modules` defines",
+        description="what is learnt: `classification`, `segmentation`, `saliency`, or a task that one of `zoo.modules` "
+        "defines",
     )
     masks: str | None = Field(
         None,
@@ -232,7 +268,8 @@ class DataSpec(Spec):
     )
     fit: Literal["cover", "contain"] = Field(
         "cover",
-        description="`contain` keeps the whole image, for `segmentation`: what lies beside it is black, of no class",
+        description="`contain` keeps the whole image, for `segmentation` and `saliency`: what lies beside it is black, "
+        "of no class and not salient",
     )
     image_key: str | None = Field(
         None, description="column of the images of `hfds/…`, `hfids/…`, `tfds/…` and `wds/…`; default: `image` (timm's)"
@@ -266,6 +303,11 @@ class DataSpec(Spec):
     )
     max_damaged: float = Field(0.01, ge=0, le=1, description="share of damaged images beyond which `skip` fails, too")
     seed: int = Field(0, ge=0, description="seed of the shuffle before the split")
+    every: Every | None = Field(
+        None,
+        description="for `saliency`: every how many frames with a map one is learnt from, or tested on; a number for "
+        "all splits, or for some of them; default: 8 for `zoo` and `transfer`, 32 for `validation` and `test`",
+    )
     splits: SplitSizes
 
     @field_validator("classes", mode="before")
@@ -284,7 +326,7 @@ class DataSpec(Spec):
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without defaults of later keys, so that earlier hashes stay."""
-        defaults = {"task": DEFAULT_TASK, "masks": None, "ignore": None, "fit": "cover"}
+        defaults = {"task": DEFAULT_TASK, "masks": None, "ignore": None, "fit": "cover", "every": None}
         return {name: value for name, value in dump(self).items() if defaults.get(name, ...) != value}
 
     @property

@@ -38,13 +38,14 @@ def pools(sizes: SplitSizes, default: str | None) -> dict[str | None, dict[str, 
     return found
 
 
-def split_counts(takes: Mapping[str, Take], images: int, part: str | None) -> dict[str, int]:
+def split_counts(takes: Mapping[str, Take], images: int, part: str | None, what: str = "images") -> dict[str, int]:
     """Images of each split that draws from a part.
 
     Args:
         takes: what each of them takes.
         images: number of images of the part.
         part: its name.
+        what: is counted.
 
     Raises:
         KtError: the splits request more images than there are.
@@ -57,7 +58,7 @@ def split_counts(takes: Mapping[str, Take], images: int, part: str | None) -> di
     total = sum(asked or 0 for asked in wanted.values())
     if total > images or (greedy and total == images):
         asked = " + ".join(f"{split} {'the rest' if n is None else n}" for split, n in wanted.items())
-        raise KtError(f"data.splits: {total} images asked for ({asked}), but the data set has {images}{of_part}")
+        raise KtError(f"data.splits: {total} {what} asked for ({asked}), but the data set has {images}{of_part}")
     return {split: images - total if asked is None else asked for split, asked in wanted.items()}
 
 
@@ -71,6 +72,7 @@ def assign(
     parts: NDArray[np.str_] | None = None,
     names: Sequence[str] | None = None,
     default: str = DEFAULT_PART,
+    what: str = "images",
 ) -> pd.DataFrame:
     """Give every split its images; images that no split takes are left out.
 
@@ -86,6 +88,7 @@ def assign(
         parts: official part of each image.
         names: the images' names; by default their positions.
         default: the part that splits draw from unless they name another.
+        what: is split.
 
     Returns:
         The table ``splits`` as a data frame; ``row`` and ``image_id`` are positions in the source.
@@ -101,11 +104,11 @@ def assign(
             free |= parts == take.folder
     for split, take in sizes.takes().items():
         if take.file:
-            taken[split] = _listed_in_file(take.file, f"data.splits.{split}.file", names, labels, free)
+            taken[split] = _listed_in_file(take.file, f"data.splits.{split}.file", names, labels, free, what)
             free[taken[split]] = False
     for part, takes in pools(sizes, None if parts is None else default).items():
         rows = np.flatnonzero(free if part is None else free & (parts == part))
-        taken |= _cut(rows, labels, takes, seed, part)
+        taken |= _cut(rows, labels, takes, seed, part, what)
     rows = np.concatenate([taken[split] for split in SPLITS])
     return pd.DataFrame(
         {
@@ -128,16 +131,16 @@ def spread(labels: NDArray[np.int64], generator: np.random.Generator) -> Rows:
 
 
 def _cut(
-    rows: Rows, labels: NDArray[np.int64], takes: Mapping[str, Take], seed: int, part: str | None
+    rows: Rows, labels: NDArray[np.int64], takes: Mapping[str, Take], seed: int, part: str | None, what: str
 ) -> dict[str, Rows]:
     """The rows of one part, cut into the splits that draw from it."""
     order = rows[spread(labels[rows], np.random.default_rng(seed))]
-    sizes = split_counts(takes, len(rows), part)
+    sizes = split_counts(takes, len(rows), part, what)
     return dict(zip(sizes, np.split(order, np.cumsum(list(sizes.values())))[:-1], strict=True))
 
 
 def _listed_in_file(
-    file: str, at: str, names: Sequence[str] | None, labels: NDArray[np.int64], free: NDArray[np.bool_]
+    file: str, at: str, names: Sequence[str] | None, labels: NDArray[np.int64], free: NDArray[np.bool_], what: str
 ) -> Rows:
     """The positions of the images that a text file lists, in its order."""
     try:
@@ -150,13 +153,14 @@ def _listed_in_file(
     unknown = [name for name in wanted if name not in known]
     if unknown:
         close = nearest(unknown[0], known) if len(known) <= 10_000 else ""
-        raise KtError(f"{at}: {len(unknown)} of its images are not in the data set: {listed(unknown)}{close}")
+        raise KtError(f"{at}: {len(unknown)} of its {what} are not in the data set: {listed(unknown)}{close}")
     rows = np.array([known[name] for name in wanted], np.int64)
     if len(rows) == 0:
-        raise KtError(f"{at}: {file} lists no image")
+        raise KtError(f"{at}: {file} lists no {what.removesuffix('s')}")
     if len(np.unique(rows)) < len(rows) or not free[rows].all():
         again = next(name for i, name in enumerate(wanted) if not free[rows[i]] or rows[i] in rows[:i])
-        raise KtError(f"{at}: the image {again!r} is listed twice, or its class is not taken")
+        also = ", or its class is not taken" if (labels < 0).any() else ""
+        raise KtError(f"{at}: the {what.removesuffix('s')} {again!r} is listed twice{also}")
     return rows
 
 

@@ -133,8 +133,9 @@ def check_data(data: DataSpec) -> None:
     known = [take.images for take in data.splits.takes().values() if take.images and not take.folder]
     images = known_count(data)
     if images is not None and sum(known) > images:
+        what = "videos" if tasks.named(data.task).clips else "images"
         raise KtError(
-            f"data.splits: {sum(known)} images asked for, but {quoted(spec.as_written(data.source))} has {images}"
+            f"data.splits: {sum(known)} {what} asked for, but {quoted(spec.as_written(data.source))} has {images}"
         )
 
 
