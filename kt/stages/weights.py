@@ -47,7 +47,7 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
     pick_device(study.device, threads)
     try:
         model = _start(study, name, dataset)
-        shape = (channels(study, name, dataset), *spec.sides)
+        shape = (channels(study, name, dataset), *spec.shape(0)[1:])
         answer = study.task.answer_shape(outputs(study, name, dataset))
         macs, given = models.run_once(model, shape)
         models.check_outputs(given, answer, study.task.least)

@@ -31,7 +31,7 @@ from kt.transfer.batch import Chosen, Rows
 from kt.transfer.engine import Shown, State, weights_of
 from kt.transfer.experiments import Experiment, Problem
 from kt.transfer.training import Training
-from kt.zoo.inference import Recomputed, kept
+from kt.zoo.inference import Recomputed, channels_last, kept
 from kt.zoo.models import build
 
 log = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ class Bench:
     def recomputed(self, model: nn.Module, split: str, spec: InputSpec, top: int | None = None) -> Recomputed:
         """Answers of a model that are not kept; with the ``top`` largest logits alone, if not None."""
         if self.device.type == "cuda":  # as where predictions are made
-            model.to(memory_format=torch.channels_last)
+            channels_last(model)
         return Recomputed(model.eval(), self.view(split, spec), self.task, top)
 
     def telling(self, name: str, others: tuple[str, ...]) -> NDArray[np.int64]:
@@ -283,7 +283,7 @@ class Bench:
 
     @cached_property
     def _member(self) -> tuple[nn.Module, State]:
-        student = self.zoo.load(self.at).to(self.device).to(memory_format=torch.channels_last)
+        student = channels_last(self.zoo.load(self.at).to(self.device))
         return student, weights_of(student)
 
     def model(self, name: str, weights: State | None = None) -> nn.Module:
@@ -292,7 +292,7 @@ class Bench:
             student, original = self._member
             student.load_state_dict(weights or original)
             return student
-        return self.zoo.load(name).to(self.device).to(memory_format=torch.channels_last)
+        return channels_last(self.zoo.load(name).to(self.device))
 
     def student(self, seed: int) -> nn.Module:
         """The student with its first weights, on the device: fresh ones, or a fresh head, are those of the seed.
@@ -318,7 +318,7 @@ class Bench:
             raise KtError(f"{self.at}.student: {arch} does not take an image of {list(shape)}: {text}") from error
         if found != outputs:
             raise KtError(f"{self.at}.student: {arch} has {found} outputs, but there are {outputs} classes")
-        return model.to(self.device).to(memory_format=torch.channels_last)
+        return channels_last(model.to(self.device))
 
     def instead(self, name: str) -> Bench:
         """The same bench, with a teacher's architecture in the student's place."""

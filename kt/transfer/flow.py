@@ -22,7 +22,7 @@ from kt.transfer.ledger import Record
 from kt.transfer.session import Session
 from kt.transfer.training import Training
 from kt.zoo import weights
-from kt.zoo.inference import autocast
+from kt.zoo.inference import autocast, channels_last
 from kt.zoo.models import macs
 from kt.zoo.stages import find
 
@@ -174,7 +174,7 @@ def finetune(session: Session, method: FineTuned, teacher: str, seed: int) -> Re
     """A teacher with a new classifier in the student's place."""
     place, model = session.bench.instead(teacher), session.bench.zoo.load(teacher)
     torch.manual_seed(seed)
-    model = weights.with_new_head(model, place.outputs).to(place.device).to(memory_format=torch.channels_last)
+    model = channels_last(weights.with_new_head(model, place.outputs).to(place.device))
     inside = Session(place, session.unit, session.key, session.pieces)
     record = _alone(inside, model, _labels, Drawn(place, seed))
     session.left = inside.left

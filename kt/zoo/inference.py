@@ -63,6 +63,13 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
+def channels_last(model: nn.Module) -> nn.Module:
+    """A model with the channels last in memory; one with weights of five dimensions, for clips, as it is."""
+    if any(tensor.ndim == 5 for tensor in model.state_dict().values()):  # torch has no such format for them
+        return model
+    return model.to(memory_format=torch.channels_last)
+
+
 def forward(model: nn.Module, x: Tensor, features: bool = False) -> Found:
     """A batch through a model in eval mode.
 
@@ -232,7 +239,7 @@ def predict(
     """
     first = next(iter(inputs.values()))
     if first.device.type == "cuda":
-        model.to(memory_format=torch.channels_last)
+        channels_last(model)
     probe = forward(model, first[slice(0, 1)], features)
     if top is not None and top >= (classes := probe.answer.shape[1]):
         raise KtError(f"transfer.top_k: {top}, but {path.stem} has {classes} classes; allowed: fewer than that")

@@ -26,7 +26,7 @@ from kt.errors import KtError
 from kt.tasks.segmentation import IGNORED
 from kt.tasks.task import Array
 from kt.zoo.features import classifiers, penultimate
-from kt.zoo.inference import autocast
+from kt.zoo.inference import autocast, channels_last
 from kt.zoo.spec import Recipe
 
 WARM_UP = 0.2
@@ -261,7 +261,7 @@ def train(
         Interrupted: the training was asked to stop; its state is saved.
     """
     size, steps = recipe.batch_size, n // recipe.batch_size
-    model = model.to(device).to(memory_format=torch.channels_last).train(not only)
+    model = channels_last(model.to(device)).train(not only)
     if only:
         model.requires_grad_(False)
     for part in only:
