@@ -119,7 +119,7 @@ def _write_videos(
     A video with a damaged frame is left out, and so is a frame of whose map all pixels are equal.
     """
     listing, splits, looks, beyond, videos = frames_of(source, divided(source, spec), spec, threads)
-    check(_counts(splits, FRAME))
+    check(_videos_of(splits, listing))
     decoded = decode(listing, np.arange(len(listing.labels)), spec, folder / "images.npy", threads)
     video = listing.video
     assert video is not None, "the listing is of frames"
@@ -127,7 +127,7 @@ def _write_videos(
     found = dict(listing.lost) | {name_of(listing, row): reason for row, reason in decoded.damaged.items()}
     whole = splits[~np.isin(video[splits["row"].to_numpy()], broken)]
     splits = whole[whole["row"].isin(decoded.mapped)]
-    check(_counts(splits, FRAME))
+    check(_videos_of(splits, listing))
     looks = looks[np.isin(looks[:, 0], splits["row"])]
     with store.atomic(folder / FIXATIONS) as temporary, temporary.open("wb") as file:
         np.save(file, looks)
@@ -143,7 +143,6 @@ def _write_videos(
     kept = [dict(zip(VIDEO, one, strict=True)) for i, one in enumerate(videos) if i not in broken]
     spare = len(source.videos) - len(videos) - len(listing.lost)
     left_out = {"damaged videos": lost, "videos of no split": spare, "frames of an even map": len(whole) - len(splits)}
-    of_video = splits.assign(video=video[splits["row"].to_numpy()])
     facts = {
         "classes": [],
         "task": spec.task,
@@ -151,13 +150,25 @@ def _write_videos(
         "source": as_written(spec.source),
         "images": _counts(splits, FRAME),
         "videos": kept,
-        "videos_of": {split: int(of_video.loc[splits["split"] == split, "video"].nunique()) for split in SPLITS},
+        "videos_of": _videos_of(splits, listing),
         "damaged": found,
         "repeated": warn_repeated(splits, decoded.digests),
         "left_out": dict(source.left_out) | {what: count for what, count in left_out.items() if count},
     }
     store.write_json(folder / "meta.json", facts)
     return facts
+
+
+def _videos_of(splits: pd.DataFrame, listing: Listing) -> dict[str, int]:
+    """Videos of each split, from those of its targets.
+
+    Raises:
+        KtError: a split that needs some has none.
+    """
+    assert listing.video is not None, "the listing is of frames"
+    _counts(splits, FRAME)
+    video = splits.assign(video=listing.video[splits["row"].to_numpy()])
+    return {split: int(video.loc[splits["split"] == split, "video"].nunique()) for split in SPLITS}
 
 
 def _check_classes(spec: DataSpec, classes: Sequence[str], labels: NDArray[np.int64]) -> None:
@@ -208,17 +219,19 @@ def summary(facts: Mapping[str, Any]) -> str:
     return f"{what}, {', '.join(f'{n} {split}' for split, n in images.items())} {counted}{rest}"
 
 
-def split_sizes(folder: Path, spec: DataSpec) -> dict[str, int]:
+def split_sizes(folder: Path, spec: DataSpec, in_epoch: bool = False) -> dict[str, int]:
     """Images of each split: as stored in ``folder``; before that, those that the configuration gives.
 
-    Of a source that ships with the project, all are known before. Of videos these are targets.
+    Of a source that ships with the project, all are known before. Of videos these are targets; ``in_epoch`` counts
+    those that an epoch of a training shows, one of each video.
     """
+    videos = named(spec.task).clips
     try:
-        stored: dict[str, int] = store.read_json(folder / "meta.json")["images"]
+        stored: dict[str, int] = store.read_json(folder / "meta.json")["videos_of" if videos and in_epoch else "images"]
     except (KtError, KeyError):
-        if spec.source in BUILTIN and (planned := sources.planned_sizes(spec)):
+        if spec.source in BUILTIN and (planned := sources.planned_sizes(spec, in_epoch)):
             return planned
-        if named(spec.task).clips:
+        if videos and not in_epoch:
             return {}
         return {split: images for split in SPLITS if (images := spec.splits.known(split)) is not None}
     return stored

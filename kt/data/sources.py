@@ -317,10 +317,10 @@ def part_sizes(spec: DataSpec) -> PartSizes | None:
     return PartSizes(images, default)
 
 
-def planned_sizes(spec: DataSpec) -> dict[str, int] | None:
+def planned_sizes(spec: DataSpec, in_epoch: bool = False) -> dict[str, int] | None:
     """Images of each split as the source will give them, but for damaged ones; None as ``part_sizes``.
 
-    Of videos these are the targets.
+    Of videos these are the targets, or those of them that an epoch of a training shows.
 
     Raises:
         KtError: as ``part_sizes`` does, a split names an unknown part, or asks for too many images.
@@ -328,7 +328,8 @@ def planned_sizes(spec: DataSpec) -> dict[str, int] | None:
     if named(spec.task).clips:
         listing = _read(spec)
         assert isinstance(listing, VideoListing), "the task needs videos"
-        return planned(listing, spec)
+        found = planned(listing, spec)
+        return found.videos if in_epoch else found.targets
     splits, sizes = spec.splits, part_sizes(spec)
     if sizes is None:
         return None

@@ -107,15 +107,24 @@ def divided(listing: VideoListing, spec: DataSpec) -> pd.DataFrame:
     return assign(listing.labels, spec.splits, spec.seed, listing.parts, listing.names, listing.default, "videos")
 
 
-def planned(listing: VideoListing, spec: DataSpec) -> dict[str, int]:
-    """Number of targets of each split, but for those that turn out to be damaged or without anything salient."""
+class Planned(NamedTuple):
+    """What each split has, but for what turns out to be damaged or without anything salient.
+
+    Attributes:
+        targets: number of frames that are learnt from, or tested on.
+        videos: number of videos, each of which an epoch of a training shows once.
+    """
+
+    targets: dict[str, int]
+    videos: dict[str, int]
+
+
+def planned(listing: VideoListing, spec: DataSpec) -> Planned:
+    """Numbers of targets and videos of each split."""
     every, splits = spec.every or Every(), divided(listing, spec)
-    return {
-        split: sum(
-            len(targets(listing.videos[v], every.of(split))) for v in splits.loc[splits["split"] == split, "row"]
-        )
-        for split in SPLITS
-    }
+    rows = {split: splits.loc[splits["split"] == split, "row"] for split in SPLITS}
+    count = {split: sum(len(targets(listing.videos[v], every.of(split))) for v in of) for split, of in rows.items()}
+    return Planned(count, {split: len(of) for split, of in rows.items()})
 
 
 class Frames(NamedTuple):

@@ -35,6 +35,7 @@ class Survey:
 
     Attributes:
         images: images of each split, as far as they are known.
+        shown: those that an epoch of a training shows.
         models: what is known of the members whose files are there, by name.
         pairs: chosen ordered pairs.
         pairs_done: those of which every unit is finished or failed.
@@ -56,6 +57,7 @@ class Survey:
     """
 
     images: Mapping[str, int] = field(default_factory=dict)
+    shown: Mapping[str, int] = field(default_factory=dict)
     models: Mapping[str, Record] = field(default_factory=dict)
     pairs: int = 0
     pairs_done: int = 0
@@ -140,14 +142,15 @@ def fingerprints(layout: Layout, names: list[str]) -> dict[str, str]:
 def survey(study: Study, layout: Layout, read_ledger: Callable[[Path], list[Entry]] = index.read) -> Survey:
     """Compare the units that a study requests with its ledger; nothing on disk changes, unless ``read_ledger`` does."""
     images, teachers = split_sizes(layout.data, study.data), units.teachers_of(study, layout)
-    state = Survey(images, members(layout, study.members), pairs=sum(map(len, teachers.values())))
+    shown = split_sizes(layout.data, study.data, in_epoch=True)
+    state = Survey(images, shown, members(layout, study.members), pairs=sum(map(len, teachers.values())))
     state.disk = units.disk(study, layout, images)
     prints = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
     entries = read_ledger(layout.ledger)
     state.retriable = [e.key for e in entries if e.status == "failed" and e.cause not in FINAL_CAUSES]
     state.pace = _pace(study, state.models, entries, prints)
     by_key = {entry.key: entry for entry in entries}
-    count = _Count(state, by_key, study.transfer.training, images.get("transfer", 0))
+    count = _Count(state, by_key, study.transfer.training, shown.get("transfer", 0))
     count.lacks = _lacks_student(study, layout)
     if study.trains_together:
         count.shared = _shared(units.jobs(study, layout, teachers))
@@ -300,7 +303,7 @@ def _pace(study: Study, models: Mapping[str, Record], entries: list[Entry], know
 
 
 def _estimate(state: Survey) -> None:
-    if not state.images.get("transfer"):
+    if not state.shown.get("transfer"):
         return
     seconds = images = rest = 0.0
     for student, count in state.waiting.items():

@@ -145,7 +145,7 @@ def check_images(study: Study) -> None:
     Raises:
         KtError: as ``planned_sizes`` does, or with the numbers.
     """
-    counts = planned_sizes(study.data)
+    counts = planned_sizes(study.data, in_epoch=True)
     if counts is None:
         return
     check_splits(study, counts)
@@ -168,7 +168,7 @@ def check_splits(study: Study, counts: Mapping[str, int]) -> None:
 
     Args:
         study: whose recipes and batches need images.
-        counts: images of each split whose number is known.
+        counts: images of each split whose number is known; of videos one each.
 
     Raises:
         KtError: a recipe or a batch asks for more images than its split has.

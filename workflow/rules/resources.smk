@@ -20,7 +20,7 @@ def on_gpu(rule):
     ) and STUDY.device != "cpu"
 
 
-# Values of a model's answer to an image, where it answers for each pixel.
+# Values of a model's answer to an image, where it is a map.
 VALUES = {name: kt_units.answer_values(STUDY, LAYOUT, name) for name in STUDY.members}
 
 # What jobs may ask for where nothing is known of their model, and the longest time that they ask for.
@@ -31,6 +31,11 @@ READ = ("transfer", "validation", "test")
 def images_of(split):
     """Images of a split; infinitely many where only decoding the data set will tell."""
     return SURVEY.images.get(split, math.inf)
+
+
+def in_epoch(split):
+    """Images of a split that an epoch of a training shows: all, but of videos one frame each."""
+    return SURVEY.shown.get(split, math.inf)
 
 
 def shown(split):
@@ -45,7 +50,9 @@ def memory(rule, model, splits, batch_size, attempt):
         return PLAIN_MB * 2 ** (attempt - 1)
     spec = STUDY.zoo.input_of(model)
     prepared = sum(
-        guess.prepared_mb(shown(split), len(spec.mean), spec.side) for split in splits
+        guess.prepared_mb(shown(split), len(spec.mean), spec.side)
+        for split in splits
+        if not spec.clip  # clips are prepared on demand
     )
     trains = rule != "predictions"
     answers = guess.answers_mb(
@@ -118,7 +125,7 @@ def experiment_minutes(rule):
 
     def limit(wildcards, attempt):
         at = f"{rule}.{wildcards.experiment}"
-        known = SURVEY.images.get("transfer")
+        known = SURVEY.shown.get("transfer")
         return minutes(at, SURVEY.work[at] if known else math.inf, attempt)
 
     return limit
@@ -137,7 +144,7 @@ def recipe_batch(wildcards):
 def recipe_images(wildcards):
     """Images that a member's own training sees; none where its weights are given."""
     recipe = trained(wildcards)
-    images = images_of("zoo")
+    images = in_epoch("zoo")
     return recipe.epochs * (recipe.images or images) if recipe else 0
 
 
@@ -148,7 +155,7 @@ def seen(methods, teachers):
         method.budget(teachers)
         * method.trained(plan.training).epochs
         * len(seeds_of(method, plan.seeds))
-        * images_of("transfer")
+        * in_epoch("transfer")
         for method in methods
         if method.trains
     )
@@ -172,7 +179,7 @@ def trial_images(wildcards):
     methods = [unit.method for unit in units]
     training = STUDY.transfer.training
     epochs = sum(m.budget(not m.control) * m.trained(training).epochs for m in methods)
-    return epochs * images_of("transfer")
+    return epochs * in_epoch("transfer")
 
 
 def group_images(wildcards):
