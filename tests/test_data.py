@@ -13,7 +13,7 @@ from images import all_images, counts, images_of, input_of, sizes, spec_of
 from kt import stages
 from kt.data import datasets, scenes, sources
 from kt.data.datasets import Dataset
-from kt.data.decode import fit
+from kt.data.fit import fit
 from kt.data.spec import SPLITS, DataSpec
 from kt.errors import KtError
 from kt.layout import Layout

@@ -14,7 +14,7 @@ from PIL import Image
 
 from kt.data import datasets, decode
 from kt.data.datasets import Dataset
-from kt.data.decode import fit
+from kt.data.fit import fit
 from kt.data.spec import SPLITS
 from kt.errors import KtError
 

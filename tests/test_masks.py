@@ -21,7 +21,7 @@ from PIL import Image
 from kt.cli import main
 from kt.data import datasets, decode, inputs, scenes, sources
 from kt.data.datasets import Dataset, Truths
-from kt.data.decode import TURNS, fit
+from kt.data.fit import TURNS, fit
 from kt.data.listing import Masked
 from kt.data.masks import CLASSES, MaskClasses, ids_in
 from kt.data.spec import DataSpec, ViewsSpec
@@ -392,7 +392,7 @@ def test_a_mask_has_the_geometry_of_its_image(sides, size, contain, cut, large):
     truth[: round(cut[0] * height), : round(cut[1] * width)] = 1
     with pytest.MonkeyPatch.context() as patch:
         if large:
-            patch.setattr(decode, "LARGEST", 1)
+            patch.setattr("kt.data.fit.LARGEST", 1)
         made = fit(Masked(Image.fromarray(255 * truth), truth), size, 1, contain)
     image, mask = made[..., 0], made[..., 1]
     beside = mask == 255

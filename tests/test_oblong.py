@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from kt import store
 from kt.data import inputs
-from kt.data.decode import fit
+from kt.data.fit import fit
 from kt.data.spec import DataSpec, ViewsSpec
 from kt.data.views import draw_views
 

@@ -12,7 +12,8 @@ from images import save_image, spec_of
 from PIL import Image, ImageFile
 
 from kt.data import datasets
-from kt.data.decode import decode, fit
+from kt.data.decode import decode
+from kt.data.fit import fit
 from kt.data.folders import folder
 from kt.data.walk import NotReadable, open_picture
 from kt.errors import KtError
@@ -124,7 +125,7 @@ def test_an_extremely_oblong_picture_is_cropped_before_it_is_resized(monkeypatch
 def test_the_crop_of_a_long_picture_is_that_of_the_resized_one(monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (7, 400, 3), dtype=np.uint8)
     whole = fit(Image.fromarray(pixels), 32, 3)
-    monkeypatch.setattr("kt.data.decode.LARGEST", 100)
+    monkeypatch.setattr("kt.data.fit.LARGEST", 100)
     assert np.abs(fit(Image.fromarray(pixels), 32, 3).astype(int) - whole).max() <= 1
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from kt.data import datasets, sources
 from kt.data.datasets import Dataset
-from kt.data.decode import fit
+from kt.data.fit import fit
 from kt.errors import KtError
 
 

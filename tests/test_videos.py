@@ -21,7 +21,7 @@ from scipy.sparse import csc_matrix
 
 from kt.data import datasets, decode, moving, sources
 from kt.data.datasets import Dataset
-from kt.data.decode import fit, placed
+from kt.data.fit import fit, place_of, placed
 from kt.data.listing import Framed, Masked
 from kt.data.moving import MovingDigits, made
 from kt.data.spec import DataSpec
@@ -295,8 +295,8 @@ def test_frames_and_maps_are_in_natural_order(tmp_path):
     [
         (lambda root: (root / "v0/maps").rename(root / "v0/mapps"), {}, ""),
         (lambda root: save(root / "v1/maps", "0007.png", map_of(0)), {}, "1 maps without a frame in v1: 0007.png;"),
-        (lambda root: save(root / "v1/maps", "2.tif", map_of(0)), {}, "v1/maps: two files of one number: "),
-        (lambda root: save(root / "v1/frames", "2.tif", noise(0)), {}, "v1/frames: two files of one number: "),
+        (lambda root: save(root / "v1/maps", "2.tif", map_of(0)), {}, "v1/maps: two of one number: "),
+        (lambda root: save(root / "v1/frames", "2.tif", noise(0)), {}, "v1/frames: two of one number: "),
         (
             lambda root: [
                 path.rename(path.with_name(f"0{int(path.stem) - 1}.png"))
@@ -490,7 +490,7 @@ def test_fixations_have_the_geometry_of_their_frame(sides, size, contain, seed):
     """Where the stored frame is no smaller, the pixel that shows a fixation is of the fixation's pixel."""
     generator = np.random.default_rng(seed)
     points = np.stack([generator.integers(0, side, 5) for side in sides], 1)
-    place = decode.place_of(sides, size, contain)
+    place = place_of(sides, size, contain)
     numbers = np.arange(np.prod(sides), dtype=np.uint16).reshape(sides) % 251
     shown = fit(Masked(np.zeros((*sides, 1), np.uint8), numbers.astype(np.uint8)), size, 1, contain)[..., -1]
     found = placed(points, sides, size, contain)
@@ -577,6 +577,25 @@ def test_video_files_may_be_grey_and_contained(films, tmp_path):
     assert np.array_equal(data.fixations, plain.fixations)
 
 
+def test_a_video_that_players_turn_is_stored_upright(tmp_path):
+    av = pytest.importorskip("av", reason="video files are read with PyAV")
+    raw = np.zeros((32, 24, 3), np.uint8)
+    raw[:8, :8] = 255  # at the bottom left, once it is turned by a quarter against the clock
+    (tmp_path / "s").mkdir()
+    for v in range(5):
+        with av.open(str(tmp_path / f"s/v{v}.mp4"), "w") as film:
+            stream = film.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 24, 32, "yuv444p"
+            stream.set_display_rotation(90)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(raw)))
+            film.mux(stream.encode())
+        save(tmp_path / f"s/v{v}/maps", "1.png", map_of(0))
+    data = stored(tmp_path / "d", spec_of(tmp_path / "s", size=(24, 32)))
+    shown = data.images[0, ..., 0] > 128
+    assert np.abs(np.argwhere(shown).mean(0) - (19.5, 3.5)).max() < 0.6
+    assert abs(shown.sum() - 64) < 9
+
+
 def test_a_decoding_of_video_files_continues_inside_one(films, tmp_path, monkeypatch):
     spec = spec_of(arranged(films, tmp_path / "s", "v{}.avi", "v{}"))
     monkeypatch.setattr(decode, "CHUNK_BYTES", 4 * 12 * 16 * 4)
@@ -606,6 +625,29 @@ def test_a_damaged_video_file_is_named(spoil, reason, films, tmp_path):
         spec_of(root, damaged="skip", max_damaged=0.3, splits={"transfer": 0.4, "validation": 0.2, "test": 0.4}),
     )
     assert facts["left_out"] == {"damaged videos": 1}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda root: (root / "v1.avi").rename(root / "v0.mkv"), "two of one name: v0.avi, v0.mkv; keep one"),
+        (
+            lambda root: save(root / "v1/maps", "0000.png", map_of(0)),
+            "maps of v1 are numbered from 0, those of v0 are not",
+        ),
+        (lambda root: save(root / "v1/maps", "last.png", map_of(0)), "1 maps without a frame in v1: last.png"),
+    ],
+)
+def test_video_files_that_do_not_fit_are_named(spoil, expected, films, tmp_path):
+    root = arranged(films, tmp_path / "s", "v{}.avi", "v{}")
+    spoil(root)
+    assert expected in refusal(spec_of(root))
+
+
+def test_two_videos_of_one_number_are_refused(films, tmp_path):
+    root = arranged(films, tmp_path / "s", "video/{:03}.AVI", "annotation/{:04}")
+    (root / "video/004.AVI").rename(root / "video/01.AVI")
+    assert "video: two of one number: 001.AVI, 01.AVI; keep one" in refusal(spec_of(root))
 
 
 def test_a_video_file_of_git_lfs_is_refused(films, tmp_path):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kt.data.classes import TRAINING, USUAL, chosen_parts, class_map
-from kt.data.decode import PHOTOMETRIC, turn_of
+from kt.data.fit import PHOTOMETRIC, turn_of
 from kt.data.listing import DEFAULT_PART, Listing, Masked, composed, file_names, named_parts, ordered, shown
 from kt.data.scenes import BUILTIN, CITYSCAPES, VOC
 from kt.data.spec import MOST_IDS, DataSpec, counted

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kt import store
-from kt.data.decode import SIDEWAYS, attempt, fit, turn_of
+from kt.data.decode import attempt
+from kt.data.fit import SIDEWAYS, fit, turn_of
 from kt.data.listing import Framed, Picture, shown
 from kt.data.spec import DataSpec
 from kt.data.videos import Indices, Looks, Video

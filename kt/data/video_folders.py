@@ -66,8 +66,7 @@ def video_folder(spec: DataSpec) -> VideoListing:
     """
     above, default = _parts(spec)
     found = [(part, one) for part, place in above.items() for one in _videos(spec.source, place)]
-    numbers = [_number(path) for _, one in found if one.is_file for path in one.maps]
-    first = 0 if 0 in numbers else 1
+    first = _first(spec, [one for _, one in found if one.is_file and one.maps])
     videos, part_of, left_out, lone = list[Video](), list[str](), Counter[str](), list[str]()
     for part, one in found:
         maps, alone = _of_frames(one, one.maps, first)
@@ -92,6 +91,20 @@ def video_folder(spec: DataSpec) -> VideoListing:
     file_names([video.name for video in videos])
     parts = _by_number(videos, spec) if "" in above else part_of
     return replace(listing_of(videos, parts, None), default=default, left_out=left_out, warnings=lone)
+
+
+def _first(spec: DataSpec, films: Sequence[_Found]) -> int:
+    """Number of the first frame of video files in the names of maps: 0 where all videos have a map 0, else 1.
+
+    Raises:
+        KtError: only some of them have one.
+    """
+    from_0 = [0 in map(_number, film.maps) for film in films]
+    if any(from_0) and not all(from_0):
+        some, others = (shown(films[from_0.index(which)].name) for which in (True, False))
+        text = f"maps of {some} are numbered from 0, those of {others} are not; number the frames of all videos alike"
+        raise KtError(f"data.source: {shown(spec.source)}: {text}")
+    return 0 if any(from_0) else 1
 
 
 def _parts(spec: DataSpec) -> tuple[dict[str, str], str]:
@@ -127,11 +140,11 @@ def _videos(root: str, place: str) -> Iterator[_Found]:
     base, prefix = os.path.join(root, place), f"{place}/" if place else ""
     notes = _child(base, NOTES)
     if notes is None:
-        films = {_stem(path): path for path in _files(base, FILMS)}
+        films = _keyed(_files(base, FILMS), _stem)
         for name in subfolders(base):
             folder, beside = os.path.join(base, name), films.pop(composed(name), None)
             yield from _found(prefix + name, _own_frames(folder) or ([beside] if beside else []), folder)
-        yield from (_Found(prefix + name, [path], [], []) for name, path in films.items())
+        yield from (_Found(f"{prefix}{name}", [path], [], []) for name, path in films.items())
         return
     apart = next((path for name in APART if (path := _child(base, [name])) and any(entries(path))), None)
     held = _held(apart) if apart else {}
@@ -142,11 +155,14 @@ def _videos(root: str, place: str) -> Iterator[_Found]:
 
 def _held(place: str) -> dict[str | int, list[str]]:
     """Frames, or the video file, of each video in a folder, by the video's name or number."""
-    held = {_id(_stem(path)): [path] for path in _files(place, FILMS)}
-    for name in subfolders(place):
-        folder = os.path.join(place, name)
-        held[_id(name)] = _own_frames(folder) or _files(folder, endings())
-    return held
+    folders = [os.path.join(place, name) for name in subfolders(place)]
+    found = _keyed([*_files(place, FILMS), *folders], _id)
+    return {name: _frames_at(path) for name, path in found.items() if name is not None}
+
+
+def _frames_at(path: str) -> list[str]:
+    """A video file, or the frames of a video in its folder, or in one inside."""
+    return (_own_frames(path) or _files(path, endings())) if os.path.isdir(path) else [path]
 
 
 def _own_frames(folder: str) -> list[str]:
@@ -216,7 +232,7 @@ def _keyed(paths: Sequence[str], key: Callable[[str], str | int | None]) -> dict
     found = dict[str | int | None, str]()
     for path in paths:
         if (other := found.setdefault(key(path), path)) != path and key(path) is not None:
-            what = f"two files of one {'number' if key is _number else 'name'}"
+            what = f"two of one {'name' if key is _stem else 'number'}"
             raise KtError(f"data.source: {shown(os.path.dirname(path))}: {what}: {_named([other, path])}; keep one")
     return found
 
@@ -249,6 +265,7 @@ def _number(path: str) -> int | None:
     return int(digits[-1]) if digits else None
 
 
-def _id(name: str) -> str | int:
-    """A video's name; its number, where it is one: the video 001 has the maps of 0001."""
-    return int(name) if re.fullmatch("[0-9]+", name) else composed(name)
+def _id(path: str) -> str | int:
+    """A video's name, or the number that it is: the video 001.AVI has the maps of 0001."""
+    name = _stem(path) if _ending(path) in FILMS else composed(os.path.basename(path))
+    return int(name) if re.fullmatch("[0-9]+", name) else name

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kt.data.decode import attempt, placed, whole_files
+from kt.data.decode import attempt, whole_files
+from kt.data.fit import placed
 from kt.data.listing import Framed, Listing
 from kt.data.spec import SPLITS, DataSpec, Every
 from kt.data.splits import assign
@@ -201,8 +202,8 @@ def frames_of(listing: VideoListing, splits: pd.DataFrame, spec: DataSpec, threa
 def _look(video: Video, wanted: Indices, spec: DataSpec) -> _Seen:
     """Count a video's frames, and read the fixations of targets."""
     count = video.count()
-    if late := wanted[wanted >= count].tolist():
-        raise NotReadable(f"it has {count} frames, but there is a map of {video.called(late[0])}")
+    if video.mapped[-1] >= count:
+        raise NotReadable(f"it has {count} frames, but there is a map of {video.called(int(video.mapped[-1]))}")
     read = list(video.looks(wanted))
     kept = [placed(points, sides, spec.size, spec.fit == "contain") for points, sides in read]
     return _Seen(count, wanted, kept, sum(len(points) for points, _ in read) - sum(map(len, kept)))
