@@ -25,6 +25,7 @@ Ints = NDArray[np.int64]
 NO_PROPERTY = (
     *("fingerprint", "arch", "train_seconds", "acc_validation"),
     *("pixel_accuracy", "mean_accuracy", "fw_iou", "iou_by_class"),
+    *("sim", "nss", "kld", "auc_judd", "s_auc", "undefined"),
 )
 """Of a model: names rather than properties, what the run took, and the metric a second time."""
 

@@ -137,6 +137,12 @@ def zoo(tables: Tables) -> list[Grid]:
         "pixel_accuracy": ("right pixels, %", plain("pixel_accuracy")),
         "mean_accuracy": ("right pixels, mean over classes, %", plain("mean_accuracy")),
         "fw_iou": ("frequency-weighted IoU, %", plain("fw_iou")),
+        "sim": ("SIM", plain("sim", 3)),
+        "nss": ("NSS", plain("nss", 2)),
+        "kld": ("KLD", plain("kld", 2)),
+        "auc_judd": ("AUC-Judd", plain("auc_judd", 3)),
+        "s_auc": ("s-AUC", plain("s_auc", 3)),
+        "undefined": ("constant maps", count("undefined")),
     }
     weights: dict[str, tuple[str, Show]] = {
         "name": ("model", name("name")),

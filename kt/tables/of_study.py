@@ -93,6 +93,12 @@ STUDY: dict[str, tuple[Column, ...]] = {
         _added(
             "iou_by_class", REALS, "percent", "IoU of every class, class 0 first; null for one that is not in the truth"
         ),
+        _added("sim", REAL, "similarity", "of saliency: SIM, mean over the test frames where it is defined"),
+        _added("nss", REAL, "standard deviations", "NSS, mean over these frames that have fixations"),
+        _added("kld", REAL, "nats", "divergence of the maps from the truth, mean over the test frames"),
+        _added("auc_judd", REAL, "area", "AUC-Judd, mean over the test frames with fixations"),
+        _added("s_auc", REAL, "area", "shuffled AUC, mean over these frames; negatives are fixations of other videos"),
+        _added("undefined", COUNT, "frames", "test frames with a constant map, whose correlation counts as 0"),
     ),
     "complementarity": (
         *PAIR,
