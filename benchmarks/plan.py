@@ -33,14 +33,14 @@ from kt.layout import Layout
 from kt.study import load
 from kt.transfer.ledger import Ledger
 from kt.transfer.unit import Plans, of_pairs
-from kt.zoo import registry
+from kt.zoo import registry, segmentation
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def study(models: int, chosen: int, per_job: int) -> dict[str, Any]:
     """Return the configuration as plain values."""
-    known = sorted(registry.load(()).models)
+    known = sorted(name for name in registry.load(()).models if not name.startswith(segmentation.PREFIX))
     members = {
         f"{known[i % len(known)]}.{i}": {"arch": known[i % len(known)], "train": {"epochs": 100, "seed": i}}
         for i in range(models)
@@ -67,7 +67,7 @@ def write_members(layout: Layout, names: list[str]) -> None:
         facts = {"name": name, "params": macs // 200, "macs": macs, "fingerprint": store.digest(name)}
         store.write_json(layout.member(name), facts)
         layout.weights(name).touch()
-    store.write_json(layout.data / "meta.json", {"classes": 10, "hash": "made-up", "source": "digits"})
+    store.write_json(layout.data / "meta.json", {"classes": [str(digit) for digit in range(10)], "hash": "made-up", "source": "digits"})
 
 
 def write_records(folder: Path, count: int) -> None:

@@ -15,10 +15,9 @@ from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise, product
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema, field_validator
@@ -27,6 +26,9 @@ from pydantic_core import PydanticCustomError
 from kt.errors import KtError, listed, nearest, quoted, short, unknown
 from kt.spec import File, Spec
 from kt.store import canonical, digest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OF_METRIC = ("_teacher", "_student", "_difference")
 """Ends of the scores that begin with the key of the task's metric; `acc` stands for it in tables in memory."""
@@ -211,6 +213,8 @@ def _rows(path: File) -> list[tuple[str, Pair]]:
     Raises:
         KtError: the file is none of the two kinds, cannot be read, or lacks a column.
     """
+    import pandas as pd
+
     at, ending = f"pairs.path: {short(path.written)}", PurePath(path).suffix.lower()
     if ending not in (".csv", ".parquet"):
         raise KtError(f"{at}: allowed: a .csv or .parquet file")
@@ -257,12 +261,13 @@ def draw(pairs: list[Pair], n: int, seed: int) -> list[Pair]:
     ends = {s: canonical(s) + b"]" for s in {s for _, s in pairs}}
 
     def rank(pair: Pair) -> bytes:
-        state = begun[pair[0]].copy()
-        state.update(ends[pair[1]])
+        teacher, student = pair
+        state = begun[teacher].copy()
+        state.update(ends[student])
         return state.digest()
 
     # the first eight bytes of a digest fit a number, and nearly always decide
-    heads = np.fromiter((int.from_bytes(rank(pair)[:8], "big") for pair in pairs), np.uint64, len(pairs))
+    heads = np.fromiter(map(rank, pairs), "S32", len(pairs)).view(">u8")[::4]
     last = np.partition(heads, n - 1)[n - 1]
     first = sorted(np.flatnonzero(heads <= last).tolist(), key=lambda i: rank(pairs[i]))[:n]
     return [pairs[i] for i in sorted(first)]
@@ -318,6 +323,8 @@ def select(
     Raises:
         KtError: the rule selects nothing, or needs scores or families that are not there.
     """
+    import pandas as pd
+
     chosen = pd.DataFrame(candidates(names, rule), columns=["teacher", "student"])
     chosen["reason"] = rule.select
     if isinstance(rule, Top):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from kt.complementarity.flips import Counts, Numbers
 from kt.complementarity.sources import Source
 from kt.errors import KtError, listed
 from kt.store import digest
 from kt.tables.of_study import SHARES
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 ROWS = 4096
 """Images at a time."""
@@ -159,6 +162,8 @@ def mean_logits(source: Source, model: int, labels: NDArray[np.int64], classes: 
 
 def of_class(labels: NDArray[np.integer], classes: int) -> csr_array:
     """The matrix that sums rows by class, float32 [C, n], from labels [n]."""
+    from scipy.sparse import csr_array
+
     return csr_array((np.ones(len(labels), np.float32), (labels, np.arange(len(labels)))), (classes, len(labels)))
 
 

@@ -13,10 +13,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from kt import store
@@ -33,6 +32,9 @@ from kt.errors import KtError, listed
 from kt.spec import as_written
 from kt.tables import schema
 from kt.tasks.task import Task, named
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 

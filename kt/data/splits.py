@@ -6,14 +6,17 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from kt.data.listing import DEFAULT_PART, composed
 from kt.data.spec import SPLITS, SplitSizes, Take
 from kt.errors import KtError, listed, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +99,8 @@ def assign(
     Raises:
         KtError: the splits request more images than there are, or an image twice.
     """
+    import pandas as pd
+
     check_parts(sizes, [] if parts is None else np.unique(parts).tolist())
     taken: dict[str, Rows] = {}
     free = labels >= 0

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from kt.data.decode import attempt, whole_files
@@ -23,6 +22,9 @@ from kt.data.listing import Framed, Listing
 from kt.data.spec import SPLITS, DataSpec, Every
 from kt.data.splits import assign
 from kt.data.walk import NotReadable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Indices = NDArray[np.int64]
 
@@ -213,6 +215,8 @@ def _of_targets(
     splits: pd.DataFrame, seen: Mapping[int, _Seen], first: Mapping[int, int], listing: VideoListing
 ) -> pd.DataFrame:
     """The table ``splits`` of targets; ``image_id`` counts the frames with a map of all videos of the source."""
+    import pandas as pd
+
     before = np.cumsum([0, *(len(video.mapped) for video in listing.videos)])
     kept = [(v, split) for v, split in zip(splits["row"].tolist(), splits["split"], strict=True) if v in seen]
     rows = [first[v] + seen[v].targets for v, _ in kept]

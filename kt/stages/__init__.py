@@ -1,14 +1,18 @@
 """The stages: each reads its part of the configuration and its files, calls pure functions, and writes its files.
 
-What a stage needs beyond tables (torch, timm, matplotlib) is imported when it runs, so that the table stages, and a
-transfer job with nothing left to do, never wait for torch.
+What a stage needs (torch, timm, matplotlib, scipy) is imported when it runs: the table stages, and a transfer job with
+nothing left to do, never wait for torch, and a training never for the analysis.
 """
 
-from kt.stages.members import data, predict, preview, zoo
-from kt.stages.one_pair import pair, write_images
-from kt.stages.results import choose, complementarity, explore, gather, pairs, report
-from kt.stages.units import Wanted, experiment, groups, plan_export, run_export, search, transfer
-from kt.stages.weights import weights
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kt.stages.members import data, predict, preview, zoo
+    from kt.stages.one_pair import pair, write_images
+    from kt.stages.results import choose, complementarity, explore, gather, pairs, report
+    from kt.stages.units import Wanted, experiment, groups, plan_export, run_export, search, transfer
+    from kt.stages.member_weights import weights
 
 __all__ = [
     "Wanted",
@@ -32,3 +36,19 @@ __all__ = [
     "write_images",
     "zoo",
 ]
+
+_HOMES = {
+    "member_weights": ("weights",),
+    "members": ("data", "predict", "preview", "zoo"),
+    "one_pair": ("pair", "write_images"),
+    "results": ("choose", "complementarity", "explore", "gather", "pairs", "report"),
+    "units": ("Wanted", "experiment", "groups", "plan_export", "run_export", "search", "transfer"),
+}
+"""Stages by the module that has them."""
+
+
+def __getattr__(name: str) -> Any:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -119,7 +119,8 @@ def _read(ledger: Ledger, key: str, size: int, changed: int) -> Entry:
 
 def _load(path: Path) -> dict[str, Entry]:
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            table = file.read()
     except (OSError, pa.ArrowException):
         return {}
     if table.schema.metadata is None or table.schema.metadata.get(b"version") != VERSION.encode():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -228,38 +228,46 @@ class _Count:
         """
         state, at = self.state, job.student
         done: list[Finished] = []
-        left: list[Missing] = []
-        state.waiting.setdefault(at, 0)
-        state.work.setdefault(at, 0.0)
+        left: list[Unit] = []
+        state.units += len(job.units)
+        known = bool(prints and self.entries)
         for unit in job.units:
-            state.units += 1
-            entry = self._entry(unit, prints) if prints and self.entries else None
-            if entry and entry.status == "damaged":
-                self.damaged.add(entry.key)
-                entry = None
-            if entry and self.lacks(unit, entry):
-                self.again.add(entry.key)
-                entry = None
-            if entry is None:
-                seen = self.seen(job, unit)
-                if job.experiment:
-                    left.append(Missing(unit.method.name, self._epochs(job, unit), seen))
-                state.waiting[at] += 1
-                state.work[at] += seen
-                if not job.experiment and len(unit.teachers) == 1 and unit.split == "test":
-                    self.open_pairs.add((unit.teachers[0], at))
-                continue
-            if entry.status == "ok":
+            entry = self._entry(unit, prints) if known else None
+            if entry is None or self._to_repeat(unit, entry):
+                left.append(unit)
+            elif entry.status == "ok":
                 state.done += 1
                 if job.experiment:
                     done.append(Finished(unit.method.name, self._epochs(job, unit), entry.images, entry.seconds))
+                if entry.key not in self._counted:
+                    state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
+                    self._counted.add(entry.key)
             else:
                 state.failed[entry.cause] += 1
                 self.failures.append((entry.changed, f"{unit.title}: {entry.reason}", at))
-            if entry.status == "ok" and entry.key not in self._counted:
-                state.seconds[entry.device] = state.seconds.get(entry.device, 0) + entry.seconds
-                self._counted.add(entry.key)
-        return done, left
+        return done, self._left(job, left)
+
+    def _to_repeat(self, unit: Unit, entry: Entry) -> bool:
+        """Note a record that is damaged, or whose student is to be kept and is not; such a unit is left."""
+        if entry.status == "damaged":
+            self.damaged.add(entry.key)
+            return True
+        if self.lacks(unit, entry):
+            self.again.add(entry.key)
+            return True
+        return False
+
+    def _left(self, job: Job, units: Sequence[Unit]) -> list[Missing]:
+        """Count units that are left; returns those of an experiment."""
+        state, at = self.state, job.student
+        seen = [self.seen(job, unit) for unit in units]
+        state.waiting[at] += len(units)
+        state.work[at] = sum(seen, state.work.get(at, 0.0))
+        if job.experiment:
+            made = zip(units, seen, strict=True)
+            return [Missing(unit.method.name, self._epochs(job, unit), images) for unit, images in made]
+        self.open_pairs.update((u.teachers[0], at) for u in units if len(u.teachers) == 1 and u.split == "test")
+        return []
 
     def _entry(self, unit: Unit, prints: Mapping[str, str]) -> Entry | None:
         known = unit.student in prints and all(name in prints for name in unit.teachers)

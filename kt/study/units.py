@@ -48,6 +48,8 @@ def of_student(
 
 def of_search(study: Study, made: Plans, student: str) -> list[Unit]:
     """The units of a student's candidates; none where the search has no pair with it."""
+    if study.transfer.search is None:
+        return []
     teachers = study.transfer.trial_pairs(study.names, study.pairs).get(student, [])
     return study.transfer.trials(student, teachers, made) if teachers else []
 

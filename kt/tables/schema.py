@@ -12,9 +12,8 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,6 +25,9 @@ from kt.tables.of_analysis import ANALYSIS
 from kt.tables.of_study import OPTIONAL, STUDY
 from kt.tasks.classification import Classification
 from kt.tasks.task import Words
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERSION = "2"
 

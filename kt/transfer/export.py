@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 import kt
 from kt import store
 from kt.data.spec import in_pixels
@@ -294,6 +292,8 @@ def _licence(licences: Mapping[str, str | None]) -> str:
 
 def write_index(root: Path) -> int:
     """Write the index of all whole students below a folder, as CSV; returns their number."""
+    import pandas as pd
+
     found = [store.read_json(path.parent / CONFIG)["kt"] for path in sorted(root.glob(f"*/{CARD}"))]
     rows = pd.DataFrame(found).reindex(columns=list(INDEXED))
     rows["teachers"] = [" ".join(teachers) for teachers in rows["teachers"]]

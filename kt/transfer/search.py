@@ -10,9 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
 from pydantic import Field, PositiveInt, create_model, field_validator
 from pydantic.fields import FieldInfo
 
@@ -24,6 +23,9 @@ from kt.tables import schema
 from kt.transfer.method import Method, registry
 from kt.transfer.training import Seeds, Training, constrained
 from kt.transfer.unit import Plans, Unit, of_pairs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Grid(Spec):
@@ -158,6 +160,8 @@ def summarise(trials: pd.DataFrame, candidates: Mapping[str, Sequence[str]]) -> 
     Raises:
         KtError: every candidate of a method has failed somewhere, or one has no row.
     """
+    import pandas as pd
+
     rows = []
     for method, texts in candidates.items():
         mine = trials[trials["method"] == method].fillna({"teacher": ""})

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Any
+from typing import Any, NamedTuple
 
 from kt import store
 from kt.transfer.ledger import Record
@@ -65,9 +65,8 @@ class Plan:
         return {"teacher": teachers[0] if teachers else None}
 
 
-@dataclass(frozen=True)
-class Unit:
-    """One training or evaluation.
+class Unit(NamedTuple):
+    """One training or evaluation; a named tuple, as a large study has half a million of them.
 
     Attributes:
         method: does it.
@@ -155,29 +154,32 @@ def of_pairs(
 ) -> list[Unit]:
     """The units of a student and its teachers, one teacher at a time; the controls, where asked for, come first."""
     methods = list(methods)
-    work = [(method, ()) for method in methods if method.control and controls]
+    alone = [method for method in methods if method.control and controls]
     each = [method for method in methods if not method.control]
-    return _units(
-        [*work, *((method, (teacher,)) for teacher in teachers for method in each)], student, seeds, plans, split
-    )
+    return [
+        *_units(alone, [()], student, seeds, plans, split),
+        *_units(each, [(teacher,) for teacher in teachers], student, seeds, plans, split),
+    ]
 
 
 def of_groups(
     methods: Iterable[Method], student: str, groups: Iterable[Sequence[str]], seeds: Sequence[int], plans: Plans
 ) -> list[Unit]:
     """The units of a student's groups of teachers, group by group."""
-    methods = list(methods)
-    return _units([(method, tuple(group)) for group in groups for method in methods], student, seeds, plans, "test")
+    return _units(methods, map(tuple, groups), student, seeds, plans, "test")
 
 
 def _units(
-    work: Iterable[tuple[Method, tuple[str, ...]]], student: str, seeds: Sequence[int], plans: Plans, split: str
+    methods: Iterable[Method],
+    sets: Iterable[tuple[str, ...]],
+    student: str,
+    seeds: Sequence[int],
+    plans: Plans,
+    split: str,
 ) -> list[Unit]:
-    return [
-        Unit(method, plans.of(method, seed, split), student, teachers, seed, split)
-        for method, teachers in work
-        for seed in seeds_of(method, seeds)
-    ]
+    """The units of every set of teachers, set by set."""
+    planned = [(method, plans.of(method, seed, split), seed) for method in methods for seed in seeds_of(method, seeds)]
+    return [Unit(method, plan, student, teachers, seed, split) for teachers in sets for method, plan, seed in planned]
 
 
 def seeds_of(method: Method, seeds: Sequence[int]) -> Sequence[int]:

@@ -11,7 +11,7 @@ from kt import predictions as kt_predictions
 from kt import progress, status, store
 from kt.data.datasets import truth_files
 from kt.figures.captions import CAPTIONS
-from kt.errors import KtError
+from kt.errors import KtError, unknown
 from kt.layout import Layout
 from kt.status import index as kt_index
 from kt.study import load as kt_config
@@ -19,6 +19,10 @@ from kt.study import units as kt_units
 from kt.tables.of_analysis import ANALYSIS
 from kt.tables.of_study import OPTIONAL
 from kt.transfer import groups as kt_groups
+
+if workflow.is_main_process:
+    # The plan of a large study only grows; by default the collector looks through all of it again and again.
+    gc.set_threshold(100_000, 50, 100)
 
 # The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.
 CONFIGS = list(workflow.config_settings.configfiles) or [Path("config.yaml").absolute()]
@@ -65,15 +69,23 @@ shell.prefix(
 
 
 wildcard_constraints:
-    model="|".join(STUDY.members),
-    student="|".join(STUDY.names),
+    # not a list of all names, which Snakemake would look through for every file: a thousand names are 20 kB
+    model="[^/]+",
+    student="[^/]+",
     chunk=r"\d+",
     split="validation|test",
     experiment="[^/]+",
 
 
+def known(name, names):
+    """A name in a path that somebody asked for, where it is one of the study's."""
+    if name not in names:
+        raise KtError(unknown("model", name, names))
+    return name
+
+
 def member(wildcards):
-    return STUDY.zoo.models[wildcards.model]
+    return STUDY.zoo.models[known(wildcards.model, STUDY.zoo.models)]
 
 
 def recipe_of(name):
@@ -92,7 +104,7 @@ def recipe(wildcards):
 def teachers(wildcards):
     """Teachers that a job may read: all of the student's for the job that also does its controls, else its own."""
     everyone, chunk, size = (
-        TEACHERS[wildcards.student],
+        TEACHERS[known(wildcards.student, TEACHERS)],
         int(wildcards.chunk),
         STUDY.transfer.pairs_per_job,
     )
@@ -119,7 +131,8 @@ GROUPS = kt_groups.count(STUDY.names, STUDY.groups.choose) if STUDY.groups else 
 
 
 def group_models(wildcards):
-    return kt_groups.involved(wildcards.student, STUDY.names, STUDY.groups.choose)
+    student = known(wildcards.student, GROUPS)
+    return kt_groups.involved(student, STUDY.names, STUDY.groups.choose)
 
 
 # Teachers of every student that the search of parameters tries its candidates on.
@@ -127,7 +140,7 @@ TRIALS = STUDY.transfer.trial_pairs(STUDY.names, STUDY.pairs)
 
 
 def trial_models(wildcards):
-    return [wildcards.student, *TRIALS[wildcards.student]]
+    return [wildcards.student, *TRIALS[known(wildcards.student, TRIALS)]]
 
 
 def files_of(models):
@@ -138,7 +151,8 @@ def files_of(models):
     }
 
 
-# With so many pairs an edge for each makes the plan slow: transfers wait for the table of all models instead.
+# With so many pairs an edge for each makes the plan slow: transfers wait for the table of pairs instead, and that for
+# the table of all models (Snakemake looks through the inputs of a rule for each file that somebody takes from it).
 GATED = sum(map(len, TEACHERS.values())) > 20_000
 
 
@@ -163,7 +177,7 @@ def cached_logits(wildcards):
     if GATED and workflow.is_main_process:
         done = modified(LAYOUT.transfer(wildcards.student, wildcards.chunk))
         if not done:
-            return [LAYOUT.table("zoo")]
+            return [LAYOUT.table("pairs")]
         # A job that was done is done again for the models that have changed since, or are new.
         names = [name for name in names if not 0 < CHANGED[name] <= done]
     return [LOGITS[name] for name in names]
@@ -236,8 +250,6 @@ def in_report(figure):
 SURVEY, DAMAGED = status.Survey(), set()
 
 if workflow.is_main_process:
-    # The graph of a large study only grows; by default the collector looks through all of it again and again.
-    gc.set_threshold(100_000, 50, 100)
     SURVEY = status.survey(STUDY, LAYOUT)
     DAMAGED = {
         str(path) for path in status.tables_with(LAYOUT, SURVEY.damaged + SURVEY.again)
@@ -254,6 +266,8 @@ def again_if_damaged(output):
     """
 
     def no_files(wildcards):
+        if not DAMAGED:
+            return []
         path = apply_wildcards(str(output), dict(wildcards.items()))
         if path in DAMAGED:
             workflow.dag.forcefiles.add(path)
