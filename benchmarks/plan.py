@@ -67,7 +67,10 @@ def write_members(layout: Layout, names: list[str]) -> None:
         facts = {"name": name, "params": macs // 200, "macs": macs, "fingerprint": store.digest(name)}
         store.write_json(layout.member(name), facts)
         layout.weights(name).touch()
-    store.write_json(layout.data / "meta.json", {"classes": [str(digit) for digit in range(10)], "hash": "made-up", "source": "digits"})
+    store.write_json(
+        layout.data / "meta.json",
+        {"classes": [str(digit) for digit in range(10)], "hash": "made-up", "source": "digits"},
+    )
 
 
 def write_records(folder: Path, count: int) -> None:

@@ -424,12 +424,15 @@ def test_names_keep_the_order_of_the_file(plain):
     assert len(candidates(study.names, study.pairs)) == 56
 
 
-def test_loading_imports_neither_torch_nor_timm(python):
+def test_planning_imports_none_of_the_large_packages(python):
     code = """
 import sys
+from kt import status
 from kt.study import load
-load.load("config.yaml")
-print([name for name in ("torch", "timm", "sklearn", "snakemake") if name in sys.modules])
+study = load.load("config.yaml")
+status.survey(study, study.layout)
+large = ("torch", "timm", "sklearn", "snakemake", "pandas", "scipy", "matplotlib")
+print([name for name in large if name in sys.modules])
 """
     ended = python(code)
     assert ended.stdout == "[]\n", ended.stderr

@@ -136,6 +136,13 @@ def test_jobs_whose_rows_rest_on_damaged_records_are_planned_alone(
         assert planned(checkout, *TARGETS) == jobs
 
 
+def test_a_file_of_an_unknown_model_is_refused_with_the_nearest_name(made: tuple[Checkout, dict[str, Path]]) -> None:
+    done = made[0].run("-n", "results/transfer/bybo/0.parquet")
+    assert done.returncode
+    assert "unknown model 'bybo'" in done.stdout + done.stderr
+    assert "did you mean 'byob'" in done.stdout + done.stderr
+
+
 def test_a_target_that_does_not_need_a_damaged_record_leaves_it(made: tuple[Checkout, dict[str, Path]]) -> None:
     checkout, records = made
     with damaged(*records.values()):

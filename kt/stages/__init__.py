@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kt.stages.member_weights import weights
     from kt.stages.members import data, predict, preview, zoo
     from kt.stages.one_pair import pair, write_images
     from kt.stages.results import choose, complementarity, explore, gather, pairs, report
     from kt.stages.units import Wanted, experiment, groups, plan_export, run_export, search, transfer
-    from kt.stages.member_weights import weights
 
 __all__ = [
     "Wanted",

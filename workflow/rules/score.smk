@@ -25,11 +25,8 @@ rule pairs:
     input:
         scores=LAYOUT.complementarity("validation") if NEEDS_SCORES else [],
         models=LAYOUT.table("zoo") if kt_pairs.needs_families(STUDY.pairs) else [],
-<<<<<<< HEAD
         listed=[STUDY.pairs.path] if STUDY.pairs.select == "file" else [],
-=======
         gate=LAYOUT.table("zoo") if GATED else [],
->>>>>>> fd27cdc (Plan: units as named tuples, wildcards without lists of names, no pandas or scipy before they are needed; its benchmark runs again)
     output:
         LAYOUT.table("pairs"),
     log:
