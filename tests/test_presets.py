@@ -102,17 +102,75 @@ def with_queries(raw: dict[str, Any], folder: Path) -> None:
         member["args"]["config"], member["checkpoint"] = str(path), str(path / "model.safetensors")
 
 
+def videos(folder: Path, each: int, side: tuple[int, int] = (18, 32)) -> Path:
+    """Frames, maps and fixations as DHF1K has them, of videos from 600 on in the part `val`."""
+    generator = np.random.default_rng(0)
+    for number in [*range(1, each + 1), *range(601, 601 + each)]:
+        places = [
+            folder / "frames" / f"{number:04}",
+            *(folder / f"annotation/{number:04}/{k}" for k in ("maps", "fixation")),
+        ]
+        for place in places:
+            place.mkdir(parents=True)
+        for k in range(1, 5):
+            y, x = generator.integers(0, side[0]), generator.integers(0, side[1])
+            rows, columns = np.mgrid[: side[0], : side[1]]
+            bell = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 18)
+            points = np.zeros(side, np.uint8)
+            points[y, x] = 255
+            picture = np.stack([255 * bell] * 3, -1)
+            for place, pixels in zip(places, (picture, 255 * bell, points), strict=True):
+                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{k:04}.png")
+    return folder
+
+
+VIDEO_NETWORK = """
+import torch
+from torch import nn
+
+
+class Network(nn.Module):
+    def __init__(self, args=None):
+        super().__init__()
+        self.backbone = nn.Conv3d(3, 4, (1, 5, 5), (1, 4, 4))
+        self.decoder = nn.Conv2d(4, 1, 1)
+
+    def forward(self, x):
+        features = self.backbone(x).relu()
+        return self.decoder(features[:, :, -1] - features.mean(2)).sigmoid()
+"""
+"""Stands for the code of the published networks."""
+
+
+def with_clones(raw: dict[str, Any], folder: Path) -> None:
+    """Give the preset of published networks for videos its module, stand-ins of their code, and checkpoints."""
+    shutil.copy(ROOT / "presets/vinet.py", folder)
+    for i, member in enumerate(raw["zoo"]["models"].values()):
+        code = folder / f"code{i}"
+        code.mkdir()
+        (code / "model.py").write_text(VIDEO_NETWORK)
+        torch.manual_seed(i)
+        weights = {"backbone.weight": torch.randn(4, 3, 1, 5, 5), "backbone.bias": torch.zeros(4)}
+        weights |= {"decoder.weight": torch.randn(1, 4, 1, 1), "decoder.bias": torch.zeros(1)}
+        torch.save(weights, folder / f"published{i}.pth")
+        member["args"] |= {"code": str(code), "network": "model.Network"}
+        member["checkpoint"] = str(folder / f"published{i}.pth")
+
+
 def with_paths(name: str, folder: Path) -> dict[str, Any]:
     """A preset with its paths changed."""
     raw: dict[str, Any] = yaml.load(PRESETS[name].read_text("utf-8"), Loader)
     if raw["data"]["source"].endswith(".npz"):
         source = folder / "images.npz"
         np.savez_compressed(source, images=np.zeros((47_000, 28, 28), np.uint8), labels=np.arange(47_000) % 10)
-    elif raw["data"]["source"] in ("digits", "scenes"):
+    elif raw["data"]["source"] in ("digits", "scenes", "moving-digits"):
         source = raw["data"]["source"]
     elif raw["data"].get("task") == "segmentation":
         source = masks(folder / "images", 1)
         with_queries(raw, folder)
+    elif raw["data"].get("task") == "saliency":
+        source = videos(folder / "videos", 31)
+        with_clones(raw, folder)
     else:
         source = images(folder / "images", 1)
     raw["data"]["source"], raw["results"] = str(source), str(folder / "results")
@@ -125,6 +183,8 @@ PLANNED = {
     "digits-more": "2 models, 1 pairs (0 done), 201 trainings",
     "fashion-mnist-more": "2 models, 1 pairs (0 done), ",
     "bikd-ade20k": "2 models, 2 pairs (0 done), 8 trainings",
+    "bikd-dhf1k": "3 models, 2 pairs (0 done), 11 trainings",
+    "moving-digits": "4 models, 12 pairs (0 done), 168 trainings",
     "digit-scenes": "5 models, 20 pairs (0 done), 270 trainings",
     "bikd": "7 models, 42 pairs (0 done), 143 trainings",
     "fantastic-gains": "28 models, 400 pairs (0 done), 2868 trainings",
@@ -229,3 +289,20 @@ def test_the_published_segmentation_runs_when_shrunk(tmp_path, monkeypatch):
     study = load.load(tmp_path / "study.yaml")
     rows = transferred(study)
     assert rows.groupby("method").size().to_dict() == dict.fromkeys(study.transfer.methods.chosen(), 2)
+
+
+def test_the_published_saliency_runs_when_shrunk(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    raw = with_paths("bikd-dhf1k", tmp_path)
+    raw["data"] |= {"source": str(videos(tmp_path / "more", 6)), "size": [18, 32]}
+    raw["data"]["splits"]["validation"]["images"] = 2
+    for given in (raw["zoo"]["input"], raw["zoo"]["models"]["vinet_a"]["input"]):
+        given["size"] = [18, 32]
+        given["clip"]["frames"] = 4
+    raw["transfer"]["training"] |= {"epochs": 1, "batch_size": 3}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    study = load.load(tmp_path / "study.yaml")
+    rows = transferred(study, study.names)
+    of_pairs = rows[rows["teacher"].notna()]
+    assert of_pairs.groupby("method").size().to_dict() == dict.fromkeys(study.transfer.methods.chosen(), 2)
+    assert rows.loc[rows["teacher"].isna(), "teachers"].map(len).tolist() == [2, 2, 2]
