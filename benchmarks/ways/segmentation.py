@@ -129,8 +129,8 @@ class Bench:
         """Train by a plain loop with three forward passes per step."""
 
         def targets(x: Tensor, masks: Tensor) -> Tensor:
-            answers = [TASK.cached(model(x).float()) for model in (self.teacher, self.frozen)]
-            return METHOD.targets(TASK, *(TASK.aligned(answer.float(), masks) for answer in answers), masks)[0]
+            answers = (TASK.aligned(model(x).float(), masks) for model in (self.teacher, self.frozen))
+            return METHOD.targets(TASK, *answers, masks)[0]
 
         return self._plain(targets)
 

@@ -32,8 +32,9 @@ def distillation(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
 
     Source: Hinton et al. 2015; FG equation 1.
     """
-    log_p = log_softmax(target.float() / temperature)
-    log_q = log_softmax(logits.float() / temperature)
+    if temperature != 1:  # a division by 1 changes no bit, but costs a pass over all pixels
+        target, logits = target.float() / temperature, logits.float() / temperature
+    log_p, log_q = log_softmax(target), log_softmax(logits)
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
 
 
