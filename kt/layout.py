@@ -55,6 +55,11 @@ class Layout:
         return self.root / "students"
 
     @property
+    def tracking(self) -> Path:
+        """Folder of what ``kt track`` writes, by tracker."""
+        return self.root / "tracking"
+
+    @property
     def ledger(self) -> Path:
         """Folder of finished units."""
         return self.root / "ledger"

@@ -47,6 +47,9 @@ def test_steps_fault_their_pages_in_once_and_take_no_more_memory(python):
     kept, returned = found["keep"], found["return"]
     if not kept["at_start"]:  # loading torch alone faults in thousands
         pytest.skip("this system does not count page faults")
-    for size in ("small", "large"):  # tensors of 4 MiB, and of 42 MiB: more than glibc ever takes from its heap by default
+    for size in (
+        "small",
+        "large",
+    ):  # tensors of 4 MiB, and of 42 MiB: more than glibc ever takes from its heap by default
         assert kept[size] < 50 < 1000 < returned[size]
     assert kept["peak"] < 1.1 * returned["peak"]

@@ -1,4 +1,4 @@
-"""Commands on finished results: ``kt pair``, ``kt export`` and ``kt publish``."""
+"""Commands on finished results: ``kt pair``, ``kt export``, ``kt publish`` and ``kt track``."""
 
 from __future__ import annotations
 
@@ -55,6 +55,11 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--repo", required=True, help="repository on the hub, as owner/name")
     sub.add_argument("--push", action="store_true", help="push it; without this nothing leaves the machine")
 
+    about = "add finished trainings to an experiment tracker, offline; what it has already is left alone"
+    sub = add("track", _track, about, "kt track --to tensorboard")
+    about = "tensorboard, mlflow, wandb or trackio; `pip install` it first"
+    sub.add_argument("--to", required=True, metavar="TRACKER", help=about)
+
 
 def _pair(args: argparse.Namespace) -> None:
     from kt import stages
@@ -89,6 +94,14 @@ def _publish(args: argparse.Namespace) -> None:
     from kt.transfer.export import publish
 
     print("\n".join(publish(load(args.config).layout.students, args.student, args.repo, args.push)))
+
+
+def _track(args: argparse.Namespace) -> None:
+    from kt.stages.tracking import track
+    from kt.study.load import load
+
+    study = load(args.config)
+    print(track(study, study.layout, args.to))
 
 
 def pair_text(found: Found, top: int) -> str:

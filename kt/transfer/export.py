@@ -85,9 +85,14 @@ class About:
 
 
 def name_of(unit: Unit) -> str:
-    """Readable name of a unit's student: ``vit.from-resnet.kl_dp.seed0``."""
-    source = f".from-{'+'.join(unit.teachers)}" if unit.teachers else ""
-    name = f"{unit.student}{source}.{unit.method.name}.seed{unit.seed}"
+    """Readable name of a unit's student."""
+    return readable(unit.student, unit.teachers, unit.method.name, unit.seed)
+
+
+def readable(student: str, teachers: Sequence[str], method: str, seed: int) -> str:
+    """Name of a student after its training: ``vit.from-resnet.kl_dp.seed0``."""
+    source = f".from-{'+'.join(teachers)}" if teachers else ""
+    name = f"{student}{source}.{method}.seed{seed}"
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}.{store.digest(name)[:8]}"
 
 
