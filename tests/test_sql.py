@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,7 +29,6 @@ def study() -> dict[str, pd.DataFrame]:
 @pytest.fixture(scope="module")
 def answers(study, tmp_path_factory) -> dict[str, pd.DataFrame]:
     """The answer of every query, by its question."""
-    duckdb = pytest.importorskip("duckdb", reason="DuckDB is not installed")
     folder = tmp_path_factory.mktemp("results")
     tables.write(folder / "tables", study, classes=CLASSES)
     text = (ROOT / "docs/sql.md").read_text("utf-8")

@@ -137,6 +137,7 @@ def test_the_readme_leads_from_own_pictures_to_a_student_that_timm_loads(walk, m
     (name,) = re.findall(r"results/students/(\S+)", said)
     assert records(walk) == both
     assert pd.read_csv("results/students/index.csv")["name"].tolist() == [name]
+    assert "tensorboard: 21 trainings added" in kt("track", "--to", "tensorboard")
     assert "nothing was pushed" in kt("publish", "--student", name, "--repo", "me/vit")
     card = Path(f"results/students/{name}/README.md").read_text("utf-8")
     (accuracy,) = re.findall(r"\| accuracy after \| ([\d.]+) % \|", card)
