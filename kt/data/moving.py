@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -155,11 +155,11 @@ class MovingDigits(Video):
 
     Attributes:
         number: of the video.
-        images: digits to draw from, [n, 8, 8] in [0, 1].
+        drawn: digits that it draws from.
     """
 
     number: int
-    images: Floats
+    drawn: slice
 
     def count(self) -> int:
         """Number of frames."""
@@ -167,7 +167,7 @@ class MovingDigits(Video):
 
     def made(self) -> Made:
         """The whole video."""
-        return made(np.random.default_rng([1, self.number]), self.images)
+        return made(np.random.default_rng([1, self.number]), digits()[self.drawn])
 
     def frames(self, first: int, targets: Indices) -> Iterator[Callable[[], Framed]]:
         """One call for each frame from ``first`` to the last, those of ``targets`` with their map."""
@@ -180,12 +180,18 @@ class MovingDigits(Video):
         return (Looks(points, (SIDE, SIDE)) for points in self.made().fixations[targets])
 
 
-def videos() -> Listing:
-    """400 videos of 16 frames, uint8 [32, 32, 3]; no digit is in videos of both parts."""
+@cache
+def digits() -> Floats:
+    """The digits of scikit-learn, [1797, 8, 8] in [0, 1]."""
     from sklearn.datasets import load_digits
 
-    images = load_digits().images / 16
-    of_part = {"train": images[:TRAINING_DIGITS], "test": images[TRAINING_DIGITS:]}
+    images: Floats = load_digits().images / 16
+    return images
+
+
+def videos() -> Listing:
+    """400 videos of 16 frames, uint8 [32, 32, 3]; no digit is in videos of both parts."""
+    of_part = {"train": slice(TRAINING_DIGITS), "test": slice(TRAINING_DIGITS, None)}
     parts, mapped = np.repeat(list(VIDEOS), list(VIDEOS.values())).tolist(), np.arange(REST, FRAMES)
     found = [MovingDigits(str(number), mapped, number, of_part[part]) for number, part in enumerate(parts)]
     return listing_of(found, parts, (SIDE, SIDE, 3))

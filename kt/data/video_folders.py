@@ -89,8 +89,18 @@ def video_folder(spec: DataSpec) -> VideoListing:
         left_out["videos without a map"] = len(bare)
         lone.append(f"{len(bare)} videos have no map and are left out: {listed(bare)}")
     file_names([video.name for video in videos])
+    _check_twice(at, [one for _, one in found if one.maps and one.frames])
     parts = _by_number(videos, spec) if "" in above else part_of
     return replace(listing_of(videos, parts, None), default=default, left_out=left_out, warnings=lone)
+
+
+def _check_twice(at: str, found: Sequence[_Found]) -> None:
+    """Fail where a link makes two videos of one, which might be in two splits."""
+    places = dict[str, str]()
+    for one in found:
+        place = os.path.realpath(one.frames[0])
+        if (other := places.setdefault(place, one.name)) != one.name:
+            raise KtError(f"{at}: {shown(other)} and {shown(one.name)} are the same video by a link; remove one")
 
 
 def _first(spec: DataSpec, films: Sequence[_Found]) -> int:
