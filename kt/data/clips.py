@@ -17,6 +17,12 @@ from kt.data.spec import ClipSpec
 
 Indices = NDArray[np.int64]
 
+VIDEO = ("name", "first", "frames")
+"""Facts of each video in ``meta.json``: its name, the row of its first frame, and their number."""
+
+FIXATIONS = "fixations.npy"
+"""File of the fixations of frames."""
+
 
 class Videos(NamedTuple):
     """The videos of a data set, in the order of their frames.

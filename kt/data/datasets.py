@@ -8,7 +8,6 @@ the order of the source. Of videos it holds all frames, and ``fixations.npy`` in
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,14 @@ from numpy.typing import NDArray
 from kt import store
 from kt.data import sources
 from kt.data.classes import truth_of
-from kt.data.clips import Videos, Watched
+from kt.data.clips import FIXATIONS, VIDEO, Videos, Watched
 from kt.data.decode import decode, name_of
 from kt.data.listing import Listing
 from kt.data.scenes import BUILTIN
 from kt.data.spec import SPLITS, DataSpec
-from kt.data.splits import assign, warn_repeated
-from kt.data.videos import VideoListing, divided, frames_of
+from kt.data.splits import assign, counts, warn_repeated
+from kt.data.video_store import write_videos
+from kt.data.videos import VideoListing
 from kt.errors import KtError, listed
 from kt.spec import as_written
 from kt.tables import schema
@@ -37,15 +37,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
-
-VIDEO = ("name", "first", "frames")
-"""Facts of each video in ``meta.json``: its name, the row of its first frame, and their number."""
-
-FIXATIONS = "fixations.npy"
-"""File of the fixations of frames."""
-
-FRAME = "frame with a map"
-"""What is counted of videos."""
 
 
 def write(
@@ -72,11 +63,11 @@ def write(
     for line in listing.warnings:
         log.warning("data: %s", line)
     if isinstance(listing, VideoListing):
-        return _write_videos(folder, spec, listing, threads, check)
+        return write_videos(folder, spec, listing, threads, check)
     truth, groups, classes = truth_of(listing, spec)
     task = named(spec.task)
     splits = assign(groups, spec.splits, spec.seed, listing.parts, listing.names, listing.default)
-    check(_counts(splits))
+    check(counts(splits))
     if task.classifies:
         _check_classes(spec, classes, splits["label"].to_numpy())
     else:
@@ -85,7 +76,7 @@ def write(
     decoded = decode(listing, rows, spec, folder / "images.npy", threads)
     lost = rows[np.array(list(decoded.damaged), np.int64)]
     splits = splits[~splits["row"].isin(lost)]
-    check(_counts(splits))
+    check(counts(splits))
     splits = splits.assign(row=np.searchsorted(rows, splits["row"].to_numpy()))
     kept = None if truth is None else truth[rows]
     if kept is not None:
@@ -98,9 +89,9 @@ def write(
         log.warning("data: %d damaged images are left out: %s", len(why), listed(f"{n} ({r})" for n, r in why.items()))
     facts = {
         "classes": classes,
-        "hash": _hash(decoded.content, kept, splits),
+        "hash": decoded.hash(kept, splits),
         "source": as_written(spec.source),
-        "images": _counts(splits),
+        "images": counts(splits),
         "damaged": why,
         "repeated": warn_repeated(splits, decoded.digests),
         "left_out": _left_out(listing, groups, len(rows), len(why)),
@@ -111,66 +102,6 @@ def write(
         facts["pixels"] = _pixels(classes, decoded.pixels)
     store.write_json(folder / "meta.json", facts)
     return facts
-
-
-def _write_videos(
-    folder: Path, spec: DataSpec, source: VideoListing, threads: int, check: Callable[[Mapping[str, int]], None]
-) -> dict[str, Any]:
-    """The same of videos: all frames are decoded, and ``splits.parquet`` has those that are learnt from, or tested on.
-
-    A video with a damaged frame is left out, and so is a frame of whose map all pixels are equal.
-    """
-    listing, splits, looks, beyond, videos = frames_of(source, divided(source, spec), spec, threads)
-    check(_videos_of(splits, listing))
-    decoded = decode(listing, np.arange(len(listing.labels)), spec, folder / "images.npy", threads)
-    video = listing.video
-    assert video is not None, "the listing is of frames"
-    broken = np.unique(video[list(decoded.damaged)])
-    found = dict(listing.lost) | {name_of(listing, row): reason for row, reason in decoded.damaged.items()}
-    whole = splits[~np.isin(video[splits["row"].to_numpy()], broken)]
-    splits = whole[whole["row"].isin(decoded.mapped)]
-    check(_videos_of(splits, listing))
-    looks = looks[np.isin(looks[:, 0], splits["row"])]
-    with store.atomic(folder / FIXATIONS) as temporary, temporary.open("wb") as file:
-        np.save(file, looks)
-    schema.write(folder / "splits.parquet", "splits", schema.build("splits", splits.to_dict("series")))
-    lost = len(broken) + len(listing.lost)
-    if found:
-        reasons = listed(f"{name} ({reason})" for name, reason in found.items())
-        log.warning("data: %d videos with damage are left out: %s", lost, reasons)
-    if beyond:
-        log.info("data: %d fixations lie beyond the edges of the stored frames", beyond)
-    if not len(looks):
-        log.warning("data: no frame has a fixation: metrics on fixations are undefined")
-    kept = [dict(zip(VIDEO, one, strict=True)) for i, one in enumerate(videos) if i not in broken]
-    spare = len(source.videos) - len(videos) - len(listing.lost)
-    left_out = {"damaged videos": lost, "videos of no split": spare, "frames of an even map": len(whole) - len(splits)}
-    facts = {
-        "classes": [],
-        "task": spec.task,
-        "hash": _hash(store.digest([decoded.content, kept]), looks, splits),
-        "source": as_written(spec.source),
-        "images": _counts(splits, FRAME),
-        "videos": kept,
-        "videos_of": _videos_of(splits, listing),
-        "damaged": found,
-        "repeated": warn_repeated(splits, decoded.digests),
-        "left_out": dict(source.left_out) | {what: count for what, count in left_out.items() if count},
-    }
-    store.write_json(folder / "meta.json", facts)
-    return facts
-
-
-def _videos_of(splits: pd.DataFrame, listing: Listing) -> dict[str, int]:
-    """Videos of each split, from those of its targets.
-
-    Raises:
-        KtError: a split that needs some has none.
-    """
-    assert listing.video is not None, "the listing is of frames"
-    _counts(splits, FRAME)
-    video = splits.assign(video=listing.video[splits["row"].to_numpy()])
-    return {split: int(video.loc[splits["split"] == split, "video"].nunique()) for split in SPLITS}
 
 
 def _check_classes(spec: DataSpec, classes: Sequence[str], labels: NDArray[np.int64]) -> None:
@@ -239,36 +170,11 @@ def split_sizes(folder: Path, spec: DataSpec, in_epoch: bool = False) -> dict[st
     return stored
 
 
-def _counts(splits: pd.DataFrame, what: str = "image") -> dict[str, int]:
-    """Images of each split, or what else is counted.
-
-    Raises:
-        KtError: a split that needs images has none.
-    """
-    counts = {split: int((splits["split"] == split).sum()) for split in SPLITS}
-    for split in SPLITS[1:]:
-        if not counts[split]:
-            raise KtError(f"data.splits.{split}: no {what} is left for it")
-    return counts
-
-
 def truth_files(task: Task) -> list[str]:
     """Names of the files in a store that hold the truth alone."""
     if task.spatial:
         return [FIXATIONS] if task.clips else []
     return ["labels.npy" if task.has_classes else "truth.npy"]
-
-
-def _hash(images: str, truth: NDArray[Any] | None, splits: pd.DataFrame) -> str:
-    content = hashlib.sha256(images.encode())
-    if truth is not None:
-        if truth.ndim > 1 or truth.dtype != np.int64:  # labels are hashed as they always were
-            content.update(store.canonical([str(truth.dtype), list(truth.shape)]))
-        content.update(truth.tobytes())
-    for column in ("image_id", "row", "label"):
-        content.update(splits[column].to_numpy(np.int64).tobytes())
-    content.update(store.canonical(_counts(splits)))
-    return content.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,15 @@ from kt import store
 from kt.data.fit import fit
 from kt.data.listing import Framed, Listing, Masked, Picture
 from kt.data.spec import DataSpec, height_and_width
+from kt.data.splits import counts
 from kt.data.walk import NotReadable
 from kt.errors import KtError, listed
 from kt.progress import Progress
 from kt.store import Growing
 from kt.tasks.task import named
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +93,18 @@ class Decoded:
     damaged: dict[int, str]
     pixels: NDArray[np.int64]
     mapped: NDArray[np.int64]
+
+    def hash(self, truth: NDArray[Any] | None, splits: pd.DataFrame, videos: list[dict[str, Any]] | None = None) -> str:
+        """Hash of the images, of truths that are no part of them, of the table ``splits``, and of facts on videos."""
+        content = hashlib.sha256((self.content if videos is None else store.digest([self.content, videos])).encode())
+        if truth is not None:
+            if truth.ndim > 1 or truth.dtype != np.int64:  # labels are hashed as they always were
+                content.update(store.canonical([str(truth.dtype), list(truth.shape)]))
+            content.update(truth.tobytes())
+        for column in ("image_id", "row", "label"):
+            content.update(splits[column].to_numpy(np.int64).tobytes())
+        content.update(store.canonical(counts(splits)))
+        return content.hexdigest()
 
 
 def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path, threads: int) -> Decoded:

@@ -126,6 +126,19 @@ def assign(
     )
 
 
+def counts(splits: pd.DataFrame, what: str = "image") -> dict[str, int]:
+    """Images of each split, or what else is counted.
+
+    Raises:
+        KtError: a split that needs images has none.
+    """
+    found = {split: int((splits["split"] == split).sum()) for split in SPLITS}
+    for split in SPLITS[1:]:
+        if not found[split]:
+            raise KtError(f"data.splits.{split}: no {what} is left for it")
+    return found
+
+
 def spread(labels: NDArray[np.int64], generator: np.random.Generator) -> Rows:
     """A random order of images, int64 [n], in which every stretch holds all classes in proportion."""
     place = np.empty(len(labels))
