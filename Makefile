@@ -12,7 +12,7 @@ UV ?= $(BIN)/uv
 PLUGIN := plugins/snakemake-executor-plugin-submitit
 SOURCES := envs kt tests benchmarks plugins
 
-.PHONY: run run-more test quick lint format status clean lock help
+.PHONY: run run-more test test-kt test-executor quick lint format status clean lock help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -24,8 +24,14 @@ run-more: $(READY) ## run presets/digits-more.yaml: several specialists teach on
 	$(BIN)/snakemake --cores $(CORES) --configfile presets/digits-more.yaml
 
 test: $(READY) ## all tests, with coverage; the SLURM tests need root and Debian's slurmctld slurmd slurm-client munge
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PLUGIN)/tests
+	@echo "about a quarter of an hour; the tests of the executor, which mostly wait, run beside the others"
+	$(MAKE) --jobs=2 --output-sync=target --keep-going test-executor test-kt
+
+test-kt: $(READY) ## the tests of kt alone, with coverage
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=kt --cov-report=term --cov-fail-under=90
+
+test-executor: $(READY) ## the tests of the executor alone
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PLUGIN)/tests
 
 quick: $(READY) ## tests that start no whole study, SLURM or browser; `make quick VENV=.venv-3.12 PYTHON=python3.12`
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 from test_pipeline import ROOT, STUDY
 
-COMMAND = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
+COMMAND = ["-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
 COMMAND += ["--workflow-profile", str(ROOT / "profiles/default")]
 TARGET = "../out/data/meta.json"
 
 
 def snakemake(study: Path, folder: Path, *more: str) -> str:
     """What Snakemake prints when it is called for a study from a folder."""
-    command = [*COMMAND, "--configfile", str(study), *more]
+    command = [warm.python(), *COMMAND, "--configfile", str(study), *more]
     done = subprocess.run(command, cwd=folder, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -63,13 +63,13 @@ def test_a_change_is_seen_from_anywhere_and_after_a_move(place, tmp_path):
 
 
 def test_status_from_elsewhere_tells_the_truth(place, tmp_path):
-    command = [sys.executable, "-m", "kt", "status", "--configfile", str(place / "study/s.yaml")]
+    command = [warm.python(), "-m", "kt", "status", "--configfile", str(place / "study/s.yaml")]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=True)
     assert re.search(r"^data +1 +0 +1$", done.stdout, re.MULTILINE)
 
 
 def test_another_directory_is_refused_in_one_line(place, tmp_path):
-    command = [*COMMAND, "-n", "--configfile", str(place / "study/s.yaml"), "--directory", str(tmp_path)]
+    command = [warm.python(), *COMMAND, "-n", "--configfile", str(place / "study/s.yaml"), "--directory", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
     assert done.returncode == 1
     assert f"--directory: {tmp_path}: leave it out; paths of a study are relative to its configuration's" in done.stderr

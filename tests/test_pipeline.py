@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import warm
 import yaml
 from studies import small_zoo
 
@@ -55,15 +56,16 @@ class Checkout:
     def __init__(self, folder: Path) -> None:
         self.folder, self.study = folder, copy.deepcopy(STUDY)
 
-    def command(self, *arguments: str) -> list[str]:
+    def command(self, *arguments: str, python: str = sys.executable) -> list[str]:
         self.folder.mkdir(exist_ok=True)
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.study, sort_keys=False))
-        snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+        snakemake = [python, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
         profile = ["--workflow-profile", str(ROOT / "profiles/default")]
         return [*snakemake, *profile, "--cores", "1", *arguments]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*arguments), cwd=self.folder, text=True, capture_output=True)
+        command = self.command(*arguments, python=warm.python())
+        return subprocess.run(command, cwd=self.folder, text=True, capture_output=True)
 
     def succeed(self, *arguments: str) -> str:
         done = self.run(*arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import warm
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
@@ -196,7 +196,7 @@ PLANNED = {
 def test_a_preset_can_be_planned(name, tmp_path):
     raw = with_paths(name, tmp_path)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "1", "--snakefile", str(ROOT / "Snakefile")]
+    command = [warm.python(), "-m", "snakemake", "-n", "--cores", "1", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--workflow-profile", str(ROOT / "profiles/default"), "--configfile", "study.yaml"]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
