@@ -428,6 +428,11 @@ def as_matlab(**arrays: Any) -> Callable[[Path], None]:
             lambda path: Image.fromarray(-map_of(3).astype("f4")).save(path, "TIFF"),
             "its map has values below 0",
         ),
+        (
+            "maps",
+            lambda path: Image.fromarray(map_of(3).astype(np.uint16)).save(path, "TIFF", tiffinfo={262: 0}),
+            "its map: a TIFF file with white as zero",
+        ),
         ("fixations", broken, "its fixations: "),
         ("fixations", lambda path: Image.fromarray(points_of(3)).save(path, "JPEG"), "its fixations: a JPEG file"),
         ("fixations", lambda path: Image.fromarray(points_of(3, (12, 16))).save(path), "its fixations are on 12×16"),

@@ -17,7 +17,7 @@ from PIL import Image
 
 from kt import store
 from kt.data.decode import attempt
-from kt.data.fit import SIDEWAYS, fit, turn_of
+from kt.data.fit import PHOTOMETRIC, SIDEWAYS, fit, turn_of
 from kt.data.listing import Framed, Picture, shown
 from kt.data.spec import DataSpec
 from kt.data.videos import Indices, Looks, Video
@@ -251,6 +251,8 @@ def _grey(path: str) -> Array:
     picture = open_picture(path)
     picture.load()
     if picture.mode in ("L", "I", "F") or picture.mode.startswith("I;16"):
+        if picture.mode != "L" and getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+            raise NotReadable("a TIFF file with white as zero, which Pillow does not invert; save maps as PNG")
         return np.asarray(picture)
     colours = np.asarray(picture.convert("RGB")).astype(np.int16)
     if np.ptp(colours, 2).max(initial=0) >= COLOURED:

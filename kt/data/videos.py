@@ -22,6 +22,7 @@ from kt.data.listing import Framed, Listing
 from kt.data.spec import SPLITS, DataSpec, Every
 from kt.data.splits import assign
 from kt.data.walk import NotReadable
+from kt.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,12 +165,11 @@ def frames_of(listing: VideoListing, splits: pd.DataFrame, spec: DataSpec, threa
         spec: how often there is a target, and the geometry of stored frames.
         threads: videos read at once.
     """
-    every, numbers = spec.every or Every(), np.sort(splits["row"].to_numpy())
-    steps = {int(v): every.of(split) for v, split in zip(splits["row"], splits["split"], strict=True)}
-    with whole_files(), ThreadPoolExecutor(threads) as pool:
-        look = partial(_look, spec=spec)
-        calls = [partial(look, listing.videos[v], targets(listing.videos[v], steps[v])) for v in numbers.tolist()]
-        found = dict(zip(numbers.tolist(), pool.map(attempt, calls), strict=True))
+    every = spec.every or Every()
+    wanted = {
+        v: targets(listing.videos[v], every.of(split)) for v, split in zip(splits["row"], splits["split"], strict=True)
+    }
+    found = _read(listing, dict(sorted(wanted.items())), spec, threads)
     seen = {v: one for v, one in found.items() if isinstance(one, _Seen)}
     lost = {listing.videos[v].name: one for v, one in found.items() if isinstance(one, str)}
     counts = [one.frames for one in seen.values()]
@@ -199,6 +199,17 @@ def frames_of(listing: VideoListing, splits: pd.DataFrame, spec: DataSpec, threa
         sum(one.beyond for one in seen.values()),
         [(video.name, first[v], one.frames) for video, (v, one) in zip(videos, seen.items(), strict=True)],
     )
+
+
+def _read(listing: VideoListing, wanted: Mapping[int, Indices], spec: DataSpec, threads: int) -> dict[int, _Seen | str]:
+    """What is seen of each video, or the reason why it cannot be read; by its number, from its targets by the same."""
+    found, progress = dict[int, _Seen | str](), Progress("fixations", len(wanted))
+    with whole_files(), ThreadPoolExecutor(threads) as pool:
+        calls = [partial(_look, listing.videos[v], chosen, spec) for v, chosen in wanted.items()]
+        for v, one in zip(wanted, pool.map(attempt, calls), strict=True):
+            found[v] = one
+            progress.step(listing.videos[v].name)
+    return found
 
 
 def _look(video: Video, wanted: Indices, spec: DataSpec) -> _Seen:
