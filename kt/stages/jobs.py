@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from kt.costs import write_needs
 from kt.data.datasets import Dataset
 from kt.errors import KtError
 from kt.layout import Layout
+from kt.stages import workers
 from kt.stages.common import ZooFiles, channels, channels_of, check_predictions, pick_device, truth_of
 from kt.study import units as requested
 from kt.study.study import Study
@@ -45,7 +46,10 @@ class Job(ABC):
 
     Attributes:
         outcomes: of the units that ``run`` has been through, by key.
+        again: makes the same job in another process.
     """
+
+    again: Callable[[], Job]
 
     def __init__(self, study: Study, layout: Layout, at: str, models: Sequence[str]) -> None:
         self.study, self.layout, self.at = study, layout, at
@@ -108,25 +112,34 @@ class Job(ABC):
             threads: CPU threads.
             keep: keep all students; else those that the configuration asks for.
         """
-        from kt.transfer.session import compute
-
         for name in {name for unit in units.values() for name in (unit.student, *unit.teachers)} & set(self.prints):
             if name in self.study.zoo.models:
                 predictions.verify(self.layout.predictions(name))
+        processes = min(self.study.transfer.processes, len(units))
+        if processes > 1:
+            workers.run(self, units, threads, keep, processes)
+            self.outcomes |= {key: outcome for key in units if (outcome := self.ledger.get(key))}
+            return
         bench = self.begin(threads)
         done = progress.Progress(self.title, len(units))
         for key, unit in units.items():
-            outcome, left = compute(bench, unit, key)
-            known = self.outcomes.get(key)
-            if known is not None and _answers(outcome) != _answers(known):
-                why = outcome.get("reason") or "other answers than at first, as on another processor"
-                log.warning("%s: trained again, and the ledger keeps its record: %s", unit.title, why)
-            if left and outcome["status"] == "ok" and (keep or self._wanted(unit, known or outcome)):
-                self._export(unit, key, outcome, left, bench)
-            if known is None:
-                self.ledger.add(unit.describe(self.prints), outcome)
-                self.outcomes[key] = outcome
+            self.unit(bench, unit, key, keep)
             done.step(unit.title)
+
+    def unit(self, bench: Bench, unit: Unit, key: str, keep: bool) -> None:
+        """Train a unit; write its record where the ledger has none, and its student where that is to be kept."""
+        from kt.transfer.session import compute
+
+        outcome, left = compute(bench, unit, key)
+        known = self.outcomes.get(key) or self.ledger.get(key)
+        if known is not None and _answers(outcome) != _answers(known):
+            why = outcome.get("reason") or "other answers than at first, as on another processor"
+            log.warning("%s: trained again, and the ledger keeps its record: %s", unit.title, why)
+        if left and outcome["status"] == "ok" and (keep or self._wanted(unit, known or outcome)):
+            self._export(unit, key, outcome, left, bench)
+        if known is None:
+            self.ledger.add(unit.describe(self.prints), outcome)
+        self.outcomes[key] = known or outcome
 
     def folder(self, unit: Unit) -> Path:
         """Where the student of a unit lies, once it is exported."""
@@ -184,6 +197,7 @@ class Pairs(Job):
         self, study: Study, layout: Layout, student: str, teachers: Sequence[str], split: str = "test"
     ) -> None:
         super().__init__(study, layout, student, [student, *teachers])
+        self.again = partial(Pairs, study, layout, student, teachers, split)
         self.truth = truth_of(self.dataset, split, self.task)
         check_predictions(study, layout, self.dataset, [student, *teachers])
         found = predictions.read_all({name: layout.predictions(name) for name in [student, *teachers]}, split)
@@ -239,6 +253,7 @@ class Alone(Job):
 
     def __init__(self, study: Study, layout: Layout, at: str, chosen: Experiment) -> None:
         super().__init__(study, layout, at, chosen.teachers)
+        self.again = partial(Alone, study, layout, at, chosen)
         self.chosen = chosen
         self.problem = requested.problem_of(study, at, chosen, self.dataset)
         self.prints[at] = requested.student_print(study, chosen)

@@ -342,15 +342,33 @@ class Bench:
 
     # the job
 
+    def needed(self) -> int:
+        """Estimate of the bytes that a plain training takes."""
+        return memory.estimate(self.student(0), self.view("transfer")[slice(0, 1)], self.settings.training)
+
     def memory(self) -> int:
         """Estimate, and log, the bytes that a plain training takes; on a GPU beside what is free."""
-        image = self.view("transfer")[slice(0, 1)]
-        needed = memory.estimate(self.student(0), image, self.settings.training)
+        needed = self.needed()
         free = ""
         if self.device.type == "cuda":
             free = f" of {torch.cuda.mem_get_info(self.device)[0] / 1e9:.2f} GB free"
         log.info("a training of %s takes about %.2f GB of memory%s", self.at, needed / 1e9, free)
         return needed
+
+    def share(self, processes: int) -> None:
+        """Keep to an equal share of the device's memory, beside other processes with such a bench.
+
+        Raises:
+            KtError: so many trainings at once do not fit.
+        """
+        needed, there = self.needed(), memory.available(self.device)
+        if self.device.type == "cuda":
+            there = torch.cuda.mem_get_info(self.device)[1]
+            torch.cuda.set_per_process_memory_fraction(1 / processes, self.device)
+        if needed * processes > there:
+            sizes = f"{needed * processes / 1e9:.2f} GB of memory, but {there / 1e9:.2f} GB are there"
+            fit = f"allowed here: at most {max(1, there // needed)}"
+            raise KtError(f"transfer.processes: {processes} trainings of {self.at} at once need about {sizes}; {fit}")
 
     def at_once(self, pieces: int) -> int:
         """Images in one forward pass of teachers, without gradients: fewer where batches are cut into parts."""

@@ -74,12 +74,20 @@ class TransferSpec(Spec):
         description="students to keep in `results/students`, as folders that timm loads: those that are better on "
         "validation than before, or all; finished trainings whose students were not kept run again",
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="trainings that a job runs at once, each in a process of its own, on one GPU or on an equal share "
+        "of its cores; changes results by no more than the number of threads of a process does",
+    )
     checkpoint_seconds: float = Field(600, ge=0, description="seconds between two checkpoints inside a training")
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the default of a later key, so that earlier hashes stay."""
-        return {name: value for name, value in dump(self).items() if (name, value) != ("answers", "auto")}
+        later = {"answers": "auto", "processes": 1}
+        return {name: value for name, value in dump(self).items() if name not in later or value != later[name]}
 
     @model_validator(mode="after")
     def _search_fits(self) -> TransferSpec:

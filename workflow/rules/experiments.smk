@@ -13,7 +13,7 @@ for kind in STUDY.experiments:
             LOGS / kind / "{experiment}.log",
         conda:
             "../../envs/kt.yaml"
-        threads: 1
+        threads: PROCESSES
         resources:
             cpus_per_task=lambda wildcards, threads: threads,
             mem_mb=experiment_memory(kind),

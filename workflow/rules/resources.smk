@@ -27,6 +27,9 @@ VALUES = {name: kt_units.answer_values(STUDY, LAYOUT, name) for name in STUDY.me
 PLAIN_MB, LONGEST = site("mem_mb", 2000), site("runtime", 1440)
 READ = ("transfer", "validation", "test")
 
+# Trainings that a job runs at once, each in a process with a core and memory of its own.
+PROCESSES = STUDY.transfer.processes
+
 
 def images_of(split):
     """Images of a split; infinitely many where only decoding the data set will tell."""
@@ -83,7 +86,8 @@ def resources_of_student(name, images):
     """Resources of a rule whose jobs train one student; `images` says how many images they see."""
     return {
         "cpus_per_task": lambda wildcards, threads: threads,
-        "mem_mb": lambda wildcards, attempt: memory(
+        "mem_mb": lambda wildcards, attempt: PROCESSES
+        * memory(
             name,
             wildcards.student,
             READ,
@@ -103,7 +107,7 @@ def experiment_memory(rule):
         experiment = STUDY.experiments[rule][wildcards.experiment]
         path = LAYOUT.needs(rule, wildcards.experiment)
         found = guess.read_needs(path, kt_units.size_hash(STUDY, experiment))
-        return max(
+        return PROCESSES * max(
             [
                 guess.experiment_mb(
                     needs.total(0),

@@ -8,7 +8,7 @@ rule search:
         LOGS / "transfer/{student}.search.log",
     conda:
         "../../envs/kt.yaml"
-    threads: 1
+    threads: PROCESSES
     resources:
         **resources_of_student("search", trial_images),
     params:
@@ -56,7 +56,7 @@ rule transfer:
         LOGS / "transfer/{student}.{chunk}.log",
     conda:
         "../../envs/kt.yaml"
-    threads: 1
+    threads: PROCESSES
     resources:
         **resources_of_student("transfer", training_images),
     params:
@@ -92,7 +92,7 @@ rule groups:
         LOGS / "transfer/{student}.groups.log",
     conda:
         "../../envs/kt.yaml"
-    threads: 1
+    threads: PROCESSES
     resources:
         **resources_of_student("groups", group_images),
     params:
