@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kt.errors import Interrupted, KtError
 from kt.progress import Progress, on_signal
@@ -29,7 +29,7 @@ from kt.study.study import Study
 from kt.transfer.unit import Unit
 
 if TYPE_CHECKING:
-    from kt.stages.jobs import Job
+    from kt.transfer.bench import Bench
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,26 @@ POLL = 0.5
 
 PR_SET_PDEATHSIG = 1
 """Number of Linux's ``prctl``: the signal that a process gets when its parent ends."""
+
+
+class Job(Protocol):
+    """What workers need of a job, as ``kt.stages.jobs`` has them."""
+
+    study: Study
+
+    @property
+    def again(self) -> Callable[[], Job]:
+        """Makes the same job in another process."""
+
+    @property
+    def title(self) -> str:
+        """Its name in the log."""
+
+    def begin(self, threads: int) -> Bench:
+        """The bench for its units."""
+
+    def unit(self, bench: Bench, unit: Unit, key: str, keep: bool) -> None:
+        """Train a unit and write its record."""
 
 
 class Said(NamedTuple):
