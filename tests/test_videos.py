@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -671,6 +672,25 @@ def test_two_videos_of_one_number_are_refused(films, tmp_path):
     root = arranged(films, tmp_path / "s", "video/{:03}.AVI", "annotation/{:04}")
     (root / "video/004.AVI").rename(root / "video/01.AVI")
     assert "video: two of one number: 001.AVI, 01.AVI; keep one" in refusal(spec_of(root))
+
+
+def test_without_pyav_video_files_are_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    for v in range(5):
+        save(tmp_path / f"s/v{v}/maps", "1.png", map_of(0))
+        (tmp_path / f"s/v{v}.mp4").write_bytes(b"")
+    with pytest.raises(
+        KtError, match=r"data.source: .*v0\.mp4: needs the package `av`; install it, or give the frames"
+    ):
+        datasets.write(tmp_path / "d", spec_of(tmp_path / "s"))
+
+
+def test_damage_is_named_also_where_it_leaves_a_split_empty(tmp_path):
+    root = fill(tmp_path / "s")
+    for v in range(5):
+        (root / f"v{v}/fixations/0002.png").write_bytes(b"")
+    with pytest.raises(KtError, match="damaged videos: 5 of 5, mend them"):
+        datasets.write(tmp_path / "d", spec_of(root))
 
 
 def test_a_video_file_of_git_lfs_is_refused(films, tmp_path):

@@ -133,7 +133,6 @@ def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path
     growing = Growing(path.with_name(f".{path.name}.part"), store.digest(key), np.uint8, shape, header)
     chunk = max(1, CHUNK_BYTES // growing.row_bytes)
     damaged = {int(i): reason for note in growing.notes for i, reason in note["damaged"]}
-    _check_damage(listing, rows, damaged, spec)
     digests = np.empty(len(rows), np.uint64)
     if growing.rows:
         log.info("decode: %d of %d images were decoded before", growing.rows, len(rows))
@@ -146,7 +145,7 @@ def decode(listing: Listing, rows: NDArray[np.int64], spec: DataSpec, path: Path
             found = list(pool.map(lambda call: _attempt(call, spec, channels), part))
             bad = {growing.rows + i: reason for i, reason in enumerate(found) if isinstance(reason, str)}
             damaged |= bad
-            _check_damage(listing, rows, damaged, spec)
+            check_damage(listing, rows, damaged, spec)
             images = np.stack([np.zeros(shape, np.uint8) if isinstance(image, str) else image for image in found])
             digests[growing.rows : growing.rows + len(images)] = list(pool.map(_digest, images[..., :channels]))
             note: dict[str, Any] = {"sha256": hashlib.sha256(images.data).hexdigest(), "damaged": list(bad.items())}
@@ -195,8 +194,18 @@ def _header(rows: NDArray[np.int64], shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def _check_damage(listing: Listing, rows: NDArray[np.int64], damaged: dict[int, str], spec: DataSpec) -> None:
-    """Fail where something is damaged, or too much is; a video is where one of its frames is."""
+def check_damage(listing: Listing, rows: NDArray[np.int64], damaged: dict[int, str], spec: DataSpec) -> None:
+    """Fail where something is damaged, or too much is; a video is where one of its frames is.
+
+    Args:
+        listing: the source.
+        rows: those of its images that are decoded, int64 [n].
+        damaged: reason why an image cannot be decoded, by its place in ``rows``.
+        spec: how much may be damaged.
+
+    Raises:
+        KtError: naming all that is damaged.
+    """
     of = rows if listing.video is None else listing.video[rows]
     number = len(listing.lost) + len(np.unique(of[list(damaged)]))
     total, what = len(listing.lost) + len(np.unique(of)), "images" if listing.video is None else "videos"

@@ -22,7 +22,7 @@ from kt.data.listing import Framed, Picture, shown
 from kt.data.spec import DataSpec
 from kt.data.videos import Indices, Looks, Video
 from kt.data.walk import NotReadable, open_picture
-from kt.errors import listed
+from kt.errors import KtError, listed
 from kt.tasks.task import Array
 
 if TYPE_CHECKING:
@@ -185,11 +185,14 @@ def _opened(path: str) -> Iterator[InputContainer]:
     """A video file.
 
     Raises:
-        KtError: the file is a Git LFS pointer.
+        KtError: the file is a Git LFS pointer, or PyAV is not installed.
         NotReadable: there is no video in it.
     """
-    import av
-
+    try:
+        import av
+    except ImportError as error:
+        text = "needs the package `av`; install it, or give the frames as images"
+        raise KtError(f"data.source: {shown(path)}: {text}") from error
     if store.is_pointer(Path(path)):
         store.refuse("data.source", Path(shown(path)))
     with av.open(path) as container:

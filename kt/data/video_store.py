@@ -11,7 +11,7 @@ import numpy as np
 
 from kt import store
 from kt.data.clips import FIXATIONS, VIDEO
-from kt.data.decode import decode, name_of
+from kt.data.decode import check_damage, decode, name_of
 from kt.data.listing import Listing
 from kt.data.spec import SPLITS, DataSpec
 from kt.data.splits import counts, warn_repeated
@@ -50,8 +50,10 @@ def write_videos(
         KtError: the splits do not fit the source, or videos are damaged.
     """
     listing, splits, looks, beyond, videos = frames_of(source, divided(source, spec), spec, threads)
+    rows = np.arange(len(listing.labels))
+    check_damage(listing, rows, {}, spec)
     check(_videos_of(splits, listing))
-    decoded = decode(listing, np.arange(len(listing.labels)), spec, folder / "images.npy", threads)
+    decoded = decode(listing, rows, spec, folder / "images.npy", threads)
     video = listing.video
     assert video is not None, "the listing is of frames"
     broken = np.unique(video[list(decoded.damaged)])
