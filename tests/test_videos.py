@@ -323,7 +323,11 @@ def test_hidden_files_other_files_and_links_do_no_harm(tmp_path):
         (root / f"v0/{kind}/._0001.png").write_bytes(b"of macOS")
         (root / f"v0/{kind}/Thumbs.db").write_bytes(b"of Windows")
     (root / ".cache/maps").mkdir(parents=True)
-    (root / "notes").mkdir()
+    (root / "annotation/maps").mkdir(parents=True)
+    (root / "v4/frames/1.PNG").rename(tmp_path / "same.png")
+    (root / "v5/frames/1.PNG").unlink()
+    for v in (4, 5):
+        (root / f"v{v}/frames/1.PNG").symlink_to(tmp_path / "same.png")  # as stores of files by content do
     (root / "v1").rename(tmp_path / "elsewhere")
     (root / "v1").symlink_to(tmp_path / "elsewhere")
     (root / "v2/back").symlink_to(root)

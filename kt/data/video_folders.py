@@ -98,7 +98,7 @@ def _check_twice(at: str, found: Sequence[_Found]) -> None:
     """Fail where a link makes two videos of one, which might be in two splits."""
     places = dict[str, str]()
     for one in found:
-        place = os.path.realpath(one.frames[0])
+        place = os.path.realpath(one.frames[0] if one.is_file else os.path.dirname(one.frames[0]))
         if (other := places.setdefault(place, one.name)) != one.name:
             raise KtError(f"{at}: {shown(other)} and {shown(one.name)} are the same video by a link; remove one")
 
@@ -134,21 +134,31 @@ def _parts(spec: DataSpec) -> tuple[dict[str, str], str]:
 
 
 def _has_videos(place: str) -> bool:
-    """Whether videos lie in a folder, with maps of at least one of them."""
-    inside = subfolders(place)
-    return bool(_child(place, NOTES, inside)) or any(_child(os.path.join(place, name), MAPS) for name in inside)
+    """Whether videos lie in a folder, or their maps apart from them."""
+    return _have_maps(place) or _notes(place) is not None
 
 
-def _child(place: str, names: Sequence[str], inside: Collection[str] | None = None) -> str | None:
+def _have_maps(place: str) -> bool:
+    """Whether a folder in ``place`` has a folder of maps."""
+    return any(_child(os.path.join(place, name), MAPS) for name in subfolders(place))
+
+
+def _notes(place: str) -> str | None:
+    """The folder in ``place`` that holds the maps of videos which lie apart; None where there is none."""
+    notes = _child(place, NOTES)
+    return notes if notes and _have_maps(notes) else None
+
+
+def _child(place: str, names: Sequence[str]) -> str | None:
     """Path of the folder in ``place`` that has the first of some names, in any case; None where there is none."""
-    there = {name.casefold(): name for name in (subfolders(place) if inside is None else inside)}
+    there = {name.casefold(): name for name in subfolders(place)}
     return next((os.path.join(place, there[name]) for name in names if name in there), None)
 
 
 def _videos(root: str, place: str) -> Iterator[_Found]:
     """The videos in a folder below the source."""
     base, prefix = os.path.join(root, place), f"{place}/" if place else ""
-    notes = _child(base, NOTES)
+    notes = _notes(base)
     if notes is None:
         films = _keyed(_files(base, FILMS), _stem)
         for name in subfolders(base):
