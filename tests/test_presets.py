@@ -184,7 +184,7 @@ PLANNED = {
     "fashion-mnist-more": "2 models, 1 pairs (0 done), ",
     "bikd-ade20k": "2 models, 2 pairs (0 done), 8 trainings",
     "bikd-dhf1k": "3 models, 2 pairs (0 done), 11 trainings",
-    "moving-digits": "4 models, 12 pairs (0 done), 168 trainings",
+    "moving-digits": "3 models, 6 pairs (0 done), 90 trainings",
     "digit-scenes": "5 models, 20 pairs (0 done), 270 trainings",
     "bikd": "7 models, 42 pairs (0 done), 143 trainings",
     "fantastic-gains": "28 models, 400 pairs (0 done), 2868 trainings",

@@ -160,8 +160,9 @@ def blur(maps: Tensor, width: int = 11, sigma: float = 2.0) -> Tensor:
         places = torch.arange(-reach, side + reach, device=maps.device) % max(1, 2 * side - 2)
         mirrored = blurred.index_select(axis, places.minimum(2 * side - 2 - places) if side > 1 else 0 * places)
         # one order of summation at every pixel: a constant map stays constant
-        terms = [mirrored.narrow(axis, k, side) * (weight / sum(weights)) for k, weight in enumerate(weights)]
-        blurred = torch.stack(terms).sum(0)
+        blurred = torch.zeros_like(blurred)
+        for k, weight in enumerate(weights):
+            blurred += mirrored.narrow(axis, k, side) * (weight / sum(weights))
     return blurred
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 METRICS = ("cc", "sim", "nss", "kld", "auc_judd", "s_auc")
 """Metrics of a frame, in the order in which they are kept."""
 
+PIXELS = 1 << 18
+"""Pixels of the maps that are scored at once, which takes about 200 bytes of each."""
+
 
 class Saliency(Task):
     """Answers are maps ≥ 0, [b, h, w], of any size and scale; truths are float32 [b, 3, H, W].
@@ -86,17 +89,8 @@ class Saliency(Task):
         """``METRICS`` of each map after the filter, float32 [b, 6]; NaN where one is undefined."""
         import torch
 
-        shown = maps.blur(answer.double())  # so that a batch's size changes nothing
-        density, fixations, others = truth.unbind(1)
-        found = {
-            "cc": maps.cc(shown, density),
-            "sim": maps.sim(shown, density),
-            "nss": maps.nss(shown, fixations),
-            "kld": maps.kld(shown, density),
-            "auc_judd": maps.auc_judd(shown, fixations),
-            "s_auc": maps.s_auc(shown, fixations, others),
-        }
-        return torch.stack([found[name] for name in METRICS], 1).float()
+        some = max(1, PIXELS // truth[0, 0].numel())
+        return torch.cat([metrics(answer[i : i + some], truth[i : i + some]) for i in range(0, len(answer), some)])
 
     def cached(self, answer: Tensor) -> Tensor:
         """Maps divided by their largest values, float16 [b, h, w]: small values of a sum of 1 would be lost."""
@@ -120,3 +114,20 @@ class Saliency(Task):
             known = values[~np.isnan(values)]
             found[name] = float(known.mean()) if len(known) else None
         return {**found, "undefined": int(np.isnan(kept[:, METRICS.index("cc")]).sum())}
+
+
+def metrics(answer: Tensor, truth: Tensor) -> Tensor:
+    """``METRICS`` of each map after the filter, float32 [b, 6], from maps [b, H, W] and truths [b, 3, H, W]."""
+    import torch
+
+    shown = maps.blur(answer.double())  # so that the size of a batch changes nothing
+    density, fixations, others = truth.unbind(1)
+    found = {
+        "cc": maps.cc(shown, density),
+        "sim": maps.sim(shown, density),
+        "nss": maps.nss(shown, fixations),
+        "kld": maps.kld(shown, density),
+        "auc_judd": maps.auc_judd(shown, fixations),
+        "s_auc": maps.s_auc(shown, fixations, others),
+    }
+    return torch.stack([found[name] for name in METRICS], 1).float()
