@@ -6,8 +6,11 @@ Each package keeps its section beside its code; ``kt.study.study`` composes them
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
+import shlex
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
@@ -76,6 +79,9 @@ class Options(Spec):
 
 
 RULE = "paths are relative to the configuration's folder"
+
+_AHEAD_SECONDS = 60.0
+"""By how much clocks of machines that share files may differ."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Line breaks and other characters that no path has that a person writes."""
@@ -175,10 +181,10 @@ def check(at: str, place: Place) -> None:
     """Fail where a path does not lead to what it should.
 
     Raises:
-        KtError: nothing is there, or something of another kind; with the path that was tried.
+        KtError: nothing is there, or something of another kind, with the path that was tried; or a file of the future.
     """
     try:
-        os.stat(place)
+        made = os.stat(place).st_mtime
     except OSError as error:
         close = nearest(place.written, beside(place))
         raise KtError(
@@ -187,6 +193,12 @@ def check(at: str, place: Place) -> None:
     if (place.kind, os.path.isdir(place)) in (("file", True), ("folder", False)):
         other = "file" if place.kind == "folder" else "folder"
         raise KtError(f"{at}: {short(place.written)}: is a {other}, and a {place.kind} is needed ({short(place)})")
+    if made > time.time() + _AHEAD_SECONDS and not os.path.isdir(place):
+        date = datetime.datetime.fromtimestamp(made).isoformat(" ", "minutes")
+        raise KtError(
+            f"{at}: {short(place.written)}: dated {date}, in the future: whatever is made from it looks out of date "
+            f"and is made again and again; run: touch {shlex.quote(place)}"
+        )
 
 
 def _reason(error: OSError, place: Place) -> str:

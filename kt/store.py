@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kt.errors import KtError, short
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -45,11 +48,18 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTTY}
+"""Answers of file systems that cannot lock, or cannot sync folders."""
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)
 
@@ -117,6 +127,8 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 def lock(folder: str | os.PathLike[str]) -> IO[str]:
     """Hold a results folder for one run; the lock ends with the process, however it ends.
 
+    Where the file system has no locks, a warning says so, and nothing refuses a second run.
+
     Returns:
         The open lock file: keep it open as long as the lock is needed.
 
@@ -135,6 +147,10 @@ def lock(folder: str | os.PathLike[str]) -> IO[str]:
         raise KtError(
             f"results: {Path(folder).absolute()} is in use by another run (process {holder}); wait for it or stop it"
         ) from error
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        log.warning("%s: this file system has no locks: make sure yourself that only one run uses it", path.parent)
     file.seek(0)
     file.truncate()
     file.write(f"{os.getpid()} on {os.uname().nodename}\n")

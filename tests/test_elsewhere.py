@@ -62,6 +62,24 @@ def test_a_change_is_seen_from_anywhere_and_after_a_move(place, tmp_path):
     assert "decode and split the images" in snakemake(study, tmp_path, "-n", "--", TARGET)
 
 
+def test_results_may_lie_in_a_folder_of_any_name(tmp_path):
+    name = '- of"it\'s" $(touch y); `touch x` & ~'
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**STUDY, "results": name}))
+    pairs = f"{name}/tables/pairs.parquet"
+    snakemake(tmp_path / "s.yaml", tmp_path, "--", f"{name}/data/meta.json", pairs)
+    assert "Nothing to be done" in snakemake(tmp_path / "s.yaml", tmp_path, "-n", "--", pairs)
+    assert (tmp_path / name / "logs/pairs.log").stat().st_size > 0
+    assert {path.name for path in tmp_path.iterdir()} == {name, "s.yaml", ".snakemake"}
+
+
+def test_braces_in_the_name_of_the_results_are_refused(tmp_path):
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**STUDY, "results": "a{model}"}))
+    command = [warm.python(), *COMMAND, "-n", "--configfile", "s.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
+    assert "results: a{model}: '{' has a meaning for Snakemake; choose another name" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_status_from_elsewhere_tells_the_truth(place, tmp_path):
     command = [warm.python(), "-m", "kt", "status", "--configfile", str(place / "study/s.yaml")]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=True)

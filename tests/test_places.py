@@ -35,6 +35,7 @@ KEYS = {
     "zoo.overrides": "overrides.csv",
     "zoo.published": "published.csv",
     "complementarity.class_embeddings": "vectors.npz",
+    "pairs.path": "pairs.csv",
 }
 """Keys whose values are paths, and paths; `data.source` is one where it is no name."""
 
@@ -64,6 +65,8 @@ def with_keys(values: dict[str, str]) -> dict[str, Any]:
         if any(key.startswith(f"data.splits.{split}.") for key in values):
             raw["data"]["splits"][split] = {}
     raw["zoo"]["models"]["given"] = {"arch": "tiny_mixer"}
+    if "pairs.path" in values:
+        raw["pairs"] = {"select": "file"}
     for key, value in values.items():
         *sections, last = key.split(".")
         at = raw
@@ -152,6 +155,18 @@ def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path):
         f"data.splits.transfer.folder: photos: is a file, and a folder is needed ({tmp_path}/photos)",
         f"zoo.overrides: overrides.csv: is a folder, and a file is needed ({tmp_path}/overrides.csv)",
     ]
+
+
+def test_a_file_of_the_future_is_named_with_the_remedy(tmp_path):
+    file = tmp_path / "over rides.csv"
+    file.touch()
+    study = load.parse(with_keys({"zoo.overrides": file.name}), "s.yaml", str(tmp_path))
+    spec.check_all(study, {"results", "data.source"})
+    os.utime(file, (4e9, 4e9))
+    with pytest.raises(
+        KtError, match=r"^zoo\.overrides: over rides\.csv: dated 2096-.*; run: touch '.*/over rides\.csv'$"
+    ):
+        spec.check_all(study, {"results", "data.source"})
 
 
 @pytest.mark.parametrize(

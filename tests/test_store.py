@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -234,3 +235,36 @@ def test_lock_ends_with_a_holder_that_is_killed(tmp_path, root):
         holder.wait()
     with store.lock(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"{os.getpid()} on {os.uname().nodename}\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_file_systems_without_locks_or_synced_folders_are_used_with_a_warning(tmp_path, monkeypatch, caplog, number):
+    sync = os.fsync
+
+    def no_folders(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", no_folders)
+    monkeypatch.setattr(store.fcntl, "flock", no_locks)
+    store.write_text(tmp_path / "file", "whole")
+    assert (tmp_path / "file").read_text() == "whole"
+    store.lock(tmp_path).close()
+    assert caplog.messages == [
+        f"{tmp_path}: this file system has no locks: make sure yourself that only one run uses it"
+    ]
+
+
+def test_a_disk_that_fails_is_no_missing_feature(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(store.fcntl, "flock", broken)
+    for use in (lambda: store.write_text(tmp_path / "file", "whole"), lambda: store.lock(tmp_path)):
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            use()

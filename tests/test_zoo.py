@@ -81,6 +81,9 @@ def test_weights_survive_saving_and_loading(tmp_path):
     first = store.digest_file(tmp_path / "w.safetensors")
     weights.save(loaded, tmp_path / "again.safetensors")
     assert store.digest_file(tmp_path / "again.safetensors") == first
+    usual = tmp_path / "usual"
+    usual.touch()
+    assert (tmp_path / "w.safetensors").stat().st_mode == usual.stat().st_mode  # others may read them, too
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,10 @@ def check(study: Study) -> Study:
             selects nothing, a results folder that cannot be written, …
     """
     store.check_writable(study.layout.root)
+    if brace := re.search(r"[{}]", study.results.written):
+        raise KtError(
+            f"results: {study.results.written}: {brace[0]!r} has a meaning for Snakemake; choose another name"
+        )
     spec.check_all(study, {"results", *made_or_named(study.data)})
     known = registry.load(study.zoo.modules)
     check_task(study)

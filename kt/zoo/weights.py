@@ -37,7 +37,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         tensors[name] = plain.clone() if memory in kept else plain  # safetensors refuses memory that is shared
         kept.add(memory)
     with store.atomic(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary)
+        temporary.chmod(mode)  # safetensors makes files that nobody else may read
 
 
 def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:

@@ -1,5 +1,6 @@
 import gc
 import os
+import shlex
 import sys
 from pathlib import Path
 

@@ -18,4 +18,4 @@ rule data:
     message:
         "decode and split the images"
     shell:
-        "kt data --threads {threads} --log {log}"
+        "kt data --threads {threads} --log={log:q}"

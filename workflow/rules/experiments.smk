@@ -25,4 +25,4 @@ for kind in STUDY.experiments:
             "{params.kind} {wildcards.experiment}"
         shell:
             "kt {params.kind} --experiment {wildcards.experiment}"
-            " --threads {resources.cpus_per_task} --log {log}"
+            " --threads {resources.cpus_per_task} --log={log:q}"

@@ -31,7 +31,7 @@ rule analysis:
     message:
         "analysis"
     shell:
-        "kt analyse --log {log}"
+        "kt analyse --log={log:q}"
 
 
 rule figures:
@@ -52,7 +52,7 @@ rule figures:
     message:
         "figures"
     shell:
-        "kt figures --log {log}"
+        "kt figures --log={log:q}"
 
 
 rule report:
@@ -77,7 +77,7 @@ rule report:
     message:
         "report"
     shell:
-        "kt report --out {output} --log {log}"
+        "kt report --out={output:q} --log={log:q}"
 
 
 rule explore:
@@ -100,4 +100,4 @@ rule explore:
     message:
         "explore"
     shell:
-        "kt explore --out {output} --log {log}"
+        "kt explore --out={output:q} --log={log:q}"

@@ -18,7 +18,7 @@ rule complementarity:
     message:
         "complementary knowledge of all pairs on the {wildcards.split} images"
     shell:
-        "kt complementarity --split {wildcards.split} --out {output} --threads {threads} --log {log}"
+        "kt complementarity --split {wildcards.split} --out={output:q} --threads {threads} --log={log:q}"
 
 
 rule pairs:
@@ -38,12 +38,12 @@ rule pairs:
         rule=STUDY.pairs.plain(),
         size=STUDY.transfer.pairs_per_job,
         scores=lambda wildcards, input: (
-            f"--scores {input.scores}" if NEEDS_SCORES else ""
+            f"--scores={shlex.quote(input.scores)}" if NEEDS_SCORES else ""
         ),
         models=lambda wildcards, input: (
-            f"--models {input.models}" if input.models else ""
+            f"--models={shlex.quote(input.models)}" if input.models else ""
         ),
     message:
         "choose the pairs"
     shell:
-        "kt pairs {params.scores} {params.models} --out {output} --log {log}"
+        "kt pairs {params.scores} {params.models} --out={output:q} --log={log:q}"

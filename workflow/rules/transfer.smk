@@ -22,8 +22,8 @@ rule search:
     message:
         "candidates of the search on {wildcards.student}"
     shell:
-        "kt search --student {wildcards.student} --out {output}"
-        " --threads {resources.cpus_per_task} --log {log}"
+        "kt search --student {wildcards.student} --out={output:q}"
+        " --threads {resources.cpus_per_task} --log={log:q}"
 
 
 rule choose:
@@ -39,7 +39,7 @@ rule choose:
     message:
         "choose the parameters of the searched methods"
     shell:
-        "kt choose --out {output.table} --log {log}"
+        "kt choose --out={output.table:q} --log={log:q}"
 
 
 rule transfer:
@@ -79,7 +79,7 @@ rule transfer:
         "transfer to {wildcards.student}, part {wildcards.chunk}"
     shell:
         "kt transfer --student {wildcards.student} --chunk {wildcards.chunk}"
-        " {params.pairs} --out {output} --threads {resources.cpus_per_task} --log {log}"
+        " {params.pairs} --out={output:q} --threads {resources.cpus_per_task} --log={log:q}"
 
 
 rule groups:
@@ -109,8 +109,8 @@ rule groups:
     message:
         "transfer from groups of teachers to {wildcards.student}"
     shell:
-        "kt groups --student {wildcards.student} --out {output}"
-        " --threads {resources.cpus_per_task} --log {log}"
+        "kt groups --student {wildcards.student} --out={output:q}"
+        " --threads {resources.cpus_per_task} --log={log:q}"
 
 
 rule tables:
@@ -153,4 +153,4 @@ rule tables:
     message:
         "final tables"
     shell:
-        "kt tables --log {log}"
+        "kt tables --log={log:q}"

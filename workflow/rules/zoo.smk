@@ -23,7 +23,7 @@ rule weights:
     message:
         "weights of {wildcards.model}"
     shell:
-        "kt weights --model {wildcards.model} --threads {resources.cpus_per_task} --log {log}"
+        "kt weights --model {wildcards.model} --threads {resources.cpus_per_task} --log={log:q}"
 
 
 rule predictions:
@@ -61,7 +61,7 @@ rule predictions:
     message:
         "predictions of {wildcards.model}"
     shell:
-        "kt predictions --model {wildcards.model} --threads {resources.cpus_per_task} --log {log}"
+        "kt predictions --model {wildcards.model} --threads {resources.cpus_per_task} --log={log:q}"
 
 
 rule zoo:
@@ -81,4 +81,4 @@ rule zoo:
     message:
         "table of models"
     shell:
-        "kt zoo --out {output} --log {log}"
+        "kt zoo --out={output:q} --log={log:q}"
