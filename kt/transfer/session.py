@@ -18,7 +18,7 @@ from kt.data.spec import InputSpec
 from kt.transfer import engine
 from kt.transfer.batch import Batch, Examples, Rows, mapped
 from kt.transfer.bench import Architecture, Bench
-from kt.transfer.engine import History, Images, Rates, State, weights_of
+from kt.transfer.engine import History, Images, Rates, Shown, State, weights_of
 from kt.transfer.failures import attempt_in_pieces, resumes
 from kt.transfer.learners import Views
 from kt.transfer.ledger import Record, pack
@@ -237,6 +237,7 @@ class Session:
         """
         bench, method = self.bench, self.unit.method
         self._takes(learner, [(self.student, student)])
+        drawn = bench.settings.images is not None  # `images` are then fewer than the bench has
         history = engine.train(
             learner,
             images,
@@ -247,7 +248,7 @@ class Session:
             self.unit.seed,
             self.checkpoint(),
             pieces=self.pieces,
-            shown=bench.shown,
+            shown=Shown.views(len(images), bench.views("transfer")) if drawn else bench.shown,
             whole=whole,
             rates=rates,
         )
