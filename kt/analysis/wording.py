@@ -88,6 +88,11 @@ def examples(task: Words) -> str:
     return f"test {task.example}"
 
 
+def over(task: Words) -> str:
+    """The noun for what standard errors of one model or pair are over, in the plural: ``test images``."""
+    return plural(f"test {task.cluster or task.example}")
+
+
 def caption_words(task: Words) -> dict[str, str]:
     """Words of a task for the braces in captions of figures."""
     flips = f"the share of {plural(examples(task))} that the student gets wrong and the teacher gets right"

@@ -1,10 +1,12 @@
-"""Agreement of two models: same class, the label among the top five, and CAPA of the probabilities."""
+"""Agreement of two models: same class, alike maps, the label among the top five, and CAPA of the probabilities."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,11 @@ from threadpoolctl import threadpool_limits
 
 from kt.complementarity.similarity import softmax
 from kt.complementarity.sources import Source, new_pairs
+from kt.tasks.maps import constant
+from kt.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TILE = 8
 """Models that one model is compared with at a time."""
@@ -21,6 +28,20 @@ HELD_CLASSES = 1 << 24
 
 HELD_PROBABILITIES = 1 << 25
 """Probabilities of all models that a thread holds at a time."""
+
+HELD_VALUES = 1 << 21
+"""Values of maps of all models that are held at a time; a filter takes a dozen times their bytes."""
+
+
+class Truth(Protocol):
+    """Truths of images, read a slice at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape [N, …, H, W]."""
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Truths of some images."""
 
 
 def agreement(source: Source, into: NDArray[np.float64], changed: Sequence[int], pool: Executor) -> None:
@@ -51,6 +72,61 @@ def agreement(source: Source, into: NDArray[np.float64], changed: Sequence[int],
         list(pool.map(count, new_pairs(models, changed)))
     for model, others in new_pairs(models, changed):
         into[model, others] = into[others, model] = 100 * same[model, others] / images
+
+
+def alike(
+    source: Source,
+    into: NDArray[np.float64],
+    changed: Sequence[int],
+    pool: Executor,
+    labels: Truth,
+    task: Task,
+) -> None:
+    """Mean correlation of two models' maps as they are judged (``Task.judged``), for all pairs with a changed model.
+
+    A constant map correlates with none: 0, as in the score. Correlations are inner products of centred maps of norm 1,
+    so that all pairs of some images are one matrix product.
+
+    Args:
+        source: predictions.
+        into: the matrix to fill, float64 [M, M]; pairs of unchanged models are left as they are, those of a model whose
+            answers are not kept are NaN.
+        changed: indices of the changed models.
+        pool: not used: torch has its own threads.
+        labels: truths of the images, [N, …, H, W], which answers are aligned to.
+        task: what is learnt.
+
+    Memory: ``HELD_VALUES`` values of maps (or one image), however many images there are.
+    """
+    if not changed:
+        return
+    import torch
+
+    models, images = len(into), source.images
+    known = [model for model in range(models) if source.has_answers(model)]
+    which = [model for model in changed if model in known]
+    into[list(changed), :] = into[:, list(changed)] = np.nan
+    total = np.zeros((len(which), len(known)))
+    chunk = max(1, HELD_VALUES // (models * math.prod(labels.shape[-2:])))
+    for start in range(0, images if which else 0, chunk):
+        rows = slice(start, min(start + chunk, images))
+        truth = torch.from_numpy(labels[rows])
+        maps = np.stack(
+            [_unit(task.judged(task.aligned(torch.from_numpy(source.logits(m, rows)).float(), truth))) for m in known]
+        ).reshape(len(known), -1)
+        with threadpool_limits(1, "blas"):  # one order of summation, however many threads there are
+            total += maps[[known.index(model) for model in which]] @ maps.T
+    for row, model in enumerate(which):
+        into[model, known] = into[known, model] = total[row] / images
+
+
+def _unit(maps: Tensor) -> NDArray[np.float64]:
+    """Maps less their means, of norm 1, float64 [b, P]; zeros where a map is constant."""
+    flat: NDArray[np.float64] = maps.double().flatten(1).numpy()
+    flat = flat / np.abs(flat).max(1, keepdims=True).clip(1e-30)  # squares of tiny values would be lost
+    flat -= flat.mean(1, keepdims=True)
+    norm = np.where(constant(maps).numpy(), np.inf, np.sqrt(np.square(flat).sum(1)))
+    return flat / norm[:, None]
 
 
 def tiles(models: NDArray[np.int64]) -> Iterator[slice | NDArray[np.int64]]:

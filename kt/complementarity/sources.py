@@ -31,8 +31,11 @@ class Source(Protocol):
     def top(self, model: int, rows: slice) -> NDArray[np.unsignedinteger]:
         """The likeliest classes of one model, likeliest first, [n, k]; of dense tasks that of each pixel, [n, H, W]."""
 
+    def has_answers(self, model: int) -> bool:
+        """Whether one model's answers are kept."""
+
     def logits(self, model: int, rows: slice) -> NDArray[np.floating]:
-        """Logits of one model, [n, C]."""
+        """Answers of one model, where they are kept; logits [n, C], or maps [n, h, w]."""
 
     def features(self, model: int, rows: slice) -> NDArray[np.floating]:
         """Penultimate features of one model, [n, D]."""
@@ -77,8 +80,12 @@ class Files:
         """The likeliest classes of one model, [n, k], or that of each pixel, [n, H, W]."""
         return self._rows(model, "top", rows)
 
+    def has_answers(self, model: int) -> bool:
+        """Whether one model's answers are kept."""
+        return File.open(self._paths[model], self._split).answers(self._split) is not None
+
     def logits(self, model: int, rows: slice) -> NDArray[np.floating]:
-        """Logits of one model, [n, C]."""
+        """Answers of one model, where they are kept; logits [n, C], or maps [n, h, w]."""
         return self._rows(model, "logits", rows)
 
     def features(self, model: int, rows: slice) -> NDArray[np.floating]:

@@ -39,7 +39,7 @@ OF_IMAGES = (
     *("expertise_similarity", "class_similarity", "pos_flips_untrained"),
     *("pos_flips_top5", "capa", "js_divergence", "leep", "cka"),
 )
-"""Beginnings of columns that need one answer, or the features, of a whole image: such a task lacks them."""
+"""Beginnings of columns that need one class, or the features, of a whole image: tasks of maps lack them."""
 
 
 def counts_pixels(task: Words) -> bool:
@@ -50,9 +50,13 @@ def counts_pixels(task: Words) -> bool:
 def possible(column: str, task: Words) -> bool:
     """Whether a measure, or a column of the table, makes sense for a task; those that do not are null."""
     of_pixels = counts_pixels(task)
+    if column == "agreement" and task.maps:
+        return True
     if not task.has_classes and column.startswith(OF_CLASSES):
         return False
-    if column.startswith(OF_IMAGES if of_pixels else OF_PIXELS):
+    if column.startswith(OF_IMAGES) and (of_pixels or task.maps):
+        return False
+    if column.startswith(OF_PIXELS) and not of_pixels:
         return False
     return of_pixels or task.metric.binary or column not in OF_BITS
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kt import store
 from kt.complementarity import expertise, pixels, reuse
-from kt.complementarity.agreement import agreement, capa, top_flips
+from kt.complementarity.agreement import agreement, alike, capa, top_flips
 from kt.complementarity.flips import Graded, Places, Right
 from kt.complementarity.reuse import Earlier, Facts
 from kt.complementarity.scores import Scoring
@@ -57,7 +57,7 @@ class Matrix:
     Attributes:
         fill: computes it, from a source, the matrix to fill, the models that changed and threads.
         whole_content: whether it needs more than what is kept of the answers.
-        labelled: whether it needs the labels too, int64 [N], as ``labels``.
+        labelled: whether it needs the truth too, [N, …], as ``labels``.
     """
 
     fill: Callable[..., None]
@@ -131,7 +131,8 @@ def make(
     listed = models * (models - 1) * classes <= LISTED if spec.class_lists is None else spec.class_lists
     listed = listed and task.has_classes and not (of_pixels and math.prod(truth.shape) >= LISTED_PIXELS)
     compared = _key(truth, classes, split, task)
-    at_once = [name for name in measures if name in MATRICES and not of_pixels]
+    known = MATRICES | ({"agreement": Matrix(partial(alike, task=task), True, True)} if task.words.maps else {})
+    at_once = [name for name in measures if name in known and not of_pixels]
     in_rows = sorted(set(measures) - set(at_once))
     facts = Facts(
         rows=store.digest([VERSION, compared, in_rows, listed, vectors.digest if vectors else None]),
@@ -142,7 +143,7 @@ def make(
     before = reuse.earlier(earlier, facts)
     matrices = {}
     for name in facts.measures:
-        measure = MATRICES[name]
+        measure = known[name]
         into, changed = before.measure(name, measure.whole_content) if before else reuse.nothing(models)
         fill = partial(measure.fill, labels=truth) if measure.labelled else measure.fill
         fill(source, into, changed, pool)

@@ -57,7 +57,7 @@ def gather(study: Study, layout: Layout, out: Path) -> None:
     for rule, experiments in study.experiments.items():
         for name in {experiment.table for experiment in experiments.values()}:
             made[name] = pa.concat_tables([schema.read(layout.details(rule, n), name) for n in experiments])
-    if study.task.dense:
+    if study.task.spatial:
         made["pictures"] = pictures(study, layout, final.frame(transfers))
     facts = metadata(study) | {deltas.WITHIN: repr(study.analysis.equal_within)}
     for name, of_name in made.items():

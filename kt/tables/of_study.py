@@ -142,7 +142,14 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column(
             "flips_by_class", CLASSES, "images", "positive flips of every class, class 0 first; null likewise", True
         ),
-        Column("agreement", REAL, "percent of images", "images for which both predict the same class", True),
+        Column(
+            "agreement",
+            REAL,
+            "percent of images",
+            "images for which both predict the same class; of saliency the mean correlation of both models' maps, "
+            "−1 to 1, null where answers are not kept",
+            True,
+        ),
         Column("kappa", REAL, "−1 to 1", "error consistency: agreement on right/wrong beyond chance", True),
         Column("double_fault", REAL, "percent of images", "both are wrong", True),
         Column("q_statistic", REAL, "−1 to 1", "Yule's Q: 1 if both fail on the same images, 0 if independent", True),
@@ -419,14 +426,25 @@ OPTIONAL: dict[str, tuple[Column, ...]] = {
         Column("image_id", COUNT, "id", "the test image's position in the data set"),
         Column("names", TAGS, "names", "the classes, by their numbers in the maps"),
         Column("image", TEXT, PICTURE, "the image"),
-        Column("truth", TEXT, PICTURE, "the class of every pixel; 255 where it has none"),
-        Column("teacher_map", TEXT, PICTURE, "the teacher's class of every pixel"),
-        Column("before_map", TEXT, PICTURE, "the student's before transfer"),
+        Column("truth", TEXT, PICTURE, "the class of every pixel, 255 where it has none; of saliency the map"),
+        Column(
+            "teacher_map",
+            TEXT,
+            PICTURE,
+            "the teacher's class of every pixel; of saliency its map, the largest value 255, null where answers are "
+            "not kept",
+            True,
+        ),
+        Column("before_map", TEXT, PICTURE, "the student's before transfer, likewise", True),
         Column("after_map", TEXT, PICTURE, "the student's after the LAST epoch"),
         Column(
             "taught_map", TEXT, PICTURE, "255 where the method lets the teacher teach; null where it has no say", True
         ),
         KEY,
+        _added("fixations", REALS, "0 to 1", "of saliency: x and y of each fixation in turn, as shares of the sides"),
+        _added("acc_teacher", REAL, "percent", "of saliency: the correlation of the teacher's map of this frame"),
+        _added("acc_before", REAL, "percent", "that of the student's before transfer"),
+        _added("acc_after", REAL, "percent", "that of the student's after the LAST epoch"),
     ),
 }
-"""Tables that a study has where it has such experiments, or its task has pixels."""
+"""Tables that a study has where it has such experiments, or its task has maps."""

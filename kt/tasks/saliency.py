@@ -40,6 +40,7 @@ class Saliency(Task):
     example: ClassVar[str] = "frame"
     spatial: ClassVar[bool] = True
     clips: ClassVar[bool] = True
+    cluster: ClassVar[str] = "video"
     tempered: ClassVar[bool] = False
     least: ClassVar[float] = 0.0
 
@@ -85,6 +86,16 @@ class Saliency(Task):
         """Mean of both maps, each divided by its sum, float32 [b, h, w]."""
         return ((maps.density(first) + maps.density(second)) / 2).view(first.shape)
 
+    def judged(self, answer: Tensor) -> Tensor:
+        """Maps after the filter of the published evaluation, float64 [b, H, W]."""
+        return filtered(answer)
+
+    def shown(self, answer: Tensor) -> Tensor:
+        """Maps as they are judged, the largest value 255, uint8 [b, H, W]."""
+        judged = self.judged(answer)
+        found: Tensor = (255 * judged / judged.amax((1, 2), keepdim=True).clamp(min=1e-30)).round().byte()
+        return found
+
     def kept(self, answer: Tensor, truth: Tensor) -> Tensor:
         """``METRICS`` of each map after the filter, float32 [b, 6]; NaN where one is undefined."""
         import torch
@@ -116,11 +127,16 @@ class Saliency(Task):
         return {**found, "undefined": int(np.isnan(kept[:, METRICS.index("cc")]).sum())}
 
 
+def filtered(answer: Tensor) -> Tensor:
+    """Maps after the filter of the published evaluation, float64 [b, H, W], so that a batch's size changes nothing."""
+    return maps.blur(answer.double())
+
+
 def metrics(answer: Tensor, truth: Tensor) -> Tensor:
     """``METRICS`` of each map after the filter, float32 [b, 6], from maps [b, H, W] and truths [b, 3, H, W]."""
     import torch
 
-    shown = maps.blur(answer.double())  # so that the size of a batch changes nothing
+    shown = filtered(answer)
     density, fixations, others = truth.unbind(1)
     found = {
         "cc": maps.cc(shown, density),

@@ -130,6 +130,10 @@ class Segmentation(Task):
         """The predicted class of each pixel, uint8 [b, H, W]."""
         return self.predicted(answer)
 
+    def shown(self, answer: Tensor) -> Tensor:
+        """The predicted class of each pixel, uint8 [b, H, W]."""
+        return self.predicted(answer)
+
     def scores(self, kept: Array, truth: Array) -> Array:
         """Score of each image, float64 [n], from counts [n, C, 3]; see the top of this file."""
         right, union = _right_and_union(kept)

@@ -63,7 +63,8 @@ class Words:
     """A task as tables carry it in their metadata: figures and reports tell of it without its code.
 
     Attributes:
-        name, metric, example, has_classes, dense: as of ``Task``.
+        name, metric, example, has_classes, dense, cluster: as of ``Task``.
+        maps: whether truths and answers are maps without classes.
     """
 
     name: str
@@ -71,10 +72,13 @@ class Words:
     example: str
     has_classes: bool
     dense: bool = False
+    cluster: str = ""
+    maps: bool = False
 
     def to_json(self) -> str:
         """As text for a file's metadata."""
-        facts = {name: value for name, value in asdict(self).items() if (name, value) != ("dense", False)}
+        later = {"dense": False, "cluster": "", "maps": False}  # left out where they say nothing
+        facts = {name: value for name, value in asdict(self).items() if later.get(name) != value}
         return json.dumps(facts, sort_keys=True)
 
     @classmethod
@@ -100,6 +104,7 @@ class Task(ABC):
         spatial: whether the truth is a map as high and wide as the image, as of every dense task. It is kept as one
             more channel of the image and read on demand; answers are maps [b, …, h, w] that ``aligned`` resizes.
         clips: whether an example is a frame of a video, and models take the clip around it, [b, C, T, H, W].
+        cluster: what ``clusters`` are, in the singular, as ``video``; empty where examples are independent.
         least: the smallest value that an answer may have.
         tempered: whether ``imitate`` knows a temperature, as it does where answers are logits.
     """
@@ -112,13 +117,15 @@ class Task(ABC):
     dense: ClassVar[bool] = False
     spatial: ClassVar[bool] = False
     clips: ClassVar[bool] = False
+    cluster: ClassVar[str] = ""
     least: ClassVar[float] = -math.inf
     tempered: ClassVar[bool] = True
 
     @property
     def words(self) -> Words:
         """The words that tables carry of it."""
-        return Words(self.name, self.metric, self.example, self.has_classes, self.dense)
+        maps = self.spatial and not self.has_classes
+        return Words(self.name, self.metric, self.example, self.has_classes, self.dense, self.cluster, maps)
 
     @property
     def classifies(self) -> bool:
@@ -192,6 +199,14 @@ class Task(ABC):
     def aligned(self, answer: Tensor, truth: Tensor) -> Tensor:
         """Answers with the elements of their truths: models may give theirs at another size."""
         return answer
+
+    def judged(self, answer: Tensor) -> Tensor:
+        """Aligned answers as the metric sees them, [b, …]: after a filter, where the metric has one."""
+        return answer
+
+    def shown(self, answer: Tensor) -> Tensor | None:
+        """Pictures of aligned answers, uint8 [b, H, W], of tasks whose truths are maps; None where there are none."""
+        return None
 
     def loss(self, answer: Tensor, truth: Tensor) -> Tensor:
         """Loss of each example against its truth, float32 [b], from answers of any size."""

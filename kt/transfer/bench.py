@@ -37,7 +37,7 @@ from kt.zoo.models import build
 log = logging.getLogger(__name__)
 
 SHOWN = 4
-"""Test images of which a dense task keeps class maps after a training."""
+"""Test images of which a task of maps keeps pictures after a training."""
 
 Architecture = tuple[str, dict[str, Any]]
 """``arch`` and ``args`` of a member or a student."""
@@ -255,16 +255,33 @@ class Bench:
         return Recomputed(model.eval(), self.view(split, spec), self.task, top)
 
     def telling(self, name: str, others: tuple[str, ...]) -> NDArray[np.int64]:
-        """Test images with most elements that one of the others alone gets right, ``SHOWN`` of them, the most first."""
+        """Test images that the others do best beside a model, ``SHOWN`` of them, the most telling first.
+
+        Of a dense task those with most elements that one of the others alone gets right, else those where the score of
+        the best of the others leads most: one of each cluster, as frames of one video look alike.
+        """
         if (name, others) not in self._telling:
-            truth, own = self.truth("test"), self.zoo.likeliest(name, "test")
-            maps = [self.zoo.likeliest(other, "test") for other in others]
-            flips = np.empty(len(own), np.int64)
-            for i in range(len(own)):
-                right = truth[np.array([i])][0]
-                flips[i] = (np.any([each[i] == right for each in maps], axis=0) & (own[i] != right)).sum()
-            self._telling[name, others] = np.argsort(-flips, kind="stable")[:SHOWN]
+            first = np.argsort(-self._leads(name, others), kind="stable")
+            clusters = self.task.clusters(self.truth("test"))
+            if clusters is not None:
+                first = first[np.sort(np.unique(clusters[first], return_index=True)[1])]
+            self._telling[name, others] = first[:SHOWN]
         return self._telling[name, others]
+
+    def _leads(self, name: str, others: tuple[str, ...]) -> Array:
+        """Elements of each test image that one of the others alone gets right, or the lead of their best score, [n]."""
+        truth = self.truth("test")
+        if not self.task.dense:
+            scores = {one: self.task.scores(self.zoo.predicted(one, "test"), truth) for one in (name, *others)}
+            lead: Array = np.max([scores[other] for other in others], axis=0) - scores[name]
+            return lead
+        own = self.zoo.likeliest(name, "test")
+        maps = [self.zoo.likeliest(other, "test") for other in others]
+        flips = np.empty(len(own), np.int64)
+        for i in range(len(own)):
+            right = truth[np.array([i])][0]
+            flips[i] = (np.any([each[i] == right for each in maps], axis=0) & (own[i] != right)).sum()
+        return flips
 
     def predicted(self, teacher: str, split: str) -> NDArray[np.int64]:
         """A teacher's predictions on the chosen images as positions among the student's classes, int64 [n]."""

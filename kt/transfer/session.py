@@ -292,26 +292,27 @@ class Session:
         return record | {"models": dict(zip(prints, each, strict=True))}
 
     def _shown(self, name: str, model: nn.Module) -> Record:
-        """Of a dense task: a member's class maps of a few test images after its training, and where it would be taught.
+        """Of a task of maps: a member's pictures of a few test images after its training, and where it would be taught.
 
-        The images are those with most elements that another model of the unit alone got right before.
+        The images are those that tell most of what the other models of the unit did better before.
         """
         bench, task, method = self.bench, self.task, self.unit.method
         others = [other for other in (self.student, *self.unit.teachers) if other != name]
-        if not task.dense or not others or self.split != "test":
+        if not task.spatial or not others or self.split != "test":
             return {}
         images = bench.telling(name, tuple(others))
         truth = bench.truth(self.split)
         known = torch.from_numpy(truth[images]).to(bench.device)
         answer = forward(model.eval(), bench.view(self.split, self._spec(name))[images]).answer
-        after = task.likeliest(task.aligned(answer, known))
-        assert after is not None, "answers of a dense task are logits"
+        after = task.shown(task.aligned(answer, known))
+        if after is None:
+            return {}
         found = {"images": images.tolist(), "after": pack(after.cpu().numpy())}
         if method.takes != "group":
             answers = [bench.cached(other, self.split) for other in others]
             examples = Examples(bench.device, truth, answers, bench.cached(name, self.split), task=task)
             taught = method.merge(task, examples.at(torch.from_numpy(images)))[1]
-            whole = taught if taught.ndim > 1 else taught[:, None, None].expand(known.shape)
+            whole = taught if taught.ndim > 1 else taught[:, None, None].expand(after.shape)
             found["taught"] = pack(whole.cpu().numpy().astype(np.uint8))
         return {"shown": found}
 

@@ -184,9 +184,9 @@ def cached_logits(wildcards):
     return [LOGITS[name] for name in names]
 
 
-# The detail tables of the kinds of experiments that the study has, and the pictures of a dense task.
+# The detail tables of the kinds of experiments that the study has, and the pictures of a task of maps.
 DETAILS = sorted({experiment.table for _, _, experiment in STUDY.each_experiment()})
-if STUDY.task.dense:
+if STUDY.task.spatial:
     DETAILS.append("pictures")
 
 
