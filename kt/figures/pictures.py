@@ -83,8 +83,8 @@ def _chosen(task: Words) -> str:
         return "of each, the test images with most pixels that only the teacher got right before. Grey: no truth."
     return (
         f"of each, the {plural(examples(task))} on which the teacher led most before. Bright: large values of a map, as"
-        f" shares of its largest; crosses: fixations. Numbers: {task.metric.name} of a map with the truth. Orange frame:"
-        f" the method lets the teacher teach this {task.example}."
+        f" shares of its largest; crosses: fixations. Numbers: {task.metric.name} of a map with the truth. Orange"
+        f" frame: the method lets the teacher teach this {task.example}."
     )
 
 
