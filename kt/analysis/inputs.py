@@ -47,6 +47,7 @@ class Inputs:
         scores: measures of ordered pairs, with ``acc_difference`` where the models are measured; empty without any.
         measured: whether there was a table ``complementarity``.
         task: the words of what was learnt.
+        clusters: that the test examples belong to; 0 where these are independent, or it is unknown.
     """
 
     transfers: pd.DataFrame
@@ -55,13 +56,15 @@ class Inputs:
     scores: pd.DataFrame
     measured: bool
     task: Words
+    clusters: int = 0
 
 
 def load(transfers: Path, zoo: Path, complementarity: Path | None = None) -> Inputs:
     """Read the tables; raises ``KtError`` where a file or column is missing, or names or values make no sense."""
     scores = None if complementarity is None else read(complementarity, "complementarity")
     task = schema.words(transfers) if transfers.suffix != ".csv" else CLASSIFICATION
-    return prepare(read(transfers, "transfers"), read(zoo, "zoo"), scores, task)
+    clusters = schema.clusters(zoo) if zoo.suffix != ".csv" and zoo.exists() else 0
+    return prepare(read(transfers, "transfers"), read(zoo, "zoo"), scores, task, clusters)
 
 
 def read(path: Path, table: str) -> pd.DataFrame:
@@ -94,6 +97,7 @@ def prepare(
     zoo: pd.DataFrame,
     complementarity: pd.DataFrame | None = None,
     task: Words = CLASSIFICATION,
+    clusters: int = 0,
 ) -> Inputs:
     """The same from frames in memory; models that know some classes only are no part of it."""
     zoo = _indexed(zoo[zoo["classes"].isna()] if "classes" in zoo else zoo)
@@ -110,6 +114,7 @@ def prepare(
         _scores(complementarity, zoo, single),
         complementarity is not None,
         task,
+        clusters,
     )
 
 

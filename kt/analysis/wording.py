@@ -16,6 +16,7 @@ import pandas as pd
 from kt.analysis.deltas import FINETUNE, SELF, TINY, Comparison, Gain, furthest, gains, mean_delta, records
 from kt.analysis.effects import CLEAR, LEAST_MODELS
 from kt.analysis.inputs import Inputs
+from kt.tables.columns import Column
 from kt.tasks.task import Words
 
 MINUS = "−"  # a true minus sign: as wide as the plus beside it
@@ -93,6 +94,17 @@ def over(task: Words) -> str:
     return plural(f"test {task.cluster or task.example}")
 
 
+def measured_on(n: int, task: Words, clusters: int = 0) -> str:
+    """So many test examples, and how many clusters they are of, where that is known: ``40 test frames of 8 videos``."""
+    return counted(n, examples(task)) + (f" of {counted(clusters, task.cluster)}" if clusters else "")
+
+
+def with_unit(task: Words, comma: bool = False) -> str:
+    """The metric with its unit in brackets, or behind a comma; of one without a unit its name alone."""
+    name, unit = task.metric.name, task.metric.unit
+    return name if not unit else f"{name}, {unit}" if comma else f"{name} ({unit})"
+
+
 def caption_words(task: Words) -> dict[str, str]:
     """Words of a task for the braces in captions of figures."""
     flips = f"the share of {plural(examples(task))} that the student gets wrong and the teacher gets right"
@@ -100,7 +112,13 @@ def caption_words(task: Words) -> dict[str, str]:
     if not task.metric.binary:
         flips = f"the teacher's lead on the {plural(examples(task))} where it leads, averaged over all of them"
         rate = "the share of the teacher's lead that the student has made up afterwards"
-    words = {"metric": task.metric.name, "difference": task.metric.difference, "example": task.example}
+    metric = task.metric
+    words = {"metric": metric.name, "difference": metric.difference, "example": task.example}
+    words["gained"] = f"{metric.difference} of {metric.name}" if metric.unit else metric.name
+    words["bound"] = f"A teacher that is ahead by some {metric.difference} has at least that many positive flips"
+    if not metric.unit:
+        words["bound"] = f"A teacher’s positive flips are at least its lead in {metric.name}"
+    words |= _of_maps(task) if task.maps else OF_CLASSES
     panels = {
         "similar": "; and how similar those classes are",
         "middle": "Middle",
@@ -112,6 +130,22 @@ def caption_words(task: Words) -> dict[str, str]:
     return {**words, "flips": flips, "rate": rate, "taught": taught(task), **panels}
 
 
+OF_CLASSES = {
+    "seen": "the classes of teacher and student before and after transfer, and the part that the teacher teaches",
+    "why": "what only the teacher got right",
+    "marked": "Dark pixels in the last column are those that the method would let the teacher teach",
+}
+
+
+def _of_maps(task: Words) -> dict[str, str]:
+    """Words on pictures of maps; ``OF_CLASSES`` has those of classes."""
+    return {
+        "seen": "the maps of teacher and student before and after transfer, and whether the teacher teaches",
+        "why": "how much better the teacher’s map was",
+        "marked": f"An orange frame marks each {task.example} that the method would let the teacher teach",
+    }
+
+
 def rights(task: Words) -> str:
     """The noun for what is right or wrong, in the plural: ``test images``, ``test pixels``."""
     return "test pixels" if task.dense else plural(examples(task))
@@ -121,9 +155,15 @@ COUNTED = ("agreement", "double_fault", "q_statistic")
 """Measures of a pair that count images, or pixels where these are right or wrong."""
 
 
-def counting(text: str, column: str, task: Words) -> str:
-    """The unit or meaning of a measure, in the words of what it counts."""
-    return text.replace("images", "pixels") if task.dense and column in COUNTED else text
+def told(column: Column, task: Words) -> tuple[str, str]:
+    """Unit and meaning of a measure of a pair, in the words of a task."""
+    if task.maps and column.name == "agreement":
+        return "−1 to 1", "mean correlation of both models' maps"
+    counted = {"images": "pixels" if task.dense and column.name in COUNTED else plural(task.example)}
+    unit, meaning = column.unit, column.meaning
+    for noun, own in counted.items():
+        unit, meaning = unit.replace(noun, own), meaning.replace(noun, own)
+    return unit, meaning
 
 
 def taught(task: Words) -> str:
@@ -369,7 +409,7 @@ def _basis(inputs: Inputs) -> str:
     parts = [
         f"{counted(rows.groupby(['teacher', 'student']).ngroups, 'ordered pair')} of {counted(models, 'model')}",
         counted(seeds, "seed"),
-        *([counted(int(n), examples(task))] if pd.notna(n) else []),
+        *([measured_on(int(n), task, inputs.clusters)] if pd.notna(n) else []),
     ]
     few = ""
     if models < LEAST_MODELS:

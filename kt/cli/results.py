@@ -70,7 +70,7 @@ def _pair(args: argparse.Namespace) -> None:
     print(json.dumps(found.plain(), indent=1, allow_nan=False) if args.json else pair_text(found, args.top))
     if args.images:
         count = stages.write_images(study, study.layout, args.teacher, args.student, args.images)
-        log.info("pair: %d images in %s", count, args.images)
+        log.info("pair: %d %ss in %s", count, study.task.example, args.images)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -110,7 +110,7 @@ def pair_text(found: Found, top: int) -> str:
 
 
 def _head(found: Found) -> Iterator[str]:
-    from kt.analysis.wording import decimals, examples, flips_unit, number, plural
+    from kt.analysis.wording import decimals, flips_unit, number, over, measured_on
 
     task, digits = found.task, decimals(found.task, 1)
     metric, unit = task.metric, flips_unit(task)
@@ -118,7 +118,8 @@ def _head(found: Found) -> Iterator[str]:
     def shown(value: float, se: float) -> str:
         return f"{number(value, digits)} ± {number(se, digits)}"
 
-    yield f"teacher {found.teacher}, student {found.student}: {found.n:,} {plural(examples(task))} of {found.data}"
+    about = measured_on(found.n, task, found.clusters)
+    yield f"teacher {found.teacher}, student {found.student}: {about} of {found.data}"
     for role, value in found.acc.items():
         yield f"{metric.name} of the {role}: {shown(*value)} {metric.unit}".rstrip()
     for sign, role, other, flips in (
@@ -127,6 +128,8 @@ def _head(found: Found) -> Iterator[str]:
     ):
         why = f"the {role} is right, the {other} wrong" if metric.binary else f"the {role}’s lead where it does better"
         yield f"{sign} flips: {shown(*flips)} {unit} ({why})"
+    if found.clusters:
+        yield f"± is one standard error over {over(task)}"
 
 
 def _parts(found: Found, top: int) -> Iterator[list[str]]:
@@ -135,7 +138,7 @@ def _parts(found: Found, top: int) -> Iterator[list[str]]:
     if found.measures:
         yield list(_measures(found.measures, found.task))
     if len(found.measured):
-        yield list(_measured(found.measured, found.task))
+        yield list(_measured(found.measured, found.task, found.clusters))
     yield found.missing
 
 
@@ -158,22 +161,21 @@ def _count(value: float) -> str:
 
 
 def _measures(measures: dict[str, float], task: Words) -> Iterator[str]:
+    from kt.analysis.wording import told
     from kt.tables.of_study import STUDY
 
     about = {column.name: column for column in STUDY["complementarity"]}
     yield "measures (docs/measures.md)"
     cells = []
     for name, value in measures.items():
-        words = about[name].unit, about[name].meaning.split(";")[0]
-        if task.dense and "pixel" not in name:  # classes are those of pixels
-            words = words[0].replace("images", "pixels"), words[1].replace("images", "pixels")
-        cells.append((name, f"{value:.4g}".replace("-", "−"), *words))
+        unit, meaning = told(about[name], task)
+        cells.append((name, f"{value:.4g}".replace("-", "−"), unit, meaning.split(";")[0]))
     yield from aligned(cells)
 
 
-def _measured(measured: pd.DataFrame, task: Words) -> Iterator[str]:
+def _measured(measured: pd.DataFrame, task: Words, clusters: int) -> Iterator[str]:
     from kt.analysis.deltas import records
-    from kt.analysis.wording import counted, decimals, examples, number, plural, with_error
+    from kt.analysis.wording import decimals, number, over, measured_on, with_error
 
     digits = decimals(task)
     cells: list[tuple[str, ...]] = [
@@ -189,7 +191,7 @@ def _measured(measured: pd.DataFrame, task: Words) -> Iterator[str]:
         delta = with_error(row["delta"], row["delta_se"], digits)
         cells.append((name, labels, delta, f"{row['seeds']}{failed}", rate, *beyond))
     n = measured["n"].max()
-    over = counted(int(n), examples(task)) if n == n else plural(examples(task))
-    yield f"transfer delta in {task.metric.difference} ± standard error over {over}, mean over seeds"
+    those = measured_on(int(n), task) if n == n and not clusters else over(task)
+    yield f"transfer delta in {task.metric.difference} ± standard error over {those}, mean over seeds"
     yield from aligned(cells)
     yield "beyond its control: paired by seed, ± standard error over the common seeds; a control has no teacher"

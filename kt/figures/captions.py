@@ -32,8 +32,7 @@ CAPTIONS = {
         "What models know that others do not",
         "Positive flips of every ordered pair against the {metric} of its teacher minus that of its student.",
         "Height is {flips}. Left of the vertical line the teacher is the weaker model: whatever lies clearly above "
-        "zero there is knowledge that the better model lacks. A teacher that is ahead by some {difference} has at "
-        "least that many positive flips, so nothing can lie in the shaded corner.",
+        "zero there is knowledge that the better model lacks. {bound}, so nothing can lie in the shaded corner.",
     ),
     "flips_heatmap": Caption(
         "knows",
@@ -64,9 +63,9 @@ CAPTIONS = {
         "What each method does to {metric}",
         "Distribution of transfer deltas over all pairs and over pairs with a weaker teacher, one row per method, "
         "with mean, success rate and number of pairs.",
-        "Every point is a pair: the {difference} of {metric} that its student gained (right of zero) or lost (left "
-        "of zero). Orange points left of zero are students that a weaker teacher made worse. Compare every method "
-        "with the grey controls, which have no teacher: methods without labels with `self`, methods with labels with "
+        "Every point is a pair: the {gained} that its student gained (right of zero) or lost (left of zero). Orange "
+        "points left of zero are students that a weaker teacher made worse. Compare every method with the grey "
+        "controls, which have no teacher: methods without labels with `self`, methods with labels with "
         "`finetune`.",
     ),
     "success_by_method": Caption(
@@ -148,12 +147,11 @@ CAPTIONS = {
     ),
     "pictures": Caption(
         "works",
-        "What transfer does to images",
-        "Test images with their truth, the classes of teacher and student before and after transfer, and the part that "
-        "the teacher teaches; for the trainings with the highest, the median and the lowest delta.",
-        "The trainings are chosen by their delta, the images by what only the teacher got right before: read them as "
-        "examples of what a number stands for, not as typical. Dark pixels in the last column are those that the "
-        "method would let the teacher teach.",
+        "What transfer does to {example}s",
+        "Test {example}s with their truth, {seen}; for the trainings with the highest, the median and the lowest "
+        "delta.",
+        "The trainings are chosen by their delta, the {example}s by {why} before: read them as examples of what a "
+        "number stands for, not as typical. {marked}.",
     ),
     "amalgamation": Caption(
         "amalgamation",

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 
 from kt.analysis.deltas import TINY
-from kt.analysis.wording import decimals, examples, flips_unit, number, plural, rights, signed
+from kt.analysis.wording import decimals, flips_unit, number, over, rights, signed, with_unit
 from kt.figures import style
 from kt.figures.published import FLIPS, FLIPS_LEAST, same_data
 from kt.figures.style import BLUE, COLUMN, GREEN, GREY, MANY, ORANGE, PAGE, PURPLE, Drawing
@@ -47,7 +47,7 @@ def flips_vs_accuracy(tables: Tables) -> Drawing:
     x, y = data["acc_difference"], data["pos_flips"]
     if len(data) <= MANY:
         axes.errorbar(x, y, data["pos_flips_se"], fmt="none", ecolor="#BBBBBB", elinewidth=0.7, zorder=1)
-        error = f"bars: ± 1 standard error over {plural(examples(tables.task))}"
+        error = f"bars: ± 1 standard error over {over(tables.task)}"
     else:
         error = f"median standard error {number(data['pos_flips_se'].median(), decimals(tables.task))} {metric.short}"
     for kind, (marker, colour) in KIND_MARKS.items():
@@ -86,7 +86,7 @@ def flips_heatmap(tables: Tables) -> Drawing:
     data = tables.complementarity[["teacher", "student", flips, f"{flips}_se"]].copy()
     if data.empty:
         return style.nothing(NOTHING, data)
-    metric, value = tables.task.metric, tables.compared.set_index("name")["acc"]
+    value = tables.compared.set_index("name")["acc"]
     order = [str(name) for name in value.sort_values(ascending=False, kind="stable").index]
     grid = data.pivot_table(flips, "teacher", "student").reindex(index=order, columns=order)
 
@@ -116,7 +116,7 @@ def flips_heatmap(tables: Tables) -> Drawing:
     )
     axes.set_xticks(positions + 0.5, names, rotation=90)
     axes.tick_params(length=0)
-    axes.set(xlabel="student", ylabel=f"teacher, with its {metric.name} ({metric.unit})")
+    axes.set(xlabel="student", ylabel=f"teacher, with its {with_unit(tables.task)}")
     places = 2 if tables.task.dense else decimals(tables.task)
     largest = f"largest standard error {number(data[f'{flips}_se'].max(), places)} {short}"
     style.footer(figure, style.scored(tables), largest)

@@ -261,7 +261,8 @@ def _images(images: float, task: Words) -> str:
 
 def _value(task: Words) -> str:
     """The metric and its unit, for an axis."""
-    return f"{task.metric.name} on the {plural(examples(task))} ({task.metric.unit})"
+    unit = f" ({task.metric.unit})" if task.metric.unit else ""
+    return f"{task.metric.name} on the {plural(examples(task))}{unit}"
 
 
 def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str], unit: str) -> None:

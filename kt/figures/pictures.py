@@ -127,7 +127,7 @@ def _maps(figure: Figure, grid: Any, rows: list[Row], parts: list[str], task: Wo
                 axes.plot(x, y, "+", color="white", markersize=4, markeredgewidth=0.7)
             if part in SCORES and pd.notna(row[SCORES[part]]):
                 axes.set_xlabel(
-                    f"{task.metric.short} {number(row[SCORES[part]], decimals(task))}", fontsize=6.5, labelpad=2
+                    f"{task.metric.short} {number(row[SCORES[part]], decimals(task, 1))}", fontsize=6.5, labelpad=2
                 )
             if part == "teacher_map" and row["taught_map"] is not None and as_pixels(row["taught_map"]).any():
                 for spine in axes.spines.values():

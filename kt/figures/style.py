@@ -21,7 +21,7 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
-from kt.analysis.wording import counted, examples
+from kt.analysis.wording import counted, measured_on
 from kt.figures.tables import HEADLINE, Tables
 from kt.store import atomic
 
@@ -110,7 +110,7 @@ def footer(figure: Figure, *parts: str) -> None:
 def scored(tables: Tables) -> str:
     """Scored pairs and test examples, in words."""
     n = int(tables.complementarity["n"].max()) if len(tables.complementarity) else 0
-    return f"{counted(len(tables.complementarity), 'ordered pair')}, {counted(n, examples(tables.task))}"
+    return f"{counted(len(tables.complementarity), 'ordered pair')}, {measured_on(n, tables.task, tables.clusters)}"
 
 
 def transferred(tables: Tables) -> str:
@@ -129,7 +129,7 @@ def _rests_on(tables: Tables, transfers: pd.DataFrame, what: str) -> str:
     ok = transfers[transfers["status"] == "ok"]
     n = int(ok["n"].max()) if len(ok) else 0
     failed = transfers.loc[transfers["status"] != "ok", "key"].nunique()
-    parts = [what, counted(ok["seed"].nunique(), "seed"), counted(n, examples(tables.task))]
+    parts = [what, counted(ok["seed"].nunique(), "seed"), measured_on(n, tables.task, tables.clusters)]
     return ", ".join([*parts, f"{counted(failed, 'failed training')} left out"] if failed else parts)
 
 

@@ -44,6 +44,7 @@ class Tables:
         class_names: of the data set, class 0 first; none where unknown.
         class_sizes: test images of each class, or its pixels of a dense task; none where unknown.
         everything: all rows of the table ``transfers``.
+        clusters: that the test examples belong to; 0 where these are independent, or it is unknown.
     """
 
     zoo: pd.DataFrame
@@ -60,6 +61,7 @@ class Tables:
     class_names: tuple[str, ...]
     class_sizes: tuple[int, ...]
     everything: pd.DataFrame
+    clusters: int = 0
 
     @classmethod
     def of(
@@ -71,6 +73,7 @@ class Tables:
         data: str = "",
         class_names: tuple[str, ...] = (),
         class_sizes: tuple[int, ...] = (),
+        clusters: int = 0,
     ) -> Tables:
         """From frames in memory: those of ``STUDY``, any of experiments, and any of the analysis."""
         made = {name: pd.DataFrame(columns=[c.name for c in columns]) for name, columns in ANALYSIS.items()}
@@ -91,6 +94,7 @@ class Tables:
             class_names=class_names,
             class_sizes=class_sizes,
             everything=transfers,
+            clusters=clusters,
         )
 
     @classmethod
@@ -110,12 +114,12 @@ class Tables:
         within = next((text for path in groups if (text := _fact(path, WITHIN))), "0")
         zoo = folder / "zoo.parquet"
         names, sizes = schema.class_names(zoo), schema.class_sizes(zoo)
-        return cls.of(study, made, float(within), task, data, names, sizes)
+        return cls.of(study, made, float(within), task, data, names, sizes, schema.clusters(zoo))
 
     @cached_property
     def inputs(self) -> Inputs:
         """The same tables as the analysis takes them."""
-        return prepare(self.everything, self.zoo, self.complementarity, self.task)
+        return prepare(self.everything, self.zoo, self.complementarity, self.task, self.clusters)
 
     def chosen(self, most: int) -> list[str]:
         """At most so many methods that teach a student: the headline methods, then by mean delta; in table order."""

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kt.analysis.deltas import PAIR, group_of, pair_deltas, records
-from kt.analysis.wording import amount, counted, decimals, examples, number, plural, taught, with_error
+from kt.analysis.wording import amount, counted, decimals, number, over, taught, with_error
 from kt.figures import published, style
 from kt.figures.style import BLUE, COLUMN, GREY, INK, MANY, ORANGE, PAGE, PURPLE, Drawing
 from kt.figures.tables import Tables
@@ -224,9 +224,9 @@ def delta_vs_accuracy(tables: Tables) -> Drawing:
     margin = 0.05 * (high - low or 1.0)
     panels[0, 0].set(xlim=(-reach, reach), ylim=(low - margin, high + margin))
     style.outer_labels(panels, len(methods), f"teacher − student ({short})", f"transfer delta ({short})")
-    over = f"over {plural(examples(tables.task))}"
-    middle = f"Median standard error {number(data['delta_se'].median(), decimals(tables.task))} {short}, {over}."
-    bars = f"Bars: ± 1 standard error {over}, mean over seeds." if few else middle
+    middle = f"Median standard error {number(data['delta_se'].median(), decimals(tables.task))} {short}"
+    bars = f"{'Bars: ± 1 standard error' if few else f'{middle},'} over {over(tables.task)}"
+    bars += ", mean over seeds." if few else "."
     within = f" by over {amount(tables.equal_within, tables.task)}" if tables.equal_within else ""
     quarter = " Orange: mean of the quarter of each bin's pairs that gains most." if len(bins) else ""
     style.footer(

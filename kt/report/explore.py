@@ -22,7 +22,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from kt.analysis.deltas import FINETUNE, PAIR, SELF, beside, over_seeds
-from kt.analysis.wording import counting, decimals, examples, flips_unit, plural, property_words, rights
+from kt.analysis.wording import decimals, examples, flips_unit, over, plural, property_words, rights, measured_on, told
 from kt.figures.tables import Tables
 from kt.tables.columns import Column, with_metric
 from kt.tables.of_study import STUDY
@@ -120,7 +120,7 @@ def _words(tables: Tables) -> dict[str, Any]:
     """What the page says of the study and of its task."""
     task, finished = tables.task, tables.transfers[tables.transfers["status"] == "ok"]
     seeds = int(finished.groupby(["method", *PAIR])["seed"].nunique().max()) if len(finished) else 0
-    n = [int(frame["n"].max()) for frame in (tables.complementarity, finished) if len(frame)]
+    n = max((int(frame["n"].max()) for frame in (tables.complementarity, finished) if len(frame)), default=0)
     return {
         "metric": task.metric.name,
         "key": task.metric.key,
@@ -130,7 +130,8 @@ def _words(tables: Tables) -> dict[str, Any]:
         "digits": decimals(task),
         "examples": plural(examples(task)),
         "counted": rights(task),
-        "n": max(n, default=0),
+        "over": over(task) if tables.clusters else measured_on(n, task),
+        "n": n,
         "seeds": seeds,
         "models": len(tables.zoo),
     }
@@ -190,11 +191,10 @@ def _unit(column: Column, task: Words) -> str:
         "percent": task.metric.unit if of_metric else "%",
         "percentage points": task.metric.short,
         "percent of pixels": f"% of {rights(task)}",
-        "percent of images": f"% of {plural(task.example)}",
-        "images": plural(task.example),
+        f"percent of {plural(task.example)}": f"% of {plural(task.example)}",
     }
     silent = {"name", "flag", "count", "tags", "year", "SPDX", "number", "hash", "seeds"}
-    unit = counting(column.unit, column.name, task)
+    unit = told(column, task)[0]
     return "" if unit in silent or column.name == "n" else units.get(unit, unit)
 
 

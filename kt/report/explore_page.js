@@ -22,10 +22,10 @@ function tell() {
 }
 
 function note() {
-  const { n, seeds, examples, metric } = study.words, words = [];
+  const { over, seeds, examples, metric } = study.words, words = [];
   if (scatter.missing) words.push(`${noun(scatter.missing, view().noun)} without a value on these axes.`);
-  if (state.view === "transfers") words.push(`A point is a mean over ${seeds === 1 ? "its seed" : `its seeds (up to ${seeds})`}; ± is one standard error over ${n.toLocaleString("en")} ${examples}. Controls, which have no teacher, stand beside each transfer: compare its delta with theirs.`);
-  else words.push(`± is one standard error over ${n.toLocaleString("en")} ${examples}.`);
+  if (state.view === "transfers") words.push(`A point is a mean over ${seeds === 1 ? "its seed" : `its seeds (up to ${seeds})`}; ± is one standard error over ${over}. Controls, which have no teacher, stand beside each transfer: compare its delta with theirs.`);
+  else words.push(`± is one standard error over ${over}.`);
   if ([state.x, state.y].includes("best_after")) words.push(`The best teacher is chosen on the test ${examples.replace("test ", "")} themselves: its ${metric} reads too high, the more so the more teachers were tried.`);
   if (state.front) words.push("The front joins the points that no other beats: none has less of the horizontal value and as much of the vertical one.");
   element("note").textContent = words.join(" ");

@@ -18,10 +18,12 @@ from kt.analysis.wording import (
     examples,
     flips_unit,
     number,
+    over,
     plural,
     rights,
     signed,
     with_error,
+    with_unit,
 )
 from kt.figures import experiments as drawn
 from kt.figures.tables import Tables
@@ -132,14 +134,14 @@ def zoo(tables: Tables) -> list[Grid]:
         "params": ("parameters, thousand", plain("params", 1, 1e3)),
         "macs": ("MACs, million", plain("macs", 2, 1e6)),
         "input_size": ("input, pixels", count("input_size")),
-        "acc": (f"{metric.name}, {metric.unit}", _value("acc", "acc_se", digits)),
+        "acc": (with_unit(tables.task, comma=True), _value("acc", "acc_se", digits)),
         "ece": ("calibration error, %", plain("ece")),
         "pixel_accuracy": ("right pixels, %", plain("pixel_accuracy")),
         "mean_accuracy": ("right pixels, mean over classes, %", plain("mean_accuracy")),
         "fw_iou": ("frequency-weighted IoU, %", plain("fw_iou")),
         "sim": ("SIM", plain("sim", 3)),
         "nss": ("NSS", plain("nss", 2)),
-        "kld": ("KLD", plain("kld", 2)),
+        "kld": ("KLD, nats", plain("kld", 2)),
         "auc_judd": ("AUC-Judd", plain("auc_judd", 3)),
         "s_auc": ("s-AUC", plain("s_auc", 3)),
         "undefined": ("constant maps", count("undefined")),
@@ -154,7 +156,8 @@ def zoo(tables: Tables) -> list[Grid]:
         "licence": ("licence", name("licence")),
     }
     captions = (
-        f"The models. {begun(metric.name)} on the {plural(examples(tables.task))} ± standard error.",
+        f"The models. {begun(metric.name)} on the {plural(examples(tables.task))} ± standard error"
+        f"{f' over {over(tables.task)}' if tables.task.cluster else ''}.",
         "Origin of their weights, and the training by this study.",
     )
     made = [
@@ -207,12 +210,12 @@ def top_pairs(tables: Tables) -> list[Grid]:
         (f"transfer delta, {short}", error("delta", digits)),
         ("transfer rate, %", plain("transfer_rate", 0)),
     ]
-    over = f"averaged over seeds, ± standard error over {plural(examples(tables.task))}"
+    averaged = f"averaged over seeds, ± standard error over {over(tables.task)}"
     grids = [
         grid("Most positive flips.", flips.head(TOP), scores),
         grid("Most positive flips from a weaker teacher.", weaker.head(TOP), scores),
-        grid(f"Largest gains, {over}.", deltas.head(TOP), transfers),
-        grid(f"Lowest deltas, {over}.", deltas.tail(TOP).iloc[::-1], transfers),
+        grid(f"Largest gains, {averaged}.", deltas.head(TOP), transfers),
+        grid(f"Lowest deltas, {averaged}.", deltas.tail(TOP).iloc[::-1], transfers),
     ]
     return [grid for grid in grids if grid.rows]
 
@@ -336,7 +339,7 @@ def amalgamation(tables: Tables) -> Grid | None:
             ("experiment", name("experiment")),
             ("method", name("method")),
             ("classes of", name("part")),
-            (f"{metric.name}, {metric.unit}", _value("acc", "acc_se", digits - 1)),
+            (with_unit(tables.task, comma=True), _value("acc", "acc_se", digits - 1)),
             (f"more than {drawn.REFERENCE}, {metric.short}", error("gain", digits)),
             (plural(examples(tables.task)), count("n")),
             ("seeds", count("seeds")),
@@ -358,7 +361,7 @@ def flow(tables: Tables) -> Grid | None:
             ("experiment", name("experiment")),
             ("method", name("name")),
             (f"training {plural(tables.task.example)}", _images),
-            (f"{metric.name}, {metric.unit}", _value("acc", "se", digits - 1)),
+            (with_unit(tables.task, comma=True), _value("acc", "se", digits - 1)),
             (f"more than scratch, {metric.short}", error("gain", digits)),
             ("seeds", count("seeds")),
         ],

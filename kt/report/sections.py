@@ -13,7 +13,7 @@ from kt.analysis.analyse import identity, limits
 from kt.analysis.deltas import Gain, records
 from kt.analysis.outcomes import gather
 from kt.analysis.recommend import CANNOT_TELL, Advisor
-from kt.analysis.wording import amount, begun, counted, examples, knowledge, number, plural, predictor_words
+from kt.analysis.wording import amount, begun, counted, examples, knowledge, number, over, plural, predictor_words
 from kt.errors import listed
 from kt.figures.tables import Tables
 from kt.report import evidence, grids
@@ -78,7 +78,7 @@ def _works(facts: Facts) -> Part:
             "A pair’s delta is first averaged over its seeds. Success is the share of pairs whose delta is above zero."
             f" A teacher is weaker or stronger if its {task.metric.name} differs from the student’s by more than"
             f" {amount(facts.equal_within, task)}. Standard errors are over pairs and robust to pairs that share a"
-            f" model; they leave out that the {plural(examples(task))} are a sample. Controls have no teacher: one"
+            f" model; they leave out that the {over(task)} are a sample. Controls have no teacher: one"
             " training per student and seed, counted for each of the student’s pairs. Methods with labels are compared"
             " with `finetune`, the others with `self`. Clear is more than two standard errors, for each method by"
             f" itself, without correction for their number.{taught} Select a heading to sort.",
@@ -186,6 +186,11 @@ def _models(facts: Facts) -> Part:
         after.append(
             f"{begun(task.metric.name)} comes from the pixels of all {plural(examples(task))} together, its standard"
             f" error from how much each {task.example} moves it. Pixels without a truth count nowhere."
+        )
+    if task.cluster:
+        after.append(
+            f"Standard errors are over {over(task)}: {plural(task.example)} of one {task.cluster} are no independent"
+            " sample."
         )
     if wrong:
         after.append(f"The measured {task.metric.name} differs from the published one: {', '.join(wrong)}.")

@@ -84,7 +84,7 @@ def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
     if study.task.classifies and study.zoo.models[name].train is None:
         _warn_of_order(study, name, dataset, layout.predictions(name))
     count = sum(study.views(split) * len(dataset.rows(split)) for split in predictions.SPLITS)
-    log.info("predict %s: %d images", name, count)
+    log.info("predict %s: %d %ss", name, count, study.task.example)
 
 
 def _warn_of_order(study: Study, name: str, dataset: Dataset, path: Path) -> None:
@@ -187,9 +187,9 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
         extra,
         study.task,
     )
-    schema.write(
-        out, "zoo", table, {**metadata(study), **_classes(study, layout, dataset), "extra_columns": " ".join(extra)}
-    )
+    clusters = study.task.clusters(truth["test"])
+    about = _classes(study, layout, dataset) | ({} if clusters is None else {schema.CLUSTERS: str(len(set(clusters)))})
+    schema.write(out, "zoo", table, {**metadata(study), **about, "extra_columns": " ".join(extra)})
     metric = study.task.metric
     unit = f" {metric.unit}" if metric.unit else ""
     for row in table.select(["name", "acc", "acc_published", "acc_agrees"]).to_pylist():

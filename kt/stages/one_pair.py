@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ LEAST_SIDE = 128
 
 @dataclass(frozen=True)
 class Found:
-    """What is known of a pair. Shares and values of the metric are in its unit, errors are over test examples.
+    """What is known of a pair. Shares and values of the metric are in its unit, errors over test examples or clusters.
 
     Attributes:
         teacher, student: the models.
@@ -49,6 +50,7 @@ class Found:
         measures: further measures of the pair, from the table ``complementarity``.
         measured: deltas by method, as ``kt.analysis.recommend.measured`` gives them.
         missing: sentences on what is not there yet.
+        clusters: that the test examples belong to; 0 where these are independent.
     """
 
     teacher: str
@@ -63,15 +65,17 @@ class Found:
     measures: dict[str, float]
     measured: pd.DataFrame
     missing: list[str]
+    clusters: int
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""
         metric = self.task.metric
         tables = {name: getattr(self, name) for name in ("classes", "measured")}
         rows = {name: None if of is None else _plain(of) for name, of in tables.items()}
-        flips = {name: dict(zip(("value", "se"), getattr(self, name), strict=True)) for name in FLIPS}
-        values = {role: {"value": value, "se": se} for role, (value, se) in self.acc.items()}
+        flips = {name: _with_error(getattr(self, name)) for name in FLIPS}
+        values = {role: _with_error(value) for role, value in self.acc.items()}
         about = {"teacher": self.teacher, "student": self.student, "data": self.data, "n": self.n}
+        about |= {"clusters": self.clusters} if self.clusters else {}
         return {
             **about,
             "metric": asdict(metric),
@@ -81,6 +85,11 @@ class Found:
             "measures": self.measures,
             "missing": self.missing,
         }
+
+
+def _with_error(value: tuple[float, float]) -> dict[str, float | None]:
+    """A value and its standard error; None where that is unknown, as over a single cluster."""
+    return {"value": value[0], "se": None if math.isnan(value[1]) else value[1]}
 
 
 def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -114,7 +123,7 @@ def pair(study: Study, layout: Layout, teacher: str, student: str) -> Found:
 
     answers = _answers(study, layout, teacher, student)
     task, names = study.task, (teacher, student)
-    values = [(task.value(scores), task.error(scores)) for scores in answers.scores]
+    values = [(task.value(scores), task.error(scores, answers.clusters)) for scores in answers.scores]
     missing = []
     row = _scored(layout.complementarity("test"), names, values)
     if row is None:
@@ -136,6 +145,7 @@ def pair(study: Study, layout: Layout, teacher: str, student: str) -> Found:
         _measures(row or {}),
         measured,
         missing,
+        0 if answers.clusters is None else len(np.unique(answers.clusters)),
     )
 
 
@@ -221,8 +231,8 @@ def _transfers(study: Study, layout: Layout, student: str) -> pd.DataFrame:
 def write_images(study: Study, layout: Layout, teacher: str, student: str, folder: Path) -> int:
     """Write some test images that one model gets right and the other wrong (or does better on), and a CSV file of them.
 
-    Of a task with one class per image, classes take turns, those with most flips first; else the largest lead comes
-    first. Names of all files begin with the pair. Returns the number of images.
+    Of a task with one class per image, classes take turns, and of frames their videos, those with most flips first;
+    else the largest lead comes first. Names of all files begin with the pair. Returns the number of images.
 
     Raises:
         KtError: as ``pair``; or the images have neither one channel nor three.
@@ -244,7 +254,8 @@ def _written(
 ) -> Iterator[dict[str, Any]]:
     dataset = answers.dataset
     sources = dict(zip(dataset.splits["row"], dataset.splits["name"], strict=True))
-    labels = dataset.labels[answers.rows] if classifies else np.zeros(len(lead), np.int64)
+    labels = dataset.labels[answers.rows] if classifies else answers.clusters
+    labels = np.zeros(len(lead), np.int64) if labels is None else labels
     for place, i in enumerate(chosen(lead, labels), 1):
         row = int(answers.rows[i])
         facts = {"name": sources[row], "lead": float(lead[i])}
@@ -259,11 +270,11 @@ def _written(
 
 
 def chosen(lead: NDArray[np.float64], labels: NDArray[np.int64], most: int = IMAGES) -> list[int]:
-    """Places of the images to show: where one model leads, classes in turn, those with most such images first.
+    """Places of the images to show: where one model leads, groups in turn, those with most such images first.
 
     Args:
         lead: of the model over the other, [n].
-        labels: class of each image, int64 [n]; all equal where there are none.
+        labels: class of each image, or its video, int64 [n]; all equal where there is neither.
         most: images.
     """
     ahead = np.flatnonzero(lead > 0)

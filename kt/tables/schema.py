@@ -99,6 +99,19 @@ CLASS_SIZES = "class_sizes"
 """The same of the numbers of test images of the classes, or of their pixels where a task has a class per pixel."""
 
 
+CLUSTERS = "clusters"
+"""The same of the number of clusters, as videos, that the test examples belong to; not there where independent."""
+
+
+def clusters(path: str | os.PathLike[str]) -> int:
+    """The number of clusters in a table's metadata; 0 where it does not say.
+
+    Raises:
+        KtError: the file is missing or damaged.
+    """
+    return int((_open(path).schema_arrow.metadata or {}).get(CLUSTERS.encode(), 0))
+
+
 def class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The names of the classes in a table's metadata; none where it does not say.
 
