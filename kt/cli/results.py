@@ -110,7 +110,7 @@ def pair_text(found: Found, top: int) -> str:
 
 
 def _head(found: Found) -> Iterator[str]:
-    from kt.analysis.wording import decimals, flips_unit, number, over, measured_on
+    from kt.analysis.wording import decimals, flips_unit, measured_on, number, over
 
     task, digits = found.task, decimals(found.task, 1)
     metric, unit = task.metric, flips_unit(task)
@@ -175,7 +175,7 @@ def _measures(measures: dict[str, float], task: Words) -> Iterator[str]:
 
 def _measured(measured: pd.DataFrame, task: Words, clusters: int) -> Iterator[str]:
     from kt.analysis.deltas import records
-    from kt.analysis.wording import decimals, number, over, measured_on, with_error
+    from kt.analysis.wording import decimals, measured_on, number, over, with_error
 
     digits = decimals(task)
     cells: list[tuple[str, ...]] = [

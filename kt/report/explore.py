@@ -22,7 +22,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from kt.analysis.deltas import FINETUNE, PAIR, SELF, beside, over_seeds
-from kt.analysis.wording import decimals, examples, flips_unit, over, plural, property_words, rights, measured_on, told
+from kt.analysis.wording import decimals, examples, flips_unit, measured_on, over, plural, property_words, rights, told
 from kt.figures.tables import Tables
 from kt.tables.columns import Column, with_metric
 from kt.tables.of_study import STUDY

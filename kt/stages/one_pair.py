@@ -65,7 +65,7 @@ class Found:
     measures: dict[str, float]
     measured: pd.DataFrame
     missing: list[str]
-    clusters: int
+    clusters: int = 0
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""
