@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from kt.analysis.deltas import PAIR, over_seeds
 from kt.analysis.dyadic import Dyads
 from kt.analysis.inputs import Inputs
+from kt.complementarity.spec import possible
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -34,8 +35,8 @@ NO_MEASURE = (*("split", "n", "acc_teacher", "acc_student", "neg_flips", "neg_pi
 again), and negative flips: pos_flips − neg_flips is ``acc_difference`` exactly, so two of the three are enough.
 """
 
-OF_PIXELS = ("pixel_flips",)
-"""Of a pair: measures that only dense tasks have; elsewhere they are not even unknown."""
+OF_PROBABILITIES = ("ece", "log_ratio", "entropy")
+"""Of a model: measures that only tasks with one class per example have; elsewhere they are not even unknown."""
 
 MOST_NAMES = 12
 """A column with more distinct names than this is only compared, not made into flags."""
@@ -91,9 +92,10 @@ def collect(inputs: Inputs, names: list[str]) -> Properties:
     sizes: list[str] = []
     labels: dict[str, pd.Series[str]] = {}
     for name in map(str, zoo.columns):
-        if name in NO_PROPERTY or name.endswith("_se"):
-            continue
         column = zoo[name]
+        never = name in OF_PROBABILITIES and (inputs.task.dense or inputs.task.maps) and column.isna().all()
+        if name in NO_PROPERTY or name.endswith("_se") or never:
+            continue
         if column.map(_is_list).any():
             numbers |= _tags(name, column)
         elif pd.api.types.is_numeric_dtype(column):
@@ -146,7 +148,7 @@ def _measures(inputs: Inputs, names: list[str]) -> pd.DataFrame:
     for name in map(str, scores.columns):
         if name in (*PAIR, *NO_MEASURE) or name.endswith("_se"):
             continue
-        if name in OF_PIXELS and not inputs.task.dense:
+        if not possible(name, inputs.task):
             continue
         if name.startswith("expertise") and scores[name].map(_is_list).any():
             columns[name] = scores[name].map(lambda classes: len(classes) if _is_list(classes) else np.nan)

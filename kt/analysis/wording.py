@@ -105,6 +105,12 @@ def with_unit(task: Words, comma: bool = False) -> str:
     return name if not unit else f"{name}, {unit}" if comma else f"{name} ({unit})"
 
 
+def lead(task: Words) -> str:
+    """The label of an axis: the metric of teacher − student, with its unit where it has one."""
+    unit = f" ({task.metric.difference})" if task.metric.unit else ""
+    return f"{task.metric.name} of teacher − student{unit}"
+
+
 def caption_words(task: Words) -> dict[str, str]:
     """Words of a task for the braces in captions of figures."""
     flips = f"the share of {plural(examples(task))} that the student gets wrong and the teacher gets right"

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 
 from kt.analysis.deltas import TINY
-from kt.analysis.wording import decimals, flips_unit, number, over, rights, signed, with_unit
+from kt.analysis.wording import decimals, flips_unit, lead, number, over, rights, signed, with_unit
 from kt.figures import style
 from kt.figures.published import FLIPS, FLIPS_LEAST, same_data
 from kt.figures.style import BLUE, COLUMN, GREEN, GREY, MANY, ORANGE, PAGE, PURPLE, Drawing
@@ -69,11 +69,11 @@ def flips_vs_accuracy(tables: Tables) -> Drawing:
         axes.plot(*zip(*landmarks, strict=True), "*", label="published, ImageNet", **marks)
     top = max(float((y + data["pos_flips_se"]).max()) * 1.08, reach)
     axes.fill_between([0, reach], [0, reach], color="#EFEFEF", linewidth=0, zorder=0)
-    impossible = f"impossible: fewer flips than\nthe {metric.name} difference"
+    impossible = f"impossible: fewer flips than\nthe {metric.name if metric.unit else metric.short} difference"
     axes.text(reach * 0.97, top * 0.015, impossible, ha="right", va="bottom", fontsize=7, color="#555555")
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
     axes.set(xlim=(-reach, reach), ylim=(-0.02 * top, top))
-    axes.set(xlabel=f"{metric.name} of teacher − student ({metric.difference})", ylabel=f"positive flips ({unit})")
+    axes.set(xlabel=lead(tables.task), ylabel=f"positive flips ({unit})")
     style.legend_above(figure, [axes], ncols=2)
     least = f"Published (FG): 466 ImageNet pairs, each with at least about {FLIPS_LEAST:g} %" if landmarks else ""
     style.footer(figure, style.scored(tables), error, least)

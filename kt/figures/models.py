@@ -75,7 +75,7 @@ def transfer_rate_vs_size(tables: Tables) -> Drawing:
     low, high = float(sizes.min()) / 1.5, float(sizes.max()) * 1.5
     highest = float(data["as_published"].fillna(0).max()) if landmarks else 0
     panels[0, 0].set_ylim(-3, max(103, 1.05 * highest))
-    style.log_scale(panels[0, 0], low, high, 1e6, "M")
+    style.log_scale(panels[0, 0], low, high, *((1e6, "M") if high >= 1e5 else (1e3, "k")))
     style.outer_labels(panels, len(names), "parameters of the student", "transfer rate (%)")
     style.footer(
         figure,

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kt.analysis.deltas import PAIR, group_of, pair_deltas, records
-from kt.analysis.wording import amount, counted, decimals, number, over, taught, with_error
+from kt.analysis.wording import amount, counted, decimals, lead, number, over, taught, with_error
 from kt.figures import published, style
 from kt.figures.style import BLUE, COLUMN, GREY, INK, MANY, ORANGE, PAGE, PURPLE, Drawing
 from kt.figures.tables import Tables
@@ -278,7 +278,7 @@ def teacher_share(tables: Tables) -> Drawing:
     axes.set(
         xlim=(-reach, reach),
         ylim=(-3, 103),
-        xlabel=f"{tables.task.metric.name} of teacher − student ({tables.task.metric.difference})",
+        xlabel=lead(tables.task),
         ylabel=f"{taught(tables.task)} that the teacher teaches (%)",
     )
     style.legend_above(figure, [axes], ncols=3)

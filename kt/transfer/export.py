@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import kt
 from kt import store
-from kt.data.spec import in_pixels
+from kt.data.spec import ClipSpec, in_pixels
 from kt.errors import KtError, quoted, unknown
 from kt.tables.columns import with_metric
 from kt.tasks.task import Words
@@ -177,6 +177,7 @@ def config(name: str, left: Left, row: Mapping[str, Any], about: About) -> dict[
             "validation_after": after,
             "metric": about.task.metric.key,
             "data": about.data,
+            **({"clip": spec.clip.model_dump()} if spec.clip else {}),
             "licences": dict(about.licences),
             "code_version": kt.__version__,
         },
@@ -225,14 +226,19 @@ def card(
     cfg, classes = config["pretrained_cfg"], about.classes
     names = ", ".join(classes[:MOST_CLASSES]) + (", …" if len(classes) > MOST_CLASSES else "")
     of_classes = f"\nClasses, in the order of the outputs (`label_names` in `{CONFIG}`): {names}.\n" if classes else ""
-    pixels = in_pixels(cfg["input_size"][1:])
+    clip, gives = config["kt"].get("clip"), f"with {config['num_classes']} outputs"
+    takes = f"{in_pixels(cfg['input_size'][1:])} pixels, {cfg['input_size'][0]} channels"
+    if about.task.maps:
+        gives = "that gives a map"
+    if clip:
+        takes = _clips(ClipSpec(**clip), takes, cfg["input_size"], about.task)
     return f"""---
 library_name: timm
 tags: [timm, knowledge-distillation]
 {_licence(about.licences)}---
 # {row["student"]}, after `{row["method"]}` from {teachers}
 
-`{config["architecture"]}` with {config["num_classes"]} outputs, trained on {about.data}. These are the weights after
+`{config["architecture"]}` {gives}, trained on {about.data}. These are the weights after
 the last epoch.
 
 | | |
@@ -244,7 +250,7 @@ import timm{f"{chr(10)}import {module}" if module else ""}
 model = {call}.eval()  # from the folder above this one
 ```
 
-Input: {pixels} pixels, {cfg["input_size"][0]} channels, values in 0 to 1, then mean {cfg["mean"]} and standard
+Input: {takes}, values in 0 to 1, then mean {cfg["mean"]} and standard
 deviation {cfg["std"]} (`crop_pct` {cfg["crop_pct"]}, `crop_mode` {cfg["crop_mode"]}, {cfg["interpolation"]}).
 {of_classes}
 How it was trained, all that determines its weights:
@@ -253,6 +259,17 @@ How it was trained, all that determines its weights:
 {json.dumps(unit, indent=2)}
 ```
 """
+
+
+def _clips(clip: ClipSpec, of_frame: str, size: Sequence[int], task: Words) -> str:
+    """The clips that a model takes, of frames of some kind, [C, H, W]."""
+    first, last = clip.offsets[0], clip.offsets[-1]
+    every = "every frame" if clip.stride == 1 else f"one of {clip.stride} frames"
+    shape = ", ".join(map(str, [size[0], clip.frames, *size[1:]]))
+    return (
+        f"clips [batch, {shape}] of {clip.frames} frames, {every} from {first:+d} to {last:+d} of the {task.example} in"
+        f" question (beyond an end of the video its outermost one), {of_frame}"
+    )
 
 
 def _facts(row: Mapping[str, Any], unit: Record, about: About) -> list[tuple[str, Any]]:
