@@ -166,7 +166,8 @@ def told(column: Column, task: Words) -> tuple[str, str]:
     if task.maps and column.name == "agreement":
         return "−1 to 1", "mean correlation of both models' maps"
     counted = {"images": "pixels" if task.dense and column.name in COUNTED else plural(task.example)}
-    unit, meaning = column.unit, column.meaning
+    unit = task.metric.difference if column.unit == "percentage points" else column.unit
+    meaning = column.meaning
     for noun, own in counted.items():
         unit, meaning = unit.replace(noun, own), meaning.replace(noun, own)
     return unit, meaning

@@ -162,9 +162,10 @@ def _count(value: float) -> str:
 
 def _measures(measures: dict[str, float], task: Words) -> Iterator[str]:
     from kt.analysis.wording import told
+    from kt.tables.columns import with_metric
     from kt.tables.of_study import STUDY
 
-    about = {column.name: column for column in STUDY["complementarity"]}
+    about = {with_metric(column.name, task.metric.key): column for column in STUDY["complementarity"]}
     yield "measures (docs/measures.md)"
     cells = []
     for name, value in measures.items():

@@ -50,6 +50,22 @@ class Videos(NamedTuple):
         return shown
 
 
+def in_turn(order: Indices, clusters: Indices) -> Indices:
+    """Examples in an order, int64 [k], so that the first of every cluster comes before the second of any.
+
+    Args:
+        order: some of n examples.
+        clusters: number of the cluster of each example, int64 [n].
+    """
+    places: dict[int, int] = {}
+    turns = []
+    for cluster in clusters[order].tolist():
+        turns.append(places.get(cluster, 0))
+        places[cluster] = turns[-1] + 1
+    found: Indices = order[np.argsort(turns, kind="stable")]
+    return found
+
+
 class Targets(NamedTuple):
     """Frames to be learnt from: an epoch shows one of each video.
 

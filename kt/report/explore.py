@@ -189,7 +189,7 @@ def _unit(column: Column, task: Words) -> str:
     of_metric = column.name.startswith("acc") and column.unit == "percent"
     units = {
         "percent": task.metric.unit if of_metric else "%",
-        "percentage points": task.metric.short,
+        task.metric.difference: task.metric.short,
         "percent of pixels": f"% of {rights(task)}",
         f"percent of {plural(task.example)}": f"% of {plural(task.example)}",
     }

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from kt import pairs as pairing
 from kt import predictions, store
+from kt.data.clips import in_turn
 from kt.data.datasets import Dataset
 from kt.errors import KtError, quoted, unknown
 from kt.layout import Layout
 from kt.stages.common import check_predictions, truth_of
 from kt.study.study import Study
 from kt.tables import schema
+from kt.tables.columns import with_metric
 from kt.tables.of_study import STUDY
 from kt.tasks.task import Array, Words, standard_error
 
@@ -142,7 +144,7 @@ def pair(study: Study, layout: Layout, teacher: str, student: str) -> Found:
         _flips(answers.lead, task.metric.scale, answers.clusters),
         _flips(-answers.lead, task.metric.scale, answers.clusters),
         _classes(answers, task.words, row, _scored(layout.complementarity("test"), names[::-1], values[::-1])),
-        _measures(row or {}),
+        _measures(row or {}, task.metric.key),
         measured,
         missing,
         0 if answers.clusters is None else len(np.unique(answers.clusters)),
@@ -208,11 +210,12 @@ def _scored(path: Path, names: tuple[str, ...], values: list[tuple[float, float]
     return rows[0] if rows and np.allclose(told, [value for value, _ in values], rtol=0, atol=1e-9) else None
 
 
-def _measures(row: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a row, but for those that are told elsewhere."""
+def _measures(row: dict[str, Any], key: str) -> dict[str, float]:
+    """The numbers of a row by their names in a file, but for those that are told elsewhere."""
     told = {*PAIR, *FLIPS, "pos_flips_se", "split", "n", "acc_teacher", "acc_student"}
     known = {column.name for column in STUDY["complementarity"]} - told
-    return {name: float(v) for name, v in row.items() if name in known and isinstance(v, int | float)}
+    numbers = {name: float(v) for name, v in row.items() if name in known and isinstance(v, int | float)}
+    return {with_metric(name, key): value for name, value in numbers.items()}
 
 
 def _transfers(study: Study, layout: Layout, student: str) -> pd.DataFrame:
@@ -231,8 +234,8 @@ def _transfers(study: Study, layout: Layout, student: str) -> pd.DataFrame:
 def write_images(study: Study, layout: Layout, teacher: str, student: str, folder: Path) -> int:
     """Write some test images that one model gets right and the other wrong (or does better on), and a CSV file of them.
 
-    Of a task with one class per image, classes take turns, and of frames their videos, those with most flips first;
-    else the largest lead comes first. Names of all files begin with the pair. Returns the number of images.
+    Of a task with one class per image, classes take turns, those with most flips first; else the largest lead comes
+    first, and videos take turns. Names of all files begin with the pair. Returns the number of images.
 
     Raises:
         KtError: as ``pair``; or the images have neither one channel nor three.
@@ -254,9 +257,8 @@ def _written(
 ) -> Iterator[dict[str, Any]]:
     dataset = answers.dataset
     sources = dict(zip(dataset.splits["row"], dataset.splits["name"], strict=True))
-    labels = dataset.labels[answers.rows] if classifies else answers.clusters
-    labels = np.zeros(len(lead), np.int64) if labels is None else labels
-    for place, i in enumerate(chosen(lead, labels), 1):
+    labels = dataset.labels[answers.rows] if classifies else np.zeros(len(lead), np.int64)
+    for place, i in enumerate(chosen(lead, labels, answers.clusters), 1):
         row = int(answers.rows[i])
         facts = {"name": sources[row], "lead": float(lead[i])}
         title = f"{begin}.{place:02d}"
@@ -269,16 +271,21 @@ def _written(
         yield {"file": f"{title}.png", **facts}
 
 
-def chosen(lead: NDArray[np.float64], labels: NDArray[np.int64], most: int = IMAGES) -> list[int]:
-    """Places of the images to show: where one model leads, groups in turn, those with most such images first.
+def chosen(
+    lead: NDArray[np.float64], labels: NDArray[np.int64], clusters: NDArray[np.int64] | None = None, most: int = IMAGES
+) -> list[int]:
+    """Places of the images to show: where one model leads, classes in turn, those with most such images first.
 
     Args:
         lead: of the model over the other, [n].
-        labels: class of each image, or its video, int64 [n]; all equal where there is neither.
+        labels: class of each image, int64 [n]; all equal where there are none.
+        clusters: video of each, int64 [n], where images are frames; videos take turns, largest leads first.
         most: images.
     """
     ahead = np.flatnonzero(lead > 0)
     ahead = ahead[np.argsort(-lead[ahead], kind="stable")]
+    if clusters is not None:
+        return in_turn(ahead, clusters)[:most].tolist()
     count = np.bincount(labels[ahead], minlength=1)
     turn = pd.Series(labels[ahead]).groupby(labels[ahead]).cumcount().to_numpy()
     order = np.lexsort((labels[ahead], -count[labels[ahead]], turn))

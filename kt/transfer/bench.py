@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kt.costs import EVALUATED, Needs
-from kt.data.clips import Targets
+from kt.data.clips import Targets, in_turn
 from kt.data.datasets import Dataset
 from kt.data.inputs import IN_MEMORY, Inputs, truths
 from kt.data.spec import InputSpec, ViewsSpec
@@ -258,14 +258,12 @@ class Bench:
         """Test images that the others do best beside a model, ``SHOWN`` of them, the most telling first.
 
         Of a dense task those with most elements that one of the others alone gets right, else those where the score of
-        the best of the others leads most: one of each cluster, as frames of one video look alike.
+        the best of the others leads most; clusters take turns, as frames of one video look alike.
         """
         if (name, others) not in self._telling:
             first = np.argsort(-self._leads(name, others), kind="stable")
             clusters = self.task.clusters(self.truth("test"))
-            if clusters is not None:
-                first = first[np.sort(np.unique(clusters[first], return_index=True)[1])]
-            self._telling[name, others] = first[:SHOWN]
+            self._telling[name, others] = (first if clusters is None else in_turn(first, clusters))[:SHOWN]
         return self._telling[name, others]
 
     def _leads(self, name: str, others: tuple[str, ...]) -> Array:

@@ -266,14 +266,14 @@ def _clips(clip: ClipSpec, of_frame: str, size: Sequence[int], task: Words) -> s
     first, last = clip.offsets[0], clip.offsets[-1]
     every = "every frame" if clip.stride == 1 else f"one of {clip.stride} frames"
     shape = ", ".join(map(str, [size[0], clip.frames, *size[1:]]))
-    return (
-        f"clips [batch, {shape}] of {clip.frames} frames, {every} from {first:+d} to {last:+d} of the {task.example} in"
-        f" question (beyond an end of the video its outermost one), {of_frame}"
-    )
+    counted = f"{every} from {first} to {last}, counted from the {task.example} in question"
+    beyond = "beyond an end of the video its outermost one"
+    return f"clips [batch, {shape}] of {clip.frames} frames, {counted} ({beyond}), each of {of_frame}"
 
 
 def _facts(row: Mapping[str, Any], unit: Record, about: About) -> list[tuple[str, Any]]:
     metric, n = about.task.metric, f"{row['n']} test {about.task.example}s"
+    over = f" (standard error over {about.task.cluster}s)" if about.task.cluster else ""
     unit_of = f" {metric.unit}".rstrip()
 
     def shown(value: float) -> str:
@@ -288,7 +288,7 @@ def _facts(row: Mapping[str, Any], unit: Record, about: About) -> list[tuple[str
         rows = [
             (f"{metric.name} before", shown(row["acc_before"])),
             (f"{metric.name} after", shown(row["acc_after"])),
-            ("transfer delta", f"{change(row)}, on {n}"),
+            ("transfer delta", f"{change(row)}, on {n}{over}"),
             ("knowledge gain / loss", f"{shown(row['knowledge_gain'])} / {shown(row['knowledge_loss'])}"),
         ]
     rows += [(f"control `{of['method']}` without a teacher, same seed", change(of)) for of in about.controls]
