@@ -285,7 +285,7 @@ def chosen(
     ahead = np.flatnonzero(lead > 0)
     ahead = ahead[np.argsort(-lead[ahead], kind="stable")]
     if clusters is not None:
-        return in_turn(ahead, clusters)[:most].tolist()
+        return [int(place) for place in in_turn(ahead, clusters)[:most]]
     count = np.bincount(labels[ahead], minlength=1)
     turn = pd.Series(labels[ahead]).groupby(labels[ahead]).cumcount().to_numpy()
     order = np.lexsort((labels[ahead], -count[labels[ahead]], turn))
