@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kt.analysis.deltas import PAIR, over_seeds
 from kt.analysis.dyadic import Dyads
 from kt.analysis.inputs import Inputs
-from kt.complementarity.spec import possible
+from kt.tasks.task import Words
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -34,6 +34,9 @@ NO_MEASURE = (*("split", "n", "acc_teacher", "acc_student", "neg_flips", "neg_pi
 """Of a pair: what the models' own properties hold already (flips of an untrained teacher are the student's metric
 again), and negative flips: pos_flips − neg_flips is ``acc_difference`` exactly, so two of the three are enough.
 """
+
+OF_PIXELS = ("pixel_flips",)
+"""Of a pair: measures that only dense tasks have; elsewhere they are not even unknown."""
 
 OF_PROBABILITIES = ("ece", "log_ratio", "entropy")
 """Of a model: measures that only tasks with one class per example have; elsewhere they are not even unknown."""
@@ -93,7 +96,7 @@ def collect(inputs: Inputs, names: list[str]) -> Properties:
     labels: dict[str, pd.Series[str]] = {}
     for name in map(str, zoo.columns):
         column = zoo[name]
-        never = name in OF_PROBABILITIES and (inputs.task.dense or inputs.task.maps) and column.isna().all()
+        never = name in OF_PROBABILITIES and column.isna().all() and not _one_class(inputs.task)
         if name in NO_PROPERTY or name.endswith("_se") or never:
             continue
         if column.map(_is_list).any():
@@ -108,6 +111,11 @@ def collect(inputs: Inputs, names: list[str]) -> Properties:
             numbers |= _flags(name, column)
     frame = pd.DataFrame(numbers, index=names)
     return Properties(names, frame, tuple(sizes), pd.DataFrame(labels, index=names), _measures(inputs, names))
+
+
+def _one_class(task: Words) -> bool:
+    """Whether the truth of an example is one class."""
+    return task.has_classes and not task.dense
 
 
 def _is_list(value: object) -> bool:
@@ -148,7 +156,9 @@ def _measures(inputs: Inputs, names: list[str]) -> pd.DataFrame:
     for name in map(str, scores.columns):
         if name in (*PAIR, *NO_MEASURE) or name.endswith("_se"):
             continue
-        if not possible(name, inputs.task):
+        if name in OF_PIXELS and not inputs.task.dense:
+            continue
+        if scores[name].isna().all() and not _one_class(inputs.task):  # most measures are of one class per example
             continue
         if name.startswith("expertise") and scores[name].map(_is_list).any():
             columns[name] = scores[name].map(lambda classes: len(classes) if _is_list(classes) else np.nan)

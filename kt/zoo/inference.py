@@ -348,14 +348,15 @@ def _fill(
             first = ids[done + int(np.argmin(finite))]
             least = keeping.task.least
             what_not = "not finite in float16" + (f", or below {least:g}" if least > -math.inf else "")
-            text = f"answers to {(~finite).sum()} images are {what_not}, the first is image {first}"
+            noun = keeping.task.example
+            text = f"answers to {(~finite).sum()} {noun}s are {what_not}, the first is {noun} {first}"
             raise KtError(f"{what}: {text}")
         rows = np.empty(len(finite), growing.dtype)
         for name, part in parts.items():
             rows[name] = part
         waiting.append(rows)
         done += len(rows)
-        progress.step("images", len(rows))
+        progress.step(f"{keeping.task.example}s", len(rows))
         if sum(part.nbytes for part in waiting) >= PART_BYTES:
             growing.append(np.concatenate(waiting))
             waiting.clear()
