@@ -210,7 +210,7 @@ def test_the_report_speaks_of_frames_videos_and_correlation(folder):
 
 def test_the_explore_page_has_units_of_the_task(folder):
     page = (folder / "results/explore.html").read_text("utf-8")
-    assert '"over": "test videos"' in page
+    assert '"over": "5 test videos"' in page
     columns = dict(re.findall(r'"key": "(\w+)", "label": "[^"]*", "unit": "([^"]*)"', page))
     assert (columns["cc"], columns["cc_difference"], columns["agreement"]) == ("", "CC", "−1 to 1")
     assert columns["pos_flips"] == "correlation"

@@ -22,7 +22,17 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from kt.analysis.deltas import FINETUNE, PAIR, SELF, beside, over_seeds
-from kt.analysis.wording import decimals, examples, flips_unit, measured_on, over, plural, property_words, rights, told
+from kt.analysis.wording import (
+    counted,
+    decimals,
+    examples,
+    flips_unit,
+    measured_on,
+    plural,
+    property_words,
+    rights,
+    told,
+)
 from kt.figures.tables import Tables
 from kt.tables.columns import Column, with_metric
 from kt.tables.of_study import STUDY
@@ -130,7 +140,7 @@ def _words(tables: Tables) -> dict[str, Any]:
         "digits": decimals(task),
         "examples": plural(examples(task)),
         "counted": rights(task),
-        "over": over(task) if tables.clusters else measured_on(n, task),
+        "over": counted(tables.clusters, f"test {task.cluster}") if tables.clusters else measured_on(n, task),
         "n": n,
         "seeds": seeds,
         "models": len(tables.zoo),
@@ -153,6 +163,12 @@ BEYOND = Column("beyond", pa.float64(), "percentage points", "delta − the cont
 SEEDS = Column("seeds", pa.int64(), "seeds", "finished seeds that the numbers are means over")
 BESIDE = (SEEDS, CONTROL, BEYOND)
 """Columns beside those of the table ``transfers``."""
+
+
+OF_SALIENCY = {
+    **{name: name.upper() for name in ("sim", "nss", "kld")},
+    **{"auc_judd": "AUC-Judd", "s_auc": "shuffled AUC", "undefined": "constant maps"},
+}
 
 
 def _label(name: str, task: Words) -> str:
@@ -178,6 +194,7 @@ def _label(name: str, task: Words) -> str:
         "control_delta": "transfer delta of the control",
         "beyond": "transfer delta beyond the control",
         "n": plural(examples(task)),
+        **OF_SALIENCY,
     }
     return own.get(name) or property_words(name, task)
 
