@@ -167,7 +167,9 @@ BESIDE = (SEEDS, CONTROL, BEYOND)
 
 OF_SALIENCY = {
     **{name: name.upper() for name in ("sim", "nss", "kld")},
-    **{"auc_judd": "AUC-Judd", "s_auc": "shuffled AUC", "undefined": "constant maps"},
+    "auc_judd": "AUC-Judd",
+    "s_auc": "shuffled AUC",
+    "undefined": "constant maps",
 }
 
 
