@@ -10,9 +10,13 @@ import timm
 import torch
 
 import kt.zoo.videos  # noqa: F401 - registers the networks
+from kt.data.spec import ClipSpec, InputSpec
+from kt.errors import KtError
 from kt.tasks.saliency import Saliency
-from kt.zoo import models
+from kt.tasks.segmentation import Segmentation
+from kt.zoo import models, registry, segmentation
 from kt.zoo.inference import channels_last
+from kt.zoo.spec import Member, Recipe, ZooSpec
 
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
 BUILT_IN = ["tiny_video_conv", "tiny_video_difference", "tiny_video_separable"]
@@ -40,6 +44,17 @@ def test_maps_depend_on_earlier_frames_and_on_their_order(arch):
         found = model(clip)
         assert not torch.allclose(model(other), found)
         assert not torch.allclose(model(swapped), found)
+
+
+def test_only_networks_for_classes_of_pixels_are_told_to_become_encoders(monkeypatch):
+    found = "the model gives [1, 1, 8, 8] of float32 for one image"
+    monkeypatch.setattr(registry, "probes", lambda wanted, modules: [found])
+    spec = InputSpec(size=16, mean=(0.5,), std=(0.25,), clip=ClipSpec(frames=2))
+    zoo = ZooSpec(input=spec, models={"own": Member(arch="own_net", train=Recipe(epochs=1))})
+    for task, hint in ((Saliency(), ""), (Segmentation(), "; as an encoder: arch: smp_unet, args: {encoder: own_net}")):
+        with pytest.raises(KtError) as refused:
+            segmentation.probe(zoo, 2, 3, task.answer_shape(2))
+        assert str(refused.value) == f"zoo.models.own: {found}{hint}"
 
 
 def test_weights_of_clips_stay_as_they_are_where_those_of_images_have_channels_last():

@@ -139,7 +139,8 @@ def probe(zoo: ZooSpec, outputs: int, channels: int, answer: tuple[int | None, .
     found = dict[str, Probe]()
     for (name, member), probed in zip(zoo.models.items(), registry.probes(wanted, zoo.modules), strict=True):
         if isinstance(probed, str):
-            flat = probed.startswith("the model gives [1, ") and not member.arch.startswith(PREFIX)
+            of_classes = len(answer) == 3 and not member.arch.startswith(PREFIX)
+            flat = of_classes and probed.startswith("the model gives [1, ")
             hint = f"; as an encoder: arch: {PREFIX}unet, args: {{encoder: {member.arch}}}" if flat else ""
             raise KtError(f"zoo.models.{name}: {probed}{hint}")
         found[name] = probed
