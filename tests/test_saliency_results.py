@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from kt.data.clips import in_turn
 from kt.data.datasets import Dataset
 from kt.data.inputs import inputs
 from kt.figures.draw import draw
+from kt.figures.pictures import pictures as draw_pictures
 from kt.figures.tables import Tables
 from kt.layout import Layout
 from kt.report import render
 from kt.stages.one_pair import chosen
+from kt.stages.pictures import pictures
 from kt.study.load import load
 from kt.tables import schema
 from kt.tasks.saliency import Saliency
@@ -145,6 +148,24 @@ def test_the_frames_shown_are_those_where_the_teacher_leads_most_of_several_vide
         best = [max(np.flatnonzero(clusters == video), key=lambda i: lead[i]) for video in np.unique(clusters)]
         expected = sorted(best, key=lambda i: -lead[i])[:2]
         assert [places[frame] for frame in rows["image_id"]] == expected
+
+
+def test_maps_that_are_not_kept_are_left_out_of_pictures(here, tmp_path, monkeypatch):
+    study = load(here / "config.yaml")
+    monkeypatch.setattr(predictions.File, "answers", lambda self, split: None)
+    made = pictures(
+        study, study.layout, table(here, "transfers").rename(columns=lambda name: name.replace("cc", "acc"))
+    )
+    assert made["teacher_map"].null_count == made["before_map"].null_count == len(made) == 4
+    assert made["after_map"].null_count == 0
+    tables = Tables.read(here / "results/tables")
+    known = tables.details("pictures").copy()
+    known.loc[0, "teacher_map"] = None
+    some = replace(tables, experiments={"pictures": known})
+    none = replace(tables, experiments={"pictures": made.to_pandas()})
+    for shown, columns in ((some, 5), (none, 3)):
+        figure = draw_pictures(shown).figure
+        assert len(figure.axes) == 4 * columns
 
 
 def test_clusters_take_turns():

@@ -95,7 +95,7 @@ def _classes(figure: Figure, grid: Any, rows: list[Row], parts: list[str], task:
     for of_row, row in zip(grid, rows, strict=True):
         for axes, part in zip(of_row, parts, strict=True):
             _bare(axes)
-            if row[part] is None:
+            if not isinstance(row[part], str):
                 continue
             pixels = as_pixels(row[part])
             if part == "image":
@@ -116,7 +116,9 @@ def _maps(figure: Figure, grid: Any, rows: list[Row], parts: list[str], task: Wo
         grey = frame.mean(-1) if frame.ndim == 3 else frame
         for axes, part in zip(of_row, parts, strict=True):
             _bare(axes)
-            if row[part] is None:
+            if not isinstance(row[part], str):
+                axes.set_box_aspect(grey.shape[0] / grey.shape[1])
+                axes.text(0.5, 0.5, "not kept", ha="center", va="center", fontsize=6.5, transform=axes.transAxes)
                 continue
             if part == "image":
                 axes.imshow(frame, cmap="gray", vmin=0, vmax=255)
@@ -129,7 +131,7 @@ def _maps(figure: Figure, grid: Any, rows: list[Row], parts: list[str], task: Wo
                 axes.set_xlabel(
                     f"{task.metric.short} {number(row[SCORES[part]], decimals(task, 1))}", fontsize=6.5, labelpad=2
                 )
-            if part == "teacher_map" and row["taught_map"] is not None and as_pixels(row["taught_map"]).any():
+            if part == "teacher_map" and isinstance(row["taught_map"], str) and as_pixels(row["taught_map"]).any():
                 for spine in axes.spines.values():
                     spine.set(visible=True, color=ORANGE, linewidth=2)
 
