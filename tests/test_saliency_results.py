@@ -25,6 +25,7 @@ from kt.cli import main
 from kt.data.clips import in_turn
 from kt.data.datasets import Dataset
 from kt.data.inputs import inputs
+from kt.errors import KtError
 from kt.figures.draw import draw
 from kt.figures.pictures import pictures as draw_pictures
 from kt.figures.tables import Tables
@@ -166,6 +167,35 @@ def test_maps_that_are_not_kept_are_left_out_of_pictures(here, tmp_path, monkeyp
     for shown, columns in ((some, 5), (none, 3)):
         figure = draw_pictures(shown).figure
         assert len(figure.axes) == 4 * columns
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {
+                "pairs": {"select": "top", "k": 1, "by": "agreement"},
+                "transfer": {**STUDY["transfer"], "answers": "recomputed"},
+            },
+            "pairs.by: 'agreement' is read from kept answers, but transfer.answers is 'recomputed'",
+        ),
+        (
+            {"pairs": {"select": "top", "k": 1, "by": "acc_difference"}},
+            "unknown value 'acc_difference'; allowed: cc_teacher, cc_student, cc_difference, pos_flips, pos_flips_se, "
+            "neg_flips, agreement; did you mean 'cc_difference'?",
+        ),
+        (
+            {"complementarity": {"measures": ["agreement", "cka"]}},
+            "'cka' makes no sense for the task 'saliency'; allowed: agreement",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(tmp_path, change, said):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**STUDY, **change}))
+    with pytest.raises(KtError) as error:
+        load(tmp_path / "config.yaml")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_clusters_take_turns():

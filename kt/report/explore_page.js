@@ -43,7 +43,7 @@ function grid(headings, lines) {
 function open(item) {
   opened = item;
   const box = element("detail");
-  const help = `Select a point or a row to see a pair${study.classes.length ? " with its classes" : ""}, or a model as teacher and as student. Drag over points to select several.`;
+  const help = `Select a point or a row to see a pair${study.leads ? " with its classes" : ""}, or a model as teacher and as student. Drag over points to select several.`;
   box.replaceChildren(...(!item ? [create("p", { className: "soft" }, help)] : item.pair !== undefined ? pairDetail(item.pair) : modelDetail(item.model)));
   box.scrollTop = 0;
   mark();

@@ -157,7 +157,8 @@ def check_images(study: Study) -> None:
     for name, member in study.zoo.models.items():
         recipe, key = member.train or member.finetune, "train" if member.train else "finetune"
         if recipe and recipe.batch_size > (most := recipe.images or counts.get("zoo", recipe.batch_size)):
-            raise KtError(f"zoo.models.{name}.{key}.batch_size: {recipe.batch_size} is larger than its {most} images")
+            text = f"{recipe.batch_size} is larger than its {most} {'videos' if study.task.clips else 'images'}"
+            raise KtError(f"zoo.models.{name}.{key}.batch_size: {text}")
 
 
 def check_classes(study: Study, known: Sequence[str]) -> None:
@@ -278,6 +279,8 @@ def _check_complementarity(study: Study) -> None:
     for measure in MEASURES:
         if by.startswith(measure) and measure not in study.complementarity.measures:
             raise KtError(f"pairs.by: {by!r} is not measured; add {measure!r} to complementarity.measures")
+    if by == "agreement" and words.maps and study.transfer.answers == "recomputed":
+        raise KtError("pairs.by: 'agreement' is read from kept answers, but transfer.answers is 'recomputed'")
 
 
 def check_keys_of_task(study: Study) -> None:
