@@ -10,6 +10,7 @@ import pytest
 import tables
 
 from kt.analysis.deltas import PAIR
+from kt.analysis.recommend import measured
 from kt.cli import main
 from kt.figures.tables import Tables
 from kt.report import explore
@@ -74,9 +75,24 @@ def test_transfers_are_means_over_seeds_beside_their_control(content, study):
         assert (row.acc_after, row.knowledge_gain) == pytest.approx(tuple(of_row[["acc_after", "knowledge_gain"]]))
         assert (row.control_delta, row.beyond) == pytest.approx((control, of_row["delta"] - control))
         assert row.seeds == 2
-    (self_,) = (control["delta"] for control in content["controls"] if control["method"] == "self")
-    of_self = study["transfers"].query("method == 'self'").drop_duplicates("key").groupby("student")["delta"].mean()
-    assert self_ == pytest.approx(of_self.tolist())
+    (self_,) = (control for control in content["controls"] if control["method"] == "self")
+    once = study["transfers"].query("method == 'self'").drop_duplicates("key").groupby("student")
+    for name in ("delta", "delta_se"):
+        assert self_[name] == pytest.approx(once[name].mean().tolist())
+    assert self_["seeds"] == [2] * 5
+
+
+def test_a_pair_has_the_numbers_of_the_command(content, study):
+    found, names = frame(content, "transfers"), study["zoo"]["name"].to_numpy()
+    pairs = frame(content, "pairs")
+    for pair in pairs.itertuples():
+        rows = measured(study["transfers"], names[pair.student], names[pair.teacher]).set_index("method")
+        here = found[found["pair"] == pair.Index].set_index("method")
+        shown = ["delta", "delta_se", "beyond", "beyond_se", "transfer_rate", "seeds"]
+        pd.testing.assert_frame_equal(here[shown], rows.loc[here.index, shown], check_dtype=False, rtol=1e-6)
+        for control in content["controls"]:
+            told = [control[name][pair.student] for name in ("delta", "delta_se", "seeds")]
+            assert told == pytest.approx(rows.loc[control["method"], ["delta", "delta_se", "seeds"]].tolist())
 
 
 def test_a_control_is_compared_over_the_same_seeds(study):
@@ -210,7 +226,7 @@ def test_the_command_makes_the_page_from_any_tables(study, tmp_path):
     assert main(["explore", "--tables", str(folder), "--out", str(tmp_path / "e.html")]) == 0
     made = data((tmp_path / "e.html").read_text("utf-8"))
     assert made["pairs"]["rows"] == 20
-    assert made["sizes"] == []  # those of another study's classes would be wrong
+    assert made["sizes"] == []  # not known from these tables
 
 
 def test_a_missing_table_is_named(tmp_path, capsys):

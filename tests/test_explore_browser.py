@@ -29,8 +29,8 @@ def study():
 def tab(study, tmp_path_factory, request):
     width, dark = request.param
     folder = tmp_path_factory.mktemp("explore")
-    made = Tables.of(study, class_names=tuple(CLASSES))
-    (folder / "explore.html").write_text(render(made, "A study", tables.EQUAL_WITHIN, SIZES), "utf-8")
+    made = Tables.of(study, class_names=tuple(CLASSES), class_sizes=tuple(SIZES))
+    (folder / "explore.html").write_text(render(made, "A study", tables.EQUAL_WITHIN), "utf-8")
     tab = Tab(folder / "profile", width, dark)
     tab.open(folder / "explore.html", "document.documentElement.hasAttribute('data-ready')")
     assert (tab.run("innerWidth"), tab.run("dark.matches")) == request.param
@@ -138,6 +138,10 @@ def test_a_pair_is_told_with_its_methods_and_its_classes_by_name(page, study):
     for method in ("kl", "kl_dp", "kl_dp_unsup"):
         row = deltas(study).loc[(method, "model_3", "model_0")]
         assert any(line.startswith(f"{method}\t{with_error(row['delta'], row['delta_se'])}\t") for line in lines)
+    for control in ("self", "finetune"):
+        row = study["transfers"].query("method == @control and student == 'model_0'")[["delta", "delta_se"]].mean()
+        told = f"{control} (control)\t{with_error(row['delta'], row['delta_se'])}\t"
+        assert any(line.startswith(told) for line in lines)
     scores = study["complementarity"].set_index(PAIR)["flips_by_class"]
     gained, lost = scores["model_3", "model_0"], scores["model_0", "model_3"]
     assert f"The teacher knows {(gained > lost).sum()} classes better" in lines

@@ -72,11 +72,20 @@ class Bench:
         epochs: of a training.
         device: of all models.
         threads: of torch in this process.
+        layout: of weights and images in memory.
     """
 
-    def __init__(self, case: Case, folder: Path, epochs: int, device: torch.device, threads: int) -> None:
+    def __init__(
+        self,
+        case: Case,
+        folder: Path,
+        epochs: int,
+        device: torch.device,
+        threads: int,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         torch.set_num_threads(threads)
-        self.case, self.folder, self.device = case, folder, device
+        self.case, self.folder, self.device, self.layout = case, folder, device, layout
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (case.images, case.side, case.side, 3), np.uint8)
         masks = rng.integers(0, case.classes, (case.images, case.side, case.side), np.uint8)
@@ -94,7 +103,7 @@ class Bench:
         torch.manual_seed(seed)
         args = {**self.case.args, "encoder": encoder}
         model = models.build(self.case.arch, args, self.case.classes, 3)
-        return model.to(self.device, memory_format=torch.channels_last).eval()
+        return model.to(self.device, memory_format=self.layout).eval()
 
     def keep(self) -> None:
         """Write the answers of teacher and student before training."""
@@ -126,24 +135,29 @@ class Bench:
         return flat(self.student)
 
     def published(self) -> Tensor:
-        """Train by a plain loop with three forward passes per step."""
+        """Train by a plain loop with three forward passes per step and torch's default optimiser."""
+        training = self.training
+        optimiser = torch.optim.AdamW(self.student.parameters(), training.lr, weight_decay=training.weight_decay)
+        return self._plain(self._merged, optimiser)
 
-        def targets(x: Tensor, masks: Tensor) -> Tensor:
-            answers = (TASK.aligned(model(x).float(), masks) for model in (self.teacher, self.frozen))
-            return METHOD.targets(TASK, *answers, masks)[0]
+    def tuned(self) -> Tensor:
+        """The same with the engine's optimiser."""
+        return self._plain(self._merged, optimiser_of(list(self.student.parameters()), self.training))
 
-        return self._plain(targets)
+    def _merged(self, x: Tensor, masks: Tensor) -> Tensor:
+        answers = (TASK.aligned(model(x).float(), masks) for model in (self.teacher, self.frozen))
+        return METHOD.targets(TASK, *answers, masks)[0]
 
     def limit(self) -> Tensor:
         """Train the student alone, on given targets."""
         given = torch.zeros(self.case.batch, self.case.classes, self.case.side, self.case.side, device=self.device)
-        return self._plain(lambda x, masks: given)
+        optimiser = optimiser_of(list(self.student.parameters()), self.training)
+        return self._plain(lambda x, masks: given, optimiser)
 
-    def _plain(self, targets_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _plain(self, targets_of: Callable[[Tensor, Tensor], Tensor], optimiser: torch.optim.Optimizer) -> Tensor:
         self.student.load_state_dict(self.start)
         torch.manual_seed(0)  # of dropout, as in the engine
         per_epoch = self.case.images // self.case.batch
-        optimiser = optimiser_of(list(self.student.parameters()), self.training)
         masks = torch.from_numpy(self.masks).to(self.device)
         self.student.train()
         for epoch in range(self.training.epochs):
@@ -153,7 +167,7 @@ class Bench:
                     done = epoch * per_epoch + step
                     group["lr"] = learning_rate(done, self.training.epochs * per_epoch, self.training)
                 positions = order[step * self.case.batch : (step + 1) * self.case.batch]
-                x, truth = self.inputs[positions.numpy()], masks[positions]
+                x, truth = self.inputs[positions.numpy()].contiguous(memory_format=self.layout), masks[positions]
                 with autocast(self.device):
                     with torch.no_grad():
                         targets = targets_of(x, truth)

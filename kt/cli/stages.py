@@ -178,7 +178,7 @@ def _add_results(add: Add) -> None:
     sub.add_argument("--figures", type=Path, help="folder of figures (default: in the results folder)")
     _out(sub, "page")
 
-    run = _stage(lambda s, study, lay, a: s.explore(study, lay, a.tables or lay.tables, a.out or lay.explore))
+    run = _stage(lambda s, study, lay, a: s.explore(study, a.tables or lay.tables, a.out or lay.explore))
     sub = add("explore", run, "write the HTML page to explore models and pairs with", "kt explore --out explore.html")
     sub.add_argument("--tables", type=Path, help="folder of tables (default: in the results folder)")
     _out(sub, "page")

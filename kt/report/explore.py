@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any
 
@@ -58,14 +58,13 @@ LEFT_OUT = {
 Packed = dict[str, Any]
 
 
-def render(tables: Tables, title: str, equal_within: float, sizes: Sequence[int] = ()) -> str:
+def render(tables: Tables, title: str, equal_within: float) -> str:
     """The whole page.
 
     Args:
         tables: the tables; those of the analysis are not needed.
         title: the study's title.
         equal_within: a teacher this close to its student, in units of the metric, counts as equal.
-        sizes: test examples of every class; none where they are unknown.
     """
     environment = Environment(
         loader=PackageLoader("kt.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -77,7 +76,7 @@ def render(tables: Tables, title: str, equal_within: float, sizes: Sequence[int]
     while True:
         page = template.render(
             title=title,
-            data=Markup(_json({**content(tables, equal_within, most), "sizes": list(sizes)})),  # noqa: S704 (without any "<")
+            data=Markup(_json(content(tables, equal_within, most))),  # noqa: S704 (without any "<")
             scripts=[Markup(script) for script in scripts],  # noqa: S704 (from packages)
         )
         size = len(page.encode())
@@ -122,6 +121,7 @@ def content(tables: Tables, equal_within: float, most: int = MOST_PAIRS) -> dict
         "ensembles": taught.loc[~taught["trains"].astype(bool), "method"].unique().tolist(),
         "methods": tables.methods.loc[tables.methods["group"] == "all", "method"].tolist(),
         "classes": list(tables.class_names),
+        "sizes": list(tables.class_sizes),
         "leads": _leads(scores, kept),
     }
 
@@ -160,8 +160,9 @@ def _kept(scores: pd.DataFrame, finished: pd.DataFrame, most: int) -> NDArray[np
 
 CONTROL = Column("control_delta", pa.float64(), "percentage points", "delta of the control, the same student and seeds")
 BEYOND = Column("beyond", pa.float64(), "percentage points", "delta − the control's, paired by seed", True)
+BEYOND_SE = Column("beyond_se", pa.float64(), "percentage points", "its ordinary standard error over seeds", True)
 SEEDS = Column("seeds", pa.int64(), "seeds", "finished seeds that the numbers are means over")
-BESIDE = (SEEDS, CONTROL, BEYOND)
+BESIDE = (SEEDS, CONTROL, BEYOND, BEYOND_SE)
 """Columns beside those of the table ``transfers``."""
 
 
@@ -195,6 +196,7 @@ def _label(name: str, task: Words) -> str:
         "delta_best": "transfer delta at the best epoch",
         "control_delta": "transfer delta of the control",
         "beyond": "transfer delta beyond the control",
+        "beyond_se": "standard error of that over seeds",
         "n": plural(examples(task)),
         **OF_SALIENCY,
     }
@@ -299,20 +301,24 @@ def _with_controls(finished: pd.DataFrame, task: Words) -> pd.DataFrame:
     for method, of_method in rows.groupby("method", sort=False):
         first = of_method.iloc[0]
         control = "" if not first["trains"] else FINETUNE if first["uses_labels"] else SELF
-        both = beside(finished, str(method), control, "delta").groupby(PAIR, as_index=False)
-        against = both.agg(control_delta=("delta_against", "mean"), same=("delta", "mean"))
+        both = beside(finished, str(method), control, "delta")
+        both["difference"] = both["delta"] - both["delta_against"]
+        against = both.groupby(PAIR, as_index=False).agg(
+            control_delta=("delta_against", "mean"), beyond=("difference", "mean"), beyond_se=("difference", "sem")
+        )
         parts.append(of_method.merge(against, how="left", on=PAIR))
-    made = pd.concat(parts, ignore_index=True) if parts else rows.assign(control_delta=math.nan, same=math.nan)
-    return made.assign(beyond=made["same"] - made["control_delta"]).drop(columns="same")
+    return pd.concat(parts, ignore_index=True) if parts else rows.assign(**{c.name: math.nan for c in BESIDE[1:]})
 
 
 def _controls(finished: pd.DataFrame, names: pd.Index[str]) -> list[dict[str, Any]]:
-    """Every control's mean delta over seeds, of every student by number; null where there is none."""
+    """Every control's delta and its standard error, means over seeds, of every student by number; null where none."""
     once = finished[finished["control"]].drop_duplicates(["method", "student", "seed"])
     made = []
     for method, rows in once.groupby("method"):
-        mean = rows.groupby("student")["delta"].mean().reindex(names)
-        made.append({"method": method, "delta": [None if math.isnan(value) else value for value in mean]})
+        means = rows.groupby("student")[["delta", "delta_se"]].mean().reindex(names)
+        columns = {name: [None if math.isnan(value) else value for value in means[name]] for name in means}
+        seeds = rows.groupby("student")["seed"].nunique().reindex(names, fill_value=0)
+        made.append({"method": method, **columns, "seeds": seeds.tolist()})
     return made
 
 

@@ -56,23 +56,49 @@ const measured = (columns, row) => columns.filter(found => !found.key.endsWith("
 const ofTransfer = (key, row) => { const found = transfers.columns.get(key); return found ? shown(found, found.at(row), false) : NONE; };
 const delta = row => `${ofTransfer("delta", row)} ± ${ofTransfer("delta_se", row)}`;
 
+/** The metric of a model, with its standard error. */
+const metricOf = model => withErrorOf([...models.columns.values()], models.columns.get(study.words.key), model);
+
+/** Accuracies and flips of both directions, as `kt pair` begins. */
+function headOf(teacher, student, pair, back) {
+  const flips = row => { const found = pairs.columns.get("pos_flips"); return found && row !== undefined ? withErrorOf([...pairs.columns.values()], found, row) : NONE; };
+  const { metric } = study.words;
+  return facts([[`teacher’s ${metric}`, metricOf(teacher)], [`student’s ${metric}`, metricOf(student)], ["positive flips (teacher better)", flips(pair)], ["negative flips (student better)", flips(back)]].filter(([, text]) => text !== NONE));
+}
+
+/** Every method that was tried on a pair, the largest delta first, and the controls of its student. */
+function outcomes(done, student) {
+  const at = (key, row) => transfers.columns.get(key)?.at(row) ?? NaN;
+  const points = { kind: "number", signed: true, digits: study.words.digits }, percent = { kind: "number", digits: 0, unit: "%" };
+  const both = (value, error) => (Number.isFinite(value) ? shown(points, value) + (Number.isFinite(error) ? ` ± ${shown({ ...points, signed: false }, error)}` : "") : NONE);
+  const methods = [...done].sort((a, b) => at("delta", b) - at("delta", a)).map(row => [at("method", row), both(at("delta", row), at("delta_se", row)), both(at("beyond", row), at("beyond_se", row)), shown(percent, at("transfer_rate", row)), at("seeds", row)]);
+  const controls = study.controls.filter(control => control.seeds[student]).map(control => [`${control.method} (control)`, both(control.delta[student], control.delta_se[student] ?? NaN), NONE, NONE, control.seeds[student]]);
+  return grid(["method", `delta ± SE, ${study.words.short}`, "beyond its control", "transfer rate", "seeds"], [...methods, ...controls]);
+}
+
+function classesOf(found) {
+  const count = found.many === 1 ? "1 class" : `${found.many ? found.many.toLocaleString("en") : "no"} classes`;
+  const made = [create("h3", {}, `The teacher knows ${count} better${found.rows.length < found.many ? `; the first ${found.rows.length}` : ""}`)];
+  if (!found.rows.length) return made;
+  const sized = study.sizes.length > 0, whole = number => number.toLocaleString("en");
+  const lines = found.rows.map(({ name, of, gained, lost }) => [name, ...(sized ? [whole(of)] : []), whole(gained), whole(lost), shown({ kind: "number", signed: gained > lost }, gained - lost)]);
+  made.push(grid(["class", ...(sized ? [study.words.counted] : []), "only the teacher right", "only the student right", "lead"], lines));
+  return [...made, create("p", { className: "soft" }, `Counted in ${study.words.counted}, before any transfer.`)];
+}
+
 function pairDetail(pair) {
   const teacher = teacherOf[pair], student = studentOf[pair], back = findPair(student, teacher);
-  const all = measured([...pairs.columns.values()], pair);
   const made = [create("h2", {}, link(modelNames[teacher], { model: teacher }), " → ", link(modelNames[student], { model: student }))];
   if (back !== undefined) made.push(create("p", { className: "soft" }, link("the other way round", { pair: back })));
-  made.push(facts(all.slice(0, FIRST)));
-  if (all.length > FIRST) made.push(create("details", {}, create("summary", { className: "soft" }, "all measures"), facts(all.slice(FIRST))));
-  const done = transfersOf.get(pair) ?? [];
-  made.push(create("h3", {}, `Transfer, ${study.words.short}`));
-  if (done.length) made.push(grid(["method", "delta ± SE", "control", "beyond"], done.map(row => [transfers.columns.get("method").at(row), delta(row), ...["control_delta", "beyond"].map(key => ofTransfer(key, row))])), create("p", { className: "soft" }, `Means over ${noun(transfers.columns.get("seeds").at(done[0]), "seed")}. The control of methods with labels is finetune, that of the others self; ensembles have none.`));
-  else made.push(create("p", { className: "soft" }, "No transfer of this pair has finished."));
+  made.push(headOf(teacher, student, pair, back));
   const found = leads(pair);
-  if (found) {
-    const count = found.many === 1 ? "1 class" : `${found.many.toLocaleString("en") === "0" ? "no" : found.many.toLocaleString("en")} class${found.many ? "es" : ""}`;
-    made.push(create("h3", {}, `The teacher knows ${count} better${found.rows.length < found.many ? `; the first ${found.rows.length}` : ""}`));
-    if (found.rows.length) made.push(grid(["class", ...(study.sizes.length ? [study.words.counted] : []), "only the teacher right", "only the student right", "lead"], found.rows.map(({ name, of, gained, lost }) => [name, ...(study.sizes.length ? [of.toLocaleString("en")] : []), ...[gained, lost].map(count => count.toLocaleString("en")), shown({ kind: "number", signed: gained > lost }, gained - lost)])), create("p", { className: "soft" }, `Counted in ${study.words.counted}, before any transfer.`));
-  }
+  if (found) made.push(...classesOf(found));
+  const done = transfersOf.get(pair) ?? [];
+  made.push(create("h3", {}, "Transfer"));
+  if (!done.length) made.push(create("p", { className: "soft" }, "No transfer of this pair has finished."));
+  else made.push(outcomes(done, student), create("p", { className: "soft" }, `Means over seeds. The first ± is over ${study.words.examples}, the second over seeds. The control of methods with labels is finetune, that of the others self, trained with the same seeds; ensembles have none.`));
+  const all = measured([...pairs.columns.values()], pair);
+  made.push(create("details", { open: true }, create("summary", {}, "Measures of the pair"), facts(all)));
   return made;
 }
 

@@ -23,7 +23,7 @@ const COLOURED = {
 const AXES = {
   transfers: [study.words.gap, "delta"], pairs: [study.words.gap, "pos_flips"], models: ["params", study.words.key],
 };
-const SHOWN_ROWS = 100, FIRST = 6;
+const SHOWN_ROWS = 100;
 
 const taught = transfers.columns.get("method").values;
 const teaching = study.methods.filter(method => taught.includes(method) && !study.ensembles.includes(method));

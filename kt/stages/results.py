@@ -7,7 +7,6 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -110,17 +109,12 @@ def report(study: Study, config: Path, source: Path, analysis: Path | None, draw
     log.info("report: %s", out)
 
 
-def explore(study: Study, layout: Layout, source: Path, out: Path) -> None:
-    """Write the page to explore the tables with; with the sizes of the classes where the tables are the study's own."""
+def explore(study: Study, source: Path, out: Path) -> None:
+    """Write the page to explore the tables with."""
     from kt.figures.tables import Tables
     from kt.report.explore import render
 
-    own = source.resolve() == layout.tables.resolve() and (layout.data / "meta.json").exists()
-    sizes: list[int] = []
-    if own and study.task.classifies:
-        dataset = Dataset.open(layout.data)
-        sizes = np.bincount(dataset.labels[dataset.rows("test")], minlength=dataset.classes).tolist()
-    store.write_text(out, render(Tables.read(source), study.title, study.analysis.equal_within, sizes))
+    store.write_text(out, render(Tables.read(source), study.title, study.analysis.equal_within))
     log.info("explore: %s", out)
 
 
