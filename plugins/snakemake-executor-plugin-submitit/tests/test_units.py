@@ -236,6 +236,17 @@ def test_reasons_that_do_not_pass(reason: str, lasts: bool) -> None:
     assert lasting(reason) is lasts
 
 
+def test_features_that_no_node_has_together_are_refused_and_all_else_is_left_to_slurm() -> None:
+    nodes = {frozenset({"fast", "a100"}), frozenset({"large"}), frozenset({"(null)"})}
+    site = {"main": checks.Partition(minutes=60, features=nodes), "big": checks.Partition(minutes=60)}
+    for fine in ("", "fast", "fast&a100", "fast|large", "[fast*2&large*1]", "fast&other", "large"):
+        checks.compare("one", request.read({"constraint": fine}, 1), site)
+    with pytest.raises(
+        ValueError, match=r"^rule one: no node in partition main has all features of 'fast&large'; nodes"
+    ):
+        checks.compare("one", request.read({"constraint": "fast&large", "partition": "main"}, 1), site)
+
+
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [("infinite", float("inf")), ("1-00:00:00", 1440), ("2:30:00", 150), ("30:00", 30), ("7-12:00:00", 10800)],

@@ -22,9 +22,11 @@ class Partition:
     Attributes:
         gpus: GPU types; the empty name stands for GPUs without a type.
         minutes: Longest time limit.
+        features: Features of its nodes, one set for each kind of node.
     """
 
     gpus: set[str] = field(default_factory=set)
+    features: set[frozenset[str]] = field(default_factory=set)
     minutes: float = 0.0
 
 
@@ -34,17 +36,18 @@ def partitions() -> dict[str, Partition]:
     Raises:
         ValueError: ``sinfo`` fails.
     """
-    shown = run("sinfo", "--noheader", "--all", "--format=%R|%G|%l")
+    shown = run("sinfo", "--noheader", "--all", "--format=%R|%G|%l|%f")
     if shown.returncode:
         raise ValueError(f"sinfo fails: {message(shown.stderr)}")
     found: dict[str, Partition] = {}
     for line in shown.stdout.splitlines():
         name, *rest = line.split("|")
-        if len(rest) != 2 or " " in name:
+        if len(rest) != 3 or " " in name:
             continue  # a banner
         partition = found.setdefault(name, Partition())
         partition.gpus.update(gpu_types(rest[0]))
         partition.minutes = max(partition.minutes, minutes(rest[1]))
+        partition.features.add(frozenset(rest[2].split(",")))
     return found
 
 
@@ -60,7 +63,7 @@ def gpu_types(gres: str) -> list[str]:
 
 
 def compare(rule: str, request: Request, site: dict[str, Partition]) -> None:
-    """Compare partition, time limit and GPU type with those of the site.
+    """Compare partition, time limit, GPU type and features with those of the site.
 
     Raises:
         ValueError: The error and the site's valid values, in one line.
@@ -78,6 +81,15 @@ def compare(rule: str, request: Request, site: dict[str, Partition]) -> None:
         raise ValueError(
             f"rule {rule}: no GPU of type {request.gpu_type!r}{_near(request.gpu_type, kinds)} "
             f"in partition {' or '.join(named)}; known: {known}"
+        )
+    kinds_of_nodes = set().union(*(site[name].features for name in named))
+    together = set(request.constraint.split("&"))
+    # any other form is left to SLURM, and so are unknown features; it knows features of nodes that are down, too
+    plain = together <= set().union(*kinds_of_nodes)
+    if plain and not any(together <= features for features in kinds_of_nodes):
+        raise ValueError(
+            f"rule {rule}: no node in partition {' or '.join(named)} has all features of {request.constraint!r}; "
+            f"nodes have {', '.join(sorted('&'.join(sorted(each)) for each in kinds_of_nodes if each & together))}"
         )
     longest = max(site[name].minutes for name in named)
     if request.minutes > longest:
