@@ -19,6 +19,7 @@ include: "workflow/rules/report.smk"
 # Shorter than a cluster job takes to start.
 localrules:
     all,
+    round,
     pairs,
     choose,
     zoo,

@@ -37,6 +37,10 @@ class Layout:
         """The rows of one transfer job: of a chunk of pairs, of the `groups`, or of the `search`."""
         return self.root / "transfer" / student / f"{chunk}.parquet"
 
+    def round(self, number: int) -> Path:
+        """The pairs of one round of the rule `adaptive`."""
+        return self.root / "rounds" / f"{number}.parquet"
+
     def experiment(self, rule: str, name: str) -> Path:
         """The rows of one experiment, as of a transfer job."""
         return self.root / "experiments" / rule / name / "rows.parquet"

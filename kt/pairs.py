@@ -15,12 +15,12 @@ from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise, product
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema, field_validator
+from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from kt.errors import KtError, listed, nearest, quoted, short, unknown
@@ -148,7 +148,34 @@ class FromFile(_Rule):
     path: File = Field(description="a .csv or .parquet file; `kt next --out` writes one")
 
 
-PairRule = Annotated[All | Random | Explicit | Top | Stratified | FromFile, Field(discriminator="select")]
+class Adaptive(_Rule):
+    """In rounds, each chosen from the finished transfers of those before; round 0 draws teachers at random."""
+
+    select: Literal["adaptive"]
+    start: PositiveInt = Field(
+        2, description="teachers of every student in round 0, drawn by a hash of the names; the analysis rests on them"
+    )
+    rounds: PositiveInt = Field(4, description="rounds after round 0")
+    share: float | None = Field(None, gt=0, le=1, description="of all pairs, those to transfer, round 0 included")
+    budget: float | None = Field(
+        None, gt=0, description="hours of training to spend instead, round 0 included; the number of pairs follows"
+    )
+    aim: Literal["best_teacher", "predict"] = Field(
+        "best_teacher",
+        alias="for",
+        description="whether to find each student's best teacher and method, or to predict the gains of all pairs",
+    )
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if (self.share is None) == (self.budget is None):
+            given = "none" if self.share is None else "both"
+            raise ValueError(f"one of 'share' and 'budget' is needed, not {given}")
+        return self
+
+
+PairRule = Annotated[All | Random | Explicit | Top | Stratified | FromFile | Adaptive, Field(discriminator="select")]
 
 
 def named(rule: PairRule) -> list[tuple[str, str]]:
@@ -188,6 +215,8 @@ def _candidates(names: tuple[str, ...], rule: PairRule) -> tuple[Pair, ...]:
         pairs = draw(pairs, rule.n, rule.seed)
     if not pairs:
         raise KtError(f"pairs: the rule {rule.select!r} selects no pair of the {len(names)} models")
+    if isinstance(rule, Adaptive):
+        quotas(Counter(student for _, student in pairs), rule)
     return tuple(pairs)
 
 
@@ -273,8 +302,77 @@ def draw(pairs: list[Pair], n: int, seed: int) -> list[Pair]:
     return [pairs[i] for i in sorted(first)]
 
 
+def quotas(teachers: Mapping[str, int], rule: Adaptive) -> dict[str, list[int]]:
+    """Pairs of every student in every round, known before anything runs; with a budget of hours those of round 0 alone.
+
+    All students get the same number, but for one more or less: none is passed over because its pairs look bad.
+
+    Args:
+        teachers: teachers that each student may have.
+        rule: the rule.
+
+    Raises:
+        KtError: the share is too small for round 0, or leaves fewer pairs than there are rounds.
+    """
+    start = {student: min(rule.start, count) for student, count in teachers.items()}
+    found = {student: [count] for student, count in start.items()}
+    if rule.share is None:
+        return found
+    every, begin = sum(teachers.values()), sum(start.values())
+    wanted = round(rule.share * every)
+    if wanted <= begin:
+        least = math.ceil(1000 * (begin + 1) / every) / 1000
+        text = f"pairs.share: {rule.share:g} of {every} pairs are {wanted}, and round 0 takes {begin} ({rule.start} for"
+        allowed = f"at least {least:g}, or a smaller pairs.start" if least <= 1 else "a smaller pairs.start"
+        raise KtError(f"{text} each student); allowed: {allowed}")
+    if wanted - begin < rule.rounds:
+        raise KtError(f"pairs.rounds: {rule.rounds} for {wanted - begin} pairs; allowed: at most {wanted - begin}")
+    before = dict.fromkeys(teachers, 0)
+    for number in range(1, rule.rounds + 1):
+        total = (wanted - begin) * number // rule.rounds
+        after = spread(total, {student: count - start[student] for student, count in teachers.items()})
+        for student in teachers:
+            found[student].append(after[student] - before[student])
+        before = after
+    return found
+
+
+def spread(total: int, most: Mapping[str, int]) -> dict[str, int]:
+    """A number in parts as equal as their limits allow; the rest of the division goes to the first that have room.
+
+    A larger total makes no part smaller.
+    """
+    total = min(total, sum(most.values()))
+    level = 0
+    while sum(min(level + 1, limit) for limit in most.values()) <= total and level < max(most.values(), default=0):
+        level += 1
+    parts = {name: min(level, limit) for name, limit in most.items()}
+    left = total - sum(parts.values())
+    for name in [name for name, limit in most.items() if limit > level][:left]:
+        parts[name] += 1
+    return parts
+
+
+def rounds(names: Sequence[str], rule: Adaptive) -> dict[str, list[int]]:
+    """Rounds in which each student has a transfer job, in their order; with a budget some jobs may be empty."""
+    found = quotas(Counter(student for _, student in candidates(names, rule)), rule)
+    if rule.share is None:
+        return {student: list(range(rule.rounds + 1)) for student in found}
+    return {student: [number for number, n in enumerate(of_rounds) if n] for student, of_rounds in found.items()}
+
+
+def start(names: Sequence[str], rule: Adaptive) -> list[Pair]:
+    """The pairs of round 0, in the order of ``names``: teachers of every student, drawn by a hash."""
+    mine: dict[str, list[Pair]] = {}
+    for pair in candidates(names, rule):
+        mine.setdefault(pair[1], []).append(pair)
+    return [pair for pairs in mine.values() for pair in draw(pairs, rule.start, rule.seed)]
+
+
 def jobs(names: Sequence[str], rule: PairRule, pairs_per_job: int) -> dict[str, int]:
     """Number of transfer jobs of every student that may have one, known before anything runs."""
+    if isinstance(rule, Adaptive):
+        return {student: len(found) for student, found in rounds(names, rule).items()}
     teachers = Counter(student for _, student in candidates(names, rule))
     limit = most(rule) or len(names)
     return {student: math.ceil(min(count, limit) / pairs_per_job) for student, count in teachers.items()}
@@ -282,7 +380,7 @@ def jobs(names: Sequence[str], rule: PairRule, pairs_per_job: int) -> dict[str, 
 
 def needs_scores(rule: PairRule) -> bool:
     """Whether the choice uses the complementarity table of the validation split."""
-    return isinstance(rule, Top | Stratified)
+    return isinstance(rule, Top | Stratified | Adaptive)
 
 
 def score_of(rule: PairRule) -> str:
@@ -325,6 +423,10 @@ def select(
     """
     import pandas as pd
 
+    if isinstance(rule, Adaptive):
+        raise KtError(
+            "pairs: the rule 'adaptive' chooses round by round; give a round's table of pairs, as `kt round` does"
+        )
     chosen = pd.DataFrame(candidates(names, rule), columns=["teacher", "student"])
     chosen["reason"] = rule.select
     if isinstance(rule, Top):

@@ -37,15 +37,16 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 class Spec(BaseModel):
     """A frozen section of the configuration that refuses unknown keys and silent type conversion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, value: Any) -> Any:
         if isinstance(value, dict):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
             for key in value:
-                if key not in cls.model_fields:
-                    message = unknown("key", str(key), cls.model_fields)
+                if key not in known:
+                    message = unknown("key", str(key), known)
                     raise PydanticCustomError("unknown_key", "{message}", {"message": message})
         return value
 

@@ -132,8 +132,8 @@ def _greedy(
             np.full(models, max(found.student, 1e-3 * noise)),
         ]
     )
-    covariance = np.asarray(np.linalg.inv(np.diag(1 / prior) + _products(old, seen, models) / noise), np.float64)
-    wanted = _products(x, candidates, models)
+    covariance = np.asarray(np.linalg.inv(np.diag(1 / prior) + products(old, seen, models) / noise), np.float64)
+    wanted = products(x, candidates, models)
     open_, spent = np.ones(len(x), bool), 0.0
     picks: list[int] = []
     errors: list[float] = []
@@ -142,10 +142,10 @@ def _greedy(
         affordable = open_ & (spent + hours <= budget * (1 + 1e-12))
         if not affordable.any():
             break
-        gain = _form(covariance @ wanted @ covariance, x, candidates, k, models)
-        gain /= noise + _form(covariance, x, candidates, k, models)
+        gain = form(covariance @ wanted @ covariance, x, candidates, k, models)
+        gain /= noise + form(covariance, x, candidates, k, models)
         pick = int(np.argmax(np.where(affordable, gain / hours, -np.inf)))
-        row = _row(x[pick], int(candidates.teachers[pick]), int(candidates.students[pick]), models)
+        row = row_of(x[pick], int(candidates.teachers[pick]), int(candidates.students[pick]), models)
         along = covariance @ row
         covariance -= np.outer(along, along) / (noise + float(row @ along))
         open_[pick] = False
@@ -155,13 +155,14 @@ def _greedy(
     return errors, before, picks
 
 
-def _row(x: Floats, teacher: int, student: int, models: int) -> Floats:
+def row_of(x: Floats, teacher: int, student: int, models: int) -> Floats:
+    """A pair's row z: its properties, a flag of the teacher and a flag of the student."""
     row = np.zeros(len(x) + 2 * models)
     row[: len(x)], row[len(x) + teacher], row[len(x) + models + student] = x, 1, 1
     return row
 
 
-def _products(x: Floats, pairs: Pairs, models: int) -> Floats:
+def products(x: Floats, pairs: Pairs, models: int) -> Floats:
     """Z'Z for pairs whose rows Z are their properties, a flag of the teacher and a flag of the student."""
     k = x.shape[1]
     size = k + 2 * models
@@ -177,7 +178,7 @@ def _products(x: Floats, pairs: Pairs, models: int) -> Floats:
     return np.asarray(made + together + together.T, np.float64)
 
 
-def _form(matrix: Floats, x: Floats, pairs: Pairs, k: int, models: int) -> Floats:
+def form(matrix: Floats, x: Floats, pairs: Pairs, k: int, models: int) -> Floats:
     """The form z'Mz of every pair's row z, [n], without writing the rows out."""
     t, s = k + pairs.teachers, k + models + pairs.students
     of_x = x @ matrix[:k, :k]

@@ -95,6 +95,11 @@ def _add_pairs(add: Add) -> None:
     sub.add_argument("--models", type=Path, help="table of models, whose families `stratified` uses")
     _out(sub, "table")
 
+    run = _stage(lambda s, study, lay, a: s.choose_round(study, lay, a.round, a.out or lay.round(a.round)))
+    sub = add("round", run, "choose one round's pairs for the rule `adaptive`", "kt round --round 1")
+    sub.add_argument("--round", type=whole(0), required=True, help="its number; round 0 is drawn at random")
+    _out(sub, "table")
+
 
 def _add_transfers(add: Add) -> None:
     run = _stage(

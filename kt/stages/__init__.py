@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from kt.stages.members import data, predict, preview, zoo
     from kt.stages.one_pair import pair, write_images
     from kt.stages.results import choose, complementarity, explore, gather, pairs, report
+    from kt.stages.rounds import choose_round
     from kt.stages.units import Wanted, experiment, groups, plan_export, run_export, search, transfer
 
 __all__ = [
     "Wanted",
     "choose",
+    "choose_round",
     "complementarity",
     "data",
     "experiment",
@@ -42,6 +44,7 @@ _HOMES = {
     "members": ("data", "predict", "preview", "zoo"),
     "one_pair": ("pair", "write_images"),
     "results": ("choose", "complementarity", "explore", "gather", "pairs", "report"),
+    "rounds": ("choose_round",),
     "units": ("Wanted", "experiment", "groups", "plan_export", "run_export", "search", "transfer"),
 }
 """Stages by the module that has them."""

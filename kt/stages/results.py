@@ -21,6 +21,7 @@ from kt.layout import Layout
 from kt.pairs import select
 from kt.stages.common import check_predictions, metadata, truth_of
 from kt.stages.pictures import pictures
+from kt.stages.rounds import gather_rounds
 from kt.study.study import Study
 from kt.tables import gather as final
 from kt.tables import schema
@@ -142,7 +143,12 @@ def complementarity(study: Study, layout: Layout, split: str, out: Path, threads
 
 
 def pairs(study: Study, layout: Layout, scores: Path | None, models: Path | None, out: Path) -> None:
-    """Choose the pairs that get a transfer."""
+    """Choose the pairs that get a transfer; of the rule ``adaptive`` gather its rounds."""
+    if isinstance(study.pairs, pairing.Adaptive):
+        rows = gather_rounds(study, layout, study.pairs)
+        schema.write(out, "pairs", rows, metadata(study))
+        log.info("pairs: %d in %d rounds", len(rows), study.pairs.rounds + 1)
+        return
     columns = ["teacher", "student", pairing.score_of(study.pairs)]
     found = schema.read_frame(scores, "complementarity", columns) if scores else None
     families = None

@@ -14,7 +14,7 @@ from kt import predictions
 from kt.data.datasets import Dataset
 from kt.errors import KtError, listed, unknown
 from kt.layout import Layout
-from kt.pairs import select
+from kt.pairs import Adaptive, select
 from kt.spec import shown
 from kt.stages.common import FreshZoo, known_model, metadata, truth_of
 from kt.stages.jobs import Alone, Job, Pairs, inspected
@@ -36,17 +36,20 @@ def transfer(
     """Do the missing units of one chunk of a student's teachers, and write the rows of all of them.
 
     ``table`` holds the pairs; without one they are chosen anew, which needs no file but for the rule ``top``. The first
-    chunk also has the student's controls.
+    chunk also has the student's controls. Of the rule ``adaptive`` each has them for its own teachers: none knows those
+    of later rounds, and the trainings are in the ledger from the first.
     """
     chosen = (
         schema.read_frame(table, "pairs") if table else select(study.names, study.pairs, study.transfer.pairs_per_job)
     )
     mine = chosen[chosen["student"] == known_model(study, student)]
     teachers = mine.loc[mine["chunk"] == chunk, "teacher"].tolist()
-    first = chunk == 0 and len(mine) > 0
+    rounds = isinstance(study.pairs, Adaptive)
+    named = mine["teacher"].tolist() if chunk == 0 and not rounds else teachers
+    controls = len(named) > 0 and (chunk == 0 or rounds)
     methods, plans = requested.methods(study, layout), requested.plans(study, Dataset.open(layout.data).hash)
-    units = requested.of_student(study, plans, methods, student, teachers, controls=first)
-    job = Pairs(study, layout, student, mine["teacher"].tolist() if first else teachers)
+    units = requested.of_student(study, plans, methods, student, teachers, controls=controls)
+    job = Pairs(study, layout, student, named)
     _write(study, out, "transfers", [row for _, found in job.run(units, threads) for row in found])
 
 

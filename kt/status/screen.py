@@ -15,7 +15,8 @@ from kt.layout import Layout
 from kt.status import index
 from kt.status import jobs as cluster
 from kt.status.jobs import Job, Record
-from kt.status.survey import Survey, duration, survey
+from kt.status.survey import Survey, duration, seen, survey
+from kt.study import units
 from kt.study.study import Study
 from kt.transfer import groups as grouping
 
@@ -98,7 +99,34 @@ def lines(study: Study, layout: Layout, logs: Path, config: Path, now: datetime)
     ]
     width = max(len(name) for name, _ in facts) + 2
     told = [f"{name:<{width}}{text}" for name, text in facts if text]
-    return [f"{study.title}  ({now:%Y-%m-%d %H:%M:%S})", *table, "", *told, *_failures(state, record, there, layout)]
+    title = f"{study.title}  ({now:%Y-%m-%d %H:%M:%S})"
+    told += rounds(study, layout, state)
+    return [title, *table, "", *told, *_failures(state, record, there, layout)]
+
+
+def rounds(study: Study, layout: Layout, state: Survey) -> list[str]:
+    """What each round of the rule ``adaptive`` has or will cost, a line each; none of other rules."""
+    rule = study.pairs
+    if not isinstance(rule, pairs.Adaptive):
+        return []
+    plan, methods = units.plans(study, ""), study.transfer.methods.chosen()
+    one = units.of_student(study, plan, methods, study.names[0], study.names[:1], controls=False)
+    images = sum(seen(unit, study.transfer.training, state.images.get("transfer", 0)) for unit in one)
+    found, told = units.rounds(study, layout, rule), []
+    for number, of_round in enumerate(found.pairs):
+        if rule.budget is not None and number >= max(1, found.chosen):
+            parts = "an equal part" if number < rule.rounds else "all"
+            told.append(f"round {number}: {parts} of what is left of {rule.budget:g} hours")
+            continue
+        paces = [state.pace.of(student) for _, student in of_round]
+        seconds = images * sum(pace[0] for pace in paces if pace)
+        took = f"about {duration(seconds)}" if all(paces) and images else "time unknown"
+        pairs_of_round = f"{len(of_round)} pair{'' if len(of_round) == 1 else 's'}"
+        state_of_round = "chosen" if number < found.chosen else "not chosen yet"
+        told.append(
+            f"round {number}: {pairs_of_round}, {len(of_round) * len(one)} trainings, {took} ({state_of_round})"
+        )
+    return told
 
 
 def _table(found: Mapping[str, Counter[str]], wanted: Mapping[str, Mapping[str, bool]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 from kt import pairs, predictions, store
@@ -129,8 +130,13 @@ class Job:
 
 
 def teachers_of(study: Study, layout: Layout) -> dict[str, list[str]]:
-    """Teachers of every student: the table of pairs where it is made, else those that the rule may choose."""
-    if pairs.needs_scores(study.pairs) and layout.table("pairs").exists():
+    """Teachers of every student: the table of pairs where it is made, else those that the rule may choose.
+
+    Of rounds that are not chosen yet, teachers that are left stand for those that will be.
+    """
+    if isinstance(study.pairs, pairs.Adaptive):
+        chosen = [pair for of_round in rounds(study, layout, study.pairs).pairs for pair in of_round]
+    elif pairs.needs_scores(study.pairs) and layout.table("pairs").exists():
         table = schema.read(layout.table("pairs"), "pairs", ["teacher", "student"]).to_pylist()
         chosen = [(row["teacher"], row["student"]) for row in table]
     else:
@@ -140,6 +146,37 @@ def teachers_of(study: Study, layout: Layout) -> dict[str, list[str]]:
         found.setdefault(student, []).append(teacher)
     most = pairs.most(study.pairs)
     return {student: teachers[:most] for student, teachers in found.items()}
+
+
+class Rounds(NamedTuple):
+    """Rounds of the rule ``adaptive``.
+
+    Attributes:
+        chosen: how many of them are chosen.
+        pairs: those of every round, first the chosen ones; of the others stand-ins, none where only hours are known.
+    """
+
+    chosen: int
+    pairs: list[list[pairs.Pair]]
+
+
+def rounds(study: Study, layout: Layout, rule: pairs.Adaptive) -> Rounds:
+    """The rounds of a study, as far as they are known."""
+    left: dict[str, dict[str, None]] = {}
+    for teacher, student in pairs.candidates(study.names, rule):
+        left.setdefault(student, {})[teacher] = None
+    planned = pairs.quotas({student: len(teachers) for student, teachers in left.items()}, rule)
+    found: list[list[pairs.Pair]] = []
+    while len(found) <= rule.rounds and layout.round(len(found)).exists():
+        table = schema.read(layout.round(len(found)), "pairs", ["teacher", "student"]).to_pylist()
+        found.append([(row["teacher"], row["student"]) for row in table])
+        for teacher, student in found[-1]:
+            left.get(student, {}).pop(teacher, None)
+    chosen, others = len(found), {student: iter(teachers) for student, teachers in left.items()}
+    for number in range(chosen, rule.rounds + 1):
+        quota = {student: of_rounds[number] for student, of_rounds in planned.items() if number < len(of_rounds)}
+        found.append([(teacher, student) for student, n in quota.items() for teacher in islice(others[student], n)])
+    return Rounds(chosen, found)
 
 
 def jobs(study: Study, layout: Layout, teachers: Mapping[str, Sequence[str]]) -> Iterator[Job]:

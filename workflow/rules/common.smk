@@ -15,6 +15,7 @@ from kt.figures.captions import CAPTIONS
 from kt.errors import KtError, unknown
 from kt.layout import Layout
 from kt.status import index as kt_index
+from kt.status import screen as kt_screen
 from kt.study import load as kt_config
 from kt.study import units as kt_units
 from kt.tables.of_analysis import ANALYSIS
@@ -57,6 +58,12 @@ LAYOUT = Layout(
 LOGS = LAYOUT.root / "logs"
 JOBS = kt_pairs.jobs(STUDY.names, STUDY.pairs, STUDY.transfer.pairs_per_job)
 NEEDS_SCORES = kt_pairs.needs_scores(STUDY.pairs)
+# Rounds in which each student has its jobs, where pairs are chosen from the transfers of the rounds before.
+ROUNDS = (
+    kt_pairs.rounds(STUDY.names, STUDY.pairs)
+    if STUDY.pairs.select == "adaptive"
+    else {}
+)
 TEACHERS = {student: [] for student in JOBS}
 for teacher, student in kt_pairs.candidates(STUDY.names, STUDY.pairs):
     TEACHERS[student].append(teacher)
@@ -114,6 +121,23 @@ def teachers(wildcards):
         if chunk == 0 or NEEDS_SCORES
         else everyone[chunk * size : (chunk + 1) * size]
     )
+
+
+def pairs_table(wildcards):
+    """The table of pairs that a job reads; where names alone decide, it knows its own."""
+    if ROUNDS:
+        return LAYOUT.round(ROUNDS[wildcards.student][int(wildcards.chunk)])
+    return LAYOUT.table("pairs") if NEEDS_SCORES else []
+
+
+def transfers_of_round(number):
+    """Rows of the jobs of one round."""
+    return [
+        LAYOUT.transfer(student, chunk)
+        for student, found in ROUNDS.items()
+        for chunk, of_job in enumerate(found)
+        if of_job == number
+    ]
 
 
 # As texts: a thousand models have a hundred thousand pairs, and making a path takes longer than looking it up.
@@ -256,6 +280,8 @@ if workflow.is_main_process:
         str(path) for path in status.tables_with(LAYOUT, SURVEY.damaged + SURVEY.again)
     }
     print(f"kt: {len(STUDY.names)} models, {SURVEY.line()}", file=sys.stderr)
+    for line in kt_screen.rounds(STUDY, LAYOUT, SURVEY):
+        print(f"kt: {line}", file=sys.stderr)
 
 
 def again_if_damaged(output):

@@ -165,10 +165,22 @@ def seen(methods, teachers):
     )
 
 
+QUOTAS = (
+    kt_pairs.quotas({name: len(found) for name, found in TEACHERS.items()}, STUDY.pairs)
+    if ROUNDS
+    else {}
+)
+
+
 def training_images(wildcards):
     """Images that a job's missing trainings see, each as often as it is seen."""
     methods = STUDY.transfer.methods.chosen().values()
     mine = min(len(teachers(wildcards)), STUDY.transfer.pairs_per_job)
+    if ROUNDS:
+        of_student = QUOTAS[wildcards.student]
+        number = ROUNDS[wildcards.student][int(wildcards.chunk)]
+        # With a budget of hours nobody knows the number before the round.
+        mine = of_student[number] if number < len(of_student) else math.inf
     images = mine * seen([m for m in methods if not m.control], 1)
     if wildcards.chunk == "0":
         images += seen([m for m in methods if m.control], 0)

@@ -21,9 +21,41 @@ rule complementarity:
         "kt complementarity --split {wildcards.split} --out={output:q} --threads {threads} --log={log:q}"
 
 
+rule round:
+    input:
+        # Of the rounds before; what they were chosen from is thus older too.
+        lambda wildcards: transfers_of_round(int(wildcards.number) - 1),
+        lambda wildcards: [LAYOUT.round(n) for n in range(int(wildcards.number))],
+        lambda wildcards: (
+            [LAYOUT.complementarity("validation"), LAYOUT.table("zoo")]
+            if int(wildcards.number)
+            else []
+        ),
+    output:
+        LAYOUT.root / "rounds" / "{number}.parquet",
+    log:
+        LOGS / "rounds" / "{number}.log",
+    wildcard_constraints:
+        number=r"\d+",
+    conda:
+        "../../envs/kt.yaml"
+    params:
+        names=STUDY.names,
+        rule=STUDY.pairs.plain(),
+    message:
+        "choose the pairs of round {wildcards.number}"
+    shell:
+        "kt round --round {wildcards.number} --out={output:q} --log={log:q}"
+
+
 rule pairs:
     input:
-        scores=LAYOUT.complementarity("validation") if NEEDS_SCORES else [],
+        rounds=(
+            [LAYOUT.round(n) for n in range(STUDY.pairs.rounds + 1)] if ROUNDS else []
+        ),
+        scores=(
+            LAYOUT.complementarity("validation") if NEEDS_SCORES and not ROUNDS else []
+        ),
         models=LAYOUT.table("zoo") if kt_pairs.needs_families(STUDY.pairs) else [],
         listed=[STUDY.pairs.path] if STUDY.pairs.select == "file" else [],
         gate=LAYOUT.table("zoo") if GATED else [],
@@ -38,7 +70,7 @@ rule pairs:
         rule=STUDY.pairs.plain(),
         size=STUDY.transfer.pairs_per_job,
         scores=lambda wildcards, input: (
-            f"--scores={shlex.quote(input.scores)}" if NEEDS_SCORES else ""
+            f"--scores={shlex.quote(input.scores)}" if input.scores else ""
         ),
         models=lambda wildcards, input: (
             f"--models={shlex.quote(input.models)}" if input.models else ""

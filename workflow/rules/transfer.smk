@@ -45,8 +45,8 @@ rule choose:
 rule transfer:
     input:
         again_if_damaged(LAYOUT.transfer("{student}", "{chunk}")),
-        # Where names alone decide the pairs, the job knows its own; a longer table must not run it again.
-        pairs=LAYOUT.table("pairs") if NEEDS_SCORES else [],
+        # Where names alone decide the pairs, a longer table must not run the job again.
+        pairs=pairs_table,
         search=LAYOUT.table("search") if TRIALS else [],
         weights=transfer_weights,
         logits=cached_logits,
@@ -74,7 +74,7 @@ rule transfer:
             if GATED
             else ""
         ),
-        pairs=f"--pairs {LAYOUT.table('pairs')}" if NEEDS_SCORES else "",
+        pairs=lambda wildcards, input: f"--pairs {input.pairs}" if NEEDS_SCORES else "",
     message:
         "transfer to {wildcards.student}, part {wildcards.chunk}"
     shell:
