@@ -314,6 +314,12 @@ def limits(tables: Tables, inputs: Inputs, outcomes: list[Outcomes]) -> list[str
 
 
 def _limits(tables: Tables, inputs: Inputs, outcomes: list[Outcomes]) -> Iterator[str]:
+    if inputs.left_out:
+        yield (
+            f"The average pair, from the {counted(inputs.left_out, 'pair')} that results of earlier ones chose:"
+            " the answer, means, tests and predictors of the analysis leave these out, and rest on the pairs that were"
+            " drawn at random. Figures and the table `methods` show all that were transferred."
+        )
     if not inputs.measured:
         yield "Flips, agreement and other measures of pairs: there is no table `complementarity`."
     apart = inputs.several.loc[inputs.several["control"], "method"].unique()

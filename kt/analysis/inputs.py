@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from kt.analysis.deltas import PAIR, on_test
 from kt.errors import KtError, listed, nearest, quoted, unknown
@@ -24,6 +25,7 @@ REQUIRED = {
     "transfers": ("teacher", "student", "method", "delta"),
     "zoo": ("name",),
     "complementarity": ("teacher", "student"),
+    "pairs": ("teacher", "student"),
 }
 CONTROLS = ("self", "finetune")
 """Methods without a teacher, where the table does not say which they are."""
@@ -48,6 +50,7 @@ class Inputs:
         measured: whether there was a table ``complementarity``.
         task: the words of what was learnt.
         clusters: that the test examples belong to; 0 where these are independent, or it is unknown.
+        left_out: pairs that were chosen by results of others, and are not among the transfers here.
     """
 
     transfers: pd.DataFrame
@@ -57,14 +60,16 @@ class Inputs:
     measured: bool
     task: Words
     clusters: int = 0
+    left_out: int = 0
 
 
-def load(transfers: Path, zoo: Path, complementarity: Path | None = None) -> Inputs:
+def load(transfers: Path, zoo: Path, complementarity: Path | None = None, pairs: Path | None = None) -> Inputs:
     """Read the tables; raises ``KtError`` where a file or column is missing, or names or values make no sense."""
+    chosen = None if pairs is None else read(pairs, "pairs")
     scores = None if complementarity is None else read(complementarity, "complementarity")
     task = schema.words(transfers) if transfers.suffix != ".csv" else CLASSIFICATION
     clusters = schema.clusters(zoo) if zoo.suffix != ".csv" and zoo.exists() else 0
-    return prepare(read(transfers, "transfers"), read(zoo, "zoo"), scores, task, clusters)
+    return prepare(read(transfers, "transfers"), read(zoo, "zoo"), scores, task, clusters, chosen)
 
 
 def read(path: Path, table: str) -> pd.DataFrame:
@@ -98,8 +103,13 @@ def prepare(
     complementarity: pd.DataFrame | None = None,
     task: Words = CLASSIFICATION,
     clusters: int = 0,
+    pairs: pd.DataFrame | None = None,
 ) -> Inputs:
-    """The same from frames in memory; models that know some classes only are no part of it."""
+    """The same from frames in memory; models that know some classes only are no part of it.
+
+    Where ``pairs`` has rounds, transfers of pairs that were chosen by the results of earlier ones are left out: the
+    others were drawn at random, and stand for all pairs.
+    """
     zoo = _indexed(zoo[zoo["classes"].isna()] if "classes" in zoo else zoo)
     apart = transfers["teacher"].isna()
     single = _complete(transfers[~apart])
@@ -107,15 +117,26 @@ def prepare(
     if (single["teacher"] == single["student"]).any():
         name = single.loc[single["teacher"] == single["student"], "teacher"].iloc[0]
         raise KtError(f"table transfers: {name!r} is its own teacher")
+    by_results = _chosen_by_results(single, pairs)
+    drawn = single[~by_results].reset_index(drop=True)
     return Inputs(
-        single,
+        drawn,
         _complete(transfers[apart]),
         zoo,
-        _scores(complementarity, zoo, single),
+        _scores(complementarity, zoo, drawn),
         complementarity is not None,
         task,
         clusters,
+        len(single.loc[by_results, PAIR].drop_duplicates()),
     )
+
+
+def _chosen_by_results(rows: pd.DataFrame, pairs: pd.DataFrame | None) -> NDArray[np.bool_]:
+    """Rows whose pair was chosen in a round after the first."""
+    if pairs is None or "round" not in pairs:
+        return np.zeros(len(rows), bool)
+    chosen = pairs.loc[numeric(pairs["round"], "pairs", "round") > 0, PAIR]
+    return np.asarray(pd.MultiIndex.from_frame(rows[PAIR]).isin(pd.MultiIndex.from_frame(chosen)), bool)
 
 
 def _indexed(zoo: pd.DataFrame) -> pd.DataFrame:

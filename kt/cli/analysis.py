@@ -26,6 +26,8 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     example = "kt analyse --transfers transfers.parquet --zoo zoo.parquet --out analysis"
     sub = add("analyse", _analyse, "find which model properties predict gains", example)
     _add_tables(sub)
+    about = "table pairs, whose rounds tell which pairs were chosen by results (default: as for complementarity)"
+    sub.add_argument("--pairs", type=Path, help=about)
     sub.add_argument("--out", type=Path, help="folder to write (default: in the results folder)")
     sub.add_argument(
         "--bootstrap", type=whole(20), default=1000, help="bootstrap samples of models (default: %(default)s)"
@@ -64,20 +66,25 @@ def _add_tables(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(f"--{name}", type=Path, help=about)
 
 
-def _load(args: argparse.Namespace) -> tuple[Inputs, float]:
-    """The tables, and how close a teacher counts as equal; the configuration is read only where it is needed."""
+def _load(args: argparse.Namespace, drawn: bool = False) -> tuple[Inputs, float]:
+    """The tables, and how close a teacher counts as equal; the configuration is read only where it is needed.
+
+    With ``drawn`` without the pairs that were chosen by results.
+    """
     from kt.analysis import inputs
     from kt.analysis.analyse import EQUAL_WITHIN
 
     transfers, zoo, scores, equal_within = args.transfers, args.zoo, args.complementarity, EQUAL_WITHIN
+    pairs = args.pairs if drawn else None
     if not (transfers and zoo):
         from kt.study.load import load
 
         study = load(args.config)
         layout, equal_within = study.layout, study.analysis.equal_within
         scores = scores or (None if transfers else layout.table("complementarity"))
+        pairs = pairs or (layout.table("pairs") if drawn and not transfers else None)
         transfers, zoo = transfers or layout.table("transfers"), zoo or layout.table("zoo")
-    return inputs.load(transfers, zoo, scores), equal_within
+    return inputs.load(transfers, zoo, scores, pairs), equal_within
 
 
 def _analyse(args: argparse.Namespace) -> None:
@@ -88,7 +95,7 @@ def _analyse(args: argparse.Namespace) -> None:
         from kt.study.load import load
 
         out = load(args.config).layout.analysis
-    data, equal_within = _load(args)
+    data, equal_within = _load(args, drawn=True)
     analyse(data, equal_within, args.bootstrap, seed=args.seed).write(out)
     log.info("analysis: tables and summary.md in %s", out)
 

@@ -107,7 +107,10 @@ class Tables:
             KtError: a table is missing or does not fit its schema.
         """
         there = [name for name in OPTIONAL if (folder / f"{name}.parquet").exists()]
-        study = {name: schema.read_frame(folder / f"{name}.parquet", name) for name in (*STUDY, *there)}
+        study = {
+            name: schema.read_frame(folder / f"{name}.parquet", name) for name in (*STUDY, *there) if name != "pairs"
+        }
+        study["pairs"] = schema.read(folder / "pairs.parquet", "pairs", extra=True).to_pandas()  # with rounds
         task, data = schema.words(folder / "transfers.parquet"), _fact(folder / "transfers.parquet", DATA)
         made = {name: schema.read_frame(analysis / f"{name}.parquet", name) for name in ANALYSIS} if analysis else None
         groups = [folder / "methods.parquet", *([analysis / "groups.parquet"] if analysis else [])]
@@ -118,8 +121,13 @@ class Tables:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """The same tables as the analysis takes them."""
+        """The same tables as the analysis takes them, with all pairs."""
         return prepare(self.everything, self.zoo, self.complementarity, self.task, self.clusters)
+
+    @cached_property
+    def drawn(self) -> Inputs:
+        """The same without pairs that were chosen by results, for all that is said of pairs in general."""
+        return prepare(self.everything, self.zoo, self.complementarity, self.task, self.clusters, self.pairs)
 
     def chosen(self, most: int) -> list[str]:
         """At most so many methods that teach a student: the headline methods, then by mean delta; in table order."""

@@ -53,7 +53,7 @@ def render(
     template = _environment().get_template("template.html")
     return template.render(
         title=title,
-        answer=answer(data.inputs, data.analysis, equal_within),
+        answer=answer(data.drawn, data.analysis, equal_within),
         experiments=grids.experiments(data),
         task=data.task,
         examples=plural(data.task.example),
@@ -68,8 +68,8 @@ def render(
 
 def _sections(data: Tables, folder: Path, equal_within: float) -> Iterator[dict[str, Any]]:
     """Every section that has rows, figures or words of its own."""
-    found = gains(data.inputs.transfers, data.inputs.scores, equal_within)
-    weaker = gains(data.inputs.transfers, data.inputs.scores, equal_within, "weaker")
+    found = gains(data.drawn.transfers, data.drawn.scores, equal_within)
+    weaker = gains(data.drawn.transfers, data.drawn.scores, equal_within, "weaker")
     compared = [gain for gain in found if gain.control]
     facts = Facts(data, compared, weaker, focus(found) if found else None, equal_within)
     captions = {name: caption.told(caption_words(data.task)) for name, caption in CAPTIONS.items()}

@@ -222,7 +222,7 @@ def _failures(facts: Facts) -> Part:
 def _limits(facts: Facts) -> Part:
     if not any(len(frame) for frame in facts.tables.analysis.values()):
         return Part([], [], [])
-    inputs = facts.tables.inputs
+    inputs = facts.tables.drawn
     lines = limits(facts.tables.analysis, inputs, gather(inputs))
     models = counted(len(facts.tables.compared), "model")
     first = f"One study of {models} holds for these models and {plural(facts.tables.task.example)}. Unknown remain:"

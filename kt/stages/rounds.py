@@ -87,29 +87,27 @@ def _next(study: Study, layout: Layout, rule: Adaptive, number: int) -> list[tup
     transfers = _on_validation(_transfers(layout, earlier), models, Ledger(layout.ledger))
     scores = schema.read_frame(layout.complementarity("validation"), "complementarity").drop(columns="split")
     inputs = prepare(transfers, _shown(models), scores, study.task.words)
-    known, place = collect(inputs, study.names), {name: i for i, name in enumerate(study.names)}
-    pairs = np.array([(place[t], place[s]) for t, s in pairing.candidates(study.names, rule)], np.int64)
-    zoo = adaptive.Zoo.of(known, pairs[:, 0], pairs[:, 1])
+    candidates, known = pairing.candidates(study.names, rule), collect(inputs, study.names)
+    teachers, students = (known.number(role) for role in zip(*candidates, strict=True))
+    row = {pair: i for i, pair in enumerate(candidates)}
     value = adaptive.values(inputs.transfers, rule.aim)
+    value = value[[pair in row for pair in value.index]]
     if value.empty:
         raise KtError(f"round {number}: no transfer before it has a value on validation to learn from")
-    row = {(int(t), int(s)): i for i, (t, s) in enumerate(pairs)}
-    seen = np.array([row[place[t], place[s]] for t, s in value.index])
-    allowed = np.ones(len(pairs), bool)
-    allowed[[row[place[found["teacher"]], place[found["student"]]] for found in earlier]] = False
-    left = dict(zip(study.names, np.bincount(pairs[allowed, 1], minlength=len(study.names)).tolist(), strict=True))
+    done = {(pair["teacher"], pair["student"]) for pair in earlier}
+    allowed = np.array([pair not in done for pair in candidates])
+    left = Counter(student for teacher, student in candidates if (teacher, student) not in done)
     quota = _quota(study, rule, number, transfers, left)
     picks = adaptive.choose(
-        zoo,
-        seen,
-        value.to_numpy(np.float64),
+        adaptive.Zoo.of(known, teachers, students),
+        np.array([row[pair] for pair in value.index]),
+        np.asarray(value, np.float64),
         allowed,
         np.array([quota.get(name, 0) for name in study.names], np.int64),
         rule.aim,
         decimals(study.task.words),
     )
-    names = study.names
-    return [(names[pairs[pick.row, 0]], names[pairs[pick.row, 1]], pick.why) for pick in picks]
+    return [(*candidates[pick.row], pick.why) for pick in picks]
 
 
 def _transfers(layout: Layout, pairs: list[dict[str, Any]]) -> pd.DataFrame:

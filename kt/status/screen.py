@@ -112,7 +112,7 @@ def rounds(study: Study, layout: Layout, state: Survey) -> list[str]:
     plan, methods = units.plans(study, ""), study.transfer.methods.chosen()
     one = units.of_student(study, plan, methods, study.names[0], study.names[:1], controls=False)
     images = sum(seen(unit, study.transfer.training, state.images.get("transfer", 0)) for unit in one)
-    found, told = units.rounds(study, layout, rule), []
+    found, jobs, told = units.rounds(study, layout, rule), pairs.rounds(study.names, rule), []
     for number, of_round in enumerate(found.pairs):
         if rule.budget is not None and number >= max(1, found.chosen):
             parts = "an equal part" if number < rule.rounds else "all"
@@ -122,7 +122,9 @@ def rounds(study: Study, layout: Layout, state: Survey) -> list[str]:
         seconds = images * sum(pace[0] for pace in paces if pace)
         took = f"about {duration(seconds)}" if all(paces) and images else "time unknown"
         pairs_of_round = f"{len(of_round)} pair{'' if len(of_round) == 1 else 's'}"
-        state_of_round = "chosen" if number < found.chosen else "not chosen yet"
+        files = [layout.transfer(s, mine.index(number)) for s, mine in jobs.items() if number in mine]
+        done = number < found.chosen and all(path.exists() for path in files)
+        state_of_round = "done" if done else "chosen" if number < found.chosen else "not chosen yet"
         told.append(
             f"round {number}: {pairs_of_round}, {len(of_round) * len(one)} trainings, {took} ({state_of_round})"
         )

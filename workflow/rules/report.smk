@@ -15,6 +15,7 @@ ANALYSED = [LAYOUT.analysis / f"{name}.parquet" for name in ANALYSIS] + [
 rule analysis:
     input:
         [LAYOUT.table(name) for name in ("zoo", "complementarity", "transfers")],
+        [LAYOUT.table("pairs")] if ROUNDS else [],
     output:
         LAYOUT.analysis / "summary.md",
         [
