@@ -103,11 +103,11 @@ BY_SCHEMA = [
         {"measures": ["kapa"]},
         "complementarity.measures.0: unknown value 'kapa'; .*'kappa' or 'capa'?",
     ),
-    ("pairs", {"select": "al"}, "pairs.select: unknown rule 'al'; allowed: all, .*file; did you mean 'all'?"),
+    ("pairs", {"select": "al"}, "pairs.select: unknown rule 'al'; allowed: all, .*adaptive; did you mean 'all'?"),
     (
         "pairs",
         {},
-        "pairs: the key 'select' is missing; it names the rule: all, random, explicit, top, stratified or file",
+        "pairs: the key 'select' is missing; it names the rule: all, random, explicit, top, stratified, file or adaptive",
     ),
     ("pairs", "all", 'pairs: input should be a mapping of keys to values, not "all"'),
     ("pairs", {"select": "random"}, "pairs.n: this key is missing"),

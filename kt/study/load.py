@@ -89,7 +89,7 @@ def _prefixed(line: str, name: str) -> str:
 
 
 RULES: dict[tuple[int | str, ...], str] = {
-    ("pairs",): "all, random, explicit, top, stratified or file",
+    ("pairs",): "all, random, explicit, top, stratified, file or adaptive",
     ("groups", "choose"): "explicit, random or ranked",
 }
 """Rules by the section whose key `select` names one; pydantic puts it into the location of an error."""
