@@ -412,11 +412,11 @@ def test_the_form_over_pairs_is_that_of_rows_written_out():
     outcomes = gather(prepare(*zoo_of(5)), everyone=True)[0]
     pairs = Pairs(outcomes.teachers, outcomes.students, outcomes.x)
     x = rng.normal(size=(len(outcomes), 3))
-    rows = np.array([design._row(a, t, s, 5) for a, t, s in zip(x, pairs.teachers, pairs.students, strict=True)])
+    rows = np.array([design.row_of(a, t, s, 5) for a, t, s in zip(x, pairs.teachers, pairs.students, strict=True)])
     matrix = rng.normal(size=(13, 13))
     matrix = matrix @ matrix.T
-    assert design._form(matrix, x, pairs, 3, 5) == pytest.approx(np.einsum("ni,ij,nj->n", rows, matrix, rows))
-    assert design._products(x, pairs, 5) == pytest.approx(rows.T @ rows)
+    assert design.form(matrix, x, pairs, 3, 5) == pytest.approx(np.einsum("ni,ij,nj->n", rows, matrix, rows))
+    assert design.products(x, pairs, 5) == pytest.approx(rows.T @ rows)
 
 
 @pytest.mark.parametrize(

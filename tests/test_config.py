@@ -107,7 +107,8 @@ BY_SCHEMA = [
     (
         "pairs",
         {},
-        "pairs: the key 'select' is missing; it names the rule: all, random, explicit, top, stratified, file or adaptive",
+        "pairs: the key 'select' is missing; it names the rule: all, random, explicit, top, stratified, file or "
+        "adaptive",
     ),
     ("pairs", "all", 'pairs: input should be a mapping of keys to values, not "all"'),
     ("pairs", {"select": "random"}, "pairs.n: this key is missing"),
