@@ -74,7 +74,9 @@ rule transfer:
             if GATED
             else ""
         ),
-        pairs=lambda wildcards, input: f"--pairs {input.pairs}" if NEEDS_SCORES else "",
+        pairs=lambda wildcards, input: (
+            f"--pairs={shlex.quote(input.pairs)}" if NEEDS_SCORES else ""
+        ),
     message:
         "transfer to {wildcards.student}, part {wildcards.chunk}"
     shell:
