@@ -109,6 +109,16 @@ def test_flips_differ_by_exactly_the_difference_of_correlations_with_errors_over
     assert found[["class_entropy", "kappa", "double_fault", "pos_flips_untrained", "pixel_flips"]].isna().all(axis=None)
 
 
+def test_a_published_value_is_compared_by_the_error_over_videos():
+    scores, clusters = np.repeat([0.2, 0.4, 0.9], 50), np.repeat([0, 1, 2], 50)
+    single, over_videos = TASK.error(scores), TASK.error(scores, clusters)
+    assert over_videos > 5 * single
+    near = scores.mean() + 2.9 * over_videos
+    assert TASK.agrees(scores, near, clusters)
+    assert not TASK.agrees(scores, near)
+    assert not TASK.agrees(scores, scores.mean() + 3.1 * over_videos, clusters)
+
+
 def test_a_table_is_added_to_where_a_model_answers_otherwise(truth, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         made = table.make(Maps(truth), truth, 0, "test", ComplementaritySpec(), None, pool, TASK)

@@ -316,7 +316,7 @@ def _controls(finished: pd.DataFrame, names: pd.Index[str]) -> list[dict[str, An
     made = []
     for method, rows in once.groupby("method"):
         means = rows.groupby("student")[["delta", "delta_se"]].mean().reindex(names)
-        columns = {name: [None if math.isnan(value) else value for value in means[name]] for name in means}
+        columns = {str(name): [None if math.isnan(value) else value for value in means[name]] for name in means}
         seeds = rows.groupby("student")["seed"].nunique().reindex(names, fill_value=0)
         made.append({"method": method, **columns, "seeds": seeds.tolist()})
     return made

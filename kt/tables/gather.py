@@ -80,13 +80,14 @@ def zoo(
         else:
             known = {split: _of_classes(name, split, p, own.places[split], task) for split, p in found.items()}
         answers, scores = known["test"]
+        clusters = task.clusters(truth["test"]) if own is None else None
         rows.append(
             {
                 **{key: value for key, value in member.items() if key != "published_acc"},
                 "acc": task.value(scores),
-                "acc_se": task.error(scores, None if own else task.clusters(truth["test"])),
+                "acc_se": task.error(scores, clusters),
                 "acc_published": published,
-                "acc_agrees": None if published is None else task.agrees(scores, published),
+                "acc_agrees": None if published is None else task.agrees(scores, published, clusters),
                 "acc_validation": task.value(known["validation"][1]),
                 **task.describe(None if answers is None else answers[:], found["test"].kept, scores),
                 "classes": None if own is None else own.classes.tolist(),

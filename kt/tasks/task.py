@@ -252,10 +252,10 @@ class Task(ABC):
             return self.metric.scale * math.sqrt(mean * (1 - mean) / n)
         return self.metric.scale * float(standard_error(scores, clusters))
 
-    def agrees(self, scores: Array, published: float) -> bool:
+    def agrees(self, scores: Array, published: float, clusters: NDArray[np.int64] | None = None) -> bool:
         """Whether the reported number is within three standard errors of a published one; if binary, of the latter."""
-        error = self.error(scores)
-        if self.metric.binary:
+        error = self.error(scores, clusters)
+        if self.metric.binary and clusters is None:
             share = published / self.metric.scale
             error = self.metric.scale * math.sqrt(share * (1 - share) / len(scores))
         return abs(self.value(scores) - published) <= 3 * error
