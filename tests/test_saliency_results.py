@@ -262,6 +262,7 @@ def test_the_report_speaks_of_frames_videos_and_correlation(folder):
 def test_the_explore_page_has_units_of_the_task(folder):
     page = (folder / "results/explore.html").read_text("utf-8")
     assert '"over": "5 test videos"' in page
+    assert page.count("${study.words.over}") + page.count("± is one standard error over ${over}") == 3
     columns = dict(re.findall(r'"key": "(\w+)", "label": "[^"]*", "unit": "([^"]*)"', page))
     assert (columns["cc"], columns["cc_difference"], columns["agreement"]) == ("", "CC", "−1 to 1")
     assert columns["pos_flips"] == "correlation"

@@ -96,7 +96,7 @@ function pairDetail(pair) {
   const done = transfersOf.get(pair) ?? [];
   made.push(create("h3", {}, "Transfer"));
   if (!done.length) made.push(create("p", { className: "soft" }, "No transfer of this pair has finished."));
-  else made.push(outcomes(done, student), create("p", { className: "soft" }, `Means over seeds. The first ± is over ${study.words.examples}, the second over seeds. The control of methods with labels is finetune, that of the others self, trained with the same seeds; ensembles have none.`));
+  else made.push(outcomes(done, student), create("p", { className: "soft" }, `Means over seeds. The first ± is over ${study.words.over}, the second over seeds. The control of methods with labels is finetune, that of the others self, trained with the same seeds; ensembles have none.`));
   const all = measured([...pairs.columns.values()], pair);
   made.push(create("details", { open: true }, create("summary", {}, "Measures of the pair"), facts(all)));
   return made;
