@@ -55,10 +55,10 @@ def counted(count: int, noun: str) -> str:
 
 
 def plural(noun: str, count: int = 2) -> str:
-    """A noun in the right number: ``property``, ``properties``."""
+    """A noun in the right number: ``property``, ``properties``; ``class``, ``classes``."""
     if count == 1:
         return noun
-    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def counted_range(counts: Iterable[int], noun: str) -> str:

@@ -34,42 +34,50 @@ def track(study: Study, layout: Layout, to: str) -> str:
     """
     if to not in TRACKERS:
         raise KtError(f"track: --to: {unknown('tracker', to, TRACKERS)}")
-    found, failed = runs(study, layout)
-    folder = layout.tracking / to
+    path, folder, ledger = layout.table("transfers"), layout.tracking / to, Ledger(layout.ledger)
+    found, failed = _trainings(schema.read_frame(path, "transfers"))
+    metric = schema.words(path).metric.key
+    about = {"study": study.title, "data": Path(study.data.source).name, "task": study.task.name, "kt": kt.__version__}
     with store.lock(folder):
         tracker = TRACKERS[to](folder.absolute(), re.sub(r"[^\w.-]+", "-", study.title).strip("-")[:60] or "kt")
         there = tracker.names()
-        new = [run for run in found if run.name not in there]
-        for run in new:
-            tracker.add(run)
+        new = [name for name in found if name not in there]
+        for name in new:
+            tracker.add(_run(name, found[name], ledger, metric, about))
     left_out = f"; {failed} failed, left out" if failed else ""
     return f"{to}: {len(new)} trainings added, {len(found) - len(new)} there already{left_out}\n{tracker.shown}"
 
 
-def runs(study: Study, layout: Layout) -> tuple[list[Run], int]:
-    """All finished trainings in the table ``transfers``, and the number of those that failed.
+def _trainings(transfers: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], int]:
+    """Rows of each finished training by its name, and the number of trainings that failed.
 
     A training is a row, but for a control, which stands in the rows of all its teachers, and for models that train
-    together, where each is a run. Settings and curves are those of the ledger.
+    together, where each is a run.
     """
-    path = layout.table("transfers")
-    frame, ledger = schema.read_frame(path, "transfers"), Ledger(layout.ledger)
-    metric = schema.words(path).metric.key
-    about = {"study": study.title, "data": Path(study.data.source).name, "task": study.task.name, "kt": kt.__version__}
-    trainings = [rows for _, rows in frame.groupby(["key", "student"], sort=False)]
-    ok = [rows for rows in trainings if rows["status"].iloc[0] == "ok"]
-    return [_run(rows, ledger, metric, about) for rows in ok], len(trainings) - len(ok)
+    found, failed = {}, 0
+    for _, rows in transfers.groupby(["key", "student"], sort=False):
+        row = rows.iloc[0]
+        name = readable(row["student"], _teachers(row), row["method"], row["seed"])
+        if row["status"] == "ok":
+            found[f"{name}.{row['key'][:8]}"] = rows
+        else:
+            failed += 1
+    return found, failed
 
 
-def _run(rows: pd.DataFrame, ledger: Ledger, metric: str, about: Mapping[str, str]) -> Run:
+def _teachers(row: pd.Series[Any]) -> list[str]:
+    return [] if row["control"] else list(row["teachers"])
+
+
+def _run(name: str, rows: pd.DataFrame, ledger: Ledger, metric: str, about: Mapping[str, str]) -> Run:
     row = rows.iloc[0]
-    teachers = [] if row["control"] else list(row["teachers"])
+    teachers = _teachers(row)
     unit, outcome, ended = _record(ledger, row["key"])
     settings = {name: value for name, value in unit.items() if name not in ("student", "teacher", "teachers", "seed")}
     settings |= {"student": row["student"], "teachers": " ".join(teachers) or "none", "method.name": row["method"]}
     of_epochs = outcome["loss"], outcome["validation"]
     return Run(
-        f"{readable(row['student'], teachers, row['method'], row['seed'])}.{row['key'][:8]}",
+        name,
         dict(_flat(settings | {name: row[name].item() for name in SETTINGS})),
         {with_metric(name, metric): value for name, value in _measured(rows)},
         [{"epochs/loss": a, "epochs/validation": b} for a, b in zip(*of_epochs, strict=True)],
