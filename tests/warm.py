@@ -16,6 +16,7 @@ import json
 import os
 import runpy
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -31,7 +32,7 @@ import coverage
 IMPORTED = ("kt.cli", "kt.stages", "kt.study.load", "kt.analysis.analyse", "kt.figures", "kt.report", "kt.status")
 IMPORTED += ("timm", "torch._dynamo", "matplotlib.pyplot", "seaborn", "scipy.stats", "snakemake.cli")
 
-CLIENT = """#!{python} -SE
+CLIENT = """
 import array, json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
@@ -48,7 +49,8 @@ sys.exit(status[0] if status else "the process has died")
 def python() -> str:
     """Path of the program; the process behind it ends with this one."""
     folder = Path(tempfile.mkdtemp(prefix="warm"))
-    (folder / "python").write_text(CLIENT.format(python=sys.executable, address=str(folder / "socket")))
+    client = shlex.join([sys.executable, "-SEc", CLIENT.format(address=str(folder / "socket"))])
+    (folder / "python").write_text(f'#!/bin/sh\nexec {client} "$@"\n')
     (folder / "python").chmod(0o755)
     # coverage begins in each fork, with the work
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
@@ -58,6 +60,7 @@ def python() -> str:
     )
     assert server.stdout is not None
     assert server.stdout.readline() == b"ready\n"
+    atexit.register(server.communicate)  # closes its standard input, and waits until it has cleaned up
     return str(folder / "python")
 
 
