@@ -18,8 +18,8 @@ ours after 5 s; with ``equal_polls`` both look every 5 s. Variants that take les
 times; the median counts.
 
 Of our runs it also says where the time of a job goes, in mean seconds: until it is submitted (all jobs are ready at the
-start), until its task starts on the node, until its output is there, for which a second Snakemake starts, and until the
-first Snakemake notices.
+start), until its task starts on the node, until that ends, for which a second Snakemake starts, and until the first
+Snakemake notices.
 
 The last line is JSON: for each way, at each polls, the official executor's seconds over ours; null if it is not
 installed or its outputs are wrong.
@@ -32,6 +32,7 @@ import datetime
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -119,7 +120,7 @@ def measure(options: list[str], jobs: int, env: dict[str, str]) -> Result:
 def phases(folder: Path, began: float) -> Result:
     """Mean seconds that our jobs spend in each phase; empty for other executors and for jobs in packs.
 
-    Submission, start and notice are recorded in whole seconds, which are half a second early on average.
+    All are recorded in whole seconds, which are half a second early on average.
     """
     times: dict[str, list[float]] = {"submitted": [], "started": [], "done": [], "noticed": []}
     for file in folder.glob(".snakemake/submitit/*/events.tsv"):
@@ -129,9 +130,10 @@ def phases(folder: Path, began: float) -> Result:
                 datetime.datetime.fromisoformat(row[0]).timestamp() + 0.5 for row in rows if row[3] == kind
             ]
         for log in file.parent.glob("*.log"):
-            _, date, clock, *_ = log.read_text("utf-8").split(maxsplit=3)
-            times["started"].append(datetime.datetime.fromisoformat(f"{date} {clock}").timestamp() + 0.5)
-    times["done"] = [path.stat().st_mtime for path in folder.glob("out/*")]
+            own = re.findall(r"^=== (.{25}) (job|completed)", log.read_text("utf-8"), re.MULTILINE)
+            for date, kind in own:
+                phase = "started" if kind == "job" else "done"
+                times[phase].append(datetime.datetime.fromisoformat(date).timestamp() + 0.5)
     if len({len(found) for found in times.values()}) > 1:
         return {}
     means = [began, *(statistics.mean(found) for found in times.values())]
