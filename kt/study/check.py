@@ -293,7 +293,7 @@ def check_keys_of_task(study: Study) -> None:
             method.check(study.task, f"transfer.search.methods.{name}")
     words, asked = study.task.words, study.complementarity
     if study.task.clips and study.transfer.views:
-        raise KtError(f"transfer.views: views of clips are not there for the task {words.name!r}; leave it out")
+        raise KtError(f"transfer.views: the task {words.name!r} has none, since its inputs are clips; leave it out")
     for measure in asked.measures if "measures" in asked.model_fields_set else ():
         if not possible(measure, words):
             allowed = listed(known for known in MEASURES if possible(known, words)) or "none"
