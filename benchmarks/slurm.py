@@ -118,7 +118,7 @@ def measure(options: list[str], jobs: int, env: dict[str, str]) -> Result:
 
 
 def phases(folder: Path, began: float) -> Result:
-    """Mean seconds that our jobs spend in each phase; empty for other executors and for jobs in packs.
+    """Mean seconds that our jobs spend in each phase, packs counted as jobs; empty for other executors.
 
     All are recorded in whole seconds, which are half a second early on average.
     """
