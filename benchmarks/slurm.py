@@ -134,7 +134,7 @@ def phases(folder: Path, began: float) -> Result:
             for date, kind in own:
                 phase = "started" if kind == "job" else "done"
                 times[phase].append(datetime.datetime.fromisoformat(date).timestamp() + 0.5)
-    if len({len(found) for found in times.values()}) > 1:
+    if not times["done"] or len({len(found) for found in times.values()}) > 1:
         return {}
     means = [began, *(statistics.mean(found) for found in times.values())]
     return {f"until_{name}": round(b - a, 1) for name, a, b in zip(times, means, means[1:], strict=False)}
