@@ -175,6 +175,6 @@ def test_a_card_says_what_its_student_began_with(student, said):
     unit = {"architecture": student, "method": {}, "training": {}, "seed": 0, "data": ""}
     about = About(Classification().words, "d", [], 2, (None, 2.0), [], {})
     shown = {"input_size": [1, 8, 8], "mean": [0.5], "std": [0.5], "crop_pct": 1, "crop_mode": "", "interpolation": ""}
-    config = {"architecture": "x", "num_classes": 2, "pretrained_cfg": shown}
+    config = {"architecture": "x", "num_classes": 2, "pretrained_cfg": shown, "kt": {}}
     text = card({**row, "budget": 1, "key": "k"}, unit, config, about, "timm.create_model('x')")
     assert said in text if said else "first weights" not in text

@@ -65,6 +65,7 @@ class Images:
     channels = 1
     images = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 1), dtype=np.uint8)
     truth = np.arange(N) % CLASSES
+    videos = None
 
     def rows(self, split: str) -> np.ndarray:
         return np.arange(N)
