@@ -24,7 +24,7 @@ run-more: $(READY) ## run presets/digits-more.yaml: several specialists teach on
 	$(BIN)/snakemake --cores $(CORES) --configfile presets/digits-more.yaml
 
 test: $(READY) ## all tests, with coverage; the SLURM tests need root and Debian's slurmctld slurmd slurm-client munge
-	@echo "about a quarter of an hour; the tests of the executor, which mostly wait, run beside the others"
+	@echo "about twenty minutes; the tests of the executor, which mostly wait, run beside the others"
 	$(MAKE) --jobs=2 --output-sync=target --keep-going test-executor test-kt
 
 test-kt: $(READY) ## the tests of kt alone, with coverage
