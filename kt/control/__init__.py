@@ -1,0 +1,1 @@
+"""Policies: they are trained on games, and learn from each other by knowledge flow."""

@@ -1,0 +1,104 @@
+"""Sections of a study of policies: games, the training of a policy, members of its zoo. No torch, no gymnasium here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, create_model, model_validator
+
+from kt.spec import File, Spec
+from kt.transfer.training import _optional
+
+
+class Game(Spec):
+    """A game: an environment that gymnasium knows, and how a policy sees and plays it."""
+
+    id: str = Field(description="an id that gymnasium knows, as `kt/Catch-v0` or `ALE/Pong-v5`")
+    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for `gymnasium.make`")
+    frame_stack: PositiveInt | None = Field(
+        None, description="latest frames that a policy sees at once; default: 4 of Atari, else 1"
+    )
+    frame_skip: PositiveInt | None = Field(
+        None, description="frames for which an action is repeated; default: 4 of Atari, else 1"
+    )
+    noops: int | None = Field(
+        None, ge=0, description="most actions that do nothing at the start of an episode; default: 30 of Atari, else 0"
+    )
+
+
+def _by_id(value: Any) -> Any:
+    return {"id": value} if isinstance(value, str) else value
+
+
+Env = Annotated[Game, BeforeValidator(_by_id, json_schema_input_type=str | Game)]
+"""A game, for which its id may stand."""
+
+
+class A2C(Spec):
+    """Training of a policy: synchronous advantage actor-critic (A2C).
+
+    Loss of a rollout: mean of −ln π(a|s) · A − `entropy` · H(π) + ½ · `value` · (R − V)².
+    """
+
+    steps: PositiveInt = Field(200_000, description="actions in all, of all copies of the game together")
+    envs: PositiveInt = Field(16, description="copies of the game that are played at once")
+    rollout: PositiveInt = Field(5, description="actions of each copy between two updates")
+    discount: float = Field(0.99, ge=0, le=1, description="γ")
+    entropy: float = Field(0.01, ge=0, description="weight of the policy's entropy")
+    value: float = Field(0.5, ge=0, description="weight of the value's error")
+    clip: PositiveFloat | None = Field(40.0, description="largest norm of the gradient; longer ones are shortened")
+    lr: PositiveFloat = Field(1e-3, description="learning rate of the first update")
+    schedule: Literal["linear", "constant"] = Field("linear", description="of the learning rate: to zero, or constant")
+    optimiser: Literal["adam", "rmsprop"] = "adam"
+    clip_rewards: bool = Field(True, description="learn from rewards cut to −1 … 1; returns are told unclipped")
+    evaluations: PositiveInt = Field(20, description="parts of the training, each with an evaluation at its end")
+    episodes: PositiveInt = Field(20, description="episodes of each of these evaluations")
+
+    @model_validator(mode="after")
+    def _enough(self) -> A2C:
+        if self.updates < self.evaluations:
+            text = f"{self.steps} are {self.updates} updates of {self.envs} x {self.rollout} (envs x rollout)"
+            raise ValueError(f"steps: {text}, fewer than the {self.evaluations} evaluations")
+        return self
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps."""
+        return self.steps // (self.envs * self.rollout)
+
+    @property
+    def epochs(self) -> int:
+        """Parts of the training, where other tasks have epochs."""
+        return self.evaluations
+
+
+class ChangesBase(Spec):
+    """Options in place of those of another training."""
+
+    def of(self, training: A2C) -> A2C:
+        """The training with these changes.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+        changes = {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+        return A2C.model_validate(training.model_dump() | changes)
+
+
+A2CChanges: type[ChangesBase] = create_model(
+    "A2CChanges",
+    __base__=ChangesBase,
+    __doc__=ChangesBase.__doc__,
+    **{name: _optional(field) for name, field in A2C.model_fields.items()},
+)
+
+
+class Policy(Spec):
+    """A member of the zoo: a policy and the game that it plays, trained here or from a checkpoint."""
+
+    arch: str = Field(description="`policy_tiny`, `policy_a3c`, `policy_mlp`, or a model that `zoo.modules` register")
+    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for `timm.create_model`")
+    env: Env = Field(description="the game: an id of gymnasium, or a mapping with `id` and settings")
+    train: A2C | None = Field(None, description="train it from random weights")
+    seed: int = Field(0, ge=0, description="of `train`")
+    checkpoint: File | None = Field(None, description="file with the policy's weights, as members of other tasks have")
