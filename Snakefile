@@ -6,6 +6,7 @@ min_version("9.0")
 report: "workflow/report/study.rst"
 
 
+include: "workflow/rules/study.smk"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/resources.smk"
 include: "workflow/rules/data.smk"
