@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, create_model, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, create_model
 
+from kt.errors import KtError
 from kt.spec import File, Spec
-from kt.transfer.training import _optional
+from kt.transfer.training import optional
 
 
 class Game(Spec):
@@ -54,13 +55,6 @@ class A2C(Spec):
     evaluations: PositiveInt = Field(20, description="parts of the training, each with an evaluation at its end")
     episodes: PositiveInt = Field(20, description="episodes of each of these evaluations")
 
-    @model_validator(mode="after")
-    def _enough(self) -> A2C:
-        if self.updates < self.evaluations:
-            text = f"{self.steps} are {self.updates} updates of {self.envs} x {self.rollout} (envs x rollout)"
-            raise ValueError(f"steps: {text}, fewer than the {self.evaluations} evaluations")
-        return self
-
     @property
     def updates(self) -> int:
         """Optimiser steps."""
@@ -71,33 +65,46 @@ class A2C(Spec):
         """Parts of the training, where other tasks have epochs."""
         return self.evaluations
 
+    def check(self, at: str) -> None:
+        """Fail where the actions are fewer than an update for each evaluation; ``at`` is its place."""
+        if self.updates < self.evaluations:
+            least = self.evaluations * self.batch_size
+            text = f"{self.steps} are fewer than evaluations x envs x rollout ({least}), an update for each evaluation"
+            raise KtError(f"{at}.steps: {text}")
+
+    @property
+    def batch_size(self) -> int:
+        """Actions of an update."""
+        return self.envs * self.rollout
+
 
 class ChangesBase(Spec):
     """Options in place of those of another training."""
 
     def of(self, training: A2C) -> A2C:
-        """The training with these changes.
-
-        Raises:
-            ValueError: they do not go together.
-        """
+        """The training with these changes."""
         changes = {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
-        return A2C.model_validate(training.model_dump() | changes)
+        return training.model_copy(update=changes)
 
 
 A2CChanges: type[ChangesBase] = create_model(
     "A2CChanges",
     __base__=ChangesBase,
     __doc__=ChangesBase.__doc__,
-    **{name: _optional(field) for name, field in A2C.model_fields.items()},
+    **{name: optional(field) for name, field in A2C.model_fields.items()},
 )
 
 
-class Policy(Spec):
-    """A member of the zoo: a policy and the game that it plays, trained here or from a checkpoint."""
+class Net(Spec):
+    """A network for a policy."""
 
     arch: str = Field(description="`policy_tiny`, `policy_a3c`, `policy_mlp`, or a model that `zoo.modules` register")
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for `timm.create_model`")
+
+
+class Policy(Net):
+    """A member of the zoo: a policy and the game that it plays, trained here or from a checkpoint."""
+
     env: Env = Field(description="the game: an id of gymnasium, or a mapping with `id` and settings")
     train: A2C | None = Field(None, description="train it from random weights")
     seed: int = Field(0, ge=0, description="of `train`")

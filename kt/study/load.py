@@ -10,11 +10,14 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails
 
+from kt.control import study as control
+from kt.control.study import ControlStudy
 from kt.data import strict_yaml
 from kt.errors import KtError, quoted, short, unknown
 from kt.spec import DEVICE, NAME
@@ -23,20 +26,40 @@ from kt.study.study import Study
 
 
 def load(path: str | Path) -> Study:
-    """Read and check a configuration file.
+    """Read and check the configuration file of a study on images or videos.
 
     Paths in it, and modules of the zoo, are looked for in its folder.
 
     Raises:
-        KtError: one line for each thing that is wrong, with the file's name.
+        KtError: one line for each thing that is wrong, with the file's name; or the study is about policies.
     """
+    study = load_any(path)
+    if isinstance(study, ControlStudy):
+        raise KtError(f"{path}: data.task: this command is about images, not about policies (task 'control')")
+    return study
+
+
+def load_any(path: str | Path) -> Study | ControlStudy:
+    """The same of any study."""
     folder = os.path.realpath(Path(path).parent)
     if folder not in sys.path:
         sys.path.append(folder)
     try:
-        return check(parse(strict_yaml.read(_text(Path(path))), str(path), folder))
+        raw = strict_yaml.read(_text(Path(path)))
+        if _plays(raw):
+            return control.check(_validated(ControlStudy, raw, str(path), folder))
+        return check(parse(raw, str(path), folder))
     except KtError as error:
         raise KtError("\n".join(_prefixed(line, str(path)) for line in str(error).split("\n"))) from error
+
+
+Root = TypeVar("Root", Study, ControlStudy)
+
+
+def _plays(raw: Any) -> bool:
+    """Whether a configuration is of a study of policies."""
+    data = raw.get("data") if isinstance(raw, dict) else None
+    return isinstance(data, dict) and data.get("task") == ControlStudy.task.name
 
 
 def parse(raw: Any, name: str, folder: str = "") -> Study:
@@ -50,11 +73,15 @@ def parse(raw: Any, name: str, folder: str = "") -> Study:
     Raises:
         KtError: with one line for each thing that is wrong.
     """
+    return _validated(Study, raw, name, folder)
+
+
+def _validated(root: type[Root], raw: Any, name: str, folder: str) -> Root:
     if not isinstance(raw, dict):
         found = "empty" if raw is None else f"a {type(raw).__name__}"
         raise KtError(f"{name}: not a mapping of keys to values, but {found}")
     try:
-        return Study.model_validate(strict_yaml.plain(raw), context={"folder": folder})
+        return root.model_validate(strict_yaml.plain(raw), context={"folder": folder})
     except ValidationError as error:
         raise KtError("\n".join(f"{name}: {line}" for line in _lines(error))) from error
     except KtError as error:
@@ -63,7 +90,11 @@ def parse(raw: Any, name: str, folder: str = "") -> Study:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of ``config.yaml``, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Study.model_json_schema()}
+    draft, name = {"$schema": "https://json-schema.org/draft/2020-12/schema"}, ControlStudy.task.name
+    places, found = models_json_schema([(Study, "validation"), (ControlStudy, "validation")])
+    of_policies = {"properties": {"data": {"properties": {"task": {"const": name}}, "required": ["task"]}}}
+    branches = {"if": of_policies, "then": places[ControlStudy, "validation"], "else": places[Study, "validation"]}
+    return {**draft, **branches, **found}
 
 
 def _text(path: Path) -> str:

@@ -7,6 +7,7 @@ arguments. Nothing here imports torch or timm.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field, PositiveFloat
 
@@ -39,6 +40,8 @@ class AnalysisSpec(Spec):
 
 class Study(Spec):
     """The whole of ``config.yaml``."""
+
+    plays: ClassVar[bool] = False
 
     title: str = Field("Complementary knowledge", description="title of the report")
     results: Folder = Field(

@@ -65,6 +65,7 @@ class Words:
     Attributes:
         name, metric, example, has_classes, dense, cluster: as of ``Task``.
         maps: whether truths and answers are maps without classes.
+        plays: whether models are policies, and examples the episodes of a game that they play.
     """
 
     name: str
@@ -74,10 +75,11 @@ class Words:
     dense: bool = False
     cluster: str = ""
     maps: bool = False
+    plays: bool = False
 
     def to_json(self) -> str:
         """As text for a file's metadata."""
-        later = {"dense": False, "cluster": "", "maps": False}  # left out where they say nothing
+        later = {"dense": False, "cluster": "", "maps": False, "plays": False}  # left out where they say nothing
         facts = {name: value for name, value in asdict(self).items() if later.get(name) != value}
         return json.dumps(facts, sort_keys=True)
 
@@ -88,25 +90,17 @@ class Words:
         return cls(**{**facts, "metric": Metric(**facts["metric"])})
 
 
-class Task(ABC):
-    """A task. Higher scores are better.
+class Scored(ABC):
+    """What is learnt as far as results tell it: a metric, its words, and how scores of examples become its value.
 
     Attributes:
         name: in ``data.task`` of the configuration.
         version: raise it when results change: predictions and finished units of older versions are not reused.
-        metric: what is reported.
+        metric: what is reported; higher is better.
         example: what is counted, in the singular, as ``image``; the plural has an s.
         has_classes: whether an answer is a logit per class of the data set. Methods, measures, figures and experiments
             that are about classes are refused or left out elsewhere.
-        dense: whether an example has many elements with a truth each, as an image has pixels. Answers are then
-            [b, C, h, w] and truths [b, H, W]; losses, fits and confidences are those of every element, [b, H, W], and
-            ``mean`` makes one number per example of them. Elsewhere the example itself is the one element.
-        spatial: whether the truth is a map as high and wide as the image, as of every dense task. It is kept as one
-            more channel of the image and read on demand; answers are maps [b, …, h, w] that ``aligned`` resizes.
-        clips: whether an example is a frame of a video, and models take the clip around it, [b, C, T, H, W].
         cluster: what ``clusters`` are, in the singular, as ``video``; empty where examples are independent.
-        least: the smallest value that an answer may have.
-        tempered: whether ``imitate`` knows a temperature, as it does where answers are logits.
     """
 
     name: ClassVar[str]
@@ -114,10 +108,69 @@ class Task(ABC):
     metric: ClassVar[Metric]
     example: ClassVar[str] = "image"
     has_classes: ClassVar[bool] = False
+    cluster: ClassVar[str] = ""
+
+    @property
+    def words(self) -> Words:
+        """The words that tables carry of it."""
+        return Words(self.name, self.metric, self.example, self.has_classes, cluster=self.cluster)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the truth of an example is one class of the data set."""
+        return False
+
+    # scores: numpy arrays, one row per example
+
+    @abstractmethod
+    def scores(self, kept: Array, truth: Array) -> Array:
+        """Score of each example, bool or float64 [n], from what was kept of the answers."""
+
+    def value(self, scores: Array) -> float:
+        """The reported number of some examples, from their scores [n]."""
+        return self.metric.scale * float(scores.mean())
+
+    def clusters(self, truth: Any) -> NDArray[np.int64] | None:
+        """Number of the cluster that each example belongs to, int64 [n], from their truths as they are read.
+
+        Examples of one cluster, as frames of one video, are no independent sample: errors are then over clusters. None
+        where examples are independent.
+        """
+        return None
+
+    def error(self, scores: Array, clusters: NDArray[np.int64] | None = None) -> float:
+        """Standard error of that number over examples, or clusters of them; of scores of 0 and 1 the binomial one."""
+        mean, n = float(scores.mean()), len(scores)
+        if self.metric.binary and clusters is None:
+            return self.metric.scale * math.sqrt(mean * (1 - mean) / n)
+        return self.metric.scale * float(standard_error(scores, clusters))
+
+    def agrees(self, scores: Array, published: float, clusters: NDArray[np.int64] | None = None) -> bool:
+        """Whether the reported number is within three standard errors of a published one; if binary, of the latter."""
+        error = self.error(scores, clusters)
+        if self.metric.binary and clusters is None:
+            share = published / self.metric.scale
+            error = self.metric.scale * math.sqrt(share * (1 - share) / len(scores))
+        return abs(self.value(scores) - published) <= 3 * error
+
+
+class Task(Scored):
+    """A task on images or videos. Higher scores are better.
+
+    Attributes:
+        dense: whether an example has many elements with a truth each, as an image has pixels. Answers are then
+            [b, C, h, w] and truths [b, H, W]; losses, fits and confidences are those of every element, [b, H, W], and
+            ``mean`` makes one number per example of them. Elsewhere the example itself is the one element.
+        spatial: whether the truth is a map as high and wide as the image, as of every dense task. It is kept as one
+            more channel of the image and read on demand; answers are maps [b, …, h, w] that ``aligned`` resizes.
+        clips: whether an example is a frame of a video, and models take the clip around it, [b, C, T, H, W].
+        least: the smallest value that an answer may have.
+        tempered: whether ``imitate`` knows a temperature, as it does where answers are logits.
+    """
+
     dense: ClassVar[bool] = False
     spatial: ClassVar[bool] = False
     clips: ClassVar[bool] = False
-    cluster: ClassVar[str] = ""
     least: ClassVar[float] = -math.inf
     tempered: ClassVar[bool] = True
 
@@ -226,39 +279,6 @@ class Task(ABC):
         Of a dense task the predicted class of each element, [b, H, W].
         """
         return None
-
-    # scores: numpy arrays, one row per example
-
-    @abstractmethod
-    def scores(self, kept: Array, truth: Array) -> Array:
-        """Score of each example, bool or float64 [n], from what was kept of the answers."""
-
-    def value(self, scores: Array) -> float:
-        """The reported number of some examples, from their scores [n]."""
-        return self.metric.scale * float(scores.mean())
-
-    def clusters(self, truth: Any) -> NDArray[np.int64] | None:
-        """Number of the cluster that each example belongs to, int64 [n], from their truths as they are read.
-
-        Examples of one cluster, as frames of one video, are no independent sample: errors are then over clusters. None
-        where examples are independent.
-        """
-        return None
-
-    def error(self, scores: Array, clusters: NDArray[np.int64] | None = None) -> float:
-        """Standard error of that number over examples, or clusters of them; of scores of 0 and 1 the binomial one."""
-        mean, n = float(scores.mean()), len(scores)
-        if self.metric.binary and clusters is None:
-            return self.metric.scale * math.sqrt(mean * (1 - mean) / n)
-        return self.metric.scale * float(standard_error(scores, clusters))
-
-    def agrees(self, scores: Array, published: float, clusters: NDArray[np.int64] | None = None) -> bool:
-        """Whether the reported number is within three standard errors of a published one; if binary, of the latter."""
-        error = self.error(scores, clusters)
-        if self.metric.binary and clusters is None:
-            share = published / self.metric.scale
-            error = self.metric.scale * math.sqrt(share * (1 - share) / len(scores))
-        return abs(self.value(scores) - published) <= 3 * error
 
     def describe(self, answers: Array | None, kept: Array, scores: Array) -> dict[str, Any]:
         """Further columns of the table ``zoo`` on a model, from the test examples.

@@ -46,7 +46,25 @@ Methods: type[MethodsBase] = create_model(
 )
 
 
-class TransferSpec(Spec):
+class Running(Spec):
+    """How trainings run, and which students are kept."""
+
+    export: Literal["none", "improved", "all"] = Field(
+        "none",
+        description="students to keep in `results/students`, as folders that timm loads: those that are better on "
+        "validation than before, or all; finished trainings whose students were not kept run again",
+    )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="trainings that a job runs at once, each in a process of its own, on one GPU or on an equal share "
+        "of its cores; changes results by no more than the number of threads of a process does",
+    )
+    checkpoint_seconds: float = Field(600, ge=0, description="seconds between two checkpoints inside a training")
+
+
+class TransferSpec(Running):
     """Methods that run on the chosen pairs, their seeds and training, and the size of a job."""
 
     methods: Methods
@@ -69,19 +87,6 @@ class TransferSpec(Spec):
     pairs_per_job: PositiveInt = Field(
         16, description="teachers that one job of a student takes; does not change results"
     )
-    export: Literal["none", "improved", "all"] = Field(
-        "none",
-        description="students to keep in `results/students`, as folders that timm loads: those that are better on "
-        "validation than before, or all; finished trainings whose students were not kept run again",
-    )
-    processes: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="trainings that a job runs at once, each in a process of its own, on one GPU or on an equal share "
-        "of its cores; changes results by no more than the number of threads of a process does",
-    )
-    checkpoint_seconds: float = Field(600, ge=0, description="seconds between two checkpoints inside a training")
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -88,7 +88,8 @@ def constrained(field: FieldInfo) -> Any:
     return kind
 
 
-def _optional(field: FieldInfo) -> Any:
+def optional(field: FieldInfo) -> Any:
+    """The same as a field that may be left out."""
     return (constrained(field) | None, Field(None, description=field.description))
 
 
@@ -105,7 +106,7 @@ Changes: type[ChangesBase] = create_model(
     "Changes",
     __base__=ChangesBase,
     __doc__=ChangesBase.__doc__,
-    **{name: _optional(field) for name, field in Training.model_fields.items()},
+    **{name: optional(field) for name, field in Training.model_fields.items()},
 )
 
 
