@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from kt.complementarity import table
 from kt.complementarity.spec import ComplementaritySpec
 from kt.tables import schema
-from kt.tables.of_study import SHARES
+from kt.tables.columns import SHARES
 
 CLASSES = 1000
 PATTERN = 1 << 12

@@ -19,7 +19,7 @@ from kt.complementarity.spec import ComplementaritySpec
 from kt.figures.tables import Tables
 from kt.predictions import Outputs
 from kt.tables import schema
-from kt.tables.of_study import SHARES
+from kt.tables.columns import SHARES
 from kt.tasks.segmentation import IGNORED, Segmentation
 from kt.tasks.task import Metric, Task, Words
 

@@ -9,9 +9,9 @@ import tables
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from kt.analysis.answer import answer
 from kt.analysis.deltas import furthest, gains
 from kt.analysis.inputs import CLASSIFICATION, prepare
-from kt.analysis.wording import answer
 from kt.tables.of_analysis import ANALYSIS
 from kt.tasks.task import Metric, Words
 

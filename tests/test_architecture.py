@@ -39,7 +39,7 @@ FOUNDATION = (
     "progress",
     "errors",
 )
-"""Files at the top of the package, below all rooms."""
+"""Files at the top of the package, and the rules of pairs, below all rooms."""
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,8 @@ def test_the_package_knows_nothing_of_snakemake(imports: dict[str, set[str]]) ->
 
 
 def test_the_package_stays_small_enough_to_find_ones_way() -> None:
-    assert len(list(KT.rglob("*.py"))) <= 172
+    # 195, not 172: a further task has files of its own, and long files were divided to be read in one sitting
+    assert len(list(KT.rglob("*.py"))) <= 195
     assert len(list(KT.glob("*.py"))) <= 12
 
 

@@ -24,7 +24,7 @@ from kt.complementarity.sources import Files
 from kt.complementarity.spec import OF_BITS, OF_CLASSES, ComplementaritySpec
 from kt.errors import KtError
 from kt.tables import schema
-from kt.tables.of_study import SHARES
+from kt.tables.columns import SHARES
 
 
 @st.composite

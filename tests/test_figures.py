@@ -22,7 +22,8 @@ from kt.figures.style import RC, log_scale
 from kt.figures.tables import Tables
 from kt.report.grids import experiments
 from kt.tables import schema
-from kt.tables.of_study import OPTIONAL, SHARES
+from kt.tables.columns import SHARES
+from kt.tables.of_experiments import OPTIONAL
 from kt.transfer.method import registry
 
 NAMES = set(CAPTIONS)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kt.tables.of_study import SHARES
+from kt.tables.columns import SHARES
 from kt.tasks.classification import Classification
 from kt.transfer import rows
 from kt.transfer.rows import gains, taught_errors, transfer_rate

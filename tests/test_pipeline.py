@@ -26,7 +26,7 @@ from kt import pairs, predictions
 from kt.analysis.inputs import CLASSIFICATION
 from kt.analysis.wording import caption_words
 from kt.figures.captions import CAPTIONS
-from kt.tables.of_study import OPTIONAL
+from kt.tables.of_experiments import OPTIONAL
 
 pytestmark = pytest.mark.slow
 

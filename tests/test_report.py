@@ -9,9 +9,10 @@ import tables
 
 from kt.analysis import recommend, wording
 from kt.analysis.analyse import analyse
+from kt.analysis.answer import answer
 from kt.analysis.deltas import PAIR
 from kt.analysis.inputs import CLASSIFICATION, load
-from kt.analysis.wording import answer, caption_words
+from kt.analysis.wording import caption_words
 from kt.errors import KtError
 from kt.figures.captions import CAPTIONS
 from kt.figures.draw import FIGURES, draw
@@ -19,7 +20,7 @@ from kt.figures.tables import Tables
 from kt.report import code, evidence, grids, render
 from kt.report.grids import _classes
 from kt.report.sections import Facts, _models
-from kt.tables.of_study import OPTIONAL
+from kt.tables.of_experiments import OPTIONAL
 
 VOID = {"meta", "img", "br", "link", "input"}
 

@@ -8,7 +8,7 @@ from kt.figures.captions import CAPTIONS
 from kt.figures.draw import draw
 from kt.figures.tables import Tables
 from kt.report import render
-from kt.tables.of_study import OPTIONAL
+from kt.tables.of_experiments import OPTIONAL
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kt.tables import schema
-from kt.tables.of_study import SHARES
+from kt.tables.columns import SHARES
 from kt.tasks.task import named
 from kt.transfer import rows, unit
 from kt.transfer.ledger import key as ledger_key

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from kt import store
 from kt.analysis import breakdown, prediction
+from kt.analysis.answer import FEW_MODELS, answer, knowledge
 from kt.analysis.deltas import WITHIN, records
 from kt.analysis.effects import (
     ALONE,
@@ -30,11 +31,8 @@ from kt.analysis.inputs import Inputs
 from kt.analysis.outcomes import Outcomes, gather, informative
 from kt.analysis.prediction import TREES, HeldOut, best_rung
 from kt.analysis.wording import (
-    FEW_MODELS,
-    answer,
     counted,
     decimals,
-    knowledge,
     listing,
     number,
     predictor_words,

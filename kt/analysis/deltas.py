@@ -242,8 +242,8 @@ def summarise(transfers: pd.DataFrame, complementarity: pd.DataFrame, equal_with
         equal_within: a teacher this close to its student, in units of the metric, counts as equal.
 
     Returns:
-        The columns of ``methods`` in ``kt/tables/of_study.py``, parameters unknown; groups without a finished pair are
-        left out. Errors are infinite where a group holds one pair.
+        The columns of ``methods`` in ``kt/tables/of_transfers.py``, parameters unknown; groups without a finished pair
+        are left out. Errors are infinite where a group holds one pair.
     """
     pairs = pair_deltas(transfers, complementarity)
     pairs["group"] = group_of(pairs["acc_difference"], equal_within)

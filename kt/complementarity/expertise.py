@@ -16,7 +16,7 @@ from kt.complementarity.flips import Counts, Numbers
 from kt.complementarity.sources import Source
 from kt.errors import KtError, listed
 from kt.store import digest
-from kt.tables.of_study import SHARES
+from kt.tables.columns import SHARES
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

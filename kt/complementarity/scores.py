@@ -14,7 +14,7 @@ from kt.complementarity.flips import Counts, Graded, Numbers, Right, double_faul
 from kt.complementarity.pixels import Pixels
 from kt.complementarity.spec import possible
 from kt.tables import schema
-from kt.tables.of_study import SHARES
+from kt.tables.columns import SHARES
 from kt.tasks.task import Words
 
 TILE = 64

@@ -19,7 +19,7 @@ from kt.figures import style
 from kt.figures.published import FLIPS, FLIPS_LEAST, same_data
 from kt.figures.style import BLUE, COLUMN, GREEN, GREY, MANY, ORANGE, PAGE, PURPLE, Drawing
 from kt.figures.tables import Tables
-from kt.tables.of_study import SHARES
+from kt.tables.columns import SHARES
 from kt.tasks.task import Words
 
 NOTHING, NO_CLASSES = "no pairs were scored", "the task has no classes"

@@ -12,7 +12,7 @@ from kt.figures import complementarity, experiments, models, pictures, predictio
 from kt.figures.captions import CAPTIONS
 from kt.figures.style import RC, Drawing, save
 from kt.figures.tables import Tables
-from kt.tables.of_study import OPTIONAL
+from kt.tables.of_experiments import OPTIONAL
 
 Draw = Callable[[Tables], Drawing]
 

@@ -14,7 +14,7 @@ from kt.analysis.deltas import WITHIN, of_pairs, on_test, records
 from kt.analysis.inputs import CLASSIFICATION, Inputs, prepare
 from kt.tables import schema
 from kt.tables.of_analysis import ANALYSIS
-from kt.tables.of_study import OPTIONAL
+from kt.tables.of_experiments import OPTIONAL
 from kt.tasks.task import Words
 
 STUDY = ("zoo", "complementarity", "pairs", "transfers", "methods")

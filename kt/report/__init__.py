@@ -14,8 +14,9 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 import kt
+from kt.analysis.answer import answer, focus
 from kt.analysis.deltas import gains
-from kt.analysis.wording import answer, caption_words, focus, plural
+from kt.analysis.wording import caption_words, plural
 from kt.figures.captions import CAPTIONS, Caption
 from kt.figures.tables import Tables
 from kt.report import grids

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kt.analysis.analyse import identity, limits
+from kt.analysis.answer import knowledge
 from kt.analysis.deltas import Gain, records
 from kt.analysis.outcomes import gather
 from kt.analysis.recommend import CANNOT_TELL, Advisor
-from kt.analysis.wording import amount, begun, counted, examples, knowledge, number, over, plural, predictor_words
+from kt.analysis.wording import amount, begun, counted, examples, number, over, plural, predictor_words
 from kt.errors import listed
 from kt.figures.tables import Tables
 from kt.report import evidence, grids

@@ -25,7 +25,7 @@ from kt.stages.rounds import gather_rounds
 from kt.study.study import Study
 from kt.tables import gather as final
 from kt.tables import schema
-from kt.tables.of_study import OPTIONAL
+from kt.tables.of_experiments import OPTIONAL
 from kt.transfer import export, search
 from kt.transfer import groups as grouping
 

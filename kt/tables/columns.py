@@ -41,6 +41,14 @@ def with_metric(text: str, key: str, instead_of: str = METRIC) -> str:
     return re.sub(rf"(?<![A-Za-z0-9]){re.escape(instead_of)}(?![A-Za-z0-9])", key, text) if key != instead_of else text
 
 
+def added(name: str, dtype: pa.DataType, unit: str, meaning: str) -> Column:
+    """A column that tables of earlier versions lack."""
+    return Column(name, dtype, unit, meaning, nullable=True, added=True)
+
+
+SHARES = (2, 5, 20, 50)
+"""Percent of the positive flips that an area of expertise holds at least."""
+
 TEXT, COUNT, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 CLASSES, TAGS = pa.list_(pa.int32()), pa.list_(pa.string())
 REALS = pa.list_(pa.float64())

@@ -22,7 +22,8 @@ from kt.errors import KtError, nearest
 from kt.store import atomic
 from kt.tables.columns import METRIC, Column, with_metric
 from kt.tables.of_analysis import ANALYSIS
-from kt.tables.of_study import OPTIONAL, STUDY
+from kt.tables.of_experiments import OPTIONAL
+from kt.tables.of_study import STUDY
 from kt.tasks.classification import Classification
 from kt.tasks.task import Words
 

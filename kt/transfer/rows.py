@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt.complementarity.expertise import Areas, class_entropy
-from kt.tables.of_study import SHARES
+from kt.tables.columns import SHARES
 from kt.tasks.task import Array, Task, standard_error
 from kt.transfer.ledger import Record, unpack
 from kt.transfer.unit import Unit

@@ -7,7 +7,7 @@ from kt import store
 from kt.data.datasets import truth_files
 from kt.study import units as kt_units
 from kt.tables.of_analysis import ANALYSIS
-from kt.tables.of_study import OPTIONAL
+from kt.tables.of_experiments import OPTIONAL
 from kt.transfer import groups as kt_groups
 
 JOBS = kt_pairs.jobs(STUDY.names, STUDY.pairs, STUDY.transfer.pairs_per_job)
