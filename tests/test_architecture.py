@@ -19,6 +19,7 @@ ROOMS = (
     "status",
     "analysis",
     "study",
+    "control",
     "transfer",
     "complementarity",
     "zoo",
