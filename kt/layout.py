@@ -29,6 +29,10 @@ class Layout:
         """A model's answers on all splits."""
         return self.root / "predictions" / f"{model}.safetensors"
 
+    def returns(self, policy: str) -> Path:
+        """Returns of the episodes that a policy is measured on."""
+        return self.root / "predictions" / f"{policy}.json"
+
     def complementarity(self, split: str) -> Path:
         """Scores of all ordered pairs on a split."""
         return self.root / "complementarity" / f"{split}.parquet"

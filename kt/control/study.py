@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
 from kt import spec, store
-from kt.control.methods import ControlMethods
+from kt.control.methods import ControlMethods, Played
 from kt.control.spec import A2C, A2CChanges, Env, Game, Net, Policy
 from kt.errors import KtError, quoted, unknown
 from kt.layout import Layout
@@ -75,11 +75,15 @@ class ControlFlow(Spec):
         """Training of its students, but for the changes of a method."""
         return self.training.of(A2C())
 
-    def chosen(self) -> dict[str, Method]:
+    def trained(self, method: Played) -> A2C:
+        """Training by a method."""
+        return method.training.of(self.plan) if method.training else self.plan
+
+    def chosen(self) -> dict[str, Played]:
         """The methods that the configuration names."""
         return self.methods.options()
 
-    def work(self) -> list[tuple[Method, tuple[str, ...], int]]:
+    def work(self) -> list[tuple[Played, tuple[str, ...], int]]:
         """Method, teachers and seed of each of its units."""
         return [
             (method, names, seed)
@@ -88,16 +92,22 @@ class ControlFlow(Spec):
             for names in self.sets(method)
         ]
 
-    def sets(self, method: Method) -> list[tuple[str, ...]]:
+    def sets(self, method: Played) -> list[tuple[str, ...]]:
         """All teachers; each by itself where it takes the student's place; none where the student learns alone."""
         if method.name == "finetune_teacher":
             return [(name,) for name in self.teachers]
         return [() if method.name == "scratch" else self.teachers]
 
+    def epochs(self, method: Method) -> int:
+        """Evaluations of a training by a method."""
+        assert isinstance(method, Played)
+        return self.trained(method).evaluations
+
     def seen(self, method: Method, images: int) -> float:
-        """Actions of a training by a method."""
-        plan = method.trained(self.plan)  # type: ignore[arg-type]
-        return float(plan.updates * plan.batch_size)  # type: ignore[attr-defined]
+        """Actions of a training by a method; images play no part."""
+        assert isinstance(method, Played)
+        plan = self.trained(method)
+        return float(plan.updates * plan.batch_size)
 
 
 class ControlStudy(Spec):
@@ -193,8 +203,7 @@ def check(study: ControlStudy) -> ControlStudy:
             raise KtError(f"{at}.teachers: {quoted(list(experiment.teachers))} names a teacher twice")
         experiment.plan.check(f"{at}.training")
         for method in experiment.chosen().values():
-            plan: Any = method.trained(experiment.plan)  # type: ignore[arg-type]
-            plan.check(f"{at}.methods.{method.name}.training")
+            experiment.trained(method).check(f"{at}.methods.{method.name}.training")
             for teacher in getattr(method, "teacher_stages", {}):
                 if teacher not in experiment.teachers:
                     text = unknown("teacher", teacher, experiment.teachers)

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from kt import pairs, predictions
+from kt.control.study import ControlStudy
 from kt.layout import Layout
 from kt.status import index
 from kt.status import jobs as cluster
@@ -24,8 +25,10 @@ STATES = ("done", "running", "queued", "requeued", "failed", "waiting")
 _LATEST = 5  # failures that are shown
 
 
-def expected(study: Study, layout: Layout) -> dict[str, dict[str, bool]]:
+def expected(study: Study | ControlStudy, layout: Layout) -> dict[str, dict[str, bool]]:
     """The workflow's larger jobs by rule and name, `rule.wildcard=value`, and whether each one's output is there."""
+    if isinstance(study, ControlStudy):
+        return _of_policies(study, layout)
     weights = _stems(layout.weights("x").parent)
     logits = {name for name in study.members if predictions.current(layout.predictions(name))}
     splits = ("validation", "test") if pairs.needs_scores(study.pairs) else ("test",)
@@ -52,6 +55,16 @@ def expected(study: Study, layout: Layout) -> dict[str, dict[str, bool]]:
             for rule, found in study.experiments.items()
             if found
         },
+    }
+
+
+def _of_policies(study: ControlStudy, layout: Layout) -> dict[str, dict[str, bool]]:
+    """The same of a study of policies."""
+    return {
+        "data": {"data": (layout.data / "meta.json").exists()},
+        "weights": {f"weights.model={name}": layout.member(name).exists() for name in study.members},
+        "predictions": {f"predictions.model={name}": layout.returns(name).exists() for name in study.members},
+        "flow": {f"flow.experiment={name}": layout.details("flow", name).exists() for name in study.flow},
     }
 
 
@@ -82,14 +95,14 @@ def _state(job: Job | None, there: bool) -> str:
     return "failed" if job and job.state == "failed" else "waiting"
 
 
-def lines(study: Study, layout: Layout, logs: Path, config: Path, now: datetime) -> list[str]:
+def lines(study: Study | ControlStudy, layout: Layout, logs: Path, config: Path, now: datetime) -> list[str]:
     """The whole report."""
     state, record = survey(study, layout, index.update), cluster.read(logs, config, now)
     wanted = expected(study, layout)
     there = {name for names in wanted.values() for name, exists in names.items() if exists}
     table = _table(counts(wanted, record.jobs), wanted)
     facts = [
-        ("pairs", f"{state.pairs_done:,} of {state.pairs:,} done"),
+        ("pairs", "" if state.plays else f"{state.pairs_done:,} of {state.pairs:,} done"),
         ("trainings", _trainings(state)),
         ("spent", _spent(state, record)),
         ("left", state.estimate() if state.left else "nothing"),
@@ -104,11 +117,11 @@ def lines(study: Study, layout: Layout, logs: Path, config: Path, now: datetime)
     return [title, *table, "", *told, *_failures(state, record, there, layout)]
 
 
-def rounds(study: Study, layout: Layout, state: Survey) -> list[str]:
+def rounds(study: Study | ControlStudy, layout: Layout, state: Survey) -> list[str]:
     """What each round of the rule ``adaptive`` has or will cost, a line each; none of other rules."""
-    rule = study.pairs
-    if not isinstance(rule, pairs.Adaptive):
+    if isinstance(study, ControlStudy) or not isinstance(study.pairs, pairs.Adaptive):
         return []
+    rule = study.pairs
     plan, methods = units.plans(study, ""), study.transfer.methods.chosen()
     one = units.of_student(study, plan, methods, study.names[0], study.names[:1], controls=False)
     images = sum(seen(unit, study.transfer.training, state.images.get("transfer", 0)) for unit in one)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kt import store
+from kt.control.study import ControlStudy
 from kt.costs import BASES, Finished, Missing, Pace, read_needs
 from kt.data.datasets import split_sizes
 from kt.errors import KtError
@@ -54,6 +55,7 @@ class Survey:
         again: keys of finished units whose students are to be kept and are not: they are trained again.
         retriable: keys of failed units that another try may mend.
         disk: what predictions take on disk; None where that is not known yet.
+        plays: whether models are policies, of which there are no pairs.
     """
 
     images: Mapping[str, int] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class Survey:
     again: list[str] = field(default_factory=list)
     retriable: list[str] = field(default_factory=list)
     disk: Disk | None = None
+    plays: bool = False
 
     @property
     def left(self) -> int:
@@ -87,8 +90,8 @@ class Survey:
         failed = "".join(f", {n} failed ({cause})" for cause, n in sorted(self.failed.items()))
         damaged = f", {len(self.damaged)} damaged ledger records to recompute" if self.damaged else ""
         again = f" ({len(self.again)} again, to keep their students)" if self.again else ""
-        done = f"{self.pairs} pairs ({self.pairs_done} done)"
-        text = f"{done}, {self.units} trainings: {self.done} done{failed}, {self.left} to do{again}"
+        done = "" if self.plays else f"{self.pairs} pairs ({self.pairs_done} done), "
+        text = f"{done}{self.units} trainings: {self.done} done{failed}, {self.left} to do{again}"
         return "; ".join([f"{text}{damaged}", *([self.estimate()] if self.left else []), *self._on_disk()])
 
     def _on_disk(self) -> list[str]:
@@ -139,39 +142,51 @@ def fingerprints(layout: Layout, names: list[str]) -> dict[str, str]:
     return {name: str(facts["fingerprint"]) for name, facts in known.items() if layout.weights(name).exists()}
 
 
-def survey(study: Study, layout: Layout, read_ledger: Callable[[Path], list[Entry]] = index.read) -> Survey:
+def survey(
+    study: Study | ControlStudy, layout: Layout, read_ledger: Callable[[Path], list[Entry]] = index.read
+) -> Survey:
     """Compare the units that a study requests with its ledger; nothing on disk changes, unless ``read_ledger`` does."""
-    images, teachers = split_sizes(layout.data, study.data), units.teachers_of(study, layout)
-    shown = split_sizes(layout.data, study.data, in_epoch=True)
-    state = Survey(images, shown, members(layout, study.members), pairs=sum(map(len, teachers.values())))
-    state.disk = units.disk(study, layout, images)
-    prints = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
     entries = read_ledger(layout.ledger)
+    state, count, jobs = _begun(study, layout, {entry.key: entry for entry in entries})
+    prints = {name: str(facts["fingerprint"]) for name, facts in state.models.items() if layout.weights(name).exists()}
     state.retriable = [e.key for e in entries if e.status == "failed" and e.cause not in FINAL_CAUSES]
     state.pace = _pace(study, state.models, entries, prints)
-    by_key = {entry.key: entry for entry in entries}
-    count = _Count(state, by_key, study.transfer.training, shown.get("transfer", 0))
     count.lacks = _lacks_student(study, layout)
-    if study.trains_together:
-        count.shared = _shared(units.jobs(study, layout, teachers))
-    for job in units.jobs(study, layout, teachers):
-        mine = prints
-        if job.experiment:
-            mine = {**prints, job.student: units.student_print(study, job.experiment)}
+    for job in jobs:
+        mine = {**prints, job.student: job.print} if job.experiment else prints
         done, left = count.job(job, mine if job.known else {})
         if job.experiment:
-            needs = read_needs(layout.needs(*job.student.split(".", 1)), units.size_hash(study, job.experiment))
-            state.pace = state.pace.of_experiment(job.student, needs, images.get("validation", 0), done, left)
+            needs = read_needs(layout.needs(*job.student.split(".", 1)), job.sizes)
+            state.pace = state.pace.of_experiment(job.student, needs, state.images.get("validation", 0), done, left)
     state.failures = [(text, student) for _, text, student in sorted(count.failures, reverse=True)]
     state.damaged, state.again = sorted(count.damaged), sorted(count.again)
     state.pairs_done = state.pairs - len(count.open_pairs)
-    _estimate(state)
+    if state.plays or state.shown.get("transfer"):
+        _estimate(state)
     if study.device != "auto" or set(state.basis) == {BASES[4]}:  # an assumed speed is a GPU's, but for `cpu`
         state.assumed = "cpu" if study.device == "cpu" else "GPU"
     return state
 
 
-def _lacks_student(study: Study, layout: Layout) -> Callable[[Unit, Entry], bool]:
+def _begun(
+    study: Study | ControlStudy, layout: Layout, entries: Mapping[str, Entry]
+) -> tuple[Survey, _Count, Iterable[Job]]:
+    """A survey before anything is counted, what counts, and the jobs."""
+    known = members(layout, study.members)
+    if isinstance(study, ControlStudy):
+        state = Survey(models=known, plays=True)
+        return state, _Count(state, entries, None, 0), units.jobs_of_policies(study, layout)
+    images, teachers = split_sizes(layout.data, study.data), units.teachers_of(study, layout)
+    shown = split_sizes(layout.data, study.data, in_epoch=True)
+    state = Survey(images, shown, known, pairs=sum(map(len, teachers.values())))
+    state.disk = units.disk(study, layout, images)
+    count = _Count(state, entries, study.transfer.training, shown.get("transfer", 0))
+    if study.trains_together:
+        count.shared = _shared(units.jobs(study, layout, teachers))
+    return state, count, units.jobs(study, layout, teachers)
+
+
+def _lacks_student(study: Study | ControlStudy, layout: Layout) -> Callable[[Unit, Entry], bool]:
     """Whether a finished unit's student is to be kept, and is not."""
     mode = study.transfer.export
     before = units.on_validation(layout) if mode == "improved" else {}
@@ -204,11 +219,11 @@ class _Count:
     Args:
         state: is brought up to date.
         entries: finished and failed units of the ledger, by key.
-        training: of students of the zoo, but for what a method changes of it.
+        training: of students of the zoo, but for what a method changes of it; None where they are policies.
         images: transfer images; 0 where their number is not known yet.
     """
 
-    def __init__(self, state: Survey, entries: Mapping[str, Entry], training: Training, images: int) -> None:
+    def __init__(self, state: Survey, entries: Mapping[str, Entry], training: Training | None, images: int) -> None:
         self.state, self.entries, self.training, self.images = state, entries, training, images
         self.shared: Counter[Together] = Counter()
         self.open_pairs: set[tuple[str, str]] = set()
@@ -275,12 +290,16 @@ class _Count:
 
     def _epochs(self, job: Job, unit: Unit) -> int:
         assert job.experiment is not None
-        return unit.method.trained(job.experiment.plan).epochs
+        return job.experiment.epochs(unit.method)
 
     def seen(self, job: Job, unit: Unit) -> float:
-        """Images that a unit's trainings see, each as often as it is seen; an equal share where others share them."""
+        """Images that a unit's trainings see, each as often as it is seen; an equal share where others share them.
+
+        Of a policy its actions.
+        """
         if job.experiment:
             return job.experiment.seen(unit.method, self.images)
+        assert self.training is not None
         place = id(unit.plan), len(unit.teachers)
         if place not in self._seen:
             self._seen[place] = seen(unit, self.training, self.images)
@@ -294,25 +313,32 @@ def seen(unit: Unit, training: Training, images: int) -> float:
     return float(unit.method.budget(len(unit.teachers)) * training.epochs * epoch)
 
 
-def _pace(study: Study, models: Mapping[str, Record], entries: list[Entry], known: Mapping[str, str]) -> Pace:
+def _pace(
+    study: Study | ControlStudy, models: Mapping[str, Record], entries: list[Entry], known: Mapping[str, str]
+) -> Pace:
     names = {fingerprint: name for name, fingerprint in known.items()}
     trainings = [
         (names[e.student], e.seconds, e.images) for e in entries if e.status == "ok" and e.student in names and e.images
     ]
     macs = {name: int(facts["macs"]) for name, facts in models.items() if facts.get("macs")}
-    members = study.zoo.models
-    recipes = {name: members[name].train or members[name].finetune for name in models}
     zoo = [
-        (name, float(facts["train_seconds"]), int(facts["train_images"]) * recipe.epochs)
+        (name, float(facts["train_seconds"]), seen)
         for name, facts in models.items()
-        if (recipe := recipes[name]) and facts.get("train_seconds") and facts.get("train_images")
+        if facts.get("train_seconds") and (seen := _seen_by_member(study, name, facts))
     ]
     return Pace.measured(trainings, macs, zoo, study.device)
 
 
+def _seen_by_member(study: Study | ControlStudy, name: str, facts: Record) -> int:
+    """Images that a member's own training saw, each as often as it was seen; of a policy its actions."""
+    if isinstance(study, ControlStudy):
+        return int(facts.get("train_steps") or 0)
+    member = study.zoo.models[name]
+    recipe = member.train or member.finetune
+    return int(facts.get("train_images") or 0) * recipe.epochs if recipe else 0
+
+
 def _estimate(state: Survey) -> None:
-    if not state.shown.get("transfer"):
-        return
     seconds = images = rest = 0.0
     for student, count in state.waiting.items():
         if count > 0 and (pace := state.pace.of(student)):

@@ -9,6 +9,8 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from kt import pairs, predictions, store
+from kt.control import units as of_policies
+from kt.control.study import ControlFlow, ControlStudy
 from kt.costs import answer_bytes, keeps_answers
 from kt.data.datasets import Dataset
 from kt.data.sources import known_classes, known_sides
@@ -119,14 +121,18 @@ class Job:
         student: its name; of an experiment ``section.name``.
         units: of its controls, pairs, groups and search, or of the experiment.
         experiment: the experiment; None of a student of the zoo.
+        print: fingerprint of an experiment's student before training; empty where it is not known.
+        sizes: hash of what determines how much memory and time an experiment takes.
         known: whether the units have their keys; not before the data, the search, or the groups of an experiment are
             known.
     """
 
     student: str
     units: Sequence[Unit]
-    experiment: Experiment | None = None
+    experiment: Experiment | ControlFlow | None = None
     known: bool = True
+    print: str = ""
+    sizes: str = ""
 
 
 def teachers_of(study: Study, layout: Layout) -> dict[str, list[str]]:
@@ -224,13 +230,25 @@ def _experiments(study: Study, layout: Layout) -> Iterator[Job]:
         at = f"{rule}.{name}"
         if dataset:
             problem = problem_of(study, at, chosen, dataset)
-            yield Job(at, of_experiment(study, at, chosen, problem, dataset.hash), chosen)
+            units = of_experiment(study, at, chosen, problem, dataset.hash)
+            yield Job(at, units, chosen, print=student_print(study, chosen), sizes=size_hash(study, chosen))
         else:
             made = Plans("", chosen.plan)
             units = [
                 Unit(m, Plan(made.facts(m, seed), listed=True), at, names, seed) for m, names, seed in chosen.work()
             ]
-            yield Job(at, units, chosen, known=False)
+            yield Job(at, units, chosen, known=False, sizes=size_hash(study, chosen))
+
+
+def jobs_of_policies(study: ControlStudy, layout: Layout) -> Iterator[Job]:
+    """All units that a study of policies requests, experiment by experiment."""
+    known = of_policies.games(layout)
+    for rule, name, chosen in study.each_experiment():
+        at = f"{rule}.{name}"
+        game = known.get(f"{at}.env")
+        of_student = of_policies.student_print(chosen, game) if game else ""
+        units = of_policies.of_experiment(study, at, chosen, game)
+        yield Job(at, units, chosen, known=game is not None, print=of_student, sizes=of_student)
 
 
 class Disk(NamedTuple):

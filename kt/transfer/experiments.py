@@ -252,6 +252,10 @@ class Experiment(Spec):
         """Number of transfer images, of so many, that its students learn from, at most."""
         return images
 
+    def epochs(self, method: Method) -> int:
+        """Epochs of a training by a method."""
+        return method.trained(self.plan).epochs
+
     def seen(self, method: Method, images: int) -> float:
         """Images that a training by a method sees, each as often as it is seen, of ``images`` transfer images."""
         if not method.trains:
