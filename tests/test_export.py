@@ -300,7 +300,7 @@ def test_the_licence_of_an_encoders_published_weights_is_told(tmp_path):
     study = SimpleNamespace(zoo=SimpleNamespace(models=members))
     job = SimpleNamespace(study=study, layout=SimpleNamespace(member=lambda name: tmp_path / name))
     unit = Unit(registry()["kl"](), Plan({}), "fresh", ("begun",), 0)
-    found = Job._licences(job, unit)
+    found = OfImages._licences(job, unit)
     assert found == {"begun": "cc-by-nd-4.0"}
     assert "allows no derivatives" in export.refusal(found)
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from kt import predictions, progress, status, store
+from kt.control.study import ControlStudy
 from kt.costs import write_needs
 from kt.data.datasets import Dataset
 from kt.errors import KtError
@@ -17,8 +18,9 @@ from kt.layout import Layout
 from kt.stages import workers
 from kt.stages.common import ZooFiles, channels, channels_of, check_predictions, pick_device, truth_of
 from kt.study import units as requested
+from kt.study.check import check_task
 from kt.study.study import Study
-from kt.tasks.task import Array
+from kt.tasks.task import Array, Scored, Task
 from kt.transfer import export, rows
 from kt.transfer.experiments import Experiment, Problem, Student
 from kt.transfer.ledger import Ledger, Record
@@ -51,9 +53,10 @@ class Job(ABC):
 
     again: Callable[[], Job]
 
-    def __init__(self, study: Study, layout: Layout, at: str, models: Sequence[str]) -> None:
+    def __init__(self, study: Study | ControlStudy, layout: Layout, at: str, models: Sequence[str]) -> None:
         self.study, self.layout, self.at = study, layout, at
-        self.dataset, self.task, self.ledger = Dataset.open(layout.data), study.task, Ledger(layout.ledger)
+        self.task: Scored = study.task
+        self.ledger = Ledger(layout.ledger)
         self.prints = status.fingerprints(layout, list(models))
         if absent := [name for name in models if name not in self.prints]:
             raise KtError(f"{at}: {absent[0]!r} has no weights yet; run: kt weights --model {absent[0]}")
@@ -73,16 +76,20 @@ class Job(ABC):
         """The student's metric on validation before a unit; None where it is new."""
 
     @abstractmethod
-    def controls(self, seed: int) -> list[Row]:
-        """Rows of the controls with a seed that are finished."""
+    def about(self, bench: Any, unit: Unit, left: Left) -> export.About:
+        """What a card tells of the study that a unit's student comes from."""
 
     @abstractmethod
-    def classes(self) -> list[str]:
-        """Names of the classes behind the student's outputs."""
-
-    @abstractmethod
-    def begin(self, threads: int) -> Bench:
+    def begin(self, threads: int) -> Any:
         """The bench for the missing units."""
+
+    @abstractmethod
+    def compute(self, bench: Any, unit: Unit, key: str) -> tuple[Record, Left | None]:
+        """The outcome of a unit, and the student that it leaves."""
+
+    @abstractmethod
+    def check_files(self, names: set[str]) -> None:
+        """Fail where files of members that are read are damaged."""
 
     def run(self, units: Sequence[Unit], threads: int) -> list[tuple[Unit, list[Row]]]:
         """Do the units that the ledger does not have, or whose students are to be kept and are not; give all rows."""
@@ -112,9 +119,8 @@ class Job(ABC):
             threads: CPU threads.
             keep: keep all students; else those that the configuration asks for.
         """
-        for name in {name for unit in units.values() for name in (unit.student, *unit.teachers)} & set(self.prints):
-            if name in self.study.zoo.models:
-                predictions.verify(self.layout.predictions(name))
+        named = {name for unit in units.values() for name in (unit.student, *unit.teachers)}
+        self.check_files(named & set(self.prints) & set(self.study.zoo.models))
         processes = min(self.study.transfer.processes, len(units))
         if processes > 1:
             workers.run(self, units, threads, keep, processes)
@@ -126,11 +132,9 @@ class Job(ABC):
             self.unit(bench, unit, key, keep)
             done.step(unit.title)
 
-    def unit(self, bench: Bench, unit: Unit, key: str, keep: bool) -> None:
+    def unit(self, bench: Any, unit: Unit, key: str, keep: bool) -> None:
         """Train a unit; write its record where the ledger has none, and its student where that is to be kept."""
-        from kt.transfer.session import compute
-
-        outcome, left = compute(bench, unit, key)
+        outcome, left = self.compute(bench, unit, key)
         known = self.outcomes.get(key) or self.ledger.get(key)
         if known is not None and _answers(outcome) != _answers(known):
             why = outcome.get("reason") or "other answers than at first, as on another processor"
@@ -145,26 +149,10 @@ class Job(ABC):
         """Where the student of a unit lies, once it is exported."""
         return self.layout.students / export.name_of(unit)
 
-    def _export(self, unit: Unit, key: str, outcome: Record, left: Left, bench: Bench) -> None:
+    def _export(self, unit: Unit, key: str, outcome: Record, left: Left, bench: Any) -> None:
         (row, *_) = self.rows(unit, key, outcome)
         shown = {**row, "student": unit.student}
-        about = export.About(
-            self.task.words,
-            PurePath(self.study.data.source).name,
-            self.classes(),
-            bench.outputs,
-            (self.before(), bench.value(left.model, "validation", left.spec)),
-            [] if unit.method.control else self.controls(unit.seed),
-            self._licences(unit),
-        )
-        export.write(self.folder(unit), left, shown, unit.describe(self.prints), about)
-
-    def _licences(self, unit: Unit) -> dict[str, str | None]:
-        """Licences of the members that a student came from, but for those that the study trained from fresh weights."""
-        members = self.study.zoo.models
-        names = [name for name in dict.fromkeys((unit.student, *unit.teachers)) if name in members]
-        given = [name for name in names if members[name].train is None or members[name].args.get("encoder_weights")]
-        return {name: store.read_json(self.layout.member(name)).get("licence") for name in given}
+        export.write(self.folder(unit), left, shown, unit.describe(self.prints), self.about(bench, unit, left))
 
     def _wanted(self, unit: Unit, outcome: Record) -> bool:
         """Whether the configuration asks for the student of a finished unit."""
@@ -182,7 +170,61 @@ def _answers(outcome: Record) -> Any:
     return {name: of["last"] for name, of in models.items()} if models else outcome.get("last")
 
 
-class Pairs(Job):
+class OfImages(Job):
+    """Units of students of images or videos.
+
+    Attributes:
+        dataset: the images.
+    """
+
+    study: Study
+    task: Task
+
+    def __init__(self, study: Study, layout: Layout, at: str, models: Sequence[str]) -> None:
+        check_task(study)  # imports the module that defines it
+        super().__init__(study, layout, at, models)
+        self.dataset = Dataset.open(layout.data)
+
+    @abstractmethod
+    def controls(self, seed: int) -> list[Row]:
+        """Rows of the controls with a seed that are finished."""
+
+    @abstractmethod
+    def classes(self) -> list[str]:
+        """Names of the classes behind the student's outputs."""
+
+    def compute(self, bench: Bench, unit: Unit, key: str) -> tuple[Record, Left | None]:
+        """The outcome of its training."""
+        from kt.transfer.session import compute
+
+        return compute(bench, unit, key)
+
+    def check_files(self, names: set[str]) -> None:
+        """Fail where predictions are damaged."""
+        for name in names:
+            predictions.verify(self.layout.predictions(name))
+
+    def about(self, bench: Bench, unit: Unit, left: Left) -> export.About:
+        """The data set, its classes, and the controls."""
+        return export.About(
+            self.task.words,
+            PurePath(self.study.data.source).name,
+            self.classes(),
+            bench.outputs,
+            (self.before(), bench.value(left.model, "validation", left.spec)),
+            [] if unit.method.control else self.controls(unit.seed),
+            self._licences(unit),
+        )
+
+    def _licences(self, unit: Unit) -> dict[str, str | None]:
+        """Licences of the members that a student came from, but for those that the study trained from fresh weights."""
+        members = self.study.zoo.models
+        names = [name for name in dict.fromkeys((unit.student, *unit.teachers)) if name in members]
+        given = [name for name in names if members[name].train is None or members[name].args.get("encoder_weights")]
+        return {name: store.read_json(self.layout.member(name)).get("licence") for name in given}
+
+
+class Pairs(OfImages):
     """Units of a student of the zoo.
 
     Args:
@@ -248,7 +290,7 @@ class Pairs(Job):
         return bench
 
 
-class Alone(Job):
+class Alone(OfImages):
     """Units of an experiment, whose student has a section of its own."""
 
     def __init__(self, study: Study, layout: Layout, at: str, chosen: Experiment) -> None:

@@ -20,16 +20,13 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from kt.control.study import ControlStudy
 from kt.errors import Interrupted, KtError
 from kt.progress import Progress, on_signal
-from kt.study.check import check_task
 from kt.study.study import Study
 from kt.transfer.unit import Unit
-
-if TYPE_CHECKING:
-    from kt.transfer.bench import Bench
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +40,7 @@ PR_SET_PDEATHSIG = 1
 class Job(Protocol):
     """What workers need of a job, as ``kt.stages.jobs`` has them."""
 
-    study: Study
+    study: Study | ControlStudy
 
     @property
     def again(self) -> Callable[[], Job]:
@@ -53,10 +50,10 @@ class Job(Protocol):
     def title(self) -> str:
         """Its name in the log."""
 
-    def begin(self, threads: int) -> Bench:
+    def begin(self, threads: int) -> Any:
         """The bench for its units."""
 
-    def unit(self, bench: Bench, unit: Unit, key: str, keep: bool) -> None:
+    def unit(self, bench: Any, unit: Unit, key: str, keep: bool) -> None:
         """Train a unit and write its record."""
 
 
@@ -87,7 +84,7 @@ class Work(NamedTuple):
         parent: process id of the job.
     """
 
-    study: Study
+    study: Study | ControlStudy
     again: Callable[[], Job]
     units: Mapping[str, Unit]
     threads: int
@@ -236,7 +233,6 @@ def _main(connection: Connection, work: Work) -> None:
     tell = _Teller(connection)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[tell], force=True)
     try:
-        check_task(work.study)  # imports the module that defines it
         job = work.again()
         bench = job.begin(work.threads)
         bench.share(work.processes)

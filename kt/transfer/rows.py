@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kt.complementarity.expertise import Areas, class_entropy
 from kt.tables.columns import SHARES
-from kt.tasks.task import Array, Task, standard_error
+from kt.tasks.task import Array, Scored, Task, standard_error
 from kt.transfer.ledger import Record, unpack
 from kt.transfer.unit import Unit
 
@@ -86,7 +86,7 @@ def _from_teachers(
     return found
 
 
-def of_experiment(task: Task, unit: Unit, key: str, outcome: Record, truth: Array, epochs: int) -> dict[str, Any]:
+def of_experiment(task: Scored, unit: Unit, key: str, outcome: Record, truth: Array, epochs: int) -> dict[str, Any]:
     """The row of a unit of an experiment, whose student is none of the zoo; arguments as for ``of_pair``."""
     row = {
         **_shared(unit, key, outcome, len(truth), epochs if unit.method.trains else 0),
@@ -128,7 +128,7 @@ def detail(unit: Unit, key: str, arch: str) -> dict[str, Any]:
     }
 
 
-def measured(task: Task, kept: Array, truth: Array) -> dict[str, float]:
+def measured(task: Scored, kept: Array, truth: Array) -> dict[str, float]:
     """``n``, the metric and its standard error of some examples, n > 0, from what was kept of the answers."""
     scores = task.scores(kept, truth)
     return {"n": len(scores), "acc": task.value(scores), "acc_se": task.error(scores, task.clusters(truth))}
