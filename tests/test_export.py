@@ -33,7 +33,7 @@ from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
 from kt.data.spec import InputSpec
 from kt.errors import KtError
-from kt.stages.jobs import Job
+from kt.stages.jobs import OfImages
 from kt.study.load import load
 from kt.tasks.classification import Classification
 from kt.tasks.segmentation import Segmentation
