@@ -62,6 +62,6 @@ $(READY): envs/install.py envs/requirements.lock pyproject.toml $(PLUGIN)/pyproj
 	touch $@
 
 lock: ## update the pins after a change of dependencies; other pins stay, `make lock UPGRADE=timm` updates one
-	$(UV) pip compile pyproject.toml $(PLUGIN)/pyproject.toml --extra dev --universal --python-version 3.11 \
+	$(UV) pip compile pyproject.toml $(PLUGIN)/pyproject.toml --extra dev --extra control --universal --python-version 3.11 \
 		$(addprefix --upgrade-package ,$(UPGRADE)) --generate-hashes --no-strip-extras --no-emit-index-url \
 		--custom-compile-command "make lock" --quiet --output-file envs/requirements.lock
