@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from studies import small_zoo
 
 from kt import stages
-from kt.analysis import adaptive
+from kt.analysis import adaptive, lowrank
 from kt.analysis.adaptive import Zoo
 from kt.analysis.inputs import prepare
 from kt.analysis.outcomes import Pairs, collect
@@ -216,15 +216,17 @@ def test_best_teachers_are_chosen_within_the_quota_of_each_student():
     assert "; best so far " in picks[0].why
 
 
-def test_the_most_telling_pair_is_the_one_that_lowers_the_mean_variance_most():
+@pytest.mark.parametrize("block", [2, 128])
+def test_the_most_telling_pair_is_the_one_that_lowers_the_mean_variance_most(block, monkeypatch):
+    monkeypatch.setattr(lowrank, "BLOCK", block)
     zoo, value = planted(models=5)
     seen = np.array([0, 3, 7, 11, 14, 18])
     allowed = np.ones(len(value), bool)
     allowed[seen] = False
-    picks = adaptive.choose(zoo, seen, value[seen], allowed, np.array([0, 2, 0, 1, 0]), "predict")
+    picks = adaptive.choose(zoo, seen, value[seen], allowed, np.array([0, 3, 0, 2, 0]), "predict")
     known, z = adaptive.learn(zoo.rows(seen), value[seen]), flags(zoo)
     covariance, expected = known.covariance, []
-    for student in (1, 3, 1):
+    for student in (1, 3, 1, 3, 1):
         after = {}
         for row in np.flatnonzero(allowed & (zoo.pairs.students == student)):
             if row not in expected:

@@ -24,6 +24,7 @@ from scipy.special import ndtr
 
 from kt.analysis.deltas import PAIR
 from kt.analysis.design import form, products, row_of
+from kt.analysis.lowrank import Lowered
 from kt.analysis.outcomes import Pairs, Properties, informative
 from kt.analysis.wording import number, signed, with_error
 
@@ -179,27 +180,26 @@ def improvement(mean: Floats, error: Floats, best: Floats) -> Floats:
 def _most_telling(zoo: Zoo, known: Knowledge, allowed: Mask, quota: Ints, digits: int) -> list[Pick]:
     k, models, noise = zoo.x.shape[1], zoo.models, known.noise
     wanted = products(zoo.x, zoo.pairs, models)
-    covariance = known.covariance.copy()
-    both = covariance @ wanted @ covariance
-    total, n, open_ = float((covariance * wanted).sum()), len(zoo.x), allowed.copy()
+    total, n = float((known.covariance * wanted).sum()), len(zoo.x)
+    both = Lowered(known.covariance @ wanted @ known.covariance, k, models)
+    covariance = Lowered(known.covariance.copy(), k, models)
+    mine = {s: np.flatnonzero(allowed & (zoo.pairs.students == s)) for s in np.flatnonzero(quota).tolist()}
     picks = []
     for turn in range(int(quota.max(initial=0))):
-        for student in np.flatnonzero(quota > turn):
-            rows = np.flatnonzero(open_ & (zoo.pairs.students == student))
-            if not len(rows):
+        for student, rows in mine.items():
+            if turn >= quota[student] or not len(rows):
                 continue
-            mine = zoo.rows(rows)
-            lowered = form(both, mine.x, mine.pairs, k, models)
-            lowered /= noise + form(covariance, mine.x, mine.pairs, k, models)
+            x, teachers = zoo.x[rows], zoo.pairs.teachers[rows]
+            lowered = both.forms(x, teachers, student) / (noise + covariance.forms(x, teachers, student))
             at = int(np.argmax(lowered))
-            z = row_of(mine.x[at], int(mine.pairs.teachers[at]), int(student), models)
-            a, b = covariance @ z, both @ z
+            z = row_of(x[at], int(teachers[at]), student, models)
+            a, b = (matrix.along(x[at], int(teachers[at]), int(student)) for matrix in (covariance, both))
             divisor = noise + float(z @ a)
+            covariance.lower(a / divisor, a / 2)
             # both = C W C with the covariance C after the pair, C − aa'/d, without another product of matrices
-            both += (np.outer(a, a) * float(z @ b) / divisor - np.outer(a, b) - np.outer(b, a)) / divisor
-            covariance -= np.outer(a, a) / divisor
+            both.lower(a / divisor, b - a * float(z @ b) / (2 * divisor))
+            mine[student] = np.delete(rows, at)
             before, total = total, total - float(lowered[at])
-            open_[rows[at]] = False
             errors = (number(float(np.sqrt(max(found, 0) / n)), digits + 2) for found in (before, total))
             picks.append(Pick(int(rows[at]), "mean error of all predictions from {} to {}".format(*errors)))
     return picks
