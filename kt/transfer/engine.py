@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kt.checkpoint import Checkpoint
+from kt.checkpoint import Checkpoint, random_state, set_random_state
 from kt.errors import KtError, nearest
 from kt.transfer.batch import Batch, Examples, forward
 from kt.transfer.training import SlowWeights, Training
@@ -145,11 +145,11 @@ def train(
     groups = by_rate(learner, [*rates, *patterned])
     optimiser = optimiser_of([{"params": parameters} for parameters, _ in groups], training)
     optimiser.zero_grad()  # a training that failed in its backward pass leaves gradients behind
-    progress = _Progress(torch.zeros((), device=device), pieces)
+    progress = Progress(torch.zeros((), device=device), pieces)
     if slow:
         progress.slow = weights_of(learner)
     if (state := checkpoint.load(device)) and state["progress"]["pieces"] >= pieces:
-        _restore(state, learner, optimiser, progress)
+        restore(state, learner, optimiser, progress)
     with frozen(learner, training.freeze):
         for epoch in range(progress.epoch, training.epochs):
             order = shown.order(seed, epoch)
@@ -174,9 +174,9 @@ def train(
                     _follow(progress.slow, learner.state_dict(), stays)
                 if checkpoint.due():
                     progress.epoch, progress.step = epoch, step + 1
-                    checkpoint.save(_state(learner, optimiser, progress, device))
+                    checkpoint.save(state_of(learner, optimiser, progress, device))
             progress.step = 0
-            _end_epoch(learner, progress, per_epoch, validate, bool(slow and slow.overwrites))
+            end_epoch(learner, progress, per_epoch, validate, bool(slow and slow.overwrites))
     if slow:
         learner.load_state_dict(progress.slow)
     steps = training.epochs * per_epoch
@@ -193,7 +193,7 @@ def _follow(slow: State, fast: State, tau: float) -> None:
 
 
 @dataclass
-class _Progress:
+class Progress:
     """Progress of a training; ``total`` is the running sum of the epoch's losses."""
 
     total: Tensor
@@ -222,43 +222,54 @@ def _holding(learner: nn.Module, weights: State, overwrites: bool) -> Iterator[N
         learner.load_state_dict(own)
 
 
-def _end_epoch(
-    learner: nn.Module, progress: _Progress, steps: int, validate: Callable[[nn.Module], float], overwrites: bool
+def end_epoch(
+    learner: nn.Module, progress: Progress, steps: int, validate: Callable[[nn.Module], float], overwrites: bool
 ) -> None:
+    """Note the epoch's loss and validation, and the weights where it is the best.
+
+    Args:
+        learner: after the epoch.
+        progress: of the training.
+        steps: of the epoch.
+        validate: the metric on validation.
+        overwrites: the fast weights go on from the slow ones, where there are any.
+
+    Raises:
+        Diverged: the loss, or a weight, is not finite.
+    """
     mean, epoch = float(progress.total) / steps, len(progress.loss) + 1
     if not math.isfinite(mean):
         raise Diverged(f"the loss is not finite in epoch {epoch}")
     if not nn.utils.get_total_norm(learner.parameters(), math.inf).isfinite():
         raise Diverged(f"a weight is not finite after epoch {epoch}")
-    progress.loss.append(mean)
-    progress.total.zero_()
     with _holding(learner, progress.slow, overwrites):
         accuracy = validate(learner)
         if not progress.validation or accuracy > max(progress.validation):
             progress.best_epoch = epoch
             progress.best = weights_of(learner)
+    progress.loss.append(mean)
+    progress.total.zero_()
     progress.validation.append(accuracy)
 
 
-def _state(
-    learner: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress, device: torch.device
+def state_of(
+    learner: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, device: torch.device
 ) -> dict[str, Any]:
+    """All that a training goes on from, for a checkpoint."""
     return {
         "learner": learner.state_dict(),
         "optimiser": optimiser.state_dict(),
         "progress": vars(progress),
-        "random": torch.get_rng_state(),
-        "random_device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        **random_state(device),
     }
 
 
-def _restore(state: dict[str, Any], learner: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress) -> None:
+def restore(state: dict[str, Any], learner: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
+    """Go back to such a state."""
     learner.load_state_dict(state["learner"])
     optimiser.load_state_dict(state["optimiser"])
     vars(progress).update(state["progress"])
-    torch.set_rng_state(state["random"].cpu())
-    if state["random_device"] is not None:
-        torch.cuda.set_rng_state(state["random_device"].cpu())
+    set_random_state(state, progress.total.device)
 
 
 def learning_rate(step: int, steps: int, training: Training) -> float:

@@ -28,6 +28,10 @@ class Inlet(NamedTuple):
     candidates: tuple[Candidate, ...]
 
 
+Given = dict[Candidate, Tensor]
+"""Maps of candidates, [B, C, H, W]."""
+
+
 def inlets(student: Sequence[Stage], teachers: Sequence[Sequence[Stage]], every: bool) -> list[Inlet]:
     """Candidates for each stage of the student.
 
@@ -47,7 +51,7 @@ def inlets(student: Sequence[Stage], teachers: Sequence[Sequence[Stage]], every:
     return found
 
 
-class Flow(nn.Module):
+class Mixture(nn.Module):
     """A student whose stages take h ← w_self · h + Σ_i w_i · Q_i(h_i), with h_i the features of frozen teachers.
 
     The weights w are the softmax of free scalars, Q_i a 1 x 1 convolution of the teacher's map, resized to the
@@ -61,19 +65,15 @@ class Flow(nn.Module):
         student: in its place on the device.
         teachers: on the same device; they are put into eval mode.
         inlets: which stages take what; all have the same number of candidates.
-        images: transfer images, of which it remembers its last output.
-        classes: outputs of the student.
         epochs: of the training.
-        steps: of an epoch.
-        batch: images of a step.
+        steps: of the training.
+        batch: of what ``seen`` counts, in a step.
         until: share of the training after which the student is on its own, above 0 and at most 1.
         rate: the softmax is taken of ``rate`` times the parameters: how much faster they move than others with an
             optimiser whose steps do not depend on the gradient's size, as Adam's.
     """
 
     seen: Tensor
-    previous: Tensor
-    known: Tensor
     trace: Tensor
     attached: Tensor
 
@@ -82,8 +82,6 @@ class Flow(nn.Module):
         student: nn.Module,
         teachers: Sequence[nn.Module],
         inlets: Sequence[Inlet],
-        images: int,
-        classes: int,
         epochs: int,
         steps: int,
         batch: int,
@@ -101,8 +99,6 @@ class Flow(nn.Module):
             for inlet in inlets
         ).to(device)
         self.scalars = nn.Parameter(torch.zeros(len(inlets), sources, device=device))
-        self.register_buffer("previous", torch.zeros(images, classes, device=device))
-        self.register_buffer("known", torch.zeros(images, dtype=torch.bool, device=device))
         # on the CPU, where they are read
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("trace", torch.zeros(epochs, len(inlets), sources))
@@ -111,12 +107,12 @@ class Flow(nn.Module):
     @property
     def progress(self) -> float:
         """Share of the training's steps that are done; the same for all pieces of a batch."""
-        return int(self.seen) // self.batch / (self.steps * len(self.trace))
+        return int(self.seen) // self.batch / self.steps
 
     @property
     def open(self) -> bool:
         """Whether teachers still have a say; to the end and after it where the student is never on its own."""
-        return self.until == 1 or self.progress < self.until
+        return self.scalars.shape[1] > 1 and (self.until == 1 or self.progress < self.until)
 
     def free(self) -> Tensor:
         """The free scalars of each stage, its own first, [J, 1 + K]."""
@@ -128,13 +124,12 @@ class Flow(nn.Module):
             return mixing(self.free())
         return F.one_hot(torch.zeros(len(self.scalars), dtype=torch.int64), self.scalars.shape[1]).to(self.scalars)
 
-    def record(self, accuracy: float) -> None:
-        """Note the weights at the end of an epoch in ``trace``, float32 [epochs, J, 1 + K].
+    def note(self, epoch: int, attached: float) -> None:
+        """Note the weights after an epoch, counted from 0, in ``trace``, float32 [epochs, J, 1 + K].
 
-        ``accuracy`` is that of the student with its teachers, percent; ``attached`` has it, float64 [epochs].
+        ``attached`` is the metric of the student with its teachers; the buffer of that name has it, float64 [epochs].
         """
-        epoch = int(self.seen) // (self.steps * self.batch) - 1
-        self.trace[epoch], self.attached[epoch] = self.weights().detach(), accuracy
+        self.trace[epoch], self.attached[epoch] = self.weights().detach(), attached
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:
         """Logits [B, C] from the student's view of a batch and each teacher's."""
@@ -143,18 +138,66 @@ class Flow(nn.Module):
 
     def flowing(self, views: Sequence[Tensor]) -> Tensor:
         """Logits [B, C] of the student with what its teachers add."""
-        given: dict[Candidate, Tensor] = {}
-        for i, (teacher, x) in enumerate(zip(self.teachers, views[1:], strict=True)):
+        return self.mixed(views[0], self.given(views[1:]))
+
+    def given(self, views: Sequence[Tensor]) -> Given:
+        """Maps that the teachers give for their views of a batch, without gradient."""
+        given: Given = {}
+        for i, (teacher, x) in enumerate(zip(self.teachers, views, strict=True)):
             asked = list(dict.fromkeys(c for inlet in self.inlets for c in inlet.candidates if c.teacher == i))
             given |= zip(asked, features(teacher, x, [c.stage for c in asked]), strict=True)
+        return given
 
+    def mixed(self, view: Tensor, given: Given) -> Tensor:
+        """Logits [B, C] of the student with what these maps add."""
         changes = {
             inlet.stage: partial(mix, weights, self.transforms[j], [given[c] for c in inlet.candidates], inlet.stage)  # type: ignore[arg-type]
             for j, (inlet, weights) in enumerate(zip(self.inlets, self.weights(), strict=True))
         }
         with changing(self.student, changes):
-            logits: Tensor = self.student(views[0])
+            logits: Tensor = self.student(view)
         return logits
+
+    def dependency(self, most: float) -> Tensor | float:
+        """λ1 · L_dep, with λ1 as large as it is by now and ``most`` at its largest; 0 once the student is alone."""
+        return most * grown(self.progress, self.until) * dependency_loss(self.free()) if self.open else 0.0
+
+
+class Flow(Mixture):
+    """Such a student that learns from labels, and remembers its last output for each transfer image.
+
+    Args:
+        student: as for ``Mixture``; so are ``teachers``, ``inlets``, ``epochs``, ``until`` and ``rate``.
+        images: transfer images, of which it remembers its last output.
+        classes: outputs of the student.
+        steps: of an epoch.
+        batch: images of a step.
+    """
+
+    previous: Tensor
+    known: Tensor
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Sequence[nn.Module],
+        inlets: Sequence[Inlet],
+        images: int,
+        classes: int,
+        epochs: int,
+        steps: int,
+        batch: int,
+        until: float,
+        rate: float,
+    ) -> None:
+        super().__init__(student, teachers, inlets, epochs, epochs * steps, batch, until, rate)
+        device = self.scalars.device
+        self.register_buffer("previous", torch.zeros(images, classes, device=device))
+        self.register_buffer("known", torch.zeros(images, dtype=torch.bool, device=device))
+
+    def record(self, accuracy: float) -> None:
+        """Note the weights at the end of an epoch, and the accuracy with teachers, percent."""
+        self.note(int(self.seen) * len(self.trace) // (self.steps * self.batch) - 1, accuracy)
 
     def loss(self, logits: Tensor, labels: Tensor, positions: Tensor, dependency: float, stability: float) -> Tensor:
         """Task loss + λ1 · L_dep + λ2 · KL(previous output ‖ output) of each sample, float32 [B].
@@ -169,10 +212,7 @@ class Flow(nn.Module):
             dependency: λ1 at its largest.
             stability: λ2.
         """
-        total = cross_entropy(logits, labels)
-        if self.open:
-            share = grown(self.progress, self.until)
-            total = total + dependency * share * dependency_loss(self.free())
+        total = cross_entropy(logits, labels) + self.dependency(dependency)
         total = total + stability * self.known[positions] * stability_loss(self.previous[positions], logits)
         self.previous[positions] = logits.detach().float()
         self.known[positions] = True
