@@ -38,19 +38,22 @@ class Copies(Protocol):
     actions: int
     observations: NDArray[Any]
 
-    def step(self, actions: NDArray[np.int64]) -> Step: ...
+    def step(self, actions: NDArray[np.int64]) -> Step:
+        """Take one action in each copy."""
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, Any]:
+        """Everything that decides how the games go on."""
 
-    def restore(self, state: dict[str, Any]) -> None: ...
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from such a state."""
 
 
 Make = Callable[[int, int], Copies]
 """Makes copies of a game: how many, and the seed of all their episodes."""
 
 Extra = Callable[[Tensor, Tensor, float], Tensor | float]
-"""What is added to the loss of a rollout: from its observations [B, C, H, W], the learner's outputs for them [B, A + 1],
-and the share of the updates that are done."""
+"""What is added to the loss of a rollout: from its observations [B, C, H, W], the learner's outputs for them
+[B, A + 1], and the share of the updates that are done."""
 
 
 class Rollout(NamedTuple):
@@ -172,7 +175,9 @@ def train(
             done = progress.step / plan.updates
             for group in optimiser.param_groups:
                 group["lr"] = plan.lr * (1 - done if plan.schedule == "linear" else 1)
-            progress.total += _update(learner, _roll(learner, games, plan, acting, device), optimiser, plan, extra, done)
+            progress.total += _update(
+                learner, _roll(learner, games, plan, acting, device), optimiser, plan, extra, done
+            )
             if after:
                 after()
             progress.step += 1

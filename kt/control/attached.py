@@ -1,4 +1,4 @@
-"""A student with its teachers attached that learns a game: the supervised network, with a memory of its own. Source: KF."""
+"""A student with its teachers attached that learns a game: knowledge flow's network with another memory. Source: KF."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of policies, registered with timm: hidden layers, then one linear head with the policy's logits and the value.
+"""Networks of policies, registered with timm: hidden layers, then one linear head with logits and value.
 
 A policy takes observations, float32 [B, C, H, W] in [0, 1] where they are bytes, and gives [B, A + 1]: a logit for each
 of A actions, then the value of the state. ``feature_info`` lists its hidden layers, so that ``kt.zoo.stages`` finds
@@ -96,7 +96,7 @@ def _sides(img_size: int | Sequence[int]) -> list[int]:
 
 
 def _plain(kwargs: dict[str, Any], **defaults: Any) -> dict[str, Any]:
-    """Arguments with their defaults, without those that ``timm.create_model`` adds for models with published weights."""
+    """Arguments with their defaults, without those that ``timm.create_model`` adds for published weights."""
     return defaults | {key: value for key, value in kwargs.items() if not key.startswith(("pretrained_", "cache_dir"))}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -85,7 +85,8 @@ class Session:
 
     def __init__(self, arena: Arena, unit: Unit, key: str) -> None:
         self.arena, self.unit, self.key = arena, unit, key
-        self.plan: A2C = unit.method.trained(arena.plan)  # type: ignore[arg-type, assignment]
+        changes: Any = unit.method.training
+        self.plan: A2C = changes.of(arena.plan) if changes else arena.plan
         self.left: nn.Module | None = None
 
     def student(self, seed: int) -> nn.Module:
