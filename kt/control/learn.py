@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,7 +19,12 @@ from kt.zoo.stages import find
 
 if TYPE_CHECKING:
     from kt.control.games import GameFacts
-    from kt.control.methods import Distilled, FineTuned, KnowledgeFlow, Scratch
+
+Distilled: TypeAlias = Any
+FineTuned: TypeAlias = Any
+KnowledgeFlow: TypeAlias = Any
+Scratch: TypeAlias = Any
+"""Methods of ``kt.control.methods``, which import this module when they run."""
 
 
 def attached(session: Session, method: KnowledgeFlow, teachers: Sequence[str], seed: int) -> Record:
@@ -105,7 +110,8 @@ def distil(session: Session, method: Distilled, teachers: Sequence[str], seed: i
         with torch.no_grad():
             answers = [teacher(observations)[:, :-1] for teacher in asked]
         terms = [distillation(answer, outputs[:, :-1], method.temperature) for answer in answers]
-        return method.weight * (1 - done) * torch.stack(terms).mean()
+        mean: Tensor = method.weight * (1 - done) * torch.stack(terms).mean()
+        return mean
 
     return session.outcome(session.fit(student, student, extra))
 
