@@ -6,7 +6,7 @@ Nothing is imported here, because the workflow reads this file often.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 
@@ -161,6 +161,15 @@ CAPTIONS = {
         "common features add is the paired difference to `kd`, beside the values. `teachers` answer each among its "
         "own classes; the ensembles choose among all of them, as the student must.",
     ),
+    "returns": Caption(
+        "flow",
+        "What students reach, and how soon",
+        "{metric} of each method's students over the actions of their training, with every seed, and on test at the "
+        "end, by experiment.",
+        "A teacher helps where a line rises earlier than that of `scratch`, or ends higher. `flow_untrained` has "
+        "teachers that know nothing: what it gains is no knowledge. Where seeds scatter more than methods differ, "
+        "these seeds do not tell which is better.",
+    ),
     "flow": Caption(
         "flow",
         "Whether the flow helps, and when the teachers fade",
@@ -172,3 +181,14 @@ CAPTIONS = {
         "what its teachers gave.",
     ),
 }
+
+
+def chosen(details: Collection[str], optional: Collection[str], plays: bool) -> list[str]:
+    """Figures of a study.
+
+    Args:
+        details: those of the optional tables that it has.
+        optional: all optional tables; a figure of the same name is drawn from one.
+        plays: whether its models are policies, of which no table of pairs is there.
+    """
+    return [name for name in CAPTIONS if name in details or (name not in optional and not plays)]

@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib import rc_context
 
 from kt.errors import KtError, unknown
-from kt.figures import complementarity, experiments, models, pictures, prediction, transfer
-from kt.figures.captions import CAPTIONS
+from kt.figures import complementarity, experiments, models, pictures, policies, prediction, transfer
+from kt.figures.captions import CAPTIONS, chosen
 from kt.figures.style import RC, Drawing, save
 from kt.figures.tables import Tables
 from kt.tables.of_experiments import OPTIONAL
@@ -19,7 +19,7 @@ Draw = Callable[[Tables], Drawing]
 
 def _named(name: str) -> Draw:
     """The function of a figure: it has its name."""
-    modules = (complementarity, transfer, models, prediction, experiments, pictures)
+    modules = (complementarity, transfer, models, prediction, experiments, pictures, policies)
     found: Draw = next(getattr(module, name) for module in modules if hasattr(module, name))
     return found
 
@@ -43,7 +43,7 @@ def draw(tables: Path, out: Path, names: Sequence[str] | None = None, analysis: 
         if name not in FIGURES:
             raise KtError(unknown("figure", name, FIGURES))
     data = Tables.read(tables, analysis)
-    there = [name for name in FIGURES if name in data.experiments or name not in OPTIONAL]
+    there = chosen(data.experiments, OPTIONAL, data.task.plays)
     with rc_context(RC):
         for name in there if names is None else names:
             save(FIGURES[name](data), out, name)

@@ -18,6 +18,9 @@ from kt.tables.of_experiments import OPTIONAL
 from kt.tasks.task import Words
 
 STUDY = ("zoo", "complementarity", "pairs", "transfers", "methods")
+OF_PAIRS = ("complementarity", "pairs", "methods")
+"""Those that a study of policies does not have."""
+
 DATA = "data"
 """Key of a file's metadata: name of the data set."""
 
@@ -101,20 +104,21 @@ class Tables:
     def read(cls, folder: Path, analysis: Path | None = None) -> Tables:
         """Read ``NAME.parquet`` for every table of the study and, where its folder is given, of the analysis.
 
-        Detail tables of experiments are read where they are there.
+        Detail tables of experiments are read where they are there; a study of policies has no tables of pairs.
 
         Raises:
             KtError: a table is missing or does not fit its schema.
         """
         there = [name for name in OPTIONAL if (folder / f"{name}.parquet").exists()]
-        study = {
-            name: schema.read_frame(folder / f"{name}.parquet", name) for name in (*STUDY, *there) if name != "pairs"
-        }
-        study["pairs"] = schema.read(folder / "pairs.parquet", "pairs", extra=True).to_pandas()  # with rounds
         task, data = schema.words(folder / "transfers.parquet"), _fact(folder / "transfers.parquet", DATA)
+        lacking = OF_PAIRS if task.plays else ()
+        study = {name: _none(name) if name in lacking else _frame(folder, name) for name in (*STUDY, *there)}
         made = {name: schema.read_frame(analysis / f"{name}.parquet", name) for name in ANALYSIS} if analysis else None
-        groups = [folder / "methods.parquet", *([analysis / "groups.parquet"] if analysis else [])]
-        within = next((text for path in groups if (text := _fact(path, WITHIN))), "0")
+        groups = [
+            *([] if task.plays else [folder / "methods.parquet"]),
+            *([analysis / "groups.parquet"] if analysis else []),
+        ]
+        within = next((text for path in groups if path.exists() and (text := _fact(path, WITHIN))), "0")
         zoo = folder / "zoo.parquet"
         names, sizes = schema.class_names(zoo), schema.class_sizes(zoo)
         return cls.of(study, made, float(within), task, data, names, sizes, schema.clusters(zoo))
@@ -154,6 +158,18 @@ class Tables:
         """The reason why a table of the analysis has no rows: it was not made, or ``otherwise``."""
         made = any(len(frame) for frame in self.analysis.values())
         return otherwise if made else f"no analysis: `kt analyse` makes the table {table}"
+
+
+def _frame(folder: Path, name: str) -> pd.DataFrame:
+    """A table of a study; of pairs with the columns that the rule `adaptive` adds."""
+    found: pd.DataFrame = schema.read(folder / f"{name}.parquet", name, extra=name == "pairs").to_pandas()
+    return found
+
+
+def _none(name: str) -> pd.DataFrame:
+    """The same without rows."""
+    found: pd.DataFrame = schema.arrow_schema(name).empty_table().to_pandas()
+    return found
 
 
 def _fact(path: Path, name: str) -> str:

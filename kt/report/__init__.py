@@ -17,10 +17,12 @@ import kt
 from kt.analysis.answer import answer, focus
 from kt.analysis.deltas import gains
 from kt.analysis.wording import caption_words, plural
+from kt.control.methods import ControlMethods
 from kt.figures.captions import CAPTIONS, Caption
 from kt.figures.tables import Tables
-from kt.report import grids
+from kt.report import grids, policies
 from kt.report.sections import SECTIONS, SPEAKS_FOR_ITSELF, Facts
+from kt.spec import Options
 from kt.transfer.method import registry
 from kt.transfer.methods.amalgamation import Methods
 from kt.transfer.methods.flow import FlowMethods
@@ -54,8 +56,8 @@ def render(
     template = _environment().get_template("template.html")
     return template.render(
         title=title,
-        answer=answer(data.drawn, data.analysis, equal_within),
-        experiments=grids.experiments(data),
+        answer=policies.answer(data) if data.task.plays else answer(data.drawn, data.analysis, equal_within),
+        experiments="" if data.task.plays else grids.experiments(data),
         task=data.task,
         examples=plural(data.task.example),
         flips=caption_words(data.task)["flips"],
@@ -117,8 +119,9 @@ def _figure(path: Path, name: str, caption: Caption) -> dict[str, Any]:
 
 def _definitions(data: Tables) -> list[tuple[str, str]]:
     """The study's methods, and what their own documentation says they do."""
-    known = {name: type(method) for made in (Methods, FlowMethods) for name, method in made.defaults().items()}
-    known |= registry()
+    options: tuple[type[Options], ...] = (ControlMethods,) if data.task.plays else (Methods, FlowMethods)
+    known = {name: type(method) for made in options for name, method in made.defaults().items()}
+    known |= {} if data.task.plays else registry()
     names = pd.concat(frame["method"] for frame in (data.transfers, *data.experiments.values()))
     names = names.drop_duplicates().sort_values()
     return [(name, " ".join((known[name].__doc__ or "").split()) if name in known else UNKNOWN) for name in names]

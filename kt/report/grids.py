@@ -134,7 +134,7 @@ def zoo(tables: Tables) -> list[Grid]:
         "params": ("parameters, thousand", plain("params", 1, 1e3)),
         "macs": ("MACs, million", plain("macs", 2, 1e6)),
         "input_size": ("input, pixels", count("input_size")),
-        "acc": (with_unit(tables.task, comma=True), _value("acc", "acc_se", digits)),
+        "acc": (with_unit(tables.task, comma=True), value("acc", "acc_se", digits)),
         "ece": ("calibration error, %", plain("ece")),
         "pixel_accuracy": ("right pixels, %", plain("pixel_accuracy")),
         "mean_accuracy": ("right pixels, mean over classes, %", plain("mean_accuracy")),
@@ -145,12 +145,14 @@ def zoo(tables: Tables) -> list[Grid]:
         "auc_judd": ("AUC-Judd", plain("auc_judd", 3)),
         "s_auc": ("s-AUC", plain("s_auc", 3)),
         "undefined": ("constant maps", count("undefined")),
+        "game": ("game", name("game")),
     }
     weights: dict[str, tuple[str, Show]] = {
         "name": ("model", name("name")),
         "pretraining": ("pretraining", name("pretraining")),
         "finetuning": ("fine-tuning", name("finetuning")),
         "train_images": (f"trained on, {plural(tables.task.example)}", count("train_images")),
+        "train_steps": ("trained on, actions", count("train_steps")),
         "train_seconds": ("training, seconds", plain("train_seconds")),
         "recipe": ("recipe", name("recipe")),
         "licence": ("licence", name("licence")),
@@ -194,11 +196,11 @@ def top_pairs(tables: Tables) -> list[Grid]:
     scores: list[tuple[str, Show]] = [
         *pair,
         (f"teacher − student, {short}", signed_number("acc_difference", digits - 1)),
-        (f"positive flips, {unit}", _value("pos_flips", "pos_flips_se", digits - 1)),
+        (f"positive flips, {unit}", value("pos_flips", "pos_flips_se", digits - 1)),
         (f"negative flips, {unit}", plain("neg_flips", digits - 1)),
     ]
     if tables.task.dense and tables.task.has_classes:
-        scores.append((f"pixel flips, % of {rights(tables.task)}", _value("pixel_flips", "pixel_flips_se", 1)))
+        scores.append((f"pixel flips, % of {rights(tables.task)}", value("pixel_flips", "pixel_flips_se", 1)))
     if tables.task.has_classes:
         scores.append(("class entropy, nats", plain("class_entropy", 2)))
     deltas = pair_deltas(tables.transfers, tables.complementarity)
@@ -339,7 +341,7 @@ def amalgamation(tables: Tables) -> Grid | None:
             ("experiment", name("experiment")),
             ("method", name("method")),
             ("classes of", name("part")),
-            (with_unit(tables.task, comma=True), _value("acc", "acc_se", digits - 1)),
+            (with_unit(tables.task, comma=True), value("acc", "acc_se", digits - 1)),
             (f"more than {drawn.REFERENCE}, {metric.short}", error("gain", digits)),
             (plural(examples(tables.task)), count("n")),
             ("seeds", count("seeds")),
@@ -361,14 +363,14 @@ def flow(tables: Tables) -> Grid | None:
             ("experiment", name("experiment")),
             ("method", name("name")),
             (f"training {plural(tables.task.example)}", _images),
-            (with_unit(tables.task, comma=True), _value("acc", "se", digits - 1)),
+            (with_unit(tables.task, comma=True), value("acc", "se", digits - 1)),
             (f"more than scratch, {metric.short}", error("gain", digits)),
             ("seeds", count("seeds")),
         ],
     )
 
 
-def _value(column: str, error: str, digits: int) -> Show:
+def value(column: str, error: str, digits: int) -> Show:
     """A value and its standard error, without a sign."""
     return lambda row: Cell(f"{number(row[column], digits)} ± {number(row[error], digits)}", float(row[column]))
 

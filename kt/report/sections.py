@@ -17,7 +17,7 @@ from kt.analysis.recommend import CANNOT_TELL, Advisor
 from kt.analysis.wording import amount, begun, counted, examples, number, over, plural, predictor_words
 from kt.errors import listed
 from kt.figures.tables import Tables
-from kt.report import evidence, grids
+from kt.report import evidence, grids, policies
 from kt.report.grids import Grid
 
 
@@ -156,6 +156,16 @@ def _amalgamation(facts: Facts) -> Part:
 
 
 def _flow(facts: Facts) -> Part:
+    if facts.tables.task.plays:
+        table = policies.methods(facts.tables)
+        return Part(
+            [
+                "A student that learns its own game by rewards, while hidden layers of teachers of other games flow"
+                " into it, less and less. In the end it stands alone: returns are those without teachers."
+            ],
+            [table] if table else [],
+            [],
+        )
     grid = grids.flow(facts.tables)
     return Part(
         [

@@ -49,6 +49,17 @@ EXPERIMENTS: dict[str, tuple[Column, ...]] = {
         Column("attached", REAL, "percent", "validation accuracy then, with the features that flow in", True),
         Column("detached", REAL, "percent", "the same of the student alone", True),
     ),
+    "returns": (
+        *TRIAL,
+        Column("game", TEXT, "id", "the student's game; a study of policies has this table, its metric is the return"),
+        Column("n", COUNT, "episodes", "test episodes"),
+        Column("acc", REAL, "points", "mean return of these after the LAST evaluation, of the student alone"),
+        Column("acc_se", REAL, "points", "its standard error over test episodes"),
+        Column("acc_best", REAL, "points", "the same at the evaluation with the best return on validation"),
+        Column("epoch", COUNT, "number", "evaluation, counted from 1"),
+        Column("steps", COUNT, "actions", "actions of the training until then, of all copies of the game together"),
+        Column("acc_validation", REAL, "points", "mean return of the student alone then, on validation episodes"),
+    ),
 }
 
 PICTURE = "PNG, base64"

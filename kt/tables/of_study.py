@@ -77,6 +77,9 @@ STUDY: dict[str, tuple[Column, ...]] = {
         added("auc_judd", REAL, "area", "AUC-Judd, mean over the test frames with fixations"),
         added("s_auc", REAL, "area", "shuffled AUC, mean over these frames; negatives are fixations of other videos"),
         added("undefined", COUNT, "frames", "test frames with a constant map, whose correlation counts as 0"),
+        added("game", TEXT, "id", "of a policy: the game that it plays"),
+        added("train_steps", COUNT, "actions", "actions that this pipeline trained it on; given weights have none"),
+        added("curve", REALS, "points", "its mean return on validation at the end of every part of that training"),
     ),
     "complementarity": (
         *PAIR,

@@ -1,5 +1,5 @@
 # Figures of experiments are drawn where the study has such.
-FIGURES = [name for name in CAPTIONS if name in DETAILS or name not in OPTIONAL]
+FIGURES = figures_of(DETAILS, OPTIONAL, plays=False)
 TABLES = [
     LAYOUT.table(name)
     for name in ("zoo", "complementarity", "pairs", "transfers", "methods", *DETAILS)

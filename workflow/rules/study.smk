@@ -9,6 +9,7 @@ from snakemake.io import apply_wildcards
 from kt import progress, status, store
 from kt.errors import KtError, unknown
 from kt.figures.captions import CAPTIONS
+from kt.figures.captions import chosen as figures_of
 from kt.layout import Layout
 from kt.status import index as kt_index
 from kt.status import screen as kt_screen
