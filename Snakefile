@@ -7,14 +7,20 @@ report: "workflow/report/study.rst"
 
 
 include: "workflow/rules/study.smk"
-include: "workflow/rules/common.smk"
-include: "workflow/rules/resources.smk"
-include: "workflow/rules/data.smk"
-include: "workflow/rules/zoo.smk"
-include: "workflow/rules/score.smk"
-include: "workflow/rules/experiments.smk"
-include: "workflow/rules/transfer.smk"
-include: "workflow/rules/report.smk"
+if STUDY.plays:
+
+    include: "workflow/rules/control.smk"
+
+else:
+
+    include: "workflow/rules/common.smk"
+    include: "workflow/rules/resources.smk"
+    include: "workflow/rules/data.smk"
+    include: "workflow/rules/zoo.smk"
+    include: "workflow/rules/score.smk"
+    include: "workflow/rules/experiments.smk"
+    include: "workflow/rules/transfer.smk"
+    include: "workflow/rules/report.smk"
 
 
 # Shorter than a cluster job takes to start.
@@ -33,4 +39,4 @@ localrules:
 rule all:
     input:
         LAYOUT.report,
-        LAYOUT.explore,
+        [] if STUDY.plays else LAYOUT.explore,

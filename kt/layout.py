@@ -51,7 +51,16 @@ class Layout:
 
     def details(self, rule: str, name: str) -> Path:
         """The rows of one experiment in the detail table of its kind."""
-        return self.root / "experiments" / rule / name / "details.parquet"
+        return self.detail(rule, name, "details")
+
+    def detail(self, rule: str, name: str, table: str) -> Path:
+        """The rows of one experiment in one of several detail tables."""
+        return self.root / "experiments" / rule / name / f"{table}.parquet"
+
+    @property
+    def games(self) -> Path:
+        """Facts of the games of a study of policies."""
+        return self.data / "games.json"
 
     def needs(self, rule: str, name: str) -> Path:
         """Memory and time that the trainings of one experiment need, for the job that does them."""

@@ -36,15 +36,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def _config(args: argparse.Namespace) -> None:
-    from kt.study.check import check_images
-    from kt.study.load import json_schema, load
+    from kt.study.load import check_more, json_schema, load_any
 
     if args.action == "schema":
         print(json.dumps(json_schema(), indent=1))
     else:
-        study = load(args.config)
-        check_images(study)
-        print(f"{args.config}: fine, {len(study.names)} models, methods {', '.join(study.transfer.methods.chosen())}")
+        study = load_any(args.config)
+        methods = check_more(study)
+        print(f"{args.config}: fine, {len(study.names)} models, methods {', '.join(methods)}")
 
 
 def _tables_docs(args: argparse.Namespace) -> None:
@@ -57,9 +56,9 @@ def _status(args: argparse.Namespace) -> None:
     from datetime import datetime
 
     from kt.status import jobs, screen
-    from kt.study.load import load
+    from kt.study.load import load_any
 
-    study = load(args.config)
+    study = load_any(args.config)
     logs = args.logs or jobs.log_folder(study.layout, args.config.absolute().parent)
 
     def report() -> list[str]:
@@ -72,9 +71,9 @@ def _status(args: argparse.Namespace) -> None:
 
 def _retry(args: argparse.Namespace) -> None:
     from kt import status
-    from kt.study.load import load
+    from kt.study.load import load_any
 
-    study = load(args.config)
+    study = load_any(args.config)
     keys = status.survey(study, study.layout).retriable
     made_again = status.forget(study.layout, keys)
     trainings, jobs = (

@@ -46,10 +46,10 @@ def _stage(call: Callable[[Any, Any, Any, argparse.Namespace], None]) -> Callabl
 
     def run(args: argparse.Namespace) -> None:
         from kt import stages
-        from kt.study.load import load
+        from kt.study.load import load_any
 
-        study = load(args.config)
-        call(stages, study, study.layout, args)
+        study = load_any(args.config)
+        call(stages.of(study), study, study.layout, args)
 
     return run
 
@@ -194,10 +194,11 @@ def _figures(args: argparse.Namespace) -> None:
 
     tables, analysis, out = args.tables, args.analysis, args.out
     if not (tables and out):  # tables from anywhere need no configuration
-        from kt.study.load import load
+        from kt.study.load import load_any
 
-        layout = load(args.config).layout
-        analysis = analysis or (None if tables else layout.analysis)
+        study = load_any(args.config)
+        layout = study.layout
+        analysis = analysis or (None if tables or study.plays else layout.analysis)
         tables, out = tables or layout.tables, out or layout.figures
     draw(tables, out, args.names or None, analysis)
     log.info("figures: drawn into %s", out)

@@ -22,7 +22,7 @@ Facts = Mapping[str, Any]
 def games(layout: Layout) -> dict[str, Facts]:
     """Facts of every game by its place in the configuration; none before the stage ``data`` has found them."""
     try:
-        found: dict[str, Facts] = store.read_json(layout.data / "meta.json")["games"]
+        found: dict[str, Facts] = store.read_json(layout.games)
     except KtError:
         return {}
     return found

@@ -4,16 +4,21 @@ What a stage needs (torch, timm, matplotlib, scipy) is imported when it runs: th
 nothing left to do, never wait for torch, and a training never for the analysis.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kt.control.study import ControlStudy
     from kt.stages.member_weights import weights
     from kt.stages.members import data, predict, preview, zoo
     from kt.stages.one_pair import pair, write_images
     from kt.stages.results import choose, complementarity, explore, gather, pairs, report
     from kt.stages.rounds import choose_round
     from kt.stages.units import Wanted, experiment, groups, plan_export, run_export, search, transfer
+    from kt.study.study import Study
 
 __all__ = [
     "Wanted",
@@ -25,6 +30,7 @@ __all__ = [
     "explore",
     "gather",
     "groups",
+    "of",
     "pair",
     "pairs",
     "plan_export",
@@ -48,6 +54,11 @@ _HOMES = {
     "units": ("Wanted", "experiment", "groups", "plan_export", "run_export", "search", "transfer"),
 }
 """Stages by the module that has them."""
+
+
+def of(study: Study | ControlStudy) -> ModuleType:
+    """The stages of a study: those of this package, or of one of policies."""
+    return import_module(f"{__name__}.policies" if study.plays else __name__)
 
 
 def __getattr__(name: str) -> Any:

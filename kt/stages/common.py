@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt import predictions, status
+from kt.control.study import ControlStudy
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.errors import KtError, unknown
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def metadata(study: Study) -> dict[str, str]:
+def metadata(study: Study | ControlStudy) -> dict[str, str]:
     """The configuration's hash, the task, the data set's name and the libraries' versions, for a table's file."""
     versions = {f"version_{name}": v for name, v in gather.versions().items()}
-    facts = {schema.TASK: study.task.words.to_json(), "data": PurePath(study.data.source).name}
+    data = "games" if isinstance(study, ControlStudy) else PurePath(study.data.source).name
+    facts = {schema.TASK: study.task.words.to_json(), "data": data}
     return {"config_hash": study.hash, **facts, **versions}
 
 

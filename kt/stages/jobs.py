@@ -76,7 +76,7 @@ class Job(ABC):
         """The student's metric on validation before a unit; None where it is new."""
 
     @abstractmethod
-    def about(self, bench: Any, unit: Unit, left: Left) -> export.About:
+    def about(self, bench: Any, unit: Unit, left: Left, outcome: Record) -> export.About:
         """What a card tells of the study that a unit's student comes from."""
 
     @abstractmethod
@@ -152,7 +152,7 @@ class Job(ABC):
     def _export(self, unit: Unit, key: str, outcome: Record, left: Left, bench: Any) -> None:
         (row, *_) = self.rows(unit, key, outcome)
         shown = {**row, "student": unit.student}
-        export.write(self.folder(unit), left, shown, unit.describe(self.prints), self.about(bench, unit, left))
+        export.write(self.folder(unit), left, shown, unit.describe(self.prints), self.about(bench, unit, left, outcome))
 
     def _wanted(self, unit: Unit, outcome: Record) -> bool:
         """Whether the configuration asks for the student of a finished unit."""
@@ -204,7 +204,7 @@ class OfImages(Job):
         for name in names:
             predictions.verify(self.layout.predictions(name))
 
-    def about(self, bench: Bench, unit: Unit, left: Left) -> export.About:
+    def about(self, bench: Bench, unit: Unit, left: Left, outcome: Record) -> export.About:
         """The data set, its classes, and the controls."""
         return export.About(
             self.task.words,

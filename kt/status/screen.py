@@ -61,10 +61,10 @@ def expected(study: Study | ControlStudy, layout: Layout) -> dict[str, dict[str,
 def _of_policies(study: ControlStudy, layout: Layout) -> dict[str, dict[str, bool]]:
     """The same of a study of policies."""
     return {
-        "data": {"data": (layout.data / "meta.json").exists()},
+        "data": {"data": layout.games.exists()},
         "weights": {f"weights.model={name}": layout.member(name).exists() for name in study.members},
         "predictions": {f"predictions.model={name}": layout.returns(name).exists() for name in study.members},
-        "flow": {f"flow.experiment={name}": layout.details("flow", name).exists() for name in study.flow},
+        "flow": {f"flow.experiment={name}": layout.detail("flow", name, "returns").exists() for name in study.flow},
     }
 
 

@@ -21,7 +21,7 @@ from kt.control.study import ControlStudy
 from kt.data import strict_yaml
 from kt.errors import KtError, quoted, short, unknown
 from kt.spec import DEVICE, NAME
-from kt.study.check import check
+from kt.study.check import check, check_images
 from kt.study.study import Study
 
 
@@ -54,6 +54,14 @@ def load_any(path: str | Path) -> Study | ControlStudy:
 
 
 Root = TypeVar("Root", Study, ControlStudy)
+
+
+def check_more(study: Study | ControlStudy) -> list[str]:
+    """Fail where a folder has fewer images than a study asks for, which lists them; the study's methods by name."""
+    if isinstance(study, ControlStudy):
+        return list(dict.fromkeys(name for chosen in study.flow.values() for name in chosen.chosen()))
+    check_images(study)
+    return list(study.transfer.methods.chosen())
 
 
 def _plays(raw: Any) -> bool:

@@ -128,6 +128,25 @@ def detail(unit: Unit, key: str, arch: str) -> dict[str, Any]:
     }
 
 
+def flowing(unit: Unit, outcome: Record) -> list[dict[str, Any]]:
+    """Parts of rows of the table ``flow``: one for each epoch, stage and source of a training with teachers inside."""
+    over_time = zip(outcome["weights"], outcome["attached"], outcome["validation"], strict=True)
+    return [
+        {
+            "epoch": epoch,
+            "stage": stage,
+            "source": "self" if teacher is None else unit.teachers[teacher],
+            "source_stage": source_stage,
+            "weight": weight,
+            "attached": attached,
+            "detached": detached,
+        }
+        for epoch, (weights, attached, detached) in enumerate(over_time, start=1)
+        for (stage, candidates), of_stage in zip(outcome["inlets"], weights, strict=True)
+        for (teacher, source_stage), weight in zip([(None, stage), *candidates], of_stage, strict=True)
+    ]
+
+
 def measured(task: Scored, kept: Array, truth: Array) -> dict[str, float]:
     """``n``, the metric and its standard error of some examples, n > 0, from what was kept of the answers."""
     scores = task.scores(kept, truth)

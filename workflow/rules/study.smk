@@ -38,7 +38,7 @@ workdir: FOLDER
 
 
 try:
-    STUDY = kt_config.load(CONFIG)
+    STUDY = kt_config.load_any(CONFIG)
 except KtError as error:
     sys.exit(str(error))
 

@@ -13,7 +13,7 @@ from kt.spec import Options
 from kt.transfer.experiments import Experiment, Labels, Problem
 from kt.transfer.ledger import Record, unpack
 from kt.transfer.method import Method
-from kt.transfer.rows import measured
+from kt.transfer.rows import flowing, measured
 from kt.transfer.training import Training
 from kt.zoo.registry import Registry
 from kt.zoo.spec import ZooSpec, labels_named
@@ -210,19 +210,4 @@ class FlowExperiment(Experiment):
         }
         if "weights" not in outcome:
             return [shared]
-        over_time = zip(outcome["weights"], outcome["attached"], outcome["validation"], strict=True)
-        return [
-            {
-                **shared,
-                "epoch": epoch,
-                "stage": stage,
-                "source": "self" if teacher is None else unit.teachers[teacher],
-                "source_stage": source_stage,
-                "weight": weight,
-                "attached": attached,
-                "detached": detached,
-            }
-            for epoch, (weights, attached, detached) in enumerate(over_time, start=1)
-            for (stage, candidates), of_stage in zip(outcome["inlets"], weights, strict=True)
-            for (teacher, source_stage), weight in zip([(None, stage), *candidates], of_stage, strict=True)
-        ]
+        return [{**shared, **part} for part in flowing(unit, outcome)]

@@ -1,0 +1,231 @@
+"""Stages of a study of policies: its games, the members' training and returns, its experiments, the final tables."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from kt import store
+from kt.control import units as requested
+from kt.control.study import ControlStudy
+from kt.costs import write_needs
+from kt.errors import KtError, unknown
+from kt.layout import Layout
+from kt.progress import Progress, on_signal
+from kt.stages.common import metadata, pick_device
+from kt.stages.playing import Playing, inspect, played, weights_of
+from kt.tables import gather as final
+from kt.tables import schema
+from kt.transfer import export, rows
+from kt.transfer.ledger import Record, unpack
+from kt.transfer.unit import Unit
+
+if TYPE_CHECKING:
+    from kt.control.games import GameFacts
+
+log = logging.getLogger(__name__)
+
+TABLES = ("flow", "returns")
+"""Detail tables of experiments with policies."""
+
+
+def data(study: ControlStudy, layout: Layout, threads: int) -> None:
+    """Make every game and every network once; fail before anything is trained on what cannot be played or learnt."""
+    from kt.control.games import facts
+    from kt.zoo.models import import_modules
+
+    import_modules(study.modules)
+    pick_device("cpu", threads)
+    known: dict[str, GameFacts] = {}
+    games = {}
+    for at, game in study.games().items():
+        key = store.digest(game.plain())
+        known[key] = known.get(key) or facts(game, at)
+        games[at] = known[key].plain()
+        if at.startswith("zoo.models."):
+            weights_of(study, at.removeprefix("zoo.models.").removesuffix(".env"), known[key])
+    store.write_json(layout.games, games)
+    for rule, name, chosen in study.each_experiment():
+        found = inspect(study, layout, f"{rule}.{name}", chosen, threads)
+        write_needs(layout.needs(rule, name), requested.student_print(chosen, games[f"{rule}.{name}.env"]), found)
+    log.info("data: %d games: %s", len(known), ", ".join(sorted({game.id for game in known.values()})))
+
+
+def _game(study: ControlStudy, layout: Layout, name: str) -> GameFacts:
+    if name not in study.zoo.models:
+        raise KtError(unknown("model", name, study.members))
+    return played(layout, f"zoo.models.{name}.env", study.zoo.models[name].env)
+
+
+def weights(study: ControlStudy, layout: Layout, name: str, threads: int) -> None:
+    """Train a policy, or load its checkpoint; write its weights and facts."""
+    import torch
+
+    from kt.checkpoint import Checkpoint
+    from kt.control import a2c
+    from kt.control.games import Games
+    from kt.transfer.engine import Diverged
+    from kt.zoo import models
+    from kt.zoo import weights as files
+
+    models.import_modules(study.modules)
+    facts, start = _game(study, layout, name), time.perf_counter()
+    member, device = study.zoo.models[name], pick_device(study.device, threads)
+    torch.manual_seed(member.seed)
+    policy, curve, checkpoint = weights_of(study, name, facts).to(device), None, None
+    if plan := member.train:
+        key = store.digest([member.plain(), facts.plain(), study.zoo.modules])
+        path, stop = layout.checkpoints / f"weights-{name}.pt", on_signal()
+        checkpoint = Checkpoint(path, key, study.transfer.checkpoint_seconds, stop)
+        progress, make = Progress(f"train {name}", plan.evaluations), partial(Games, member.env)
+
+        def report(part: int, steps: int, value: float) -> None:
+            progress.done = part - 1
+            progress.step(f"{steps} actions, mean return {value:.2f}")
+
+        validate = a2c.evaluation(policy, make, plan, member.seed, stop)
+        try:
+            curve = a2c.train(policy, make, plan, member.seed, checkpoint, validate, report=report).validation
+        except Diverged as error:
+            raise KtError(f"zoo.models.{name}.train: diverged: {error}; a lower `lr` may help") from error
+    files.save(policy, layout.weights(name))
+    digest = store.digest_file(layout.weights(name))
+    given = {"env": member.env.plain(), "game": facts.plain()}
+    found = {
+        "name": name,
+        **models.sizes(policy),
+        "macs": models.macs(policy, facts.shape),
+        "arch": member.arch,
+        "game": facts.id,
+        "input_size": round(float(np.sqrt(facts.shape[1] * facts.shape[2]))),
+        "train_steps": plan.updates * plan.batch_size if plan else None,
+        "train_seconds": time.perf_counter() - start if plan else None,
+        "curve": curve,
+        "weights": digest,
+        "fingerprint": models.fingerprint(member.arch, member.args, given, digest),
+    }
+    store.write_json(layout.member(name), found)
+    if checkpoint:
+        checkpoint.remove()
+
+
+def predict(study: ControlStudy, layout: Layout, name: str, threads: int) -> None:
+    """Play a policy's validation and test episodes, and write their returns."""
+    from kt.control import a2c
+    from kt.control.games import Games
+    from kt.control.policies import build
+    from kt.zoo.models import import_modules
+    from kt.zoo.weights import load
+
+    import_modules(study.modules)
+    facts, device = _game(study, layout, name), pick_device(study.device, threads)
+    member, known = study.zoo.models[name], store.read_json(layout.member(name))
+    policy = load(build(member.arch, member.args, facts, f"zoo.models.{name}"), layout.weights(name)).to(device)
+    make, stop = partial(Games, member.env), on_signal()
+    asked = {"validation": study.data.validation, "test": study.data.episodes}
+    seeds = {"validation": a2c.seed_for("validation"), "test": a2c.seed_for("test")}
+    returns = {split: a2c.play(policy, make, n, seeds[split], stop).tolist() for split, n in asked.items()}
+    store.write_json(layout.returns(name), {"fingerprint": known["fingerprint"], **returns})
+    log.info("predict %s: mean return %.2f of %d episodes", name, np.mean(returns["test"]), len(returns["test"]))
+
+
+def zoo(study: ControlStudy, layout: Layout, out: Path) -> None:
+    """Make the table ``zoo``."""
+    found = [_row(study, layout, name) for name in study.members]
+    schema.write(out, "zoo", schema.build("zoo", found), metadata(study))
+    values = [row["acc"] for row in found]
+    log.info("zoo: %d policies, mean return %.2f to %.2f, each of its own game", len(found), min(values), max(values))
+
+
+def _row(study: ControlStudy, layout: Layout, name: str) -> dict[str, Any]:
+    facts, returns = store.read_json(layout.member(name)), store.read_json(layout.returns(name))
+    if returns["fingerprint"] != facts["fingerprint"]:
+        raise KtError(f"{layout.returns(name)}: of other weights than {name!r} has now; delete it and run again")
+    test, plan = np.array(returns["test"]), study.zoo.models[name].train
+    recipe = ["a2c", f"env={facts['game']}", f"steps={plan.steps}"] if plan else []
+    return {
+        **{key: value for key, value in facts.items() if key != "weights"},
+        "recipe": recipe,
+        "pretraining": facts["game"] if plan else None,
+        "acc": study.task.value(test),
+        "acc_se": study.task.error(test),
+        "acc_validation": study.task.value(np.array(returns["validation"])),
+    }
+
+
+def experiment(study: ControlStudy, layout: Layout, rule: str, name: str, threads: int) -> None:
+    """Do the missing units of one experiment, and write its rows of ``transfers`` and of its detail tables."""
+    section = study.experiments.get(rule, {})
+    if name not in section:
+        raise KtError(f"{rule}: {unknown('experiment', name, section)}")
+    at, chosen = f"{rule}.{name}", section[name]
+    job = Playing(study, layout, at, chosen)
+    done = job.run(requested.of_experiment(study, at, chosen, job.game), threads)
+    found: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
+    for unit, (row, *_) in done:
+        if row["status"] == "ok":
+            outcome, shared = job.outcomes[row["key"]], rows.detail(unit, row["key"], chosen.student.arch)
+            shared |= rows.measured(study.task, unpack(outcome["last"]), job.truth)
+            shared["acc_best"] = study.task.value(unpack(outcome["best"]))
+            found["flow"] += [{**shared, "images": None, **part} for part in _flow(unit, outcome)]
+            found["returns"] += [{**shared, "game": job.game["id"], **part} for part in _curve(outcome)]
+    facts = metadata(study)
+    schema.write(
+        layout.experiment(rule, name), "transfers", schema.build("transfers", [row for _, (row,) in done]), facts
+    )
+    for table, of_table in found.items():
+        schema.write(layout.detail(rule, name, table), table, schema.build(table, of_table), facts)
+
+
+def _curve(outcome: Record) -> list[dict[str, Any]]:
+    """Rows of the table ``returns`` that a training gives, one for each evaluation."""
+    over_time = zip(outcome["curve"], outcome["validation"], strict=True)
+    return [
+        {"epoch": epoch, "steps": steps, "acc_validation": value}
+        for epoch, (steps, value) in enumerate(over_time, start=1)
+    ]
+
+
+def _flow(unit: Unit, outcome: Record) -> list[dict[str, Any]]:
+    """Rows of the table ``flow``: for each evaluation, layer and source; one of a training without teachers inside."""
+    return rows.flowing(unit, outcome) if "weights" in outcome else [{}]
+
+
+def gather(study: ControlStudy, layout: Layout, out: Path) -> None:
+    """Gather the final tables, as Parquet and CSV."""
+    each = study.each_experiment()
+    made = {"transfers": final.transfers([layout.experiment(rule, name) for rule, name, _ in each])}
+    for table in TABLES:
+        parts = [schema.read(layout.detail(rule, name, table), table) for rule, name, _ in each]
+        made[table] = pa.concat_tables(parts)
+    facts = metadata(study)
+    for name, of_name in made.items():
+        schema.write(out / f"{name}.parquet", name, of_name, facts)
+    made["zoo"] = schema.read(layout.table("zoo"), "zoo")
+    for name, of_name in made.items():
+        schema.write_csv(out / f"{name}.csv", of_name, name, facts)
+    if study.transfer.export != "none":
+        export.write_index(layout.students)
+    log.info("tables: %d rows of transfers in %s", made["transfers"].num_rows, out)
+
+
+def report(study: ControlStudy, config: Path, source: Path, analysis: Path | None, drawn: Path, out: Path) -> None:
+    """Write the HTML report from tables and figures; there is no analysis of pairs."""
+    from kt.figures.tables import Tables
+    from kt.report import render
+
+    page = render(Tables.read(source), drawn, config.read_text("utf-8"), final.versions(), study.title, 0.0)
+    store.write_text(out, page)
+    log.info("report: %s", out)
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise KtError(f"{name}: a study of policies (data.task: control) has no such step")

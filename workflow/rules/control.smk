@@ -1,0 +1,234 @@
+# A study of policies: games, members, their experiments, tables, figures, report.
+import math
+
+from kt import costs as guess
+from kt.control import units as kt_units
+from kt.stages.policies import TABLES as DETAILS
+from kt.tables.of_experiments import OPTIONAL
+
+
+def site(name, otherwise):
+    """A whole number among the profile's `default-resources`."""
+    given = (workflow.resource_settings.default_resources or {}).get(name)
+    # Without a profile, jobs are handed Snakemake's own defaults: formulas of a rule's input, of no use here.
+    value = None if given is None or given.is_evaluable() else given.value
+    return value if isinstance(value, int) else otherwise
+
+
+# Networks of policies are small: a process with torch and its copies of the game.
+PROCESSES = STUDY.transfer.processes
+PLAIN_MB, LONGEST = site("mem_mb", 2000), site("runtime", 1440)
+
+
+def memory(processes):
+    return lambda wildcards, attempt: processes * PLAIN_MB * 2 ** (attempt - 1)
+
+
+def minutes_of_experiment(wildcards, attempt):
+    """Time limit of the job of an experiment, from the actions that its missing trainings take."""
+    at = f"flow.{wildcards.experiment}"
+    pace = SURVEY.pace.of(at)
+    seconds = SURVEY.work[at] * pace[0] if pace and at in SURVEY.work else math.inf
+    return guess.minutes(seconds, LONGEST, attempt) if seconds < math.inf else LONGEST
+
+
+def experiment_of(wildcards):
+    return STUDY.flow[known(wildcards.experiment, STUDY.flow)]
+
+
+def teachers_weights(wildcards):
+    names = experiment_of(wildcards).teachers
+    return [path(name) for path in (LAYOUT.weights, LAYOUT.member) for name in names]
+
+
+def tables_of(name):
+    """What the job of an experiment writes."""
+    return [
+        LAYOUT.experiment("flow", name),
+        *(LAYOUT.detail("flow", name, table) for table in DETAILS),
+    ]
+
+
+FIGURES = figures_of(DETAILS, OPTIONAL, plays=True)
+TABLES = [LAYOUT.table(name) for name in ("zoo", "transfers", *DETAILS)]
+
+
+rule data:
+    output:
+        LAYOUT.games,
+    log:
+        LOGS / "data.log",
+    conda:
+        "../../envs/kt.yaml"
+    params:
+        games=[
+            STUDY.zoo.modules,
+            {at: game.plain() for at, game in STUDY.games().items()},
+            {name: member.plain() for name, member in STUDY.zoo.models.items()},
+            {
+                name: kt_units.recipe(STUDY, chosen)
+                for name, chosen in STUDY.flow.items()
+            },
+        ],
+    message:
+        "make every game and every network once"
+    shell:
+        "kt data --threads {threads} --log={log:q}"
+
+
+rule weights:
+    input:
+        ancient(LAYOUT.games),
+        lambda wildcards: member(wildcards).checkpoint or [],
+    output:
+        LAYOUT.weights("{model}"),
+        LAYOUT.member("{model}"),
+    log:
+        LOGS / "weights/{model}.log",
+    conda:
+        "../../envs/kt.yaml"
+    threads: 1
+    resources:
+        cpus_per_task=lambda wildcards, threads: threads,
+        mem_mb=memory(1),
+        runtime=LONGEST,
+    params:
+        recipe=lambda wildcards: [member(wildcards).plain(), STUDY.zoo.modules],
+    message:
+        "weights of {wildcards.model}"
+    shell:
+        "kt weights --model {wildcards.model} --threads {resources.cpus_per_task} --log={log:q}"
+
+
+rule predictions:
+    input:
+        LAYOUT.weights("{model}"),
+        LAYOUT.member("{model}"),
+    output:
+        LAYOUT.returns("{model}"),
+    log:
+        LOGS / "predictions/{model}.log",
+    conda:
+        "../../envs/kt.yaml"
+    threads: 1
+    resources:
+        cpus_per_task=lambda wildcards, threads: threads,
+        mem_mb=memory(1),
+        runtime=LONGEST,
+    params:
+        episodes=STUDY.data.plain(),
+    message:
+        "episodes of {wildcards.model}"
+    shell:
+        "kt predictions --model {wildcards.model} --threads {resources.cpus_per_task} --log={log:q}"
+
+
+rule zoo:
+    input:
+        [LAYOUT.member(name) for name in STUDY.members],
+        [LAYOUT.returns(name) for name in STUDY.members],
+    output:
+        LAYOUT.table("zoo"),
+    log:
+        LOGS / "zoo.log",
+    conda:
+        "../../envs/kt.yaml"
+    params:
+        names=STUDY.members,
+    message:
+        "table of policies"
+    shell:
+        "kt zoo --out={output:q} --log={log:q}"
+
+
+rule flow:
+    input:
+        again_if_damaged(LAYOUT.experiment("flow", "{experiment}")),
+        teachers_weights,
+        games=ancient(LAYOUT.games),
+    output:
+        tables_of("{experiment}"),
+    log:
+        LOGS / "flow" / "{experiment}.log",
+    conda:
+        "../../envs/kt.yaml"
+    threads: PROCESSES
+    resources:
+        cpus_per_task=lambda wildcards, threads: threads,
+        mem_mb=memory(PROCESSES),
+        runtime=minutes_of_experiment,
+    params:
+        plan=lambda wildcards: [
+            *kt_units.recipe(STUDY, experiment_of(wildcards)),
+            STUDY.transfer.export,
+        ],
+    message:
+        "flow {wildcards.experiment}"
+    shell:
+        "kt flow --experiment {wildcards.experiment}"
+        " --threads {resources.cpus_per_task} --log={log:q}"
+
+
+rule tables:
+    input:
+        [tables_of(name) for name in STUDY.flow],
+        LAYOUT.table("zoo"),
+    output:
+        [LAYOUT.table(name) for name in ("transfers", *DETAILS)],
+        [
+            LAYOUT.tables / f"{name}.csv"
+            for name in ("zoo", "transfers", *DETAILS)
+        ],
+    log:
+        LOGS / "tables.log",
+    conda:
+        "../../envs/kt.yaml"
+    params:
+        experiments=list(STUDY.flow),
+    message:
+        "final tables"
+    shell:
+        "kt tables --log={log:q}"
+
+
+rule figures:
+    input:
+        TABLES,
+    output:
+        [in_report(name) for name in FIGURES],
+        [
+            LAYOUT.figures / f"{name}.{kind}"
+            for name in FIGURES
+            for kind in ("pdf", "csv")
+        ],
+    log:
+        LOGS / "figures.log",
+    conda:
+        "../../envs/kt.yaml"
+    message:
+        "figures"
+    shell:
+        "kt figures --log={log:q}"
+
+
+rule report:
+    input:
+        TABLES,
+        [LAYOUT.figures / f"{name}.png" for name in FIGURES],
+    output:
+        report(
+            str(LAYOUT.report),
+            caption="../report/page.rst",
+            category="The answer",
+            labels={"page": "report"},
+        ),
+    log:
+        LOGS / "report.log",
+    conda:
+        "../../envs/kt.yaml"
+    params:
+        title=STUDY.title,
+    message:
+        "report"
+    shell:
+        "kt report --out={output:q} --log={log:q}"
