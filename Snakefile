@@ -7,6 +7,8 @@ report: "workflow/report/study.rst"
 
 
 include: "workflow/rules/study.smk"
+
+
 if STUDY.plays:
 
     include: "workflow/rules/control.smk"

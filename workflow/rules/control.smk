@@ -175,10 +175,7 @@ rule tables:
         LAYOUT.table("zoo"),
     output:
         [LAYOUT.table(name) for name in ("transfers", *DETAILS)],
-        [
-            LAYOUT.tables / f"{name}.csv"
-            for name in ("zoo", "transfers", *DETAILS)
-        ],
+        [LAYOUT.tables / f"{name}.csv" for name in ("zoo", "transfers", *DETAILS)],
     log:
         LOGS / "tables.log",
     conda:
