@@ -117,7 +117,14 @@ def caption_words(task: Words) -> dict[str, str]:
     }
     if task.dense:  # vectors of classes come from answers to whole examples
         panels = {"similar": "", "middle": "Right", "resemble": "", "of_pixels": " of pixels"}
-    return {**words, "flips": flips, "rate": rate, "taught": taught(task), **panels}
+    flow = {
+        "above": f"The {metric.name} of each method with its standard error, by experiment. Below: ",
+        "beside": f"Compare `flow` with `scratch`, which learnt from the same {plural(task.example)} without teachers, "
+        "and with `flow_untrained`, whose teachers know nothing. Below: ",
+    }
+    if task.plays:  # another figure has their returns
+        flow = {"above": "", "beside": ""}
+    return {**words, "flips": flips, "rate": rate, "taught": taught(task), **panels, **flow}
 
 
 OF_CLASSES = {

@@ -173,11 +173,9 @@ CAPTIONS = {
     "flow": Caption(
         "flow",
         "Whether the flow helps, and when the teachers fade",
-        "The {metric} of each method with its standard error, by experiment; below, the weights of the student's own "
-        "features and of its teachers' over time, and the student's {metric} with its teachers and by itself.",
-        "Compare `flow` with `scratch`, which learnt from the same {example}s without teachers, and with "
-        "`flow_untrained`, whose teachers know nothing. Below, the teachers' weights fall and the student's own "
-        "rises to one. Where the two curves at the right meet while the upper one holds, the student has taken over "
+        "{above}The weights of the student's own features and of its teachers' over time, and the student's {metric} "
+        "with its teachers and by itself.",
+        "{beside}The teachers' weights fall and the student's own rises to one. Where the two curves at the right meet while the upper one holds, the student has taken over "
         "what its teachers gave.",
     ),
 }

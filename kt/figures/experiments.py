@@ -213,17 +213,23 @@ def flow(tables: Tables) -> Drawing:
     data = by_method(details)
     over_time = details[details["method"] == "flow"].dropna(subset=["epoch"])
     experiments = list(over_time["experiment"].unique())
-    heights = [2.4, 0.5 + 1.2 * len(experiments)] if experiments else [2.4]
+    plays = tables.task.plays  # the figure `returns` has the values of policies
+    if plays and over_time.empty:
+        return style.nothing(NO_FLOW, data)
+    heights = [] if plays else [2.4]
+    heights += [0.5 + 1.2 * len(experiments)] if experiments else []
     figure = Figure(figsize=(PAGE, 0.8 + sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    _flow_by_method(parts[0], data, tables.task)
-    for part in parts[1:]:
-        _over_time(part, over_time, experiments, tables.task.metric.unit)
+    parts = list(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+    if not plays:
+        _flow_by_method(parts.pop(0), data, tables.task)
+    for part in parts:
+        _over_time(part, over_time, experiments, tables.task)
+    below = "" if plays else "Below: "
+    last = f"{counted(int(details['n'].max()), examples(tables.task))}, last epoch. " if not plays else ""
     style.footer(
         figure,
-        f"{counted(int(details['n'].max()), examples(tables.task))}, last epoch. Bars and bands: ± 1 standard error"
-        f" over {counted_range(data['seeds'], 'seed')}.",
-        "Below: weights of the student's own features and of each teacher's, by stage of the student; at the right"
+        f"{last}Bars and bands: ± 1 standard error over {counted_range(data['seeds'], 'seed')}.",
+        f"{below}Weights of the student's own features and of each teacher's, by stage of the student; at the right"
         f" validation {tables.task.metric.name} with what flows into the student, and by itself.",
     )
     return Drawing(figure, data)
@@ -265,8 +271,9 @@ def _value(task: Words) -> str:
     return f"{task.metric.name} on the {plural(examples(task))}{unit}"
 
 
-def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str], unit: str) -> None:
+def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str], task: Words) -> None:
     """One row of panels per experiment: the weights at each stage, and the validation metric."""
+    of = task.metric.unit or task.metric.name
     stages = list(data["stage"].unique())
     grid = figure.subplots(len(experiments), len(stages) + 1, squeeze=False, sharex="row")
     for name, panels in zip(experiments, grid, strict=True):
@@ -275,10 +282,10 @@ def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str]
         _with_and_without(rows, panels[-1])
         panels[0].set_ylabel(f"{name}\nweight")
         panels[-1].yaxis.tick_right()
-    for panel, title in zip(grid[0], [*stages, f"validation ({unit})"], strict=True):
+    for panel, title in zip(grid[0], [*stages, f"validation ({of})"], strict=True):
         panel.set_title(title)
     for panel in grid[-1]:
-        panel.set_xlabel("epoch")
+        panel.set_xlabel("evaluation" if task.plays else "epoch")
     grid[0][0].legend(loc="center right", handlelength=1.2)
     grid[0][-1].legend(loc="lower right", fontsize=6, handlelength=0.8, handletextpad=0.3, borderaxespad=0)
 

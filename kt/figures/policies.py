@@ -158,7 +158,14 @@ def _over_time(axes: Axes, rows: pd.DataFrame, names: Sequence[str], looks: dict
         low, high = found["mean"] - found["sem"], found["mean"] + found["sem"]
         axes.fill_between(found.index, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k")
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+
+
+def _short(actions: float) -> str:
+    """A number of actions as axes show it."""
+    if actions >= 1e6:
+        return f"{actions / 1e6:g} M"
+    return f"{actions / 1e3:g} k" if actions else "0"
 
 
 def _at_the_end(axes: Axes, rows: pd.DataFrame, names: Sequence[str], looks: dict[str, tuple[str, str]]) -> None:
