@@ -175,8 +175,8 @@ CAPTIONS = {
         "Whether the flow helps, and when the teachers fade",
         "{above}The weights of the student's own features and of its teachers' over time, and the student's {metric} "
         "with its teachers and by itself.",
-        "{beside}The teachers' weights fall and the student's own rises to one. Where the two curves at the right meet while the upper one holds, the student has taken over "
-        "what its teachers gave.",
+        "{beside}The teachers' weights fall and the student's own rises to one. Where the two curves at the right meet "
+        "while the upper one holds, the student has taken over what its teachers gave.",
     ),
 }
 
