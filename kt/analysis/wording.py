@@ -171,6 +171,8 @@ def taught(task: Words) -> str:
 
 def decimals(task: Words, of_percent: int = 2) -> int:
     """Decimals that show a value of the metric as finely as so many decimals show a percentage."""
+    if task.plays:  # returns are no shares of anything
+        return of_percent
     return max(0, of_percent + 2 - round(math.log10(task.metric.scale)))
 
 

@@ -131,7 +131,7 @@ def build(arch: str, args: Mapping[str, Any], facts: GameFacts, at: str) -> nn.M
     """A policy for a game, with fresh weights from torch's global generator.
 
     Args:
-        arch: an architecture of timm's registry; one whose entry point takes ``img_size`` gets the game's.
+        arch: an architecture of timm's registry.
         args: its keyword arguments.
         facts: of the game.
         at: the policy's place in the configuration.
@@ -140,14 +140,17 @@ def build(arch: str, args: Mapping[str, Any], facts: GameFacts, at: str) -> nn.M
         KtError: the architecture refuses the arguments, or does not answer to the game's observations with a logit for
             each action and a value.
     """
-    channels, *sides = facts.shape
-    takes = "img_size" in inspect.signature(timm.model_entrypoint(arch)).parameters
-    given = ({"img_size": tuple(sides)} if takes else {}) | dict(args)
     try:
-        policy = models.build(arch, given, facts.actions + 1, channels)
+        policy = models.build(arch, arguments(arch, args, facts), facts.actions + 1, facts.shape[0])
         with torch.random.fork_rng(devices=[]):
             models.check_outputs(models.run_once(policy, facts.shape)[1], (facts.actions + 1,))
     except KtError as error:
         text = str(error).removeprefix("zoo: ")
         raise KtError(f"{at}: {facts.id} ({facts.actions} actions): {text}") from error
     return policy
+
+
+def arguments(arch: str, args: Mapping[str, Any], facts: GameFacts) -> dict[str, Any]:
+    """Keyword arguments of an architecture for a game: the given ones, and ``img_size`` where its entry point has it."""
+    takes = "img_size" in inspect.signature(timm.model_entrypoint(arch)).parameters
+    return ({"img_size": list(facts.shape[1:])} if takes else {}) | dict(args)

@@ -64,14 +64,14 @@ def _of_experiment(tables: Tables, details: pd.DataFrame, experiment: str) -> st
     digits, game = decimals(tables.task), mine["game"].iloc[0]
     rows = {row["name"]: row for row in records(drawn.by_training(mine))}
     others = [
-        f"`{name}` {number(row['last'], digits - 1)} ({with_error(row['last_gain'], row['last_gain_se'], digits)}; "
+        f"`{name}` {number(row['last'], digits)} ({with_error(row['last_gain'], row['last_gain_se'], digits)}; "
         f"on the way {with_error(row['during_gain'], row['during_gain_se'], digits)})"
         for name, row in rows.items()
         if name != SCRATCH
     ]
     if SCRATCH not in rows:
         return f"`{experiment}` ({game}): no `scratch` to compare with."
-    begun = f"`{experiment}` ({game}): `scratch` ends at {number(rows[SCRATCH]['last'], digits - 1)}"
+    begun = f"`{experiment}` ({game}): `scratch` ends at {number(rows[SCRATCH]['last'], digits)}"
     return f"{begun}; {'; '.join(others)}." if others else f"{begun}."
 
 
@@ -102,9 +102,9 @@ def methods(tables: Tables) -> Grid | None:
         [
             ("experiment", name("experiment")),
             ("method", name("name")),
-            ("at the end", value("last", "last_se", digits - 1)),
+            ("at the end", value("last", "last_se", digits)),
             (f"more than scratch, {short}", error("last_gain", digits)),
-            ("on the way", value("during", "during_se", digits - 1)),
+            ("on the way", value("during", "during_se", digits)),
             (f"more than scratch on the way, {short}", error("during_gain", digits)),
             (f"test {plural(tables.task.example)}", count("n")),
             ("seeds", count("seeds")),
