@@ -151,6 +151,6 @@ def build(arch: str, args: Mapping[str, Any], facts: GameFacts, at: str) -> nn.M
 
 
 def arguments(arch: str, args: Mapping[str, Any], facts: GameFacts) -> dict[str, Any]:
-    """Keyword arguments of an architecture for a game: the given ones, and ``img_size`` where its entry point has it."""
+    """Keyword arguments of a network for a game: the given ones, and ``img_size`` where its entry point has it."""
     takes = "img_size" in inspect.signature(timm.model_entrypoint(arch)).parameters
     return ({"img_size": list(facts.shape[1:])} if takes else {}) | dict(args)
