@@ -69,6 +69,9 @@ class Arena(NamedTuple):
     device: torch.device
     stop: Event
 
+    def share(self, processes: int) -> None:
+        """Let so many processes use the device: policies are small, and nothing has to be divided."""
+
 
 class Session:
     """One unit: all that a method's ``learn`` works with.
