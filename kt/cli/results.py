@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kt.cli.analysis import aligned
 from kt.cli.stages import whole
@@ -74,14 +74,15 @@ def _pair(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from kt import stages
-    from kt.study.load import load
+    from kt import stages as steps
+    from kt.study.load import load_any
 
     teacher, *more = args.pair or [None]
     named = {name for name in (args.student, *more) if name}
     if len(named) != 1 or len(more) > 1:
         raise KtError("export: name one student, by `--student NAME` or by `--pair TEACHER STUDENT`")
-    study = load(args.config)
+    study = load_any(args.config)
+    stages: Any = steps.of(study)
     wanted = stages.Wanted(teacher, args.method, args.seed, args.all)
     plan = stages.plan_export(study, study.layout, named.pop(), wanted)
     print("\n".join(plan.lines), flush=True)
@@ -90,10 +91,10 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
-    from kt.study.load import load
+    from kt.study.load import load_any
     from kt.transfer.export import publish
 
-    print("\n".join(publish(load(args.config).layout.students, args.student, args.repo, args.push)))
+    print("\n".join(publish(load_any(args.config).layout.students, args.student, args.repo, args.push)))
 
 
 def _track(args: argparse.Namespace) -> None:

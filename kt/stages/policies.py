@@ -20,6 +20,7 @@ from kt.layout import Layout
 from kt.progress import Progress, on_signal
 from kt.stages.common import metadata, pick_device
 from kt.stages.playing import Playing, inspect, played, weights_of
+from kt.stages.units import Exports, Wanted, exports, run_export
 from kt.tables import gather as final
 from kt.tables import schema
 from kt.transfer import export, rows
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from kt.control.games import GameFacts
 
 log = logging.getLogger(__name__)
+
+__all__ = ["Wanted", "data", "experiment", "gather", "plan_export", "predict", "report", "run_export", "weights", "zoo"]
 
 TABLES = ("flow", "returns")
 """Detail tables of experiments with policies."""
@@ -213,6 +216,20 @@ def gather(study: ControlStudy, layout: Layout, out: Path) -> None:
     if study.transfer.export != "none":
         export.write_index(layout.students)
     log.info("tables: %d rows of transfers in %s", made["transfers"].num_rows, out)
+
+
+def plan_export(study: ControlStudy, layout: Layout, student: str, wanted: Wanted) -> Exports:
+    """Choose students to export among the finished trainings of an experiment; trains nothing.
+
+    Raises:
+        KtError: a name is unknown, or no finished training is what is wanted.
+    """
+    named = {f"{rule}.{name}": chosen for rule, name, chosen in study.each_experiment()}
+    if student not in named:
+        raise KtError(f"export: {unknown('student', student, named)}")
+    job = Playing(study, layout, student, named[student])
+    units = requested.of_experiment(study, student, named[student], job.game)
+    return exports(study.task.metric, job, units, student, wanted)
 
 
 def report(study: ControlStudy, config: Path, source: Path, analysis: Path | None, drawn: Path, out: Path) -> None:

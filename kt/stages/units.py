@@ -22,6 +22,7 @@ from kt.status.survey import duration
 from kt.study import units as requested
 from kt.study.study import Study
 from kt.tables import schema
+from kt.tasks.task import Metric
 from kt.transfer import export, rows
 from kt.transfer import groups as grouping
 from kt.transfer.ledger import Record
@@ -171,9 +172,14 @@ def plan_export(study: Study, layout: Layout, student: str, wanted: Wanted) -> E
     Raises:
         KtError: a name is unknown, or no finished training is what is wanted.
     """
+    job, units = _job_of(study, layout, student)
+    return exports(study.task.metric, job, units, student, wanted)
+
+
+def exports(metric: Metric, job: Job, units: Sequence[Unit], student: str, wanted: Wanted) -> Exports:
+    """The same, of a job with all its units; ``metric`` is the study's."""
     from kt.analysis.wording import counted
 
-    job, units = _job_of(study, layout, student)
     keyed = by_key(units, job.prints)
     outcomes = {key: outcome for key in keyed if (outcome := job.ledger.get(key))}
     job.outcomes = outcomes
@@ -185,7 +191,7 @@ def plan_export(study: Study, layout: Layout, student: str, wanted: Wanted) -> E
         raise KtError(f"export: {student}: none of {counted(len(matching), 'training')} to export: {why}")
     lines = [f"{student}: {counted(len(done), 'finished training')}"]
     if not wanted.everything and len(done) > 1:
-        key, said = _best(study, job, done)
+        key, said = _best(metric, job, done)
         done, lines = {key: done[key]}, [*lines, *said]
     again = {key: unit for key, unit in done.items() if export.key_in(job.folder(unit)) != key}
     seconds = sum(float(outcomes[key].get("seconds") or 0) for key in again)
@@ -254,11 +260,10 @@ def _trained(outcome: Record | None) -> bool:
     return outcome is not None and outcome["status"] == "ok" and outcome["steps"] > 0
 
 
-def _best(study: Study, job: Job, done: Mapping[str, Unit]) -> tuple[str, list[str]]:
+def _best(metric: Metric, job: Job, done: Mapping[str, Unit]) -> tuple[str, list[str]]:
     """The key of the best student on validation, the first of equals, and sentences on the choice."""
     from kt.analysis.wording import counted
 
-    metric = study.task.metric
     values = {key: value for key in done if (value := export.on_validation(job.outcomes[key])) is not None}
     if not values:
         raise KtError("export: the ledger has no value on validation of these; name one, or export them with --all")

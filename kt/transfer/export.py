@@ -228,10 +228,17 @@ def card(
     of_classes = f"\nClasses, in the order of the outputs (`label_names` in `{CONFIG}`): {names}.\n" if classes else ""
     clip, gives = config["kt"].get("clip"), f"with {config['num_classes']} outputs"
     takes = f"{in_pixels(cfg['input_size'][1:])} pixels, {cfg['input_size'][0]} channels"
+    values = (
+        f"values in 0 to 1, then mean {cfg['mean']} and standard\n"
+        f"deviation {cfg['std']} (`crop_pct` {cfg['crop_pct']}, `crop_mode` {cfg['crop_mode']}, {cfg['interpolation']})"
+    )
     if about.task.maps:
         gives = "that gives a map"
+    if about.task.plays:
+        gives, takes, values = _of_policy(unit["game"])
     if clip:
         takes = _clips(ClipSpec(**clip), takes, cfg["input_size"], about.task)
+    end = "update" if about.task.plays else "epoch"
     return f"""---
 library_name: timm
 tags: [timm, knowledge-distillation]
@@ -239,7 +246,7 @@ tags: [timm, knowledge-distillation]
 # {row["student"]}, after `{row["method"]}` from {teachers}
 
 `{config["architecture"]}` {gives}, trained on {about.data}. These are the weights after
-the last epoch.
+the last {end}.
 
 | | |
 |---|---|
@@ -250,8 +257,7 @@ import timm{f"{chr(10)}import {module}" if module else ""}
 model = {call}.eval()  # from the folder above this one
 ```
 
-Input: {takes}, values in 0 to 1, then mean {cfg["mean"]} and standard
-deviation {cfg["std"]} (`crop_pct` {cfg["crop_pct"]}, `crop_mode` {cfg["crop_mode"]}, {cfg["interpolation"]}).
+Input: {takes}, {values}.
 {of_classes}
 How it was trained, all that determines its weights:
 
@@ -259,6 +265,17 @@ How it was trained, all that determines its weights:
 {json.dumps(unit, indent=2)}
 ```
 """
+
+
+def _of_policy(game: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a policy gives, what it takes, and its values there."""
+    named = f" ({', '.join(game['meanings'])})" if game["meanings"] else ""
+    frames = "" if game["frame_stack"] == 1 else f", the latest {game['frame_stack']} frames, the newest last"
+    skip = "" if game["frame_skip"] == 1 else f", each action for {game['frame_skip']} frames"
+    gives = f"that gives a logit for each of {game['actions']} actions{named}, then the value of the state"
+    shape = ", ".join(map(str, ["batch", *game["shape"]]))
+    values = "bytes divided by 255" if game["scale"] != 1 else "values as the game gives them"
+    return gives, f"observations [{shape}] of {game['id']}{frames}{skip}", values
 
 
 def _clips(clip: ClipSpec, of_frame: str, size: Sequence[int], task: Words) -> str:
