@@ -42,3 +42,6 @@ rule all:
     input:
         LAYOUT.report,
         [] if STUDY.plays else LAYOUT.explore,
+
+
+check_profile()

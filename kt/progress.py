@@ -67,6 +67,17 @@ def on_signal() -> Event:
     return stop
 
 
+@contextlib.contextmanager
+def stopping() -> Iterator[Event]:
+    """The event of ``on_signal`` for some part of a process, after which signals do again what they did before."""
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGUSR2)}
+    try:
+        yield on_signal()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def end_stages_too() -> None:
     """Let each signal that stops this process, Snakemake's, also stop the stages that its shells run.
 

@@ -20,6 +20,7 @@ from kt.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     "data",
+    "member",
     "weights",
     "predictions",
     "zoo",

@@ -18,7 +18,7 @@ from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.tasks.classification import Classification
 from kt.zoo import inference, models, weights
-from kt.zoo.spec import FineTune, Recipe, Thin
+from kt.zoo.spec import FineTune, Recipe, Thin, fingerprint
 from kt.zoo.train import batches, choose, in_memory, linear, train
 
 CPU = torch.device("cpu")
@@ -128,8 +128,8 @@ def test_weights_of_another_model_give_one_line_and_change_nothing(tmp_path):
 def test_the_fingerprint_depends_on_everything_that_makes_the_member():
     base = ("arch", {"depth": 3}, SPEC.plain(), "hash")
     others = [("arch2", *base[1:]), ("arch", {}, *base[2:]), (*base[:2], {"size": 9}, "hash"), (*base[:3], "hash2")]
-    assert len({models.fingerprint(*each) for each in [base, *others]}) == 5
-    assert models.fingerprint(*base) == models.fingerprint(*base)
+    assert len({fingerprint(*each) for each in [base, *others]}) == 5
+    assert fingerprint(*base) == fingerprint(*base)
 
 
 # published weights

@@ -58,6 +58,10 @@ def _add_members(add: Add) -> None:
     run = _stage(lambda s, study, lay, a: s.data(study, lay, a.threads))
     _threads(add("data", run, "split and decode the data set", "kt data --threads 8"))
 
+    run = _stage(lambda s, study, lay, a: s.member(study, lay, a.model, a.threads))
+    about = "make a zoo member's weights, where they are not there yet, and its predictions"
+    _model(add("member", run, about, "kt member --model resnet"))
+
     run = _stage(lambda s, study, lay, a: s.weights(study, lay, a.model, a.threads))
     _model(add("weights", run, "train a zoo member or import its checkpoint", "kt weights --model resnet"))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kt.control.study import ControlStudy
-    from kt.stages.member_weights import weights
+    from kt.stages.member_weights import adopt, member, weights
     from kt.stages.members import data, predict, preview, zoo
     from kt.stages.one_pair import pair, write_images
     from kt.stages.results import choose, complementarity, explore, gather, pairs, report
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Wanted",
+    "adopt",
     "choose",
     "choose_round",
     "complementarity",
@@ -30,6 +31,7 @@ __all__ = [
     "explore",
     "gather",
     "groups",
+    "member",
     "of",
     "pair",
     "pairs",
@@ -46,7 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "member_weights": ("weights",),
+    "member_weights": ("adopt", "member", "weights"),
     "members": ("data", "predict", "preview", "zoo"),
     "one_pair": ("pair", "write_images"),
     "results": ("choose", "complementarity", "explore", "gather", "pairs", "report"),

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+MADE_FROM = "made_from"
+"""Fact of a member: hash of all that its weights were made from; no property of the model."""
+
 
 def metadata(study: Study | ControlStudy) -> dict[str, str]:
     """The configuration's hash, the task, the data set's name and the libraries' versions, for a table's file."""

@@ -1,31 +1,35 @@
-"""The stage ``weights``: a member's weights, trained here, given or published, and their facts."""
+"""A member's weights, trained here, given or published, and their facts; alone, or with its predictions.
+
+The facts record a hash of all that the weights were made from, so that the same weights are never made twice.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kt import pairs, store
+from kt import pairs, predictions, store
 from kt.data.clips import Targets
 from kt.data.datasets import Dataset
 from kt.data.spec import InputSpec
 from kt.errors import KtError
 from kt.layout import Layout
-from kt.progress import Progress, on_signal
+from kt.progress import Progress, stopping
 from kt.spec import as_written
-from kt.stages.common import build, channels, known_model, outputs, pick_device
+from kt.stages.common import MADE_FROM, build, channels, known_model, outputs, pick_device
 from kt.study.study import Study
 from kt.tasks.classification import positions
 from kt.zoo import header, knowledge, registry, segmentation
 from kt.zoo.fit import check_head
 from kt.zoo.header import differing
 from kt.zoo.registry import Pretrained
-from kt.zoo.spec import FineTune, Member, labels_of
+from kt.zoo.spec import FineTune, Member, fingerprint, labels_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,15 +37,99 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def member(study: Study, layout: Layout, name: str, threads: int) -> None:
+    """Make a zoo member's weights, unless those that are there were made from the same, and then its predictions.
+
+    Trained weights outlive a failure: until the predictions are there, their last checkpoint stays.
+    """
+    from kt.stages.members import predict
+
+    source, dataset = study.zoo.models[known_model(study, name)], Dataset.open(layout.data)
+    facts, sources = _facts(layout, name), made_from(study, name, dataset)
+    if facts.get(MADE_FROM) == sources and _whole(study, layout, name, facts):
+        log.info("weights %s: there", name)
+        store.write_json(layout.member(name), facts | _known(study, source))
+        layout.weights(name).touch()  # not older than what they were made from
+    else:
+        _make(study, layout, name, dataset, sources, threads)
+    predict(study, layout, name, threads)
+    _forget_progress(layout, name)
+
+
 def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
     """Train a zoo member, or load and fine-tune its weights; write them and their facts."""
+    known_model(study, name)
+    dataset = Dataset.open(layout.data)
+    _make(study, layout, name, dataset, made_from(study, name, dataset), threads)
+    _forget_progress(layout, name)
+
+
+def made_from(study: Study, name: str, dataset: Dataset) -> str:
+    """Hash of all that a member's weights depend on."""
+    member, spec = study.zoo.models[name], study.zoo.input_of(name)
+    given = store.digest_file(member.checkpoint) if member.checkpoint else ""
+    trains = member.train or member.finetune
+    seen = dataset.hash if trains else [outputs(study, name, dataset), channels(study, name, dataset)]
+    return store.digest([member.plain(), spec.plain(), seen, study.zoo.modules, given])
+
+
+def adopt(study: Study, layout: Layout, name: str) -> None:
+    """Note what weights were made from that an older version made, which took no note; they must be of this recipe.
+
+    Weights that are older than the images or the checkpoint are left alone: they will be made again.
+    """
+    facts, path = _facts(layout, name), layout.weights(name)
+    if MADE_FROM in facts or not _whole(study, layout, name, facts):
+        return
+    sources = [layout.data / "meta.json", *map(Path, filter(None, [study.zoo.models[name].checkpoint]))]
+    if all(source.exists() and source.stat().st_mtime <= path.stat().st_mtime for source in sources):
+        made = made_from(study, name, Dataset.open(layout.data))
+        store.write_json(layout.member(name), facts | {MADE_FROM: made})
+
+
+def _facts(layout: Layout, name: str) -> dict[str, Any]:
+    """A member's facts; none where they are not there, or damaged."""
+    try:
+        facts: dict[str, Any] = store.read_json(layout.member(name))
+    except KtError:
+        return {}
+    return facts
+
+
+def _whole(study: Study, layout: Layout, name: str, facts: Mapping[str, Any]) -> bool:
+    """Whether the weights are there that a member's facts are about."""
+    return layout.weights(name).exists() and facts.get("fingerprint") == _fingerprint(study, layout, name)
+
+
+def _fingerprint(study: Study, layout: Layout, name: str) -> str:
+    """Hash of a member's architecture, input and weights on disk."""
+    member, of_file = study.zoo.models[name], store.digest_file(layout.weights(name))
+    return fingerprint(member.arch, member.plain()["args"], study.zoo.input_of(name).plain(), of_file)
+
+
+def _forget_progress(layout: Layout, name: str) -> None:
+    from kt.checkpoint import Checkpoint
+
+    Checkpoint(_progress(layout, name), "", 0).remove()
+
+
+def _progress(layout: Layout, name: str) -> Path:
+    """The checkpoint of a member's training."""
+    return layout.checkpoints / f"weights-{name}.pt"
+
+
+def _make(study: Study, layout: Layout, name: str, dataset: Dataset, sources: str, threads: int) -> None:
+    """Train a zoo member, or load and fine-tune its weights; write them and their facts.
+
+    Predictions of other weights are deleted.
+    """
     import torch
 
     from kt.zoo import models
     from kt.zoo import weights as files
 
-    member, spec = study.zoo.models[known_model(study, name)], study.zoo.input_of(name)
-    dataset, start = Dataset.open(layout.data), time.perf_counter()
+    member, spec = study.zoo.models[name], study.zoo.input_of(name)
+    start = time.perf_counter()
     recipe = member.train or member.finetune
     torch.manual_seed(recipe.seed if recipe else 0)
     pick_device(study.device, threads)
@@ -53,7 +141,7 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
         models.check_outputs(given, answer, study.task.least)
         if recipe or _may_be_student(study, name):
             models.check_training(model, shape, answer)
-        images = _fit(study, layout, name, dataset, model, threads) if recipe else None
+        images = _fit(study, layout, name, dataset, model, sources, threads) if recipe else None
     except KtError as error:
         raise KtError(str(error) if str(error).startswith("zoo.") else f"zoo.models.{name}: {error}") from error
     files.save(model, layout.weights(name))
@@ -65,11 +153,13 @@ def weights(study: Study, layout: Layout, name: str, threads: int) -> None:
         "input_size": spec.side,
         "train_images": images,
         "train_seconds": time.perf_counter() - start if recipe else None,
-        "fingerprint": models.fingerprint(
-            member.arch, member.plain()["args"], spec.plain(), store.digest_file(layout.weights(name))
-        ),
+        "fingerprint": _fingerprint(study, layout, name),
+        MADE_FROM: sources,
     }
     store.write_json(layout.member(name), facts)
+    path = layout.predictions(name)
+    if predictions.current(path) and predictions.File.open(path).facts.get("fingerprint") != facts["fingerprint"]:
+        path.unlink()
 
 
 def _may_be_student(study: Study, name: str) -> bool:
@@ -119,7 +209,9 @@ def _warn_of_input(name: str, known: Pretrained, spec: InputSpec) -> None:
         )
 
 
-def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Module, threads: int) -> int:
+def _fit(
+    study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Module, sources: str, threads: int
+) -> int:
     """Train or fine-tune the model in place, from where an interrupted run stopped; returns the number of images."""
     from kt.checkpoint import Checkpoint
     from kt.zoo import train
@@ -142,10 +234,7 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
     except KtError as error:
         key = "train" if member.train else "finetune"
         raise KtError(f"zoo.models.{name}.{key}{str(error).removeprefix('train')}") from error
-    given = store.digest_file(member.checkpoint) if member.checkpoint else ""
-    key = store.digest([member.plain(), spec.plain(), dataset.hash, study.zoo.modules, given])
-    path, every = layout.checkpoints / f"weights-{name}.pt", study.transfer.checkpoint_seconds
-    progress, checkpoint = Progress(f"train {name}", recipe.epochs), Checkpoint(path, key, every, on_signal())
+    progress, every = Progress(f"train {name}", recipe.epochs), study.transfer.checkpoint_seconds
 
     def report(epoch: int, loss: float) -> None:
         progress.done = epoch - 1
@@ -164,8 +253,9 @@ def _fit(study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Mo
         truths = train.in_memory(own[chosen], device)
     batch = train.batches(dataset.images, rows, truths, recipe.augment, spec, device, spatial, dataset.videos)
     run = train.linear if isinstance(recipe, FineTune) and recipe.mode == "linear" else train.train
-    run(model, batch, len(chosen), study.task.loss, recipe, device, report, checkpoint, drawn=drawn)
-    checkpoint.remove()
+    with stopping() as stop:
+        checkpoint = Checkpoint(_progress(layout, name), sources, every, stop)
+        run(model, batch, len(chosen), study.task.loss, recipe, device, report, checkpoint, drawn=drawn)
     return len(chosen)
 
 

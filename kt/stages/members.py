@@ -22,7 +22,7 @@ from kt.errors import listed
 from kt.layout import Layout
 from kt.spec import as_written
 from kt.stages import units
-from kt.stages.common import build, check_predictions, known_model, metadata, pick_device, truth_of
+from kt.stages.common import MADE_FROM, build, check_predictions, known_model, metadata, pick_device, truth_of
 from kt.study import units as requested
 from kt.study.check import check_checkpoints, check_classes, check_splits, probe
 from kt.study.study import Study
@@ -177,7 +177,7 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
     check_predictions(study, layout, dataset, study.members)
     table = gather.zoo(
         [
-            store.read_json(layout.member(name)) | {"published_acc": member.published(published)}
+            _properties(layout, name) | {"published_acc": member.published(published)}
             for name, member in study.zoo.models.items()
         ],
         {name: layout.predictions(name) for name in study.members},
@@ -199,6 +199,11 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
     values = table["acc"].to_pylist()
     span = f"{metric.shown(min(values))} to {metric.shown(max(values))}{unit}"
     log.info("zoo: %d models, test %s %s", len(values), metric.name, span)
+
+
+def _properties(layout: Layout, name: str) -> dict[str, Any]:
+    """The facts of a member that are columns of the table."""
+    return {fact: value for fact, value in store.read_json(layout.member(name)).items() if fact != MADE_FROM}
 
 
 def _classes(study: Study, layout: Layout, dataset: Dataset) -> dict[str, str]:

@@ -40,8 +40,7 @@ def expected(study: Study | ControlStudy, layout: Layout) -> dict[str, dict[str,
     groups = {f"groups.student={name}": layout.transfer(name, "groups").exists() for name in grouped}
     return {
         "data": {"data": (layout.data / "meta.json").exists()},
-        "weights": {f"weights.model={name}": name in weights for name in study.members},
-        "predictions": {f"predictions.model={name}": name in logits for name in study.members},
+        "member": {f"member.model={name}": name in weights & logits for name in study.members},
         "complementarity": {f"complementarity.split={s}": layout.complementarity(s).exists() for s in splits},
         **({"search": search} if search else {}),
         "transfer": {

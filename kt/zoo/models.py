@@ -27,7 +27,6 @@ from timm.models import PretrainedCfg, get_deprecated_models, get_pretrained_cfg
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kt import store
 from kt.errors import KtError, listed
 from kt.zoo import segmentation
 from kt.zoo.fit import Slot
@@ -72,11 +71,6 @@ def build(arch: str, args: dict[str, Any], outputs: int, channels: int, pretrain
             f"zoo: {arch} cannot be built with {args}: {(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from error
     return model
-
-
-def fingerprint(arch: str, args: dict[str, Any], spec: dict[str, Any], weights: str) -> str:
-    """The hash that identifies a member: its architecture, its input and the hash of its weights file."""
-    return store.digest({"arch": arch, "args": args, "input": spec, "weights": weights})
 
 
 def outline(build: Callable[[int], nn.Module]) -> dict[str, Slot]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, StringConstraints
 
+from kt import store
 from kt.data.spec import InputSpec
 from kt.errors import KtError, quoted, unknown
 from kt.spec import NAME, File, Spec
@@ -209,3 +210,8 @@ def labels_named(at: str, classes: Sequence[int | str], known: Sequence[str]) ->
         if found[-1] in found[:-1]:
             raise KtError(f"{at}: the class {given!r} is given twice")
     return np.array(found, np.int64)
+
+
+def fingerprint(arch: str, args: dict[str, Any], spec: dict[str, Any], weights: str) -> str:
+    """The hash that identifies a member: its architecture, its input and the hash of its weights file."""
+    return store.digest({"arch": arch, "args": args, "input": spec, "weights": weights})

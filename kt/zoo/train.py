@@ -252,7 +252,7 @@ def train(
         recipe: epochs, learning rate, seed.
         device: where to train.
         report: called after each epoch with the epoch, counted from 1, and its mean loss.
-        checkpoint: where progress is kept; its state, if any, is where training starts.
+        checkpoint: where progress is kept, the end too; its state, if any, is where training starts.
         only: parts of the model that learn, while all others stay in eval mode; the whole model if empty.
         drawn: where an example stands for several, as a video for its frames, which one an epoch shows of each.
 
@@ -298,6 +298,8 @@ def train(
             if checkpoint and checkpoint.due():
                 checkpoint.save(run.state())
         _end_epoch(run, steps, recipe, report)
+    if checkpoint:
+        checkpoint.save(run.state())
     return model.requires_grad_(True).eval()
 
 

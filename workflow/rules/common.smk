@@ -24,7 +24,7 @@ for teacher, student in kt_pairs.candidates(STUDY.names, STUDY.pairs):
 
 
 def recipe_of(name):
-    """All that determines a member's weights and properties; only a change of these runs it again."""
+    """All in the configuration that determines a member's weights and properties."""
     return [
         STUDY.zoo.models[name].plain(),
         STUDY.zoo.input_of(name).plain(),

@@ -46,7 +46,7 @@ def shown(split):
     return STUDY.views(split) * images_of(split)
 
 
-def memory(rule, model, splits, batch_size, attempt):
+def memory(rule, model, splits, batch_size, attempt, trains=True):
     """Memory of a job for one model, from the model's size where it is known; more at every further attempt."""
     facts = SURVEY.models.get(model, {})
     if not (facts.get("params") and facts.get("macs")):
@@ -57,7 +57,6 @@ def memory(rule, model, splits, batch_size, attempt):
         for split in splits
         if not spec.clip  # clips are prepared on demand
     )
-    trains = rule != "predictions"
     answers = guess.answers_mb(
         VALUES[model], batch_size if trains else 0, gpu=on_gpu(rule)
     )
@@ -140,16 +139,23 @@ def trained(wildcards):
     return member(wildcards).train or member(wildcards).finetune
 
 
-def recipe_batch(wildcards):
-    recipe = trained(wildcards)
-    return recipe.batch_size if recipe else 1
+def member_memory(wildcards, attempt):
+    """Memory of the job that makes a member's weights, and then its predictions."""
+    name, recipe = wildcards.model, trained(wildcards)
+    batch_size = recipe.batch_size if recipe else 1
+    return max(
+        memory("member", name, ["zoo"], batch_size, attempt),
+        memory("member", name, READ, guess.EVALUATED, attempt, trains=False),
+    )
 
 
-def recipe_images(wildcards):
-    """Images that a member's own training sees; none where its weights are given."""
-    recipe = trained(wildcards)
-    images = in_epoch("zoo")
-    return recipe.epochs * (recipe.images or images) if recipe else 0
+def member_minutes(wildcards, attempt):
+    """Its time limit, from the images that its training sees, where it has one, and those that it predicts."""
+    recipe, images = trained(wildcards), in_epoch("zoo")
+    seen = recipe.epochs * (recipe.images or images) if recipe else 0
+    # a forward pass is a third of a step of training
+    predicted = sum(shown(split) for split in READ) / 3
+    return minutes(wildcards.model, seen + predicted, attempt)
 
 
 def seen(methods, teachers):

@@ -117,6 +117,23 @@ if workflow.is_main_process:
         print(f"kt: {line}", file=sys.stderr)
 
 
+FORMER = {"weights": "member", "predictions": "member"}
+
+
+def check_profile():
+    """Tell of resources for rules that do not exist, which Snakemake silently gives to no job."""
+    settings, names = workflow.resource_settings, [rule.name for rule in workflow.rules]
+    given = {**settings.overwrite_resources, **settings.overwrite_threads}
+    for rule in given.keys() - set(names):
+        if FORMER.get(rule, rule) not in given:
+            sys.exit(
+                f"set-resources: the rule {rule!r} is now part of {FORMER[rule]!r}"
+            )
+        if rule not in FORMER and workflow.is_main_process:
+            line = f"set-resources: {unknown('rule', rule, names)}"
+            print(f"kt: {line}", file=sys.stderr)
+
+
 def again_if_damaged(output):
     """Input function that adds no input: plans a job again whose output holds rows of damaged records, or of trainings
     whose students are to be kept and are not.
@@ -136,6 +153,10 @@ def again_if_damaged(output):
     return no_files
 
 
+# Functions without arguments that a run calls before its first job.
+AT_START = []
+
+
 onstart:
     # Held until this process ends, however it ends; so no lock is ever left behind.
     try:
@@ -143,6 +164,8 @@ onstart:
     except KtError as error:
         sys.exit(str(error))
     progress.end_stages_too()
+    for begin in AT_START:
+        begin()
     kt_index.update(LAYOUT.ledger)
     if logs := getattr(workflow.executor_settings, "logdir", None):
         # `kt status` may be asked from another folder, and knows nothing of the profile

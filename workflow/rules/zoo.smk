@@ -1,55 +1,41 @@
-rule weights:
+from kt import stages
+
+
+def adopt_weights():
+    """Take weights of a version that did not note what they were made from, where the recipe is the same, as far as
+    Snakemake's records know.
+    """
+    for job in workflow.dag.needrun_jobs():
+        if job.rule.name == "member":
+            name = job.wildcards.model
+            recorded = workflow.persistence.params(job.output[0])
+            if recorded in (None, [repr(recipe_of(name))]):
+                stages.adopt(STUDY, LAYOUT, name)
+
+
+AT_START.append(adopt_weights)
+
+
+rule member:
     input:
         LAYOUT.data / "meta.json",
         lambda wildcards: member(wildcards).checkpoint or [],
     output:
-        LAYOUT.weights("{model}"),
-        LAYOUT.member("{model}"),
-    log:
-        LOGS / "weights/{model}.log",
-    conda:
-        "../../envs/kt.yaml"
-    threads: 1
-    resources:
-        cpus_per_task=lambda wildcards, threads: threads,
-        mem_mb=lambda wildcards, attempt: memory(
-            "weights", wildcards.model, ["zoo"], recipe_batch(wildcards), attempt
-        ),
-        runtime=lambda wildcards, attempt: minutes(
-            wildcards.model, recipe_images(wildcards), attempt
-        ),
-    params:
-        recipe=recipe,
-    message:
-        "weights of {wildcards.model}"
-    shell:
-        "kt weights --model {wildcards.model} --threads {resources.cpus_per_task} --log={log:q}"
-
-
-rule predictions:
-    input:
-        LAYOUT.data / "meta.json",
-        LAYOUT.weights("{model}"),
-        LAYOUT.member("{model}"),
-    output:
+        # Weights that are still those of the recipe are kept, so they must still be there when the job starts.
+        update(LAYOUT.weights("{model}")),
+        update(LAYOUT.member("{model}")),
         LAYOUT.predictions("{model}"),
     log:
-        LOGS / "predictions/{model}.log",
+        LOGS / "member/{model}.log",
     conda:
         "../../envs/kt.yaml"
     threads: 1
     resources:
         cpus_per_task=lambda wildcards, threads: threads,
-        mem_mb=lambda wildcards, attempt: memory(
-            "predictions", wildcards.model, READ, guess.EVALUATED, attempt
-        ),
-        # a forward pass is a third of a step of training
-        runtime=lambda wildcards, attempt: minutes(
-            wildcards.model,
-            sum(shown(split) for split in READ) / 3,
-            attempt,
-        ),
+        mem_mb=member_memory,
+        runtime=member_minutes,
     params:
+        recipe=recipe,
         features=STUDY.features,
         views=STUDY.plain()["transfer"]["views"],
         top_k=(
@@ -59,14 +45,13 @@ rule predictions:
         ),
         version=kt_predictions.VERSION,
     message:
-        "predictions of {wildcards.model}"
+        "weights and predictions of {wildcards.model}"
     shell:
-        "kt predictions --model {wildcards.model} --threads {resources.cpus_per_task} --log={log:q}"
+        "kt member --model {wildcards.model} --threads {resources.cpus_per_task} --log={log:q}"
 
 
 rule zoo:
     input:
-        [LAYOUT.member(name) for name in STUDY.members],
         [LAYOUT.predictions(name) for name in STUDY.members],
         STUDY.zoo.overrides or [],
         STUDY.zoo.published or [],
