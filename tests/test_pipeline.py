@@ -168,7 +168,7 @@ def test_a_dry_run_says_what_is_done_and_never_imports_torch(finished: tuple[Che
 def test_jobs_take_the_cores_that_the_profile_names_and_other_resources_rerun_nothing(
     finished: tuple[Checkout, str],
 ) -> None:
-    resources = ["--set-resources", "transfer:cpus_per_task=4", "transfer:mem_mb=123", "weights:runtime=7"]
+    resources = ["--set-resources", "transfer:cpus_per_task=4", "transfer:mem_mb=123", "member:runtime=7"]
     assert "Nothing to be done" in finished[0].succeed("-n", *resources)
     printed = finished[0].succeed("-n", "-p", "--forcerun", "transfer", *resources)
     assert len(re.findall(r"kt transfer .* --threads 4 ", printed)) == 2

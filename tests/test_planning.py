@@ -178,3 +178,12 @@ def test_a_table_that_cannot_be_read_may_hold_any_record(made: tuple[Checkout, d
     found = status.tables_with(layout, [records["groups"].stem])
     (layout.root / "transfer/byob/1.parquet").unlink()
     assert found == [layout.root / "transfer/byob/1.parquet", layout.root / TABLES["groups"]]
+
+
+def test_settings_of_a_rule_that_is_not_there_are_told_of(made: tuple[Checkout, dict[str, Path]]) -> None:
+    target = "results/tables/zoo.parquet"
+    former = made[0].run("-n", "--set-resources", "predictions:gpus=1", "--", target)
+    assert former.returncode
+    assert "profile: 'predictions' is now part of the rule 'member'" in former.stderr
+    both = ("member:gpus=1", "predictions:gpus=1")  # a profile for the versions before too
+    assert "unknown rule 'memer'" in made[0].succeed("-n", "--set-resources", *both, "memer:gpus=1", "--", target)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from kt import pairs as kt_pairs
 from kt import predictions as kt_predictions
-from kt import store
+from kt import stages, store
 from kt.data.datasets import truth_files
 from kt.study import units as kt_units
 from kt.tables.of_analysis import ANALYSIS
@@ -34,6 +34,21 @@ def recipe_of(name):
 
 def recipe(wildcards):
     return recipe_of(wildcards.model)
+
+
+def adopt_weights():
+    """Take weights of a version that did not note what they were made from, where the recipe is the same, as far as
+    Snakemake's records know.
+    """
+    for job in workflow.dag.needrun_jobs():
+        if job.rule.name == "member":
+            name = job.wildcards.model
+            recorded = workflow.persistence.params(job.output[0])
+            if recorded in (None, [repr(recipe_of(name))]):
+                stages.adopt(STUDY, LAYOUT, name)
+
+
+AT_START.append(adopt_weights)
 
 
 def teachers(wildcards):

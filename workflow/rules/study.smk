@@ -121,17 +121,18 @@ FORMER = {"weights": "member", "predictions": "member"}
 
 
 def check_profile():
-    """Tell of resources for rules that do not exist, which Snakemake silently gives to no job."""
-    settings, names = workflow.resource_settings, [rule.name for rule in workflow.rules]
-    given = {**settings.overwrite_resources, **settings.overwrite_threads}
-    for rule in given.keys() - set(names):
-        if FORMER.get(rule, rule) not in given:
-            sys.exit(
-                f"set-resources: the rule {rule!r} is now part of {FORMER[rule]!r}"
-            )
-        if rule not in FORMER and workflow.is_main_process:
-            line = f"set-resources: {unknown('rule', rule, names)}"
-            print(f"kt: {line}", file=sys.stderr)
+    """Tell of a profile's settings for rules that do not exist, which Snakemake silently leaves out."""
+    names = [known.name for known in workflow.rules]
+    given = {
+        *workflow.resource_settings.overwrite_resources,
+        *workflow.resource_settings.overwrite_threads,
+        *workflow.group_settings.overwrite_groups,
+    }
+    for name in sorted(given - set(names)):
+        if FORMER.get(name, name) not in given:
+            sys.exit(f"profile: {name!r} is now part of the rule {FORMER[name]!r}")
+        if name not in FORMER and workflow.is_main_process:
+            print(f"kt: profile: {unknown('rule', name, names)}", file=sys.stderr)
 
 
 def again_if_damaged(output):

@@ -1,21 +1,3 @@
-from kt import stages
-
-
-def adopt_weights():
-    """Take weights of a version that did not note what they were made from, where the recipe is the same, as far as
-    Snakemake's records know.
-    """
-    for job in workflow.dag.needrun_jobs():
-        if job.rule.name == "member":
-            name = job.wildcards.model
-            recorded = workflow.persistence.params(job.output[0])
-            if recorded in (None, [repr(recipe_of(name))]):
-                stages.adopt(STUDY, LAYOUT, name)
-
-
-AT_START.append(adopt_weights)
-
-
 rule member:
     input:
         LAYOUT.data / "meta.json",
