@@ -26,6 +26,7 @@ from kt.tables import schema
 from kt.transfer import export, rows
 from kt.transfer.ledger import Record, unpack
 from kt.transfer.unit import Unit
+from kt.zoo.spec import fingerprint
 
 if TYPE_CHECKING:
     from kt.control.games import GameFacts
@@ -111,7 +112,7 @@ def weights(study: ControlStudy, layout: Layout, name: str, threads: int) -> Non
         "train_seconds": time.perf_counter() - start if plan else None,
         "curve": curve,
         "weights": digest,
-        "fingerprint": models.fingerprint(member.arch, member.args, given, digest),
+        "fingerprint": fingerprint(member.arch, member.args, given, digest),
     }
     store.write_json(layout.member(name), found)
     if checkpoint:
