@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -19,7 +20,8 @@ from toys import Facts, Toy, toy
 
 from kt.checkpoint import Checkpoint
 from kt.control import a2c, policies
-from kt.control.spec import A2C
+from kt.control.games import Games, facts
+from kt.control.spec import A2C, Game
 from kt.errors import Interrupted, KtError
 from kt.transfer.engine import Diverged, History
 
@@ -172,6 +174,27 @@ def test_torn_at_any_update_and_resumed_it_ends_bit_identical(
     assert same(history.best, whole[1].best)
     assert (history.loss, history.validation) == (whole[1].loss, whole[1].validation)
     assert (history.best_epoch, history.steps) == (whole[1].best_epoch, 13)
+
+
+@pytest.mark.parametrize(("game", "arch"), [("kt/Catch-v0", "policy_tiny"), ("CartPole-v1", "policy_mlp")])
+def test_torn_and_resumed_in_real_games_it_ends_bit_identical(tmp_path: Path, game: str, arch: str) -> None:
+    """Boards are kept in the checkpoint; other games play the actions of their episodes again."""
+    plan = A2C(steps=240, envs=4, rollout=5, evaluations=2, episodes=2, lr=1e-2)  # 12 updates
+    own = Game(id=game)
+
+    def run(checkpoint: Checkpoint) -> tuple[nn.Module, History]:
+        torch.manual_seed(0)
+        learner = policies.build(arch, {"width": 16}, facts(own, "here"), "here")
+        validate = a2c.evaluation(learner, partial(Games, own), plan, 0)
+        return learner, a2c.train(learner, partial(Games, own), plan, 0, checkpoint, validate)
+
+    learner, history = run(Saving(tmp_path / "none.pt"))
+    for torn in (5, 6, 4):  # steps of each life
+        with pytest.raises(Torn):
+            run(Saving(tmp_path / "a.pt", lambda step: step == 3, torn))
+    resumed, again = run(Saving(tmp_path / "a.pt"))
+    assert same(resumed.state_dict(), learner.state_dict())
+    assert (again.loss, again.validation) == (history.loss, history.validation)
 
 
 def test_stopped_in_an_evaluation_it_goes_on_there(tmp_path: Path, whole: tuple[nn.Module, History]) -> None:

@@ -168,6 +168,16 @@ def test_the_copy_gets_no_gradient_and_sees_the_teachers_too() -> None:
     assert moved(flow) > 0
 
 
+def test_the_copy_asks_the_teachers_no_second_time() -> None:
+    flow, asked = network(until=1.0), list[int]()
+    for one in flow.teachers:
+        one.register_forward_hook(lambda *_: asked.append(1))
+    flow.extra(X, flow(X), 0.0)
+    assert len(asked) == len(flow.teachers)
+    flow(X.clone())
+    assert len(asked) == 2 * len(flow.teachers)
+
+
 def test_extra_is_both_terms_as_they_have_grown() -> None:
     flow = network(until=0.5, most=2.0, stability=0.0)
     assert float(torch.as_tensor(flow.extra(X, flow(X), 0.0)).detach()) == 0.0
