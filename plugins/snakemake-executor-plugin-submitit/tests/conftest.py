@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,32 +20,43 @@ FAST = ["--submitit-poll-seconds", "1", "--submitit-poll-max-seconds", "2", "--s
 
 
 @pytest.fixture(scope="session")
-def clusters() -> Iterator[Callable[[bool], SlurmNode]]:
-    """Real one-node SLURMs, one without and one with accounting, each started when a test first needs it."""
-    running: dict[bool, SlurmNode] = {}
+def clusters() -> Iterator[Callable[..., SlurmNode]]:
+    """Real SLURMs, with and without accounting, of one or several nodes, each started when a test first needs it."""
+    running: dict[tuple[bool, Sequence[str]], SlurmNode] = {}
     with contextlib.ExitStack() as stack:
 
-        def get(accounting: bool) -> SlurmNode:
-            if accounting not in running:
+        def get(accounting: bool = False, nodes: Sequence[str] = ()) -> SlurmNode:
+            if (accounting, nodes) not in running:
                 if reason := missing(accounting=accounting):
                     pytest.skip(f"no SLURM{' with accounting' if accounting else ''} here: {reason}")
                 # pytest's own folders can be too long for the path of a socket
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm")))
                 folder.chmod(0o755)
-                running[accounting] = stack.enter_context(SlurmNode(folder, accounting=accounting))
-            return running[accounting]
+                node = SlurmNode(folder, accounting=accounting, nodes=nodes)
+                running[accounting, nodes] = stack.enter_context(node)
+            return running[accounting, nodes]
 
         yield get
 
 
 @pytest.fixture
-def slurm(clusters: Callable[[bool], SlurmNode], request: pytest.FixtureRequest) -> SlurmNode:
+def slurm(clusters: Callable[..., SlurmNode], request: pytest.FixtureRequest) -> SlurmNode:
     """A real one-node SLURM, the same for all tests; without accounting unless the test says ``ACCOUNTING``."""
     return clusters(getattr(request, "param", False))
 
 
 ACCOUNTING = pytest.mark.parametrize("slurm", [True], ids=["accounting"], indirect=True)
 WITH_AND_WITHOUT_ACCOUNTING = pytest.mark.parametrize("slurm", [False, True], ids=["", "accounting"], indirect=True)
+
+
+@pytest.fixture
+def three(clusters: Callable[..., SlurmNode]) -> Iterator[SlurmNode]:
+    """A SLURM of three nodes; all of them are idle at the start, and see the same files."""
+    cluster = clusters(nodes=("a", "b", "c"))
+    if not cluster.may_mount:
+        pytest.skip("may not make a mount namespace for each node")
+    yield cluster
+    cluster.repair()
 
 
 class Project:
@@ -127,6 +138,14 @@ def project(slurm: SlurmNode, tmp_path: Path) -> Iterator[Project]:
     yield made
     made.stop()
     slurm.clear()
+
+
+@pytest.fixture
+def three_project(three: SlurmNode, tmp_path: Path) -> Iterator[Project]:
+    """A project whose jobs go to a SLURM of three nodes."""
+    made = Project(tmp_path, three.env)
+    yield made
+    made.stop()
 
 
 @pytest.fixture

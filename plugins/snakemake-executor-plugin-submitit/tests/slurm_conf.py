@@ -1,13 +1,16 @@
-"""Configuration files of a one-node SLURM in a separate folder."""
+"""Configuration files of a SLURM of one or several nodes on this machine, in a separate folder."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 _GPUS = 4
+# types of GPUs, one per node; further nodes have none
+_TYPES = ("fake", "2080ti")
 
 _SLURM_CONF = """
 ClusterName=test
@@ -21,17 +24,17 @@ CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 # control groups are named after job ids, so two clusters on one machine need different ids
 FirstJobId={ctld_port}000
 SlurmctldPort={ctld_port}
-SlurmdPort={slurmd_port}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/run/slurmctld.pid
-SlurmdPidFile={folder}/run/slurmd.pid
+SlurmdPidFile={folder}/run/slurmd.%n.pid
 SlurmctldLogFile={folder}/log/slurmctld.log
-SlurmdLogFile={folder}/log/slurmd.log
+SlurmdLogFile={folder}/log/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin={task_plugin}
 SwitchType=switch/none
 MpiDefault=none
+TaskProlog={folder}/prolog.sh
 MailProg=/bin/true
 JobAcctGatherType=jobacct_gather/none
 {accounting}
@@ -57,11 +60,14 @@ JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=64000 Gres=gpu:fake:{gpus} State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=120 State=UP
-PartitionName=cancel Nodes={host} MaxTime=INFINITE PriorityTier=1 PreemptMode=CANCEL State=UP
-PartitionName=high Nodes={host} MaxTime=60 PriorityTier=10 PreemptMode=OFF State=UP
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=120 State=UP
+PartitionName=cancel Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=CANCEL State=UP
+PartitionName=high Nodes=ALL MaxTime=60 PriorityTier=10 PreemptMode=OFF State=UP
 """
+_NODE = """\
+NodeName={name} NodeAddr=127.0.0.1 Port={port} Weight={weight} Feature=on_{name}{gres} CPUs=8 \
+RealMemory=64000 State=UNKNOWN"""
 _NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
 # jobs need a known account and quality of service, and keep to the limits of both
 _ACCOUNTING = """
@@ -87,6 +93,21 @@ StorageUser=root
 StorageLoc=slurm
 CommunicationParameters=NoInAddrAny
 """
+# what it prints is added to the environment of a task
+_PROLOG = """#!/bin/sh
+read -r seconds 2>/dev/null < {folder}/clock/$SLURMD_NODENAME || exit 0
+echo "export NODE_CLOCK=$seconds"
+echo "export PYTHONPATH={folder}/clock:$PYTHONPATH"
+"""
+# A node's clock that differs: Python's programs there, such as Snakemake, see it, and set files to its time.
+_CLOCK = """
+import os, time
+utime, now, ahead = os.utime, time.time, float(os.environ["NODE_CLOCK"])
+time.time = lambda: now() + ahead
+def shifted(path, times=None, **options):
+    utime(path, times or (0 if options.get("ns") else (time.time(),) * 2), **options)
+os.utime = shifted
+"""
 _CGROUP_CONF = """
 CgroupPlugin=cgroup/v1
 CgroupAutomount=no
@@ -96,31 +117,45 @@ ConstrainDevices=no
 """
 
 
-def write(folder: Path, host: str, *, accounting: bool, limits_memory: bool) -> None:
+def write(folder: Path, nodes: Sequence[str], *, accounting: bool, limits_memory: bool) -> None:
     """Write all of them, with free ports, and make the devices that simulate GPUs.
 
     Args:
         folder: Where they go, and where the daemons keep their files.
-        host: The node's name.
+        nodes: Names of the nodes.
         accounting: Whether slurmdbd keeps accounts.
         limits_memory: Whether control groups hold jobs to their memory.
     """
     for index in range(_GPUS):
         # SLURM accepts only device nodes as GPUs; these are /dev/null
         os.mknod(folder / f"gpu{index}", 0o20666, os.makedev(1, 3))
-    ctld_port, slurmd_port, dbd_port = _free_ports(3)
+    types, host = dict(zip(nodes, _TYPES, strict=False)), socket.gethostname()
+    ctld_port, dbd_port, *ports = _free_ports(2 + len(nodes))
+    lines = [
+        _NODE.format(
+            name=name, port=port, weight=weight, gres=f" Gres=gpu:{types[name]}:{_GPUS}" if name in types else ""
+        )
+        for weight, (name, port) in enumerate(zip(nodes, ports, strict=True), 1)
+    ]
     (folder / "slurm.conf").write_text(
         _SLURM_CONF.format(
             host=host,
             folder=folder,
             ctld_port=ctld_port,
-            slurmd_port=slurmd_port,
-            gpus=_GPUS,
+            nodes="\n".join(lines),
             task_plugin="task/cgroup" if limits_memory else "task/none",
             accounting=_ACCOUNTING.format(folder=folder, dbd_port=dbd_port) if accounting else _NO_ACCOUNTING,
         )
     )
-    (folder / "gres.conf").write_text(f"NodeName={host} Name=gpu Type=fake File={folder}/gpu[0-{_GPUS - 1}]\n")
+    devices = f"File={folder}/gpu[0-{_GPUS - 1}]"
+    (folder / "gres.conf").write_text(
+        "".join(f"NodeName={name} Name=gpu Type={kind} {devices}\n" for name, kind in types.items())
+    )
+    prolog = folder / "prolog.sh"
+    prolog.write_text(_PROLOG.format(folder=folder))
+    prolog.chmod(0o755)
+    (folder / "clock").mkdir()
+    (folder / "clock/sitecustomize.py").write_text(_CLOCK)
     (folder / "cgroup.conf").write_text(_CGROUP_CONF.format(memory="yes" if limits_memory else "no"))
     dbd = folder / "slurmdbd.conf"
     dbd.touch(mode=0o600)

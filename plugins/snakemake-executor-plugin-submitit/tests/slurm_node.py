@@ -1,7 +1,9 @@
-"""A real one-node SLURM in a folder: munged, slurmctld, slurmd, simulated GPUs, and optional accounting.
+"""A real SLURM in a folder: munged, slurmctld, one slurmd per node, simulated GPUs, and optional accounting.
 
     with SlurmNode(folder, accounting=True) as node:
         subprocess.run(["sbatch", "job.sh"], env=node.env)
+    with SlurmNode(folder, nodes=("a", "b", "c")) as cluster:
+        cluster.kill_node("b")
 
 It listens on loopback only, on free ports, and needs root (as in a container) and Debian's packages ``slurmctld``,
 ``slurmd``, ``slurm-client`` and ``munge``, and for accounting ``slurmdbd`` and ``mariadb-server``.
@@ -18,7 +20,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -40,18 +42,19 @@ def missing(*, accounting: bool = False) -> str:
 
 
 class SlurmNode:
-    """One running cluster.
+    """One running cluster; its nodes are processes of this machine.
 
     Attributes:
         env: Environment in which SLURM's commands talk to it.
+        nodes: Names of the nodes.
         limits_memory: Jobs above their memory are killed by the kernel.
         accounting: It keeps accounts, and takes only jobs of known accounts.
         may_mount: Jobs don't see what is in the folder ``unseen``.
     """
 
-    def __init__(self, folder: Path, *, accounting: bool = False) -> None:
-        """Write the configuration."""
-        self.folder, self.accounting, self.host = folder, accounting, socket.gethostname()
+    def __init__(self, folder: Path, *, accounting: bool = False, nodes: Sequence[str] = ()) -> None:
+        """Write the configuration; the only node has the name of this machine unless ``nodes`` are named."""
+        self.folder, self.accounting, self.nodes = folder, accounting, nodes or (socket.gethostname(),)
         self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
         # where the database's client looks for the server
         self.env["MYSQL_UNIX_PORT"] = str(folder / "run/mariadbd.sock")
@@ -64,7 +67,8 @@ class SlurmNode:
         key = folder / "munge.key"
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o600)
-        slurm_conf.write(folder, self.host, accounting=accounting, limits_memory=self.limits_memory)
+        (folder / "hosts").write_text(f"127.0.0.1 localhost {socket.gethostname()} {' '.join(self.nodes)}\n")
+        slurm_conf.write(folder, self.nodes, accounting=accounting, limits_memory=self.limits_memory)
 
     def __enter__(self) -> SlurmNode:
         """Start the daemons and wait until the node accepts jobs."""
@@ -73,17 +77,23 @@ class SlurmNode:
         if self.accounting:
             self._start_accounting()
         self._start("slurmctld", "-f", self.env["SLURM_CONF"])
-        self.start_slurmd()
+        for name in self.nodes:
+            self.start_slurmd(name)
         self._wait_until_idle()
         return self
 
     def _wait_until_idle(self) -> None:
         try:
-            _wait(lambda: "idle" in self.run("sinfo", "--noheader", "--format=%t", check=False), "the SLURM node")
+            self.wait_for_nodes("idle", *self.nodes)
         except TimeoutError as error:
             self.__exit__()
             log = (self.folder / "log/slurmctld.log").read_text()
             raise RuntimeError(f"the SLURM node did not come up:\n{log[-2000:]}") from error
+
+    def wait_for_nodes(self, state: str, *names: str) -> None:
+        """Wait until nodes are in a state (``idle``, ``down``, …), whether or not they answer."""
+        shown = ("sinfo", "--Node", "--noheader", "--partition=main", "--format=%t", f"--nodes={','.join(names)}")
+        _wait(lambda: {*self.run(*shown, check=False).replace("*", "").split()} == {state}, f"{state} of {names}")
 
     def _start_accounting(self) -> None:
         """A database on a socket in the folder, slurmdbd before it, and the cluster's name in it."""
@@ -135,7 +145,7 @@ class SlurmNode:
     def __exit__(self, *_: object) -> None:
         """End all jobs, then stop the daemons."""
         self.clear()
-        for name in ("slurmd", "slurmctld", *reversed(ACCOUNTING_DAEMONS), "munged"):
+        for name in (*(f"slurmd.{node}" for node in self.nodes), "slurmctld", *reversed(ACCOUNTING_DAEMONS), "munged"):
             self.stop(name, signal.SIGKILL)  # their final output is not needed
 
     def clear(self) -> None:
@@ -145,10 +155,62 @@ class SlurmNode:
             self.run("scancel", "--user=root", check=False)
             time.sleep(0.3)
 
-    def start_slurmd(self) -> None:
-        """Start the node's daemon; on the node ``unseen`` is an empty folder of its own."""
-        command = f"exec slurmd -N {self.host} -f {self.env['SLURM_CONF']}"
-        self._start(*self._with_own_folder("unseen", command))
+    def start_slurmd(self, name: str = "", *options: str, sees: str = "") -> None:
+        """Start a node's daemon.
+
+        Args:
+            name: Name of the node, by default of the first.
+            options: Flags of ``slurmd``; with ``-b`` the node has just booted.
+            sees: A shell command that changes what the node sees, in a mount namespace of its own; by default the
+                folder ``unseen`` is empty there.
+        """
+        name = name or self.nodes[0]
+        command = f"exec slurmd -N {name} -f {self.env['SLURM_CONF']} {' '.join(options)}"
+        if not self.may_mount:
+            self._start("sh", "-c", command)
+            return
+        # a node has a name of its own, which it must be able to look up
+        sees = sees or f"mount -t tmpfs none {self.folder}/unseen"
+        named = f"hostname {name} && mount --bind {self.folder}/hosts /etc/hosts"
+        self._start("unshare", "--mount", "--uts", "sh", "-c", f"{named} && {sees} && {command}")
+
+    def repair(self) -> None:
+        """End all jobs, and restart all nodes."""
+        for name in self.nodes:
+            self.fail(name)
+            (self.folder / "clock" / name).unlink(missing_ok=True)
+        self.clear()
+        for name in self.nodes:
+            self.start_slurmd(name, "-b")
+            self.run("scontrol", "update", f"NodeName={name}", "State=RESUME", check=False)  # it may be drained
+        self._wait_until_idle()
+
+    def fail(self, name: str) -> None:
+        """Kill a node, and give it up at once instead of after the controller's own time of half a minute."""
+        self.kill_node(name)
+        self.give_up(name)
+
+    def give_up(self, name: str) -> None:
+        """Mark a node as down, as the controller does if it does not answer."""
+        self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=silent")
+
+    def stop_slurmd(self, name: str = "") -> None:
+        """Kill a node's daemon; its jobs continue."""
+        self.stop(f"slurmd.{name or self.nodes[0]}", signal.SIGKILL)
+
+    def set_clock(self, name: str, seconds: float) -> None:
+        """Simulate a clock that is ahead of that of this machine, for jobs that start on a node from now on."""
+        (self.folder / "clock" / name).write_text(f"{seconds}\n")
+
+    def kill_node(self, name: str) -> None:
+        """Kill a node's daemon and all processes of its jobs at once, as a loss of power does."""
+        self.stop_slurmd(name)
+        for process in psutil.process_iter(["environ"]):
+            environ = process.info["environ"] or {}
+            if environ.get("SLURMD_NODENAME") == name and environ.get("SLURM_CONF") == self.env["SLURM_CONF"]:
+                for each in (process, *_steps(process)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.kill()
 
     def stop(self, name: str, number: int = signal.SIGTERM) -> None:
         """Stop a daemon by its pid file and wait until it has ended."""
@@ -190,6 +252,13 @@ class SlurmNode:
 
     def _start(self, *command: str) -> None:
         subprocess.run(command, env=self.env, check=True, capture_output=True, timeout=30)
+
+
+def _steps(process: psutil.Process) -> list[psutil.Process]:
+    """The daemons of the step that a process belongs to."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [parent for parent in process.parents() if "".join(parent.cmdline()).startswith("slurmstepd")]
+    return []
 
 
 _MUNGE_FILES = {"key": "munge.key", "pid": "run/munged.pid", "log": "log/munged.log", "seed": "run/munged.seed"}

@@ -25,7 +25,7 @@ def _events(path: Path) -> list[tuple[str, ...]]:
 def test_each_change_is_one_line(tmp_path: Path) -> None:
     history = tmp_path / "history"
     entry = SimpleNamespace(external="7_0", name="one.i=1", task=SimpleNamespace(history=str(history)))
-    events = Events(tmp_path / "events.tsv")
+    events = Events(tmp_path / "events.tsv", why_requeued=lambda entry: "node failure")
     events.submitted([entry], Request(cpus=4, gpus=1, gpu_type="a100", minutes=60))  # type: ignore[list-item]
     for state in ("PENDING", "PENDING", None, "RUNNING", "RUNNING", "COMPLETING", "PENDING", "RUNNING", "PREEMPTED"):
         if state == "COMPLETING":

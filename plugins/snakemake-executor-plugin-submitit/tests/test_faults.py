@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -117,8 +118,10 @@ def test_variables_of_sbatch_and_srun_do_not_change_what_is_asked(project: Proje
     would = {"SBATCH_TIMELIMIT": "1", "SBATCH_ARRAY_INX": "0-2", "SBATCH_WAIT": "1", "SLURM_NTASKS": "2"}
     would |= {"SBATCH_PARTITION": "high", "SBATCH_EXPORT": "NONE", "SBATCH_MEM_PER_NODE": "1"}
     project.env = {**project.env, **would}
-    output = project.run(ONE.replace("    shell", "    resources: runtime=7\n    shell"))
+    resources = "    resources: runtime=7, sbatch='--exclusive'\n    shell"
+    output = project.run(ONE.replace("    shell", resources))
     assert len((project.folder / "times").read_text().split()) == 1
+    assert len(re.findall(r"^=== .* job ", project.logs(), re.MULTILINE)) == 1  # one task, even on a whole node
     job = job_of(project, "one")
     assert slurm.run("squeue", "-h", "-t", "all", "-j", job, "--format=%P %l") == "high 7:00"
     assert "SBATCH_ARRAY_INX, SBATCH_EXPORT, SBATCH_MEM_PER_NODE, SBATCH_TIMELIMIT, SBATCH_WAIT, SLURM_NTASKS" in output
@@ -150,7 +153,9 @@ rule writes:
         status=1,
     )
     assert re.search(r"submitit: reads: unseen files \(\S+ does not see \S+/files/in\); retry 1 of 1", output)
-    assert re.search(r"submitit: writes: unseen files \(made \S+/files/two on its node, but it is not visible", output)
+    assert re.search(
+        r"submitit: writes: unseen files \(completed on its node, but this machine does not see \S+/files/two", output
+    )
     assert output.count("given up") == 2
     assert (project.folder / "times").read_text() == "x\nx\n"  # once more, and with no more memory
     assert not in_queue(slurm)
@@ -186,9 +191,9 @@ def _hold(path: Path, ready: Path) -> None:
     held = Lease(path)
     held.take(print)
     ready.touch()
-    while True:
-        held.beat()
+    while held.beat():
         time.sleep(0.05)
+    sys.exit(7)
 
 
 def test_a_lease_is_taken_over_from_a_process_that_shows_no_sign_of_life(
@@ -206,10 +211,40 @@ def test_a_lease_is_taken_over_from_a_process_that_shows_no_sign_of_life(
         assert not Lease(tmp_path / "lease").take(told.append, waits=lambda: time.monotonic() < started + 5)
         assert len(told) == 1  # it lives, so it keeps the lease beyond the time after which it would count as dead
         os.kill(holder.pid, signal.SIGSTOP)  # a hanging node: the process exists, but sends no heartbeat
-        assert Lease(tmp_path / "lease").take(told.append)
+        heir = Lease(tmp_path / "lease")
+        assert heir.take(told.append)
+        os.kill(holder.pid, signal.SIGCONT)  # it must notice, and not take the lease back
+        holder.join(timeout=20)
+        assert holder.exitcode == 7
+        assert heir.beat()
     finally:
         holder.kill()
         holder.join()
+
+
+def _take(path: Path, order: Path) -> None:
+    held = Lease(path)
+    held.take(lambda text: None)
+    for text in ("begin\n", "end\n"):
+        with order.open("a") as file:
+            file.write(text)
+        time.sleep(0.3)
+    held.release()
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_of_several_that_wait_for_a_lease_one_gets_it(tmp_path: Path, left: bool) -> None:
+    if left:  # by a dead process of this host
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        (tmp_path / "lease").write_text(f"{os.uname().nodename} {gone.pid} 0123 1")
+    context = multiprocessing.get_context("fork")
+    waiting = [context.Process(target=_take, args=(tmp_path / "lease", tmp_path / "order")) for _ in range(4)]
+    for each in waiting:
+        each.start()
+    for each in waiting:
+        each.join()
+    assert (tmp_path / "order").read_text() == "begin\nend\n" * 4
 
 
 def test_a_lease_of_a_process_that_is_gone_is_free_at_once(tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_a_log_folder_that_the_nodes_do_not_see_is_suspected(project: Project, s
     snakefile = "rule one:\n    output: 'one'\n    shell: 'touch {output}'\n"
     output = project.run(snakefile, "--submitit-logdir", f"{slurm.folder}/unseen/logs", "--retries", "0", status=1)
     assert re.search(
-        r"submitit: one: .*no log was written: do the nodes see the folder of --submitit-logdir\?.*given up", output
+        r"submitit: one: .*no log was written: does its node see the folder of --submitit-logdir\?.*given up", output
     )
 
 

@@ -46,11 +46,8 @@ rule preempted:
 
 def lose_node(slurm: SlurmNode) -> None:
     """Kill the node's daemon, and start it again once the controller has given the node up."""
-    slurm.stop("slurmd", signal.SIGKILL)
-    end = time.monotonic() + 120
-    while not slurm.run("sinfo", "--noheader", "--format=%t").startswith("down"):
-        assert time.monotonic() < end, slurm.run("sinfo")
-        time.sleep(0.3)
+    slurm.stop_slurmd()
+    slurm.wait_for_nodes("down", *slurm.nodes)
     slurm.start_slurmd()
 
 

@@ -158,7 +158,7 @@ def test_memory_and_cores_of_a_gpu_take_the_place_of_those_of_the_job() -> None:
     found = request.read({"gpus": 1, "mem_mb": 500, "sbatch": "--mem-per-gpu=8G --cpus-per-gpu=4"}, 2).parameters()
     assert found["additional_parameters"] == {"mem-per-gpu": "8G", "cpus-per-gpu": "4"}
     assert "mem" not in found
-    assert (found["cpus_per_task"], found["srun_args"]) == (None, [])
+    assert (found["cpus_per_task"], found["srun_args"]) == (None, ["--ntasks=1"])
 
 
 @pytest.mark.parametrize(

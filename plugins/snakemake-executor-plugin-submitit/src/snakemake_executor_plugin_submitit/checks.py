@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import re
 import shutil
@@ -110,6 +111,18 @@ def ask(rule: str, flags: tuple[str, ...], user: str, *, accounting: bool) -> No
         text = message(tried.stderr).removeprefix("allocation failure: ")
         known = _associations(user) if accounting and shutil.which("sacctmgr") else ""
         raise ValueError(f"rule {rule}: SLURM refuses {' '.join(flags)}: {text}{known}")
+
+
+def failed(node: str, since: float) -> bool:
+    """Ask whether a node is down, or has booted since a time (Unix seconds)."""
+    shown = run("scontrol", "show", "node", node).stdout
+    state, boot = (re.search(rf"\b{name}=(\S+)", shown) for name in ("State", "BootTime"))
+    if state and re.search(r"DOWN|FAIL|NOT_RESPONDING|\*", state[1]):
+        return True
+    try:
+        return boot is not None and datetime.datetime.fromisoformat(boot[1]).timestamp() > since
+    except ValueError:  # None, Unknown
+        return False
 
 
 def flags(request: Request) -> tuple[str, ...]:

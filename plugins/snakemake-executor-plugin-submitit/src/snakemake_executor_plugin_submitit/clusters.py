@@ -57,6 +57,12 @@ class Cluster(Protocol):
     def states(self, ids: Iterable[str]) -> States | None:
         """Query the states of all jobs at once, without unknown ids; None if there is no answer."""
 
+    def node(self, external: str) -> str:
+        """Return the node of a job's latest start; empty if it is not known."""
+
+    def requeued(self, external: str) -> str:
+        """Ask why a job is in the queue again; empty if the cluster does not know."""
+
     def cancel(self, ids: Iterable[str]) -> None:
         """End queued or running jobs; unknown ids are no error."""
 

@@ -5,7 +5,7 @@ cluster's id of the job (empty if there is none), its name (that of its log with
 
 - ``submitted``: the resources, as ``cpus=4 gpus=1 minutes=60``;
 - ``running``;
-- ``requeued``: the job is in the cluster's queue again and will continue; the cause, or ``unknown cause``;
+- ``requeued``: the job is in the cluster's queue again and will continue; the cause, ``by hand`` or ``unknown cause``;
 - ``retried``: the job ended, and is submitted again under a new id; its ending;
 - ``ended``: the ending, one of the values of :class:`Verdict`.
 
@@ -15,7 +15,7 @@ The latest line of a name counts. A killed Snakemake writes nothing more; then o
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from .request import Request
@@ -30,8 +30,14 @@ _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD",
 class Events:
     """The file ``events.tsv`` of one run."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, why_requeued: Callable[[Entry], str]) -> None:
+        """Begin the record.
+
+        Args:
+            path: The file.
+            why_requeued: Finds the cause of a requeue that the job has not recorded itself.
+        """
+        self.path, self._why_requeued = path, why_requeued
         self._running: set[str] = set()
         self._told: dict[str, int] = {}  # number of events of a job's own history that are recorded, by id
 
@@ -51,7 +57,7 @@ class Events:
             if was:
                 # a job records the cause of a requeue itself, unless its node died
                 own = History(Path(entry.task.history)).events()[self._told.get(entry.external, 0) :]
-                news.append((entry, "requeued", own[-1]["ending"] if own else "unknown cause"))
+                news.append((entry, "requeued", own[-1]["ending"] if own else self._why_requeued(entry)))
                 self._told[entry.external] = self._told.get(entry.external, 0) + len(own)
                 self._running.discard(entry.external)
             else:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from snakemake_interface_executor_plugins.settings import CommonSettings
 
 from . import request as requests
 from .backlog import Backlog
-from .clusters import Cluster, end
+from .clusters import Cluster, SubmissionError, end
 from .events import Events
+from .files import stamps
 from .request import Request
 from .runs import RunFolder, paths
 from .task import History, Task
@@ -67,7 +68,6 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
                 "to a folder that you can write and that the compute nodes see"
             ) from error
         self.settings = settings
-        self.events = Events(self.run_folder.path / "events.tsv")
         self.entries: dict[int, Entry] = {}
         self._lock = threading.RLock()
         self._completed: dict[str, float] = {}
@@ -83,6 +83,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         self.backlog = Backlog(self.cluster, send=self._submit, tell=self._tell)
         fast, slow = float(settings.poll_seconds), float(settings.poll_max_seconds)
         self.watch = Watch(self.cluster, self.run_folder.submitit, fast=fast, slow=slow, tell=self._tell)
+        self.events = Events(self.run_folder.path / "events.tsv", self.watch.why_requeued)
         if settings.keep_runs:
             self.run_folder.prune(settings.keep_runs)
         self._end_left_behind()
@@ -133,11 +134,11 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
                 signal_delay=self.settings.signal_delay,
                 history=str(self.run_folder.submitit / f"{uuid.uuid4().hex}.history"),
                 lease=str(self.run_folder.lease(job)),
-                inputs=[path for path in paths(job, "input") if os.path.exists(path)],
+                inputs=stamps(set(paths(job, "input")) - set(paths(job, "output"))),
+                outputs=paths(job, "output", without=("nodelocal", "pipe", "service", "temp")),
                 latency=self.settings.grace_seconds,
             )
-            outputs = paths(job, "output", without=("pipe", "service", "temp"))
-            entries.append(Entry(SubmittedJobInfo(job), request, task, outputs))
+            entries.append(Entry(SubmittedJobInfo(job), request, task))
         with self._lock:
             self.entries |= {id(entry.info): entry for entry in entries}
             self.backlog.add(entries)
@@ -186,7 +187,13 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
     def _submit(self, request: Request, batch: Sequence[Entry]) -> None:
         jobs = [entry.info.job for entry in batch]
         names = {job.name for job in jobs}
-        ids = self.cluster.submit(names.pop() if len(names) == 1 else "snakemake", request, [e.task for e in batch])
+        name, tasks = names.pop() if len(names) == 1 else "snakemake", [entry.task for entry in batch]
+        try:
+            ids = self.cluster.submit(name, request, tasks)
+        except SubmissionError as error:
+            if error.temporary or not request.avoid:
+                raise
+            ids = self.cluster.submit(name, replace(request, avoid=()), tasks)  # no other node fits
         self.run_folder.record(ids, jobs, [entry.task.log for entry in batch])
         for entry, external in zip(batch, ids, strict=True):
             entry.reset(external)
@@ -248,12 +255,19 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
 
     def _judged(self, entry: Entry) -> Verdict | None:
         verdict = judge(entry.seen, self.settings.grace_seconds)
-        if verdict is Verdict.COMPLETED and (missing := entry.missing()):
+        if verdict is Verdict.COMPLETED and (fault := entry.fault()):
             # files need time to appear on a shared file system; unlike results, outputs may be on a local one
             if time.monotonic() - entry.since < self.settings.grace_seconds:
                 return None
-            entry.details["error"] = f"made {missing} on its node, but it is not visible here"
+            entry.details["error"] = f"completed on its node, but this machine {fault}"
             return Verdict.UNSEEN
+        if verdict is Verdict.CODE_ERROR and not entry.details and not Path(entry.task.log).exists():
+            # the task, which writes that log, never started
+            if output := self.watch.output(entry).strip():
+                entry.details["error"] = output.splitlines()[-1]
+            else:
+                entry.details["error"] = "no log was written: does its node see the folder of --submitit-logdir?"
+                return Verdict.UNSEEN
         return verdict
 
     def _ended(self, entry: Entry, verdict: Verdict) -> bool:
@@ -278,6 +292,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             if verdict is Verdict.UNSEEN:
                 Path(entry.task.history).unlink(missing_ok=True)  # it completed, but its outputs exist only on its node
             entry.retries[verdict] += 1
+            if node := self._faulty_node(entry, verdict):
+                entry.request = replace(entry.request, avoid=tuple({*entry.request.avoid, node}))
             with self._lock:
                 entry.reset()
                 self.backlog.add([entry])
@@ -289,6 +305,11 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         entry.info.external_jobid = entry.external or None
         self.report_job_error(entry.info, msg=f"{verdict.value}. ", aux_logs=[entry.task.log])
         return True
+
+    def _faulty_node(self, entry: Entry, verdict: Verdict) -> str:
+        """Node that would fail the next start in the same way; SLURM itself avoids those that are down."""
+        reported = verdict is Verdict.NODE_FAILURE and entry.seen.result is verdict
+        return self.cluster.node(entry.external) if reported or verdict is Verdict.UNSEEN else ""
 
     def _rule(self, entry: Entry, verdict: Verdict) -> Rule:
         """Rule for an ending; a job that could not requeue itself at its time limit is submitted again."""

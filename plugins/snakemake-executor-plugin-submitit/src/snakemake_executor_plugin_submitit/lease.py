@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -14,6 +15,7 @@ import psutil
 # Seconds between two heartbeats, and without one until a holder counts as dead. NFS may show a file a minute late.
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 90.0
+_SETTLE_SECONDS = 1.0
 
 
 class Lease:
@@ -39,10 +41,17 @@ class Lease:
         Returns:
             Whether the lease was taken.
         """
-        seen, since = self._read(), time.monotonic()
-        told = False
-        while seen and not _gone(seen) and time.monotonic() - since < DEAD_SECONDS:
-            if not told:
+        seen, since, told = self._read(), time.monotonic(), False
+        while True:
+            if not seen and self._create():
+                return True
+            if _gone(seen) or time.monotonic() - since >= DEAD_SECONDS:
+                self._write()
+                # another process may be taking it over as well; the last one to write has it
+                time.sleep(_SETTLE_SECONDS)
+                if self._is_own(self._read()):
+                    return True
+            elif seen and not told:
                 tell(f"process {seen.split()[1]} on {seen.split()[0]} still works on this job; waiting for its end")
                 told = True
             if not waits():
@@ -51,17 +60,21 @@ class Lease:
             now = self._read()
             if now != seen:
                 seen, since = now, time.monotonic()
-        self._write()
-        return True
 
-    def beat(self) -> None:
-        """Send a heartbeat, at most every ``BEAT_SECONDS``."""
-        if time.monotonic() - self._last >= BEAT_SECONDS:
+    def beat(self) -> bool:
+        """Send a heartbeat, at most every ``BEAT_SECONDS``; returns False if another process has taken the lease."""
+        if time.monotonic() - self._last < BEAT_SECONDS:
+            return True
+        holder = self._read()
+        if holder and not self._is_own(holder):
+            return False
+        with contextlib.suppress(OSError):  # one lost heartbeat does not matter
             self._write()
+        return True
 
     def release(self) -> None:
         """Release the lease."""
-        if self._read().startswith(self._name):
+        if self._is_own(self._read()):
             self.path.unlink(missing_ok=True)
 
     def _read(self) -> str:
@@ -70,15 +83,35 @@ class Lease:
         except OSError:
             return ""
 
+    def _is_own(self, holder: str) -> bool:
+        return holder.startswith(self._name)
+
+    def _create(self) -> bool:
+        """Take a free lease; returns False if another process was faster."""
+        temporary = self._written()
+        try:
+            os.link(temporary, self.path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
     def _write(self) -> None:
+        self._written().replace(self.path)
+
+    def _written(self) -> Path:
+        """Write the next heartbeat to a file of its own, so that readers see complete ones."""
         self._beats, self._last = self._beats + 1, time.monotonic()
-        self.path.parent.mkdir(exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{self._name.split()[2]}")
         temporary.write_text(f"{self._name} {self._beats}", "utf-8")
-        temporary.replace(self.path)
+        return temporary
 
 
 def _gone(holder: str) -> bool:
-    """Whether the holder was a process of this host that is no more."""
-    host, pid, *_ = holder.split()
+    """Return whether the holder was a process of this host that is no more."""
+    host, pid, *_ = holder.split() or ("", "0")
     return host == socket.gethostname() and not psutil.pid_exists(int(pid))

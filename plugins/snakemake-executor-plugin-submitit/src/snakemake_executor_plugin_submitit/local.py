@@ -101,6 +101,16 @@ class Local:
             for external in ids
         }
 
+    def node(self, external: str) -> str:
+        """Return nothing: there is only this machine."""
+        del external
+        return ""
+
+    def requeued(self, external: str) -> str:
+        """Return nothing: jobs record the cause themselves."""
+        del external
+        return ""
+
     def cancel(self, ids: Iterable[str]) -> None:
         """Tell the jobs to write their checkpoints, and wait; a job kills processes that ignore the signal."""
         ending = {external for external in ids if external in self._running}
@@ -161,6 +171,16 @@ class Debug:
     def states(self, ids: Iterable[str]) -> States | None:
         """Return COMPLETED for all jobs."""
         return dict.fromkeys(ids, ("COMPLETED", ""))
+
+    def node(self, external: str) -> str:
+        """Return nothing: there is only this machine."""
+        del external
+        return ""
+
+    def requeued(self, external: str) -> str:
+        """Return nothing: jobs record the cause themselves."""
+        del external
+        return ""
 
     def cancel(self, ids: Iterable[str]) -> None:
         """Do nothing: no job is running."""

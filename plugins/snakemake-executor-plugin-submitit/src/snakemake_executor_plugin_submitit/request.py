@@ -73,6 +73,7 @@ class Request:
         constraint: Node features.
         requeues: Time-outs after which the job still returns to the queue.
         extra: Further ``sbatch`` flags as (name, value) pairs, True for a flag without a value.
+        avoid: Nodes that the job is not sent to.
     """
 
     cpus: int = 1
@@ -87,6 +88,7 @@ class Request:
     constraint: str = ""
     requeues: int = 0
     extra: tuple[tuple[str, str | bool], ...] = ()
+    avoid: tuple[str, ...] = ()
 
     def parameters(self) -> dict[str, Any]:
         """Convert the request to parameters of submitit's ``SlurmExecutor.update_parameters``."""
@@ -95,8 +97,9 @@ class Request:
             # None omits the flag; submitit's default is five minutes
             "time": self.minutes or None,
             "cpus_per_task": self.cpus,
-            # since 22.05 a step no longer inherits the CPUs of its job
-            "srun_args": [f"--cpus-per-task={self.cpus}"],
+            # since 22.05 a step no longer inherits the CPUs of its job; on a whole node (--exclusive) it would start as
+            # many tasks as fit
+            "srun_args": [f"--cpus-per-task={self.cpus}", "--ntasks=1"],
             # sites that track workload keys refuse unknown ones
             "wckey": None,
         }
@@ -105,13 +108,15 @@ class Request:
             found["gpus_per_node"] = f"{self.gpu_type}:{self.gpus}" if self.gpu_type else self.gpus
         flags = dict(self.extra)
         if "cpus-per-gpu" in flags:  # SLURM accepts only one of the two
-            found |= {"cpus_per_task": None, "srun_args": []}
+            found |= {"cpus_per_task": None, "srun_args": ["--ntasks=1"]}
         if "mem-per-gpu" in flags:
             pass
         elif self.mem_mb_per_cpu:
             found["mem_per_cpu"] = f"{self.mem_mb_per_cpu}M"
         elif self.mem_mb:
             found["mem"] = f"{self.mem_mb}M"
+        if self.avoid:
+            flags["exclude"] = ",".join([*([str(flags["exclude"])] if "exclude" in flags else []), *self.avoid])
         if flags:
             found["additional_parameters"] = flags
         return found

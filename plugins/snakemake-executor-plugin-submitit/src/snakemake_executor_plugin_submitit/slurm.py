@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from .clusters import States, SubmissionError
 from .commands import message, patience, run
 from .request import Request
 from .task import Task
-from .verdict import FINAL_STATES, UNANSWERED
+from .verdict import BY_HAND, FINAL_STATES, UNANSWERED, Verdict
 
 _COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 # Permanent refusals: the job itself is wrong. After any other message sbatch may succeed later, or with fewer jobs.
@@ -34,6 +35,13 @@ _FOR_GOOD = re.compile(
 _FOR_NOW = re.compile(r"munge|authentication|credential|timed out|job submit limit", re.IGNORECASE)
 # Newer versions name the limit: limits on the number of jobs are temporary, those on the size of a job are not.
 _LIMIT = re.compile(r"error: ((?:Assoc|QOS)\w+)")
+# States in the accounts of a start that SLURM requeued.
+_REQUEUED = {
+    "BOOT_FAIL": Verdict.NODE_FAILURE.value,
+    "NODE_FAIL": Verdict.NODE_FAILURE.value,
+    "PREEMPTED": Verdict.PREEMPTED.value,
+    "REQUEUED": BY_HAND,
+}
 # Most ids on a command line; with more, the whole queue of the user is queried.
 _MANY = 1000
 
@@ -79,6 +87,8 @@ class Slurm:
         self.patience = 3.0 * int(values.get("MessageTimeout", 10))
         self.accounting = values.get("AccountingStorageType", "none").rpartition("/")[2] not in ("none", "")
         self.user = getpass.getuser()
+        self._starts: dict[str, tuple[str, float]] = {}  # node and time of the latest start that squeue showed
+        self._waiting: set[str] = set()  # jobs without a node in the latest query
 
     def check(self, requests: Iterable[tuple[str, Request]]) -> None:
         """Compare the requests with the site, and ask SLURM about the rest."""
@@ -127,14 +137,16 @@ class Slurm:
             return {}
         bases = sorted({external.split("_")[0] for external in asked})
         which = f"--jobs={','.join(bases)}" if len(bases) <= _MANY else f"--user={self.user}"
-        shown = run("squeue", which, "--array", "--states=all", "--noheader", "--format=%i|%T|%r")
+        shown = run("squeue", which, "--array", "--states=all", "--noheader", "--format=%i|%T|%N|%r")
         if shown.returncode and "Invalid job id" not in shown.stderr:
             return None
         states = {}
         for line in shown.stdout.splitlines():
-            external, _, rest = line.partition("|")
-            if external in asked:  # skips lines of a banner
-                states[external] = (rest.partition("|")[0], rest.partition("|")[2])
+            external, *facts = line.split("|", 3)
+            if external in asked and len(facts) == 3:  # skips lines of a banner
+                state, node, reason = facts
+                states[external] = (state, reason)
+                self._note(external, node)
         gone = asked - states.keys()
         if gone and self.accounting:
             states |= self._accounts(gone)
@@ -158,6 +170,27 @@ class Slurm:
                 if word in FINAL_STATES:
                     states |= dict.fromkeys(ids.intersection(_tasks(job)), (word, ""))
         return states
+
+    def _note(self, external: str, node: str) -> None:
+        if not node:
+            self._waiting.add(external)
+        elif external in self._waiting or self.node(external) != node:
+            self._waiting.discard(external)
+            self._starts[external] = node, time.time()
+
+    def node(self, external: str) -> str:
+        """Return the node that ``squeue`` last showed for a job."""
+        return self._starts.get(external, ("", 0.0))[0]
+
+    def requeued(self, external: str) -> str:
+        """Ask the accounts about the latest start, and the controller about its node."""
+        if self.accounting:
+            shown = run("sacct", "-D", "-X", "-n", "-P", "-o", "State", "-j", external)
+            words = [line.partition(" ")[0] for line in shown.stdout.splitlines()]
+            if found := [_REQUEUED[word] for word in words if word in _REQUEUED]:
+                return found[-1]
+        node, since = self._starts.get(external, ("", 0.0))
+        return Verdict.NODE_FAILURE.value if node and checks.failed(node, since) else ""
 
     def cancel(self, ids: Iterable[str]) -> None:
         """Call ``scancel``, as few times as the length of a command line allows; ``squeue`` shows whether it worked."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,11 +18,15 @@ import psutil
 import submitit
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
+from .files import Stamp, ahead, fault, stamps
 from .lease import Lease
+from .processes import oom_kills, signal_group, wait_for_group
 from .verdict import Verdict
 
 # SLURM may send the signal this much early, seconds.
 _SIGNAL_SLACK = 60.0
+# Largest lag of a node's clock that a job waits for, seconds.
+_CLOCK_SECONDS = 300.0
 
 
 class JobFailed(Exception):
@@ -46,8 +49,9 @@ class Task:
         signal_delay: Seconds between signal and time limit.
         history: File that records earlier starts of the job.
         lease: File of the lease on the job's outputs.
-        inputs: Files that exist when the job is submitted.
-        latency: Seconds that a node may need to see them.
+        inputs: Files that exist when the job is submitted, with their stamps.
+        outputs: Files that exist when the job has completed.
+        latency: Seconds that a node may need to see the inputs.
     """
 
     command: str
@@ -58,7 +62,8 @@ class Task:
     signal_delay: int
     history: str
     lease: str
-    inputs: Sequence[str] = ()
+    inputs: Mapping[str, Stamp] = field(default_factory=dict)
+    outputs: Sequence[str] = ()
     latency: float = 0.0
 
     def __call__(self) -> dict[str, Any]:
@@ -66,7 +71,8 @@ class Task:
 
         Returns:
             ``ending`` (value of a :class:`Verdict`), ``status`` (exit status, None if there is none), ``timeouts`` and
-            ``preemptions`` (how often the job was requeued), ``error`` (further information).
+            ``preemptions`` (how often the job was requeued), ``error`` (further information), ``outputs`` (stamps of a
+            completed job's outputs).
 
         Raises:
             JobFailed: The job did not complete; holds the same values.
@@ -89,6 +95,7 @@ class Task:
             "timeouts": history.count(Verdict.TIMED_OUT),
             "preemptions": history.count(Verdict.PREEMPTED),
             "error": run.error,
+            "outputs": stamps(self.outputs) if ending is Verdict.COMPLETED else {},
         }
         if ending is Verdict.COMPLETED or debug:
             return result
@@ -121,6 +128,7 @@ class _Run:
 
     def __init__(self, task: Task, environment: Any, history: History, log: IO[bytes]) -> None:
         self.task, self.environment, self.history, self.log = task, environment, history, log
+        self.lease = Lease(Path(task.lease))
         self.started, self.error = time.monotonic(), ""
         self.killed_before = oom_kills()
         start = len(history.events()) + 1
@@ -156,33 +164,55 @@ class _Run:
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             # the handler only records the signal, because the wait below may be in any state
             signal.signal(number, lambda number, _: received.append(number))
-        lease = Lease(Path(self.task.lease))
-        if not lease.take(self.note, waits=lambda: not received):
+        if not self.lease.take(self.note, waits=lambda: not received):
             return self._stopped(None, received[0])
         try:
             if self.history.count(Verdict.COMPLETED):
                 # its node was given up just after completion, and other jobs may be reading the outputs now
                 return Verdict.COMPLETED, 0
-            if missing := self._unseen(received):
-                self.error = f"{self.environment.hostname} does not see {missing}"
-                return Verdict.UNSEEN, None
-            return self._command(received, lease)
+            for check, verdict in ((self._lacking, Verdict.UNSEEN), (self._late, Verdict.NODE_FAILURE)):
+                if error := check(received):
+                    self.error = error
+                    return verdict, None
+            return self._command(received)
         finally:
-            lease.release()
+            self.lease.release()
 
-    def _unseen(self, received: list[int]) -> str:
-        """Return an input that this node does not see; empty if it sees all.
+    def _lacking(self, received: list[int]) -> str:
+        """Wait for inputs to appear as they were at submission, and describe the first that does not.
 
-        The Snakemake in the job would report it too, but end as if the job were done.
+        The Snakemake in the job would report a missing one too, but end as if the job were done; half a file it would
+        read.
         """
         until = time.monotonic() + self.task.latency
-        missing = [path for path in self.task.inputs if not os.path.exists(path)]
-        while missing and not received and time.monotonic() < until:
+        left = dict(self.task.inputs)
+        while True:
+            faults = {path: found for path, wanted in left.items() if (found := fault(path, wanted))}
+            if not faults or received:
+                return ""
+            if time.monotonic() >= until:
+                return f"{self.environment.hostname} {next(iter(faults.values()))}"
+            left = {path: left[path] for path in faults}
+            self.lease.beat()
             time.sleep(1.0)
-            missing = [path for path in missing if not os.path.exists(path)]
-        return "" if received or not missing else missing[0]
 
-    def _command(self, received: list[int], lease: Lease) -> tuple[Verdict, int | None]:
+    def _late(self, received: list[int]) -> str:
+        """Wait until this node's clock has reached the times of the inputs; describe it if that would take too long.
+
+        Snakemake refuses outputs that are older than their inputs, and deletes them.
+        """
+        seconds, path = ahead(self.task.inputs, self.task.log)
+        if seconds > _CLOCK_SECONDS:
+            return f"{path} is dated {seconds:.0f} s after now by the clock of {self.environment.hostname}"
+        if seconds > 0:
+            self.note(f"{path} is dated {seconds:.1f} s after now by the clock of this node; waiting")
+        until = time.monotonic() + seconds
+        while not received and (left := until - time.monotonic()) > 0:
+            self.lease.beat()
+            time.sleep(min(1.0, left))
+        return ""
+
+    def _command(self, received: list[int]) -> tuple[Verdict, int | None]:
         """Run the command until it ends or a signal comes."""
         child = subprocess.Popen(
             ["bash", "-c", self.task.command],
@@ -195,7 +225,10 @@ class _Run:
             preexec_fn=_ignore_user_signal,
         )
         while child.poll() is None and not received:
-            lease.beat()
+            if not self.lease.beat():
+                self.note("another process has taken over this job, because this one showed no sign of life; stopped")
+                signal_group(child.pid, signal.SIGKILL)
+                raise SystemExit(1)
             try:
                 child.wait(timeout=0.5)
             except subprocess.TimeoutExpired:
@@ -210,7 +243,7 @@ class _Run:
     def _stopped(self, child: subprocess.Popen[bytes] | None, number: int) -> tuple[Verdict, int | None]:
         """End the command if it runs, determine the cause of the signal, and requeue the job if it should continue."""
         if child:
-            _signal_group(child.pid, signal.SIGTERM)
+            signal_group(child.pid, signal.SIGTERM)
         cause = self._cause(number)
         why = cause.value if cause else "stopped"
         told = "; told the job to write its checkpoint" if child else ""
@@ -231,9 +264,9 @@ class _Run:
 
     def _wait_for_end(self, child: subprocess.Popen[bytes]) -> None:
         patience = max(5.0, self.task.signal_delay - 10.0)
-        if not _wait_for_group(child, patience):
+        if not wait_for_group(child, patience, self.lease.beat):
             self.note(f"the job did not end within {patience:.0f} s: killed")
-            _signal_group(child.pid, signal.SIGKILL)
+            signal_group(child.pid, signal.SIGKILL)
             child.wait()
 
     def _cause(self, number: int) -> Verdict | None:
@@ -277,62 +310,3 @@ def _scontrol(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return None if done.returncode else done.stdout
-
-
-def _signal_group(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)
-
-
-def _wait_for_group(child: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait until no process of the child's group is left.
-
-    The signal ends the shell that started a training at once, while the training still writes its checkpoint.
-    """
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if child.poll() is not None and not any(map(_alive, _members(child.pid))):
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def _members(group: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group:
-                found.append(process)
-        except ProcessLookupError:
-            continue
-    return found
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def oom_kills() -> int:
-    """Count the processes of this job's control group that the kernel has killed for memory; 0 if it does not count."""
-    count = 0
-    try:
-        groups = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
-    except OSError:
-        return 0
-    for line in groups:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            file = Path("/sys/fs/cgroup") / path.lstrip("/") / "memory.events"
-        elif "memory" in controllers.split(","):
-            file = Path("/sys/fs/cgroup/memory") / path.lstrip("/") / "memory.oom_control"
-        else:
-            continue
-        try:
-            fields = dict(entry.split() for entry in file.read_text("utf-8").splitlines())
-        except OSError:
-            continue
-        count += int(fields.get("oom_kill", 0))
-    return count

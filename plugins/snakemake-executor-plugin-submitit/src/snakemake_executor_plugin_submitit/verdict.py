@@ -42,6 +42,8 @@ FINAL_STATES = {
     "CANCELLED": Verdict.CANCELLED,
     "REVOKED": Verdict.CANCELLED,
 }
+# Cause of a requeue with `scontrol requeue`.
+BY_HAND = "by hand"
 # Replaces the scheduler's state if there was no answer; the job may still run.
 UNANSWERED = "UNANSWERED"
 
@@ -134,6 +136,19 @@ def hint(output: str) -> Verdict | None:
         return Verdict.OUT_OF_MEMORY
     # the signal before the time limit came before the task could handle it, and killed it
     return Verdict.TIMED_OUT if "User defined signal 2" in output else None
+
+
+def requeued(output: str) -> str:
+    """Find why SLURM requeued a job in the lines of its output; empty if they do not say.
+
+    A node that fails at once writes none.
+    """
+    output = output.rpartition("Starting with JobEnvironment")[2]
+    if "DUE TO PREEMPTION" in output:
+        return Verdict.PREEMPTED.value
+    if "DUE TO JOB REQUEUE" in output:
+        return BY_HAND
+    return Verdict.NODE_FAILURE.value if hint(output) is Verdict.NODE_FAILURE else ""
 
 
 @dataclass(frozen=True)

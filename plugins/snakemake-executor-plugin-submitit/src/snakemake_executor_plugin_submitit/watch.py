@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .clusters import Cluster, read_result, results
+from .files import fault
 from .request import Request
 from .task import Task
-from .verdict import UNANSWERED, Evidence, Rule, Verdict, hint, lasting
+from .verdict import UNANSWERED, Evidence, Rule, Verdict, hint, lasting, requeued
 
 # Factor by which the poll interval grows while nothing changes.
 _BACK_OFF = 1.3
@@ -27,7 +27,6 @@ class Entry:
         info: Snakemake's handle (``SubmittedJobInfo``).
         request: Requested resources.
         task: Task for the node.
-        outputs: Files that exist when the job has completed.
         external: Id on the cluster, empty until submission.
         refused: Reason of a permanent refusal.
         retries: Number of resubmissions, by cause.
@@ -39,7 +38,6 @@ class Entry:
     info: Any
     request: Request
     task: Task
-    outputs: Sequence[str] = ()
     external: str = ""
     refused: str = ""
     retries: Counter[Verdict] = field(default_factory=Counter)
@@ -52,9 +50,10 @@ class Entry:
         """Name of the job for users."""
         return Path(self.task.log).name.removesuffix(".log")
 
-    def missing(self) -> str:
-        """Return an output of the completed job that is not visible here; empty if all are."""
-        return next((path for path in self.outputs if not os.path.exists(path)), "")
+    def fault(self) -> str:
+        """Describe what is wrong with an output of the completed job as this machine sees it; empty if all is well."""
+        faults = (fault(path, tuple(wanted)) for path, wanted in self.details.get("outputs", {}).items())
+        return next(filter(None, faults), "")
 
     def reset(self, external: str = "") -> None:
         """Drop the evidence, because the job was or will be submitted again."""
@@ -64,14 +63,12 @@ class Entry:
     def explain(self, verdict: Verdict, rule: Rule, *, again: bool) -> str:
         """Describe in one line how the job ended, why, and what follows."""
         workflow = rule.kind == "workflow" and self.info.job.restart_times >= self.info.job.attempt
-        logless = self.seen.state == "FAILED" and not Path(self.task.log).exists()
         facts = [
             self.refused,
             f"exit status {self.details['status']}" if self.details.get("status") else "",
             self.details.get("error", ""),
             f"{self.details['timeouts']} times requeued before" if self.details.get("timeouts") else "",
             f"SLURM says {self.seen.state}" if self.seen.state and not self.details else "",
-            "no log was written: do the nodes see the folder of --submitit-logdir?" if logless else "",
         ]
         why = ", ".join(fact for fact in facts if fact)
         follows = "retried as the workflow says" if workflow else "given up"
@@ -124,13 +121,23 @@ class Watch:
             old = entry.seen
             if (state, reason) != (old.state, old.reason):
                 entry.since, changed = now, True
-            log = self.folder / f"{entry.external}_0_log.out"
-            found = hint(_tail(log)) if state in ("FAILED", "COMPLETED") else None
+            found = hint(self.output(entry)) if state in ("FAILED", "COMPLETED") else None
             entry.seen = Evidence(state, reason, old.result, found, now - entry.since)
         if unknown := sum(state == UNANSWERED for state, _ in states.values()):
             self.tell(f"sacct does not answer; waiting for the endings of {unknown} jobs")
         self._tell_stuck(waiting)
         self._interval = self.fast if changed else min(self.slow, self._interval * _BACK_OFF)
+
+    def why_requeued(self, entry: Entry) -> str:
+        """Return why SLURM put a job back into the queue that has not recorded this itself."""
+        return requeued(self.output(entry)) or self.cluster.requeued(entry.external) or "unknown cause"
+
+    def output(self, entry: Entry) -> str:
+        """Return the last lines that SLURM and submitit wrote about a job; empty if there are none."""
+        try:
+            return (self.folder / f"{entry.external}_0_log.out").read_text("utf-8", errors="replace")[-4000:]
+        except OSError:
+            return ""
 
     def _tell_stuck(self, entries: Sequence[Entry]) -> None:
         """Report each lasting reason once, when it first occurs."""
@@ -154,10 +161,3 @@ class Watch:
                 entry.seen = Evidence(result=Verdict(ending) if ending else Verdict.CODE_ERROR)
                 entry.since = time.monotonic()
         return bool(done)
-
-
-def _tail(log: Path) -> str:
-    try:
-        return log.read_text("utf-8", errors="replace")[-4000:]
-    except OSError:
-        return ""
