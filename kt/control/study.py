@@ -1,4 +1,4 @@
-"""A study of policies: ``config.yaml`` where ``data.task`` is ``control``. Nothing here imports torch or gymnasium."""
+"""A study of policies: ``config.yaml`` where ``data.task`` is ``control``. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveInt, field_validator
 
 from kt import spec, store
+from kt.control import registry as games
 from kt.control.methods import ControlMethods, Played
 from kt.control.spec import A2C, A2CChanges, Env, Game, Net, Policy
 from kt.errors import KtError, quoted, unknown
@@ -177,14 +178,17 @@ class ControlStudy(Spec):
 
 
 def check(study: ControlStudy) -> ControlStudy:
-    """Fail on all errors that can be found without torch and gymnasium.
+    """Fail on all errors that can be found without torch.
 
     Raises:
-        KtError: an unknown architecture or teacher, a member with no weights or two sources of them, a missing
+        KtError: an unknown game, architecture or teacher, a member with no weights or two sources of them, a missing
             checkpoint, a results folder that cannot be written.
     """
     store.check_writable(study.layout.root)
     spec.check_all(study, {"results"})
+    if not study.zoo.modules:  # which may register more; the stage `data` imports them
+        for at, game in study.games().items():
+            games.registered(game.id, at)
     known = registry.load(study.modules)
     for name, member in study.zoo.models.items():
         at = f"zoo.models.{name}"

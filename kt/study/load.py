@@ -19,10 +19,12 @@ from pydantic_core import ErrorDetails
 from kt.control import study as control
 from kt.control.study import ControlStudy
 from kt.data import strict_yaml
+from kt.data.spec import DEFAULT_TASK
 from kt.errors import KtError, quoted, short, unknown
 from kt.spec import DEVICE, NAME
 from kt.study.check import check, check_images
 from kt.study.study import Study
+from kt.tasks import task as tasks
 
 
 def load(path: str | Path) -> Study:
@@ -65,9 +67,17 @@ def check_more(study: Study | ControlStudy) -> list[str]:
 
 
 def _plays(raw: Any) -> bool:
-    """Whether a configuration is of a study of policies."""
-    data = raw.get("data") if isinstance(raw, dict) else None
-    return isinstance(data, dict) and data.get("task") == ControlStudy.task.name
+    """Whether a configuration is of a study of policies.
+
+    Raises:
+        KtError: it names a task that is none, and no module that might define it: what else is wrong depends on that.
+    """
+    data, zoo = (raw.get(section) if isinstance(raw, dict) else None for section in ("data", "zoo"))
+    task = data.get("task", DEFAULT_TASK) if isinstance(data, dict) else DEFAULT_TASK
+    known = [*tasks.registry(), ControlStudy.task.name]
+    if isinstance(task, str) and task not in known and not (isinstance(zoo, dict) and zoo.get("modules")):
+        raise KtError(f"data.task: {unknown('task', task, known)}")
+    return task == ControlStudy.task.name
 
 
 def parse(raw: Any, name: str, folder: str = "") -> Study:
