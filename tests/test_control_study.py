@@ -93,8 +93,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> ControlStudy:
     layout = study.layout
     policies.data(study, layout, 1)
     for name in study.members:
-        policies.weights(study, layout, name, 1)
-        policies.predict(study, layout, name, 1)
+        policies.member(study, layout, name, 1)
     policies.zoo(study, layout, layout.table("zoo"))
     policies.experiment(study, layout, "flow", "gather", 1)
     policies.gather(study, layout, layout.tables)
@@ -232,6 +231,25 @@ def test_another_version_of_a_game_is_refused(made: ControlStudy) -> None:
             Playing(made, made.layout, "flow.gather", made.flow["gather"]).begin(1)
     finally:
         store.write_json(made.layout.games, known)
+
+
+def test_weights_are_kept_while_they_are_made_from_the_same(
+    made: ControlStudy, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = made.layout.weights("catch").read_bytes()
+    more = made.model_copy(update={"data": made.data.model_copy(update={"episodes": 7})})
+    with caplog.at_level("INFO"):
+        policies.member(more, made.layout, "catch", 1)
+    assert "weights catch: there" in caplog.text
+    assert len(store.read_json(made.layout.returns("catch"))["test"]) == 7
+    assert made.layout.weights("catch").read_bytes() == before
+    policies.member(made, made.layout, "catch", 1)
+    catch = made.zoo.models["catch"].model_copy(update={"seed": 1})
+    assert policies._sources(made, "catch", policies._game(made, made.layout, "catch")) != policies._sources(
+        made.model_copy(update={"zoo": made.zoo.model_copy(update={"models": {**made.zoo.models, "catch": catch}})}),
+        "catch",
+        policies._game(made, made.layout, "catch"),
+    )
 
 
 @pytest.mark.parametrize(

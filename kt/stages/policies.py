@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -29,11 +30,27 @@ from kt.transfer.unit import Unit
 from kt.zoo.spec import fingerprint
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from kt.checkpoint import Checkpoint
     from kt.control.games import GameFacts
+    from kt.control.spec import A2C, Policy
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Wanted", "data", "experiment", "gather", "plan_export", "predict", "report", "run_export", "weights", "zoo"]
+__all__ = [
+    "Wanted",
+    "data",
+    "experiment",
+    "gather",
+    "member",
+    "plan_export",
+    "predict",
+    "report",
+    "run_export",
+    "weights",
+    "zoo",
+]
 
 TABLES = ("flow", "returns")
 """Detail tables of experiments with policies."""
@@ -67,37 +84,60 @@ def _game(study: ControlStudy, layout: Layout, name: str) -> GameFacts:
     return played(layout, f"zoo.models.{name}.env", study.zoo.models[name].env)
 
 
+def member(study: ControlStudy, layout: Layout, name: str, threads: int) -> None:
+    """Make a policy's weights, unless those that are there were made from the same, and then its returns."""
+    facts = _game(study, layout, name)
+    known = _read(layout.member(name))
+    if known.get(MADE_FROM) == _sources(study, name, facts) and _whole(layout, name, known):
+        log.info("weights %s: there", name)
+        layout.weights(name).touch()  # not older than what they were made from
+        layout.member(name).touch()
+    else:
+        weights(study, layout, name, threads)
+    predict(study, layout, name, threads)
+
+
+MADE_FROM = "made_from"
+"""Key of a member's facts: hash of all that its weights depend on."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = store.read_json(path)
+    except KtError:
+        return {}
+    return found
+
+
+def _sources(study: ControlStudy, name: str, facts: GameFacts) -> str:
+    member = study.zoo.models[name]
+    given = store.digest_file(member.checkpoint) if member.checkpoint else ""
+    return store.digest([member.plain(), facts.plain(), study.zoo.modules, requested.ALGORITHM_VERSION, given])
+
+
+def _whole(layout: Layout, name: str, known: dict[str, Any]) -> bool:
+    path = layout.weights(name)
+    return path.exists() and store.digest_file(path) == known["weights"]
+
+
 def weights(study: ControlStudy, layout: Layout, name: str, threads: int) -> None:
     """Train a policy, or load its checkpoint; write its weights and facts."""
     import torch
 
     from kt.checkpoint import Checkpoint
-    from kt.control import a2c
-    from kt.control.games import Games
-    from kt.transfer.engine import Diverged
     from kt.zoo import models
     from kt.zoo import weights as files
 
     models.import_modules(study.modules)
     facts, start = _game(study, layout, name), time.perf_counter()
-    member, device = study.zoo.models[name], pick_device(study.device, threads)
+    member, sources = study.zoo.models[name], _sources(study, name, facts)
+    device = pick_device(study.device, threads)
     torch.manual_seed(member.seed)
-    policy, curve, checkpoint = weights_of(study, name, facts).to(device), None, None
-    if plan := member.train:
-        key = store.digest([member.plain(), facts.plain(), study.zoo.modules])
-        path, stop = layout.checkpoints / f"weights-{name}.pt", on_signal()
-        checkpoint = Checkpoint(path, key, study.transfer.checkpoint_seconds, stop)
-        progress, make = Progress(f"train {name}", plan.evaluations), partial(Games, member.env)
-
-        def report(part: int, steps: int, value: float) -> None:
-            progress.done = part - 1
-            progress.step(f"{steps} actions, mean return {value:.2f}")
-
-        validate = a2c.evaluation(policy, make, plan, member.seed, stop)
-        try:
-            curve = a2c.train(policy, make, plan, member.seed, checkpoint, validate, report=report).validation
-        except Diverged as error:
-            raise KtError(f"zoo.models.{name}.train: diverged: {error}; a lower `lr` may help") from error
+    policy, plan = weights_of(study, name, facts).to(device), member.train
+    checkpoint = Checkpoint(
+        layout.checkpoints / f"weights-{name}.pt", sources, study.transfer.checkpoint_seconds, on_signal()
+    )
+    curve = _trained(policy, name, member, plan, checkpoint) if plan else None
     files.save(policy, layout.weights(name))
     digest = store.digest_file(layout.weights(name))
     given = {"env": member.env.plain(), "game": facts.plain()}
@@ -107,16 +147,35 @@ def weights(study: ControlStudy, layout: Layout, name: str, threads: int) -> Non
         "macs": models.macs(policy, facts.shape),
         "arch": member.arch,
         "game": facts.id,
-        "input_size": round(float(np.sqrt(facts.shape[1] * facts.shape[2]))),
+        "input_size": round(math.sqrt(math.prod(facts.shape[1:]))),
         "train_steps": plan.updates * plan.batch_size if plan else None,
         "train_seconds": time.perf_counter() - start if plan else None,
         "curve": curve,
         "weights": digest,
+        MADE_FROM: sources,
         "fingerprint": fingerprint(member.arch, member.args, given, digest),
     }
     store.write_json(layout.member(name), found)
-    if checkpoint:
-        checkpoint.remove()
+    checkpoint.remove()
+
+
+def _trained(policy: nn.Module, name: str, member: Policy, plan: A2C, checkpoint: Checkpoint) -> list[float]:
+    """Train a policy; its mean return at the end of each part."""
+    from kt.control import a2c
+    from kt.control.games import Games
+    from kt.transfer.engine import Diverged
+
+    progress, make, stop = Progress(f"train {name}", plan.evaluations), partial(Games, member.env), on_signal()
+
+    def report(part: int, steps: int, value: float) -> None:
+        progress.done = part - 1
+        progress.step(f"{steps} actions, mean return {value:.2f}")
+
+    validate = a2c.evaluation(policy, make, plan, member.seed, stop)
+    try:
+        return a2c.train(policy, make, plan, member.seed, checkpoint, validate, report=report).validation
+    except Diverged as error:
+        raise KtError(f"zoo.models.{name}.train: diverged: {error}; a lower `lr` may help") from error
 
 
 def predict(study: ControlStudy, layout: Layout, name: str, threads: int) -> None:
@@ -154,7 +213,7 @@ def _row(study: ControlStudy, layout: Layout, name: str) -> dict[str, Any]:
     test, plan = np.array(returns["test"]), study.zoo.models[name].train
     recipe = ["a2c", f"env={facts['game']}", f"steps={plan.steps}"] if plan else []
     return {
-        **{key: value for key, value in facts.items() if key != "weights"},
+        **{key: value for key, value in facts.items() if key not in ("weights", MADE_FROM)},
         "recipe": recipe,
         "pretraining": facts["game"] if plan else None,
         "acc": study.task.value(test),

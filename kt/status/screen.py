@@ -61,8 +61,7 @@ def _of_policies(study: ControlStudy, layout: Layout) -> dict[str, dict[str, boo
     """The same of a study of policies."""
     return {
         "data": {"data": layout.games.exists()},
-        "weights": {f"weights.model={name}": layout.member(name).exists() for name in study.members},
-        "predictions": {f"predictions.model={name}": layout.returns(name).exists() for name in study.members},
+        "member": {f"member.model={name}": layout.returns(name).exists() for name in study.members},
         "flow": {f"flow.experiment={name}": layout.detail("flow", name, "returns").exists() for name in study.flow},
     }
 

@@ -76,15 +76,17 @@ rule data:
         "kt data --threads {threads} --log={log:q}"
 
 
-rule weights:
+rule member:
     input:
         ancient(LAYOUT.games),
         lambda wildcards: member(wildcards).checkpoint or [],
     output:
-        LAYOUT.weights("{model}"),
-        LAYOUT.member("{model}"),
+        # Weights that are still those of the recipe are kept, so they must still be there when the job starts.
+        update(LAYOUT.weights("{model}")),
+        update(LAYOUT.member("{model}")),
+        LAYOUT.returns("{model}"),
     log:
-        LOGS / "weights/{model}.log",
+        LOGS / "member/{model}.log",
     conda:
         "../../envs/kt.yaml"
     threads: 1
@@ -94,38 +96,15 @@ rule weights:
         runtime=LONGEST,
     params:
         recipe=lambda wildcards: [member(wildcards).plain(), STUDY.zoo.modules],
-    message:
-        "weights of {wildcards.model}"
-    shell:
-        "kt weights --model {wildcards.model} --threads {resources.cpus_per_task} --log={log:q}"
-
-
-rule predictions:
-    input:
-        LAYOUT.weights("{model}"),
-        LAYOUT.member("{model}"),
-    output:
-        LAYOUT.returns("{model}"),
-    log:
-        LOGS / "predictions/{model}.log",
-    conda:
-        "../../envs/kt.yaml"
-    threads: 1
-    resources:
-        cpus_per_task=lambda wildcards, threads: threads,
-        mem_mb=memory(1),
-        runtime=LONGEST,
-    params:
         episodes=STUDY.data.plain(),
     message:
-        "episodes of {wildcards.model}"
+        "weights and episodes of {wildcards.model}"
     shell:
-        "kt predictions --model {wildcards.model} --threads {resources.cpus_per_task} --log={log:q}"
+        "kt member --model {wildcards.model} --threads {resources.cpus_per_task} --log={log:q}"
 
 
 rule zoo:
     input:
-        [LAYOUT.member(name) for name in STUDY.members],
         [LAYOUT.returns(name) for name in STUDY.members],
     output:
         LAYOUT.table("zoo"),
