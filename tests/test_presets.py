@@ -21,6 +21,7 @@ from kt import stages
 from kt.data.strict_yaml import Loader
 from kt.figures import published
 from kt.layout import Layout
+from kt.stages import policies
 from kt.study import load
 from kt.study.study import Study
 from kt.tables import schema
@@ -160,6 +161,8 @@ def with_clones(raw: dict[str, Any], folder: Path) -> None:
 def with_paths(name: str, folder: Path) -> dict[str, Any]:
     """A preset with its paths changed."""
     raw: dict[str, Any] = yaml.load(PRESETS[name].read_text("utf-8"), Loader)
+    if raw["data"].get("task") == "control":
+        return raw | {"results": str(folder / "results")}
     if raw["data"]["source"].endswith(".npz"):
         source = folder / "images.npz"
         np.savez_compressed(source, images=np.zeros((47_000, 28, 28), np.uint8), labels=np.arange(47_000) % 10)
@@ -179,6 +182,8 @@ def with_paths(name: str, folder: Path) -> dict[str, Any]:
 
 # the trainings: pairs by methods and seeds, controls, groups, and trials of experiments
 PLANNED = {
+    "control": "2 models, 30 trainings",
+    "knowledge-flow-atari": "3 models, 360 trainings",
     "digits-all": "8 models, 56 pairs (0 done), 2368 trainings",
     "digits-more": "2 models, 1 pairs (0 done), 201 trainings",
     "fashion-mnist-more": "2 models, 1 pairs (0 done), ",
@@ -306,3 +311,24 @@ def test_the_published_saliency_runs_when_shrunk(tmp_path, monkeypatch):
     of_pairs = rows[rows["teacher"].notna()]
     assert of_pairs.groupby("method").size().to_dict() == dict.fromkeys(study.transfer.methods.chosen(), 2)
     assert rows.loc[rows["teacher"].isna(), "teachers"].map(len).tolist() == [2, 2, 2]
+
+
+def test_the_published_games_are_played_when_shrunk(tmp_path):
+    raw = with_paths("knowledge-flow-atari", tmp_path)
+    short = {"steps": 20, "envs": 2, "rollout": 5, "evaluations": 1, "episodes": 2}
+    raw["data"] |= {"episodes": 2, "validation": 2}
+    raw["transfer"]["processes"] = 1
+    raw["flow"] = {"boxing": raw["flow"]["boxing"] | {"seeds": [0], "training": short, "teachers": ["pong"]}}
+    raw["zoo"]["models"] = {"pong": raw["zoo"]["models"]["pong"] | {"train": short}}
+    raw["flow"]["boxing"]["methods"] = {"flow": {}, "scratch": {}}
+    for player in (raw["flow"]["boxing"], raw["zoo"]["models"]["pong"]):
+        player["env"] = {"id": player["env"], "args": {"max_num_frames_per_episode": 100}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    study = load.load_any(tmp_path / "study.yaml")
+    layout = Layout(Path(study.results))
+    policies.data(study, layout, 1)
+    policies.member(study, layout, "pong", 1)
+    policies.experiment(study, layout, "flow", "boxing", 1)
+    rows = schema.read_frame(layout.experiment("flow", "boxing"), "transfers")
+    assert rows["status"].eq("ok").all(), rows["reason"].dropna().tolist()
+    assert sorted(rows["method"]) == ["flow", "scratch"]
