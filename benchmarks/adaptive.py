@@ -4,7 +4,8 @@ Zoos with planted effects (``benchmarks/planted.py``) have the delta of every pa
 pairs, and sees only these. Regret: delta of a student's best teacher less that of the best one among its pairs, mean
 over students. Error: root mean square of predicted less true deltas of all other pairs, from the same model for all
 rules. Static rules are those of ``kt.pairs``, with at least as many pairs. ``known`` has the model fitted to all pairs,
-which no rule can know: it bounds what choosing the same number for every student can reach.
+which no rule can know: it bounds what choosing the same number for every student can reach; ``known_after_start``
+begins with the same random pairs as the adaptive rule.
 
     python benchmarks/adaptive.py --simulations 200
     python benchmarks/adaptive.py --simulations 0 --tables results/digits-all/tables --share 0.3 --start 1
@@ -144,9 +145,10 @@ def error(of: Study, rows: Ints) -> float:
     return float(np.sqrt(((predicted - of.value[others]) ** 2).mean()))
 
 
-def known(of: Study, share: float) -> Ints:
-    """Each student's first teachers by the model fitted to all pairs: what cannot be foreseen is left to chance."""
+def known(of: Study, share: float, begun: Ints) -> Ints:
+    """Some pairs to begin with, and then each student's first teachers by the model fitted to all pairs."""
     mean, _ = adaptive.learn(of.zoo, of.value).predicted(of.zoo)
+    mean[begun] = np.inf
     table = pd.DataFrame({"student": of.zoo.pairs.students, "mean": mean}).sort_values("mean", ascending=False)
     k = max(1, round(share * len(table) / table["student"].nunique()))
     return np.asarray(table.groupby("student").head(k).index, np.int64)
@@ -155,9 +157,11 @@ def known(of: Study, share: float) -> Ints:
 def compare(of: Study, rule: Adaptive) -> dict[str, float]:
     """Regret and pairs of all rules, and the errors where the model can be compared."""
     assert rule.share is not None
-    chosen = {**dict(static(of, rule.share, rule.seed)), "known": known(of, rule.share)}
+    chosen = dict(static(of, rule.share, rule.seed))
     for aim in ("best_teacher", "predict"):
-        chosen[aim], _ = ours(of, rule.model_copy(update={"aim": aim}))
+        chosen[aim], rounds = ours(of, rule.model_copy(update={"aim": aim}))
+    chosen["known"] = known(of, rule.share, np.array([], np.int64))
+    chosen["known_after_start"] = known(of, rule.share, chosen["predict"][rounds == 0])
     found = {f"regret_{name}": regret(of, rows) for name, rows in chosen.items()}
     found |= {f"pairs_{name}": float(len(rows)) for name, rows in chosen.items()}
     return found | {f"error_{name}": error(of, chosen[name]) for name in ("random", "best_teacher", "predict")}
@@ -217,7 +221,8 @@ def summarised(rows: list[dict[str, float]], share: float) -> dict[str, Any]:
     mean = frame.mean()
     statics = [f"regret_{name}" for name in ("most_accurate", "most_flips", "stratified") if f"regret_{name}" in mean]
     best = mean[statics].idxmin()
-    told = {"ours": "regret_best_teacher", "random": "regret_random", "best_static": best, "known": "regret_known"}
+    told = {"ours": "regret_best_teacher", "best_static": best}
+    told |= {name: f"regret_{name}" for name in ("random", "known", "known_after_start")}
     columns = {f"regret_{name}": frame[column] for name, column in told.items()}
     columns |= {"error_ours": frame["error_predict"], "error_random": frame["error_random"]}
     return {
