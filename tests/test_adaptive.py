@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,8 @@ def planted(models: int = 12, seed: int = 0, noise: float = 0.1) -> tuple[Zoo, n
     t, s = t[t != s], s[t != s]
     x = rng.normal(size=len(t))
     value = rng.normal(0, 2, models)[t] + rng.normal(0, 3, models)[s] + 1.5 * x + rng.normal(0, noise, len(t)) + 4
-    return Zoo(Pairs(t, s, pd.DataFrame({"x": x})), np.column_stack([np.ones(len(t)), x]), models), value
+    pairs = Pairs(t, s, pd.DataFrame({"x": x}))
+    return Zoo(pairs, np.column_stack([np.ones(len(t)), x]), models, np.array([False, False])), value
 
 
 def flags(zoo: Zoo) -> np.ndarray:
@@ -195,6 +197,17 @@ def test_what_was_learnt_is_the_posterior_for_its_variances_and_predicts_pairs_n
     others = np.setdiff1d(np.arange(len(value)), seen)
     assert np.sqrt(((mean - value)[others] ** 2).mean()) < 0.4
     assert known.noise < 0.1
+
+
+def test_promising_properties_are_expected_to_raise_the_value_until_transfers_tell_otherwise():
+    zoo, value = planted()
+    hoping, few = replace(zoo, promising=np.array([False, True])), np.argsort(abs(zoo.x[:, 1]))[:3]
+    learnt = adaptive.learn(hoping.rows(few), value[few], 0.5)  # from pairs that hardly differ in the property
+    assert learnt.mean[1] == pytest.approx(0.5 * value[few].std(), rel=0.1)
+    for true in (1.5, -1.5):
+        known = adaptive.learn(hoping, value + (true - 1.5) * zoo.x[:, 1], 0.5)
+        assert known.mean[1] == pytest.approx(true, abs=0.05)
+        assert known.noise < 0.1
 
 
 def test_best_teachers_are_chosen_within_the_quota_of_each_student():

@@ -5,7 +5,8 @@ effects have normal priors, whose variances are found by EM (empirical Bayes). T
 
 - ``best_teacher``: find each student's best teacher. A pair is worth its expected improvement over the student's best
   pair so far (Mockus 1975; Jones, Schonlau, Welch 1998). The noise counts as part of a pair's own value, which no
-  model can know before the transfer.
+  model can know before the transfer. Until transfers tell otherwise, accurate teachers with many positive flips are
+  expected to teach more.
 - ``predict``: predict all pairs. A pair is worth what it takes from the mean variance of all predictions (V-optimality,
   as in ``kt.analysis.design``); values only set the sizes of the variances.
 
@@ -32,6 +33,11 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
+PROMISING = ("acc_difference", "pos_flips", "teacher_acc")
+"""Properties expected to raise the gain: the simple rules that are hard to beat in small zoos rank by these."""
+HOPE = 0.7
+"""Sum of the prior means of their coefficients, in standard deviations of the values."""
+
 STEPS = 30
 """Steps of EM; after these the variances change by no more than a few percent."""
 
@@ -44,25 +50,30 @@ class Zoo:
         pairs: their models and properties, n of them.
         x: a constant and the properties in standard deviations, 0 where they are unknown, [n, k].
         models: how many models there are.
+        promising: columns of x that are ``PROMISING``, [k].
     """
 
     pairs: Pairs
     x: Floats
     models: int
+    promising: Mask
 
     @classmethod
     def of(cls, known: Properties, teachers: Ints, students: Ints) -> Zoo:
         """The pairs of models given by number, [n] each, with all properties that differ among them."""
         frame = known.of(teachers, students)
-        columns = frame[informative(frame)[0]].to_numpy(np.float64)
+        names = informative(frame)[0]
+        columns = frame[names].to_numpy(np.float64)
         centred = columns - np.nanmean(columns, 0) if columns.size else columns
         scaled = np.nan_to_num(centred / np.nanstd(centred, 0)) if columns.size else columns
-        return cls(Pairs(teachers, students, frame), np.column_stack([np.ones(len(frame)), scaled]), len(known.names))
+        x = np.column_stack([np.ones(len(frame)), scaled])
+        promising = np.isin(["", *names], PROMISING)
+        return cls(Pairs(teachers, students, frame), x, len(known.names), promising)
 
     def rows(self, which: Ints) -> Zoo:
         """Some of the pairs."""
         pairs = Pairs(self.pairs.teachers[which], self.pairs.students[which], self.pairs.x.iloc[which])
-        return Zoo(pairs, self.x[which], self.models)
+        return Zoo(pairs, self.x[which], self.models, self.promising)
 
 
 def values(transfers: pd.DataFrame, aim: str) -> pd.Series[float]:
@@ -102,20 +113,24 @@ class Knowledge:
         return zoo.x @ self.mean[:k] + effects, form(self.covariance, zoo.x, zoo.pairs, k, models)
 
 
-def learn(seen: Zoo, value: Floats) -> Knowledge:
+def learn(seen: Zoo, value: Floats, hope: float = 0) -> Knowledge:
     """The normal posterior of the model, with the variances that EM finds.
 
     Args:
         seen: finished pairs.
         value: theirs, [n].
+        hope: sum of the prior means of the promising properties' coefficients, in standard deviations of the values.
     """
     k, models, n = seen.x.shape[1], seen.models, len(value)
     spread = max(float(value.var()), 1e-12)
     group = np.repeat([0, 1, 2, 3], [1, k - 1, models, models])
     prior, noise = np.array([1e6 * (spread + float(value.mean()) ** 2), *[spread / 3] * 3]), spread / 3
+    hoped = np.zeros(k + 2 * models)
+    hoped[:k] = hope * np.sqrt(spread) * seen.promising / max(int(seen.promising.sum()), 1)
+    rest = value - seen.x @ hoped[:k]
     square = products(seen.x, seen.pairs, models)
-    flags = (np.bincount(numbers, value, models) for numbers in (seen.pairs.teachers, seen.pairs.students))
-    along = np.concatenate([seen.x.T @ value, *flags])
+    flags = (np.bincount(numbers, rest, models) for numbers in (seen.pairs.teachers, seen.pairs.students))
+    along = np.concatenate([seen.x.T @ rest, *flags])
     for _ in range(STEPS):
         covariance = np.asarray(np.linalg.inv(square / noise + np.diag(1 / prior[group])), np.float64)
         mean = covariance @ along / noise
@@ -123,9 +138,9 @@ def learn(seen: Zoo, value: Floats) -> Knowledge:
         for of_group in range(1, 4):
             if (group == of_group).any():
                 prior[of_group] = max(float(second[group == of_group].mean()), 1e-6 * spread)
-        left = float(value @ value - 2 * mean @ along + mean @ square @ mean + (square * covariance).sum())
+        left = float(rest @ rest - 2 * mean @ along + mean @ square @ mean + (square * covariance).sum())
         noise = max(left / n, 1e-6 * spread)
-    return Knowledge(mean, covariance, noise)
+    return Knowledge(hoped + mean, covariance, noise)
 
 
 class Pick(NamedTuple):
@@ -147,10 +162,10 @@ def choose(zoo: Zoo, seen: Ints, value: Floats, allowed: Mask, quota: Ints, aim:
         aim: ``best_teacher`` or ``predict``.
         digits: decimals of the words.
     """
-    known = learn(zoo.rows(seen), value)
     if aim == "best_teacher":
+        known = learn(zoo.rows(seen), value, HOPE)
         return _best_teachers(zoo, known, zoo.pairs.students[seen], value, allowed, quota, digits)
-    return _most_telling(zoo, known, allowed, quota, digits)
+    return _most_telling(zoo, learn(zoo.rows(seen), value), allowed, quota, digits)
 
 
 def _best_teachers(
