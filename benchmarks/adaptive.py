@@ -145,13 +145,18 @@ def error(of: Study, rows: Ints) -> float:
     return float(np.sqrt(((predicted - of.value[others]) ** 2).mean()))
 
 
-def known(of: Study, share: float, begun: Ints) -> Ints:
-    """Some pairs to begin with, and then each student's first teachers by the model fitted to all pairs."""
+def known(of: Study, share: float, begun: Ints) -> dict[str, Ints]:
+    """Each student's first teachers by the model fitted to all pairs, at once and after some pairs to begin with."""
     mean, _ = adaptive.learn(of.zoo, of.value).predicted(of.zoo)
-    mean[begun] = np.inf
-    table = pd.DataFrame({"student": of.zoo.pairs.students, "mean": mean}).sort_values("mean", ascending=False)
-    k = max(1, round(share * len(table) / table["student"].nunique()))
-    return np.asarray(table.groupby("student").head(k).index, np.int64)
+    k = max(1, round(share * len(mean) / len(np.unique(of.zoo.pairs.students))))
+
+    def first(values: Floats) -> Ints:
+        table = pd.DataFrame({"student": of.zoo.pairs.students, "value": values})
+        return np.asarray(table.sort_values("value", ascending=False).groupby("student").head(k).index, np.int64)
+
+    after = mean.copy()
+    after[begun] = np.inf
+    return {"known": first(mean), "known_after_start": first(after)}
 
 
 def compare(of: Study, rule: Adaptive) -> dict[str, float]:
@@ -160,8 +165,7 @@ def compare(of: Study, rule: Adaptive) -> dict[str, float]:
     chosen = dict(static(of, rule.share, rule.seed))
     for aim in ("best_teacher", "predict"):
         chosen[aim], rounds = ours(of, rule.model_copy(update={"aim": aim}))
-    chosen["known"] = known(of, rule.share, np.array([], np.int64))
-    chosen["known_after_start"] = known(of, rule.share, chosen["predict"][rounds == 0])
+    chosen |= known(of, rule.share, chosen["predict"][rounds == 0])
     found = {f"regret_{name}": regret(of, rows) for name, rows in chosen.items()}
     found |= {f"pairs_{name}": float(len(rows)) for name, rows in chosen.items()}
     return found | {f"error_{name}": error(of, chosen[name]) for name in ("random", "best_teacher", "predict")}
