@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kt.analysis.analyse import identity, limits
 from kt.analysis.answer import knowledge
 from kt.analysis.deltas import Gain, records
 from kt.analysis.outcomes import gather
 from kt.analysis.recommend import CANNOT_TELL, Advisor
+from kt.analysis.summary import identity, limits
 from kt.analysis.wording import amount, begun, counted, examples, number, over, plural, predictor_words
 from kt.errors import listed
 from kt.figures.tables import Tables
