@@ -15,7 +15,7 @@ from gymnasium import spaces
 from kt.control import games as games_module
 from kt.control.arcade import GAMES, Boards
 from kt.control.environments import Environment
-from kt.control.facts import facts
+from kt.control.facts import facts, found
 from kt.control.games import Games, Step
 from kt.control.spec import Game
 from kt.errors import KtError
@@ -49,6 +49,7 @@ CHOICE = spaces.Discrete(2)
 def odd() -> Iterator[Any]:
     """Register environments by what they have, and forget them after the test."""
     made: list[str] = []
+    found.cache_clear()
 
     def register(space: Any = VECTOR, actions: Any = CHOICE, observe: Any = None, **more: Any) -> Game:
         name = f"test/Odd{len(made)}-v0"
