@@ -3,34 +3,39 @@
 Starts a one-node SLURM in a temporary folder (needs root and Debian's slurmctld, slurmd, slurm-client, munge), runs
 every pair of variants on it one after the other, and counts the calls of SLURM's commands with wrapper scripts.
 
-    pip install -e .[benchmark]                 # the official executor, snakemake-executor-plugin-slurm
-    python benchmarks/slurm.py                  # 200 jobs; the official executor takes up to ten minutes per variant
-    python benchmarks/slurm.py --jobs 40 --ways packed --polls equal_polls
+    official="snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep throttler"
+    pip install --no-deps --target FOLDER $official
+    python benchmarks/slurm.py --official FOLDER      # 200 jobs; it takes up to ten minutes per variant
+    python benchmarks/slurm.py --official FOLDER --jobs 40 --ways packed --polls equal_polls
 
-The official executor may also be in a separate folder: ``pip install --no-deps --target FOLDER
-snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep throttler``, then ``PYTHONPATH=FOLDER``.
-It is set to query squeue, because this SLURM keeps no accounts. Jobs have room for two Snakemakes and a step, which the
-official executor starts on the node.
+Every Snakemake loads all executors that it finds, so the official one is on the path of its own runs only. It is set to
+query squeue, because this SLURM keeps no accounts. Jobs have room for two Snakemakes and a step, which the official
+executor starts on the node.
 
 Ways: ``plain`` submits every job by itself, ``arrays`` in arrays of 50, and ``packed`` packs 20 into one with
 Snakemake's groups. Polls: at their ``defaults``, the official executor looks at jobs 40 s after the first submission,
 ours after 5 s; with ``equal_polls`` both look every 5 s. Variants that take less than ``--quick`` seconds are run three
 times; the median counts.
 
+``cpu`` are the CPU seconds of everything in a run: Snakemake, SLURM's daemons, and the jobs; other work on the machine
+does not change them much. They are counted by a control group (version 1), where there is one.
+
 Of our runs it also says where the time of a job goes, in mean seconds: until it is submitted (all jobs are ready at the
 start), until its task starts on the node, until that ends, for which a second Snakemake starts, and until the first
 Snakemake notices.
 
-The last line is JSON: for each way, at each polls, the official executor's seconds over ours; null if it is not
-installed or its outputs are wrong.
+The last line is JSON: for each way, at each polls, the official executor's seconds over ours; null without
+``--official``, or if an output is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
-import importlib.util
+import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -40,6 +45,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,13 +104,32 @@ def count_calls(folder: Path, env: dict[str, str]) -> dict[str, str]:
     return {**env, "PATH": f"{shims}{os.pathsep}{env['PATH']}"}
 
 
-def measure(options: list[str], jobs: int, env: dict[str, str]) -> Result:
+@contextlib.contextmanager
+def cpu_counter() -> Iterator[Callable[[], float]]:
+    """Count the CPU seconds of this process and all that it starts from now on; NaN where nothing counts them."""
+    root = Path("/sys/fs/cgroup/cpuacct")
+    if not root.is_dir():
+        yield lambda: math.nan
+        return
+    group = root / f"benchmark-{os.getpid()}"
+    group.mkdir()
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield lambda: int((group / "cpuacct.usage").read_text()) / 1e9
+    finally:
+        for process in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):  # it has just ended
+                (root / "cgroup.procs").write_text(process)
+        group.rmdir()
+
+
+def measure(options: list[str], jobs: int, env: dict[str, str], cpu: Callable[[], float]) -> Result:
     """Run all jobs with one variant, check their files, and return seconds, calls, and the number of wrong outputs."""
     with tempfile.TemporaryDirectory(prefix="bench") as name:
         folder = Path(name)
         (folder / "Snakefile").write_text(SNAKEFILE.format(jobs=jobs), "utf-8")
         counting = count_calls(folder, env)
-        began, started = time.time(), time.monotonic()
+        began, started, used = time.time(), time.monotonic(), cpu()
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", *options], cwd=folder, env=counting, capture_output=True, text=True
         )
@@ -114,7 +140,13 @@ def measure(options: list[str], jobs: int, env: dict[str, str]) -> Result:
             logs = sorted(folder.glob(".snakemake/s*/**/*.log"), key=lambda path: path.stat().st_mtime)
             print(done.stderr[-2000:], *(path.read_text("utf-8")[-1000:] for path in logs[-1:]), file=sys.stderr)
         counts = {name: calls.count(name) for name in COUNTED if name in calls}
-        return {"seconds": round(seconds, 1), **counts, "wrong": wrong, **phases(folder, began)}
+        return {
+            "seconds": round(seconds, 1),
+            "cpu": round(cpu() - used, 1),
+            **counts,
+            "wrong": wrong,
+            **phases(folder, began),
+        }
 
 
 def phases(folder: Path, began: float) -> Result:
@@ -144,12 +176,11 @@ def _content(path: Path) -> str:
     return path.read_text("utf-8").strip() if path.exists() else ""
 
 
-def repeated(options: list[str], jobs: int, node: SlurmNode, quick: float) -> list[Result]:
+def repeated(run: Callable[[], Result], quick: float) -> list[Result]:
     """One run, or three of a quick variant."""
-    found: list[Result] = []
-    while not found or (len(found) < 3 and found[0]["seconds"] < quick):
-        found.append(measure(options, jobs, node.env))
-        node.clear()
+    found = [run()]
+    while len(found) < 3 and found[0]["seconds"] < quick:
+        found.append(run())
     return found
 
 
@@ -160,29 +191,35 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--polls", nargs="+", choices=POLLS, default=list(POLLS))
     parser.add_argument("--quick", type=float, default=60.0, help="seconds below which a variant is run three times")
+    parser.add_argument("--official", type=Path, metavar="FOLDER", help="folder with the official executor")
     arguments = parser.parse_args()
+    if arguments.official and not (arguments.official / "snakemake_executor_plugin_slurm").is_dir():
+        parser.error(f"--official: no snakemake_executor_plugin_slurm in {arguments.official}")
     if reason := missing():
         sys.exit(f"cannot start a SLURM here: {reason}")
     # otherwise the daemons would keep running
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    installed = importlib.util.find_spec("snakemake_executor_plugin_slurm") is not None
     ratios: dict[str, dict[str, float | None]] = {}
-    with tempfile.TemporaryDirectory(prefix="slurm") as folder:
-        Path(folder).chmod(0o755)
-        with SlurmNode(Path(folder)) as node:
-            for polls in arguments.polls:
-                for way in arguments.ways:
-                    medians, wrong = {}, 0.0
-                    for tool in TOOLS if installed else ("ours",):
-                        options = [*TOOLS[tool], *WAYS[way][tool], *POLLS[polls][tool]]
-                        runs = repeated(options, arguments.jobs, node, arguments.quick)
-                        print(polls, way, tool, *runs, flush=True)
-                        medians[tool] = statistics.median(run["seconds"] for run in runs)
-                        wrong += sum(run["wrong"] for run in runs)
-                    valid = installed and not wrong
-                    ratios.setdefault(polls, {})[way] = (
-                        round(medians["official"] / medians["ours"], 2) if valid else None
-                    )
+    with contextlib.ExitStack() as stack:
+        cpu = stack.enter_context(cpu_counter())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm")))
+        folder.chmod(0o755)
+        node = stack.enter_context(SlurmNode(folder))
+        envs = {"ours": node.env}
+        if arguments.official:
+            path = os.pathsep.join(filter(None, [str(arguments.official.absolute()), node.env.get("PYTHONPATH")]))
+            envs["official"] = {**node.env, "PYTHONPATH": path}
+        for polls, way in itertools.product(arguments.polls, arguments.ways):
+            medians: dict[str, float] = {}
+            wrong = 0.0
+            for tool, env in envs.items():
+                options = [*TOOLS[tool], *WAYS[way][tool], *POLLS[polls][tool]]
+                runs = repeated(partial(measure, options, arguments.jobs, env, cpu), arguments.quick)
+                print(polls, way, tool, *runs, flush=True)
+                medians[tool] = statistics.median(run["seconds"] for run in runs)
+                wrong += sum(run["wrong"] for run in runs)
+            valid = "official" in envs and not wrong
+            ratios.setdefault(polls, {})[way] = round(medians["official"] / medians["ours"], 2) if valid else None
     print(json.dumps(ratios))
 
 

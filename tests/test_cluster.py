@@ -1,4 +1,4 @@
-"""A transfer job on a real one-node SLURM: taken away again and again, it loses nothing and does nothing twice."""
+"""Transfer jobs on a real SLURM: taken away again and again, they lose nothing and do nothing twice."""
 
 from __future__ import annotations
 
@@ -42,14 +42,28 @@ STUDY: dict[str, Any] = {
 TABLE = "results/transfer/mixer/0.parquet"
 
 
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[SlurmNode]:
+@contextlib.contextmanager
+def running(*nodes: str) -> Iterator[SlurmNode]:
     if reason := missing():
         pytest.skip(f"no SLURM here: {reason}")
     with tempfile.TemporaryDirectory(prefix="slurm") as folder:
         Path(folder).chmod(0o755)
-        with SlurmNode(Path(folder)) as node:
-            yield node
+        with SlurmNode(Path(folder), nodes=nodes) as cluster:
+            yield cluster
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[SlurmNode]:
+    with running() as node:
+        yield node
+
+
+@pytest.fixture
+def three() -> Iterator[SlurmNode]:
+    with running("a", "b", "c") as cluster:
+        if not cluster.may_mount:
+            pytest.skip("may not make a mount namespace for each node")
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +99,23 @@ def minutes(slurm: SlurmNode, job: str) -> int:
     return int(clock.split(":")[-2])
 
 
-def training(folder: Path) -> psutil.Process:
-    """The process that trains in a folder."""
-    for process in psutil.process_iter(["cmdline", "cwd"]):
-        if process.info["cwd"] == str(folder) and process.info["cmdline"][1:4] == ["-m", "kt", "transfer"]:
-            return process
-    raise LookupError
+def trainings(folder: Path) -> list[psutil.Process]:
+    """The processes that train in a folder."""
+    found = psutil.process_iter(["cmdline", "cwd"])
+    return [
+        each
+        for each in found
+        if each.info["cwd"] == str(folder) and each.info["cmdline"][1:4] == ["-m", "kt", "transfer"]
+    ]
+
+
+def started(slurm: SlurmNode, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A run of a study through the profile."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--nocolor"]
+    command += ["--profile", str(ROOT / "slurm"), "--workflow-profile", "none", "--submitit-poll-seconds", "1"]
+    command += ["--submitit-poll-max-seconds", "2", "--submitit-grace-seconds", "5", *arguments]
+    with (folder / "out.txt").open("w") as out:
+        return subprocess.Popen(command, cwd=folder, env=slurm.env, stdout=out, stderr=out, text=True)
 
 
 def test_a_transfer_preempted_three_times_and_timed_out_once_ends_as_an_undisturbed_one(
@@ -99,12 +124,8 @@ def test_a_transfer_preempted_three_times_and_timed_out_once_ends_as_an_undistur
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
     for folder in (disturbed, undisturbed):
         shutil.copytree(prepared, folder)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--nocolor"]
-    command += ["--profile", str(ROOT / "slurm"), "--workflow-profile", "none", "--submitit-poll-seconds", "1"]
-    command += ["--submitit-poll-max-seconds", "2", "--submitit-grace-seconds", "5", TABLE]
     by_hand = [sys.executable, "-m", "kt", "transfer", "--student", "mixer", "--out", TABLE, "--threads", "1"]
-    with (disturbed / "out.txt").open("w") as out:
-        run = subprocess.Popen(command, cwd=disturbed, env=slurm.env, stdout=out, stderr=out, text=True)
+    run = started(slurm, disturbed, TABLE)
     reference = subprocess.Popen(by_hand, cwd=undisturbed, env={**os.environ, "KT_CONFIG": "config.yaml"})
 
     def log() -> str:
@@ -118,7 +139,7 @@ def test_a_transfer_preempted_three_times_and_timed_out_once_ends_as_an_undistur
             done = steps(disturbed)
             wait_until(lambda: steps(disturbed) > done, run)  # noqa: B023
             # a fast machine would be done before SLURM acts
-            trained = training(disturbed)
+            trained = trainings(disturbed)[0]
             trained.suspend()
             job = next(disturbed.glob("slurm_logs/*/jobs.tsv")).read_text().splitlines()[-1].split("\t")[0]
             if cause == "preempted":
@@ -148,3 +169,56 @@ def test_a_transfer_preempted_three_times_and_timed_out_once_ends_as_an_undistur
     assert not slurm.run("squeue", "--noheader")
     tables = (pd.read_parquet(folder / TABLE).drop(columns="seconds") for folder in (disturbed, undisturbed))
     pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+def test_no_node_is_trusted_and_nothing_is_trained_twice(three: SlurmNode, prepared: Path, tmp_path: Path) -> None:
+    disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+    for folder in (disturbed, undisturbed):
+        shutil.copytree(prepared, folder)
+    tables = [f"results/transfer/{student}/0.parquet" for student in ("byob", "mixer")]
+    on: dict[str, psutil.Process] = {}
+
+    def caught() -> bool:
+        """Suspend each training; a fast machine would be done before SLURM acts."""
+        for process in trainings(disturbed):
+            if on.setdefault(process.environ()["SLURMD_NODENAME"], process) == process:
+                process.suspend()
+        return len(on) == 2
+
+    run = started(three, disturbed, "--submitit-sbatch=--exclusive --no-requeue", *tables)
+
+    def log() -> str:
+        return "".join(path.read_text() for path in disturbed.glob("slurm_logs/*/transfer*.log"))
+
+    try:
+        wait_until(caught, run)
+        assert sorted(on) == ["a", "b"]
+        on["a"].resume()
+        wait_until(lambda: steps(disturbed), run)
+        three.fail("a")
+        three.run("scontrol", "update", "NodeName=b", "State=DRAIN", "Reason=repair")
+        for lease in disturbed.glob("slurm_logs/.leases/*"):
+            if lease.read_text().startswith("a "):
+                lease.unlink()  # as if a minute and a half had passed without a sign of life
+        wait_until(lambda: " on c ===" in log(), run)
+        three.stop_slurmd("b")  # its job goes on, though SLURM gives it up
+        three.give_up("b")
+        three.set_clock("a", 200)
+        three.start_slurmd("a", "-b")
+        wait_until(lambda: "on b still works on this job; waiting for its end" in log(), run)
+        on["b"].resume()
+        assert run.wait(timeout=300) == 0, (disturbed / "out.txt").read_text() + log()
+    finally:
+        run.kill()
+        run.wait()
+    output = (disturbed / "out.txt").read_text()
+    assert output.count("node failure (SLURM says NODE_FAIL); retry 1 of 5") == 2
+    assert "given up" not in output
+    assert log().count(" of 1, took ") == 2  # one training of each student has ended
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(undisturbed)
+        for student, table in zip(("byob", "mixer"), tables, strict=True):
+            assert main(["transfer", "--student", student, "--out", table]) == 0
+    for table in tables:
+        both = (pd.read_parquet(folder / table).drop(columns="seconds") for folder in (disturbed, undisturbed))
+        pd.testing.assert_frame_equal(*both, check_exact=True)

@@ -175,18 +175,6 @@ def test_a_reason_that_does_not_pass_is_told_once_for_all_jobs(project: Project,
     assert project.output.count("may wait for ever") == 1
 
 
-def test_a_job_waits_for_one_that_the_scheduler_has_given_up(project: Project, slurm: SlurmNode) -> None:
-    first = project.start(WRITER.format(seconds=12))
-    project.wait_for_file("started")
-    first.kill()
-    first.wait()
-    for folder in (project.folder / ".snakemake/submitit").glob("2*"):
-        (folder / "ended").touch()  # as if none of its jobs were left
-    project.run(WRITER.format(seconds=0), "--nolock", "--rerun-incomplete")
-    assert (project.folder / "times").read_text() == "begin\nend\nbegin\nend\n"
-    assert re.search(r"process \d+ on \S+ still works on this job; waiting for its end", project.logs())
-
-
 def _hold(path: Path, ready: Path) -> None:
     held = Lease(path)
     held.take(print)
