@@ -293,7 +293,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
                 Path(entry.task.history).unlink(missing_ok=True)  # it completed, but its outputs exist only on its node
             entry.retries[verdict] += 1
             if node := self._faulty_node(entry, verdict):
-                entry.request = replace(entry.request, avoid=tuple({*entry.request.avoid, node}))
+                entry.request = replace(entry.request, avoid=tuple(sorted({*entry.request.avoid, node})))
             with self._lock:
                 entry.reset()
                 self.backlog.add([entry])

@@ -15,9 +15,6 @@ _COARSE_SECONDS = 1.0
 
 def stamp(path: str) -> Stamp | None:
     """Return the stamp of a file; None if this machine does not see it."""
-    with contextlib.suppress(OSError):
-        # an NFS client trusts what it knows of a file for up to a minute, unless the file is opened
-        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
     try:
         facts = os.stat(path)
     except OSError:
@@ -33,6 +30,9 @@ def stamps(paths: Iterable[str]) -> dict[str, Stamp]:
 
 def fault(path: str, wanted: Stamp) -> str:
     """Describe what is wrong with a file here, compared with its stamp elsewhere; empty if it is as new, or newer."""
+    with contextlib.suppress(OSError):
+        # an NFS client trusts what it knows of a file for up to a minute, unless the file is opened
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
     here = stamp(path)
     if here is None:
         return f"does not see {path}"

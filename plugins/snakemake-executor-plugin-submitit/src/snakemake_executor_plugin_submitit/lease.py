@@ -52,7 +52,7 @@ class Lease:
                 if self._is_own(self._read()):
                     return True
             elif seen and not told:
-                tell(f"process {seen.split()[1]} on {seen.split()[0]} still works on this job; waiting for its end")
+                tell(f"process {seen.split()[1]} on {seen.split()[0]} may still work on this job; waiting for its end")
                 told = True
             if not waits():
                 return False
