@@ -25,19 +25,6 @@ else:
     include: "workflow/rules/report.smk"
 
 
-# Shorter than a cluster job takes to start.
-localrules:
-    all,
-    round,
-    pairs,
-    choose,
-    zoo,
-    tables,
-    figures,
-    report,
-    explore,
-
-
 rule all:
     input:
         LAYOUT.report,

@@ -344,3 +344,14 @@ def test_the_workflow_runs_and_goes_on_where_it_was(tmp_path: Path, made: Contro
     again = subprocess.run([*command, "-n"], check=True, cwd=tmp_path, capture_output=True, text=True)
     assert "Nothing to be done" in again.stdout + again.stderr
     assert stages.of(made) is policies
+
+    # a longer list of seeds, and a game that only one of the members has
+    for keys, rules in (
+        ({"flow__gather__seeds": [0, 1, 2]}, {"flow", "tables", "figures", "report"}),
+        ({"zoo__models__catch__env": {"id": "kt/Catch-v0", "frame_stack": 1}}, {"data", "member", "flow"}),
+    ):
+        configured(tmp_path, changed(**keys))
+        planned = subprocess.run([*command, "-n"], check=True, cwd=tmp_path, capture_output=True, text=True)
+        text = planned.stdout + planned.stderr
+        assert rules <= set(re.findall(r"^(\w+) +\d+$", text, re.M)), text
+        assert "rules that are not present" not in text

@@ -65,7 +65,8 @@ class Playing(Job):
                 raise KtError(f"{self.layout.weights(name)}: damaged, or of another training; delete it and run again")
 
     def begin(self, threads: int) -> Arena:
-        """The arena of the experiment."""
+        """The arena of the experiment, where all that its methods train has been built once."""
+        inspect(self.study, self.layout, self.at, self.chosen, threads)
         return arena(self.study, self.layout, self.at, self.chosen, threads)
 
     def compute(self, bench: Arena, unit: Unit, key: str) -> tuple[Record, Left | None]:

@@ -61,14 +61,10 @@ rule data:
     conda:
         "../../envs/kt.yaml"
     params:
+        # Networks and experiments are checked again by the jobs that use them, when they change.
         games=[
             STUDY.zoo.modules,
             {at: game.plain() for at, game in STUDY.games().items()},
-            {name: member.plain() for name, member in STUDY.zoo.models.items()},
-            {
-                name: kt_units.recipe(STUDY, chosen)
-                for name, chosen in STUDY.flow.items()
-            },
         ],
     message:
         "make every game and every network once"
@@ -78,7 +74,7 @@ rule data:
 
 rule member:
     input:
-        ancient(LAYOUT.games),
+        LAYOUT.games,
         lambda wildcards: member(wildcards).checkpoint or [],
     output:
         # Weights that are still those of the recipe are kept, so they must still be there when the job starts.
@@ -124,7 +120,7 @@ rule flow:
     input:
         again_if_damaged(LAYOUT.experiment("flow", "{experiment}")),
         teachers_weights,
-        games=ancient(LAYOUT.games),
+        games=LAYOUT.games,
     output:
         tables_of("{experiment}"),
     log:
@@ -208,3 +204,11 @@ rule report:
         "report"
     shell:
         "kt report --out={output:q} --log={log:q}"
+
+
+localrules:
+    all,
+    zoo,
+    tables,
+    figures,
+    report,

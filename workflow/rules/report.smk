@@ -102,3 +102,16 @@ rule explore:
         "explore"
     shell:
         "kt explore --out={output:q} --log={log:q}"
+
+
+# Shorter than a cluster job takes to start.
+localrules:
+    all,
+    round,
+    pairs,
+    choose,
+    zoo,
+    tables,
+    figures,
+    report,
+    explore,
