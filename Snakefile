@@ -11,6 +11,7 @@ include: "workflow/rules/study.smk"
 
 if STUDY.plays:
 
+    include: "workflow/rules/policies.smk"
     include: "workflow/rules/control.smk"
 
 else:

@@ -4,14 +4,6 @@ from kt import costs as guess
 from kt.transfer.unit import Plans, seeds_of
 
 
-def site(name, otherwise):
-    """A whole number among the profile's `default-resources`."""
-    given = (workflow.resource_settings.default_resources or {}).get(name)
-    # Without a profile, jobs are handed Snakemake's own defaults: formulas of a rule's input, of no use here.
-    value = None if given is None or given.is_evaluable() else given.value
-    return value if isinstance(value, int) else otherwise
-
-
 def on_gpu(rule):
     """Whether a rule's jobs will find a GPU, as far as that is known before they run."""
     asked = workflow.resource_settings.overwrite_resources.get(rule, {})

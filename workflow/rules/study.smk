@@ -77,6 +77,14 @@ def member(wildcards):
     return STUDY.zoo.models[known(wildcards.model, STUDY.zoo.models)]
 
 
+def site(name, otherwise):
+    """A whole number among the profile's `default-resources`."""
+    given = (workflow.resource_settings.default_resources or {}).get(name)
+    # Without a profile, jobs are handed Snakemake's own defaults: formulas of a rule's input, of no use here.
+    value = None if given is None or given.is_evaluable() else given.value
+    return value if isinstance(value, int) else otherwise
+
+
 def in_report(figure):
     """A figure as Snakemake's own report shows it: in its section, and with the words, of ours. Snakemake asks for them
     when it writes a report, as importing what makes them takes longer than reading this file.
