@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
+
+from kt import store
+from kt.spec import DEVICE, Folder, Spec, shown
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -119,3 +124,27 @@ class Layout:
     def explore(self) -> Path:
         """The HTML page to explore the tables with."""
         return self.root / "explore.html"
+
+
+class Root(Spec):
+    """What every study has: a title, where it writes, and on what it runs."""
+
+    title: str = Field("Complementary knowledge", description="title of the report")
+    results: Folder = Field(
+        "results",
+        validate_default=True,
+        description="folder that everything is written to; as all paths relative to this file's folder",
+    )
+    device: str = Field(
+        "auto", pattern=DEVICE, description="auto, cpu, cuda or cuda:1; `auto` takes a GPU where there is one"
+    )
+
+    @property
+    def hash(self) -> str:
+        """Hash of the configuration, for the tables' metadata."""
+        return store.digest(self.plain())
+
+    @property
+    def layout(self) -> Layout:
+        """Paths of its files."""
+        return Layout(shown(self.results))

@@ -311,6 +311,9 @@ def test_every_preset_is_a_configuration_that_the_schema_accepts(root, monkeypat
     for path in presets:
         raw = yaml.load(path.read_text("utf-8"), Loader)
         VALIDATOR.validate(raw)
+        if raw["data"].get("task") == "control":
+            load.load_any(path)
+            continue
         study = load.parse(raw, path.name)
         known = registry_of_models.load(study.zoo.modules)
         zoo = members.expand(study.zoo, known, lambda tags: registry_of_models.sizes(tags))

@@ -12,8 +12,8 @@ from kt.control import registry as games
 from kt.control.methods import ControlMethods, Played
 from kt.control.spec import A2C, A2CChanges, Env, Game, Net, Policy
 from kt.errors import KtError, quoted, unknown
-from kt.layout import Layout
-from kt.spec import DEVICE, Folder, Spec, shown
+from kt.layout import Root
+from kt.spec import Spec
 from kt.tasks.control import Control
 from kt.transfer.method import Method
 from kt.transfer.spec import Running
@@ -111,21 +111,13 @@ class ControlFlow(Spec):
         return float(plan.updates * plan.batch_size)
 
 
-class ControlStudy(Spec):
+class ControlStudy(Root):
     """The whole of ``config.yaml``."""
 
     plays: ClassVar[bool] = True
     task: ClassVar[Control] = Control()
 
     title: str = Field("Knowledge flow between policies", description="title of the report")
-    results: Folder = Field(
-        "results",
-        validate_default=True,
-        description="folder that everything is written to; as all paths relative to this file's folder",
-    )
-    device: str = Field(
-        "auto", pattern=DEVICE, description="auto, cpu, cuda or cuda:1; `auto` takes a GPU where there is one"
-    )
     data: Episodes
     zoo: PolicyZoo
     flow: dict[Name, ControlFlow] = Field(
@@ -134,16 +126,6 @@ class ControlStudy(Spec):
         description="experiments by name: teachers of other games, a student that learns its own",
     )
     transfer: Running = Field(Running(), description="how trainings run")
-
-    @property
-    def hash(self) -> str:
-        """Hash of the configuration, for the tables' metadata."""
-        return store.digest(self.plain())
-
-    @property
-    def layout(self) -> Layout:
-        """Paths of its files."""
-        return Layout(shown(self.results))
 
     @property
     def members(self) -> list[str]:

@@ -14,9 +14,9 @@ from pydantic import Field, PositiveFloat
 from kt import store
 from kt.complementarity.spec import ComplementaritySpec
 from kt.data.spec import DEFAULT_TASK, DataSpec, InputSpec
-from kt.layout import Layout
+from kt.layout import Root
 from kt.pairs import All, PairRule
-from kt.spec import DEVICE, Folder, Spec, shown
+from kt.spec import Spec
 from kt.tasks import task as tasks
 from kt.tasks.task import Task
 from kt.transfer.experiments import Experiment
@@ -38,20 +38,11 @@ class AnalysisSpec(Spec):
     )
 
 
-class Study(Spec):
+class Study(Root):
     """The whole of ``config.yaml``."""
 
     plays: ClassVar[bool] = False
 
-    title: str = Field("Complementary knowledge", description="title of the report")
-    results: Folder = Field(
-        "results",
-        validate_default=True,
-        description="folder that everything is written to; as all paths relative to this file's folder",
-    )
-    device: str = Field(
-        "auto", pattern=DEVICE, description="auto, cpu, cuda or cuda:1; `auto` takes a GPU where there is one"
-    )
     data: DataSpec
     zoo: ZooSpec
     complementarity: ComplementaritySpec = ComplementaritySpec()
@@ -69,16 +60,6 @@ class Study(Spec):
         default_factory=dict, description="experiments by name: teachers of other tasks, a student that learns its own"
     )
     analysis: AnalysisSpec = AnalysisSpec()
-
-    @property
-    def hash(self) -> str:
-        """Hash of the configuration, for the tables' metadata."""
-        return store.digest(self.plain())
-
-    @property
-    def layout(self) -> Layout:
-        """Paths of its files."""
-        return Layout(shown(self.results))
 
     @property
     def names(self) -> list[str]:
