@@ -62,3 +62,13 @@ def test_a_stopped_benchmark_leaves_what_it_has(
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["found"], result["stopped"]) == ({"decoding": 1}, "SIGTERM")
     assert result["incomplete"] == {"forms": "was running", "tests": "not begun"}
+
+
+def test_policies_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS[0].parent))
+    importlib.import_module("control").main(["--games", "kt/Catch-v0", "--steps", "160", "--turns", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("kt/Catch-v0: steps per second {'ours': ")
+    result = json.loads(lines[-1])
+    assert result.keys() == {"ratio_plain", "ratio_loop"}
+    assert min(result.values()) > 0
