@@ -282,7 +282,7 @@ def test_mistakes_are_one_line_before_anything_runs(keys: dict[str, Any], said: 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"flow__gather__env": "CartPole-v1"}, r"flow\.gather\.teachers: catch sees \[4, 10, 10\].*\[4, 1, 1\]"),
+        ({"flow__gather__env": "CartPole-v1"}, r"flow\.gather\.teachers: catch sees \[3, 10, 10\].*\[4, 1, 1\]"),
         ({"flow__gather__student": {"arch": "resnet18"}, "flow__gather__env": "CartPole-v1"}, r"flow\.gather"),
         ({"zoo__models__catch__env": "Pendulum-v1"}, r"zoo\.models\.catch\.env: actions are Box.*allowed: Discrete"),
         (

@@ -93,42 +93,38 @@ def test_all_copies_in_one_array_are_bit_by_bit_single_environments(name: str, m
     assert over > 3
 
 
-def test_a_board_shows_player_things_and_where_they_were() -> None:
-    boards = Boards(GAMES["kt/Catch-v0"], 1)
-    boards.begin(0, 0)
-    first = boards.draw()[0]
-    assert (first[0] > 0).nonzero()[0].tolist() == [9]
-    assert (first[1] > 0).sum() == 1
-    assert first[1, 0].any()  # a piece of fruit in the top row
-    assert not first[2:].any()
-    boards.step(np.array([1]))
-    second = boards.draw()[0]
-    assert second[0, 9, 4] == 255
-    np.testing.assert_array_equal(second[3, 0], first[1, 0])  # it was there
-    assert second[1, 1].any()
-    assert abs(int(second[1, 1].argmax()) - int(first[1, 0].argmax())) <= 1
+def test_things_fall_and_are_caught_dodged_or_hit() -> None:
+    fruit, stones = Boards(GAMES["kt/Catch-v0"], 1), Boards(GAMES["kt/Avoid-v0"], 1)
+    for boards, channel in ((fruit, 1), (stones, 2)):
+        boards.begin(0, 0)
+        first = boards.draw()[0]
+        assert (first[0] > 0).nonzero()[0].tolist() == [9]  # the player's row
+        assert [(each > 0).sum() for each in first[1:]] == [channel == 1, channel == 2]
+        column = int(first[channel, 0].argmax())
+        for _ in range(9):
+            (reward,), (ended,), (cut,) = boards.step(np.array([1 if boards.player[0] > column else 2]))
+        assert boards.draw()[0, channel, 9, column] == 255
+        met = boards.player[0] == column
+        assert (reward, ended, cut) == ((met, False, False) if channel == 1 else (-1 if met else 1, met, False))
 
 
-def towards_landings(boards: Any) -> Any:
+def towards_fruit(boards: Any) -> Any:
     """Actions of a player who goes where the lowest fruit will land."""
-    actions = []
-    for board in boards:
-        player, row = board[0, 9].argmax(), board[1].any(1).nonzero()[0].max(initial=0)
-        column = board[1, row].argmax()
-        drift = column - board[3, row - 1].argmax() if row else 0
-        place = (column + drift * (9 - row)) % 18
-        actions.append(int(np.sign(min(place, 18 - place) - player)) % 3)
-    return np.array([(0, 2, 1)[each] for each in actions])
+    rows = boards[:, 1].any(2)
+    lowest = 9 - rows[:, ::-1].argmax(1)
+    columns = boards[np.arange(len(boards)), 1, lowest].argmax(1)
+    way = np.sign(columns - boards[:, 0, 9].argmax(1))
+    return np.where(way < 0, 1, np.where(way > 0, 2, 0))
 
 
-def test_who_goes_where_fruit_lands_catches_it() -> None:
-    games, idle = Games(Game(id="kt/Catch-v0"), 4, 0), Games(Game(id="kt/Catch-v0"), 4, 0)
-    caught, missed = [], []
-    for _ in range(104):
-        caught += [games.step(towards_landings(games.observations)).returns]
-        missed += [idle.step(np.zeros(4, int)).returns]
-    assert np.nanmean(caught) > 5
-    assert np.nanmean(missed) < -10
+@pytest.mark.parametrize(
+    ("name", "idle", "best"), [("kt/Catch-v0", (2, 8), (10, 46)), ("kt/Gather-v0", (-1, 2), (0, 23))]
+)
+def test_who_goes_where_fruit_lands_catches_it(name: str, idle: tuple[int, int], best: tuple[int, int]) -> None:
+    for act, (least, most) in ((lambda seen: np.zeros(len(seen), int), idle), (towards_fruit, best)):
+        games = Games(Game(id=name), 32, 0)
+        found = np.concatenate([games.step(act(games.observations)).returns for _ in range(100)])
+        assert least < np.nanmean(found) < most
 
 
 @pytest.mark.parametrize("name", [*OWN, "CartPole-v1"])

@@ -1,13 +1,12 @@
 """Small games of our own, registered with gymnasium: things fall, a player in the bottom row catches or dodges them.
 
-- ``kt/Catch-v0``: fruit falls; a piece that is caught counts +1, one that is missed −1. An episode has 20 pieces.
-- ``kt/Avoid-v0``: stones fall; each that lands elsewhere counts +1, the first that hits the player ends the episode.
-- ``kt/Gather-v0``: both fall, stones more often. A piece of fruit counts +1, a stone that hits ends the episode.
+- ``kt/Catch-v0``: fruit falls; each piece that is caught counts +1.
+- ``kt/Avoid-v0``: stones fall; each that lands beside the player counts +1, one that hits −1, and the game is over.
+- ``kt/Gather-v0``: both fall; each piece of fruit that is caught counts +1, a stone that hits −1, and the game is over.
 
 They are related on purpose: the same board, actions and motion, and the same kind of object in the same channel, so
-that knowledge of one game is of use in another. A board is uint8 [4, 10, 10], 0 or 255: player, fruit, stones, and
-where these things were one step before. A thing begins in the top row, at a random column and with a random drift (one
-cell to the left, none, one to the right, per step), falls one row per step, and is reflected by the walls.
+that knowledge of one game is of use in another. A board is uint8 [3, 10, 10], 0 or 255: player, fruit, stones. A thing
+begins in the top row at a random column, and falls one row per step. An episode is cut after 100 steps.
 
 A board has no random state: the k-th thing of an episode is a function of the episode's seed and k. So all copies of a
 game are played in one array (``Boards``), bit by bit as each alone.
@@ -23,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIDE = 10
-CHANNELS = ("player", "fruit", "stones", "before")
+LIMIT = 100
+CHANNELS = ("player", "fruit", "stones")
 MEANINGS = ("NOOP", "LEFT", "RIGHT")
 
 
@@ -33,25 +33,19 @@ class Rules:
 
     Attributes:
         every: steps from one thing to the next.
-        stones: stones among 100 things.
-        catch, miss, dodge: rewards for fruit that is caught, fruit that lands elsewhere, and a stone that does.
-        things: the episode ends when this many have landed.
-        limit: the episode is cut after this many steps.
+        stones: stones among 100 things; the rest is fruit.
+        dodge: reward for a stone that lands beside the player.
     """
 
     every: int
     stones: int
-    catch: int = 0
-    miss: int = 0
     dodge: int = 0
-    things: int | None = None
-    limit: int | None = None
 
 
 GAMES = {
-    "kt/Catch-v0": Rules(every=5, stones=0, catch=1, miss=-1, things=20),
-    "kt/Avoid-v0": Rules(every=1, stones=100, dodge=1, limit=200),
-    "kt/Gather-v0": Rules(every=2, stones=75, catch=1, limit=200),
+    "kt/Catch-v0": Rules(every=2, stones=0),
+    "kt/Avoid-v0": Rules(every=1, stones=100, dodge=1),
+    "kt/Gather-v0": Rules(every=2, stones=50),
 }
 
 
@@ -84,52 +78,32 @@ class Boards:
         Returns:
             Rewards float64 [n]; the episodes that ended; those that were cut at the limit, bool [n] each.
         """
-        rules = self.rules
         self.player = np.clip(self.player + (actions == 2) - (actions == 1), 0, SIDE - 1)
         self.time += 1
-        there, row, column, stone, _ = self._things()
+        there, row, column, stone = self._things()
         landed = there & (row == SIDE - 1)
-        met = (landed & (column == self.player[:, None])).any(1)
-        missed = landed.any(1) & ~met
         stones = (landed & stone).any(1)
-        rewards = (
-            rules.catch * (met & ~stones) + rules.miss * (missed & ~stones) + rules.dodge * (missed & stones)
-        ).astype(np.float64)
+        met = (landed & (column == self.player[:, None])).any(1)
+        rewards = np.where(stones, np.where(met, -1, self.rules.dodge), met).astype(np.float64)
         ended = met & stones
-        if rules.things is not None:
-            ended |= self.time[:, 0] >= SIDE - 1 + (rules.things - 1) * rules.every
-        cut = np.zeros_like(ended) if rules.limit is None else (self.time[:, 0] >= rules.limit) & ~ended
-        return rewards, ended, cut
+        return rewards, ended, (self.time[:, 0] >= LIMIT) & ~ended
 
     def draw(self) -> NDArray[np.uint8]:
-        """The boards as policies see them, uint8 [n, 4, 10, 10]."""
+        """The boards as policies see them, uint8 [n, 3, 10, 10]."""
         boards = np.zeros((len(self.player), len(CHANNELS), SIDE, SIDE), np.uint8)
         boards[self._copy, 0, SIDE - 1, self.player] = 255
-        there, row, column, stone, before = self._things()
+        there, row, column, stone = self._things()
         copy, slot = np.nonzero(there)
-        row, column, before = row[copy, slot], column[copy, slot], before[copy, slot]
-        boards[copy, 1 + stone[copy, slot], row, column] = 255
-        fell = row > 0
-        boards[copy[fell], 3, row[fell] - 1, before[fell]] = 255
+        boards[copy, 1 + stone[copy, slot], row[copy, slot], column[copy, slot]] = 255
         return boards
 
-    def _things(self) -> tuple[NDArray[np.bool_], NDArray[Any], NDArray[Any], NDArray[np.bool_], NDArray[Any]]:
-        """Of the latest things [n, slots]: whether they fall, row, column, whether a stone, column one step before."""
+    def _things(self) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Of the latest things [n, slots]: whether they are on the board, row, column, and whether a stone."""
         every = self.rules.every
         row = self.time % every + every * self._slots
         k = self.time // every - self._slots
         drawn = _hash(self.seed + k.astype(np.uint64))
-        start = (drawn % SIDE).astype(np.int64)
-        drift = (drawn // SIDE % 3).astype(np.int64) - 1
-        stone = drawn // (SIDE * 3) % 100 < self.rules.stones
-        there = (row < SIDE) & (k >= 0)
-        return there, row, _reflected(start + drift * row), stone, _reflected(start + drift * (row - 1))
-
-
-def _reflected(column: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Columns of things that the walls throw back."""
-    place = column % (2 * (SIDE - 1))
-    return np.minimum(place, 2 * (SIDE - 1) - place)
+        return (row < SIDE) & (k >= 0), row, (drawn % SIDE).astype(np.int64), drawn // SIDE % 100 < self.rules.stones
 
 
 def _hash(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -170,6 +144,4 @@ class Arcade(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
 for _id in GAMES:
     if _id not in gymnasium.registry:
-        gymnasium.register(
-            _id, entry_point="kt.control.arcade:Arcade", kwargs={"game": _id}, max_episode_steps=GAMES[_id].limit
-        )
+        gymnasium.register(_id, entry_point="kt.control.arcade:Arcade", kwargs={"game": _id}, max_episode_steps=LIMIT)
