@@ -7,7 +7,7 @@ each is known beforehand (``kt.stages.rounds`` chooses them).
 """
 
 from kt.pairs.choice import select
-from kt.pairs.plan import jobs, most, needs_families, needs_scores, rounds, score_of, start
+from kt.pairs.plan import jobs, most, needs_families, needs_scores, part, parts, rounds, score_of, start
 from kt.pairs.possible import candidates, draw, named
 from kt.pairs.rules import (
     OF_METRIC,
@@ -47,6 +47,8 @@ __all__ = [
     "named",
     "needs_families",
     "needs_scores",
+    "part",
+    "parts",
     "quotas",
     "rounds",
     "score_of",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kt.errors import KtError
-from kt.pairs.plan import score_of
+from kt.pairs.plan import jobs, score_of
 from kt.pairs.possible import candidates
 from kt.pairs.rules import KINSHIP, Adaptive, PairRule, Stratified, Top
 from kt.store import digest
@@ -30,7 +30,7 @@ def select(
     Args:
         names: the zoo's models.
         rule: chooses the pairs.
-        pairs_per_job: a student's teachers are cut into chunks of this size.
+        pairs_per_job: a student's teachers are cut into chunks of this size, as ``parts`` says.
         scores: the complementarity table of the validation split; for ``top`` and ``stratified``.
         families: family of every model, None where it is unknown; for ``stratified`` by family.
 
@@ -49,7 +49,8 @@ def select(
         chosen = _top(chosen, rule, scores)
     elif isinstance(rule, Stratified):
         chosen = _stratified(chosen, rule, scores, families)
-    chosen["chunk"] = chosen.groupby("student").cumcount() // pairs_per_job
+    last = chosen["student"].map(jobs(names, rule, pairs_per_job)) - 1
+    chosen["chunk"] = (chosen.groupby("student").cumcount() // pairs_per_job).clip(upper=last)
     return chosen
 
 

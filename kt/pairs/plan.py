@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -33,7 +32,18 @@ def jobs(names: Sequence[str], rule: PairRule, pairs_per_job: int) -> dict[str, 
         return {student: len(found) for student, found in rounds(names, rule).items()}
     teachers = Counter(student for _, student in candidates(names, rule))
     limit = most(rule) or len(names)
-    return {student: math.ceil(min(count, limit) / pairs_per_job) for student, count in teachers.items()}
+    return {student: parts(min(count, limit), pairs_per_job) for student, count in teachers.items()}
+
+
+def parts(teachers: int, pairs_per_job: int) -> int:
+    """Jobs of a student with so many teachers: a rest of at most a quarter of a job stays with the last one."""
+    return max(1, -((pairs_per_job - 4 * teachers) // (4 * pairs_per_job)))
+
+
+def part(teachers: Sequence[str], chunk: int, pairs_per_job: int) -> Sequence[str]:
+    """The teachers of one job of a student, where names alone decide."""
+    last = chunk == parts(len(teachers), pairs_per_job) - 1
+    return teachers[chunk * pairs_per_job : None if last else (chunk + 1) * pairs_per_job]
 
 
 def needs_scores(rule: PairRule) -> bool:

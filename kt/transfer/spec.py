@@ -85,7 +85,7 @@ class TransferSpec(Running):
         None, description="methods whose parameters are chosen on the validation split first; none when left out"
     )
     pairs_per_job: PositiveInt = Field(
-        16, description="teachers that one job of a student takes; does not change results"
+        16, description="teachers that one job of a student takes, or up to a quarter more; does not change results"
     )
 
     @model_serializer(mode="wrap")

@@ -53,16 +53,10 @@ AT_START.append(adopt_weights)
 
 def teachers(wildcards):
     """Teachers that a job may read: all of the student's for the job that also does its controls, else its own."""
-    everyone, chunk, size = (
-        TEACHERS[known(wildcards.student, TEACHERS)],
-        int(wildcards.chunk),
-        STUDY.transfer.pairs_per_job,
-    )
-    return (
-        everyone
-        if chunk == 0 or NEEDS_SCORES
-        else everyone[chunk * size : (chunk + 1) * size]
-    )
+    everyone = TEACHERS[known(wildcards.student, TEACHERS)]
+    chunk, size = int(wildcards.chunk), STUDY.transfer.pairs_per_job
+    every = chunk == 0 or NEEDS_SCORES
+    return everyone if every else kt_pairs.part(everyone, chunk, size)
 
 
 def pairs_table(wildcards):

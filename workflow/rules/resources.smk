@@ -173,7 +173,12 @@ QUOTAS = (
 def training_images(wildcards):
     """Images that a job's missing trainings see, each as often as it is seen."""
     methods = STUDY.transfer.methods.chosen().values()
-    mine = min(len(teachers(wildcards)), STUDY.transfer.pairs_per_job)
+    everyone, size = TEACHERS[wildcards.student], STUDY.transfer.pairs_per_job
+    mine = (
+        min(len(everyone), size + size // 4)
+        if NEEDS_SCORES
+        else len(kt_pairs.part(everyone, int(wildcards.chunk), size))
+    )
     if ROUNDS:
         of_student = QUOTAS[wildcards.student]
         number = ROUNDS[wildcards.student][int(wildcards.chunk)]

@@ -69,6 +69,7 @@ rule transfer:
         search=STUDY.transfer.search.plain() if TRIALS else {},
         export=STUDY.transfer.export,
         teachers=teachers,
+        size=STUDY.transfer.pairs_per_job,
         models=lambda wildcards: (
             store.digest([RECIPES[name] for name in teachers(wildcards)])
             if GATED
