@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from kt.errors import KtError
 from kt.figures import published
-from kt.figures.captions import CAPTIONS
+from kt.figures.captions import CAPTIONS, OF_ANALYSIS
 from kt.figures.complementarity import even_areas, even_entropy, telling
 from kt.figures.draw import FIGURES, draw
 from kt.figures.experiments import amalgamation
@@ -296,6 +297,16 @@ def test_figures_without_an_analysis_say_how_to_get_one(tmp_path):
         assert len(pd.read_csv(tmp_path / f"{name}.csv")) == 0
         with Image.open(tmp_path / f"{name}.png") as image:
             assert "kt analyse" in image.info["missing"]
+
+
+def test_figures_that_are_drawn_beside_the_analysis_do_not_look_at_it():
+    class Absent(dict):
+        def __missing__(self, name):
+            raise AssertionError(f"the table {name} of the analysis")
+
+    data = replace(Tables.of(tables.study()), analysis=Absent())
+    for name in NAMES - {*OPTIONAL, *OF_ANALYSIS}:
+        assert FIGURES[name](data).figure.axes
 
 
 def test_too_few_models_leave_predictions_and_properties_undrawn():

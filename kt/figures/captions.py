@@ -181,6 +181,13 @@ CAPTIONS = {
 }
 
 
+OF_ANALYSIS = (
+    *("success_by_method", "delta_vs_accuracy", "delta_by_kind", "delta_by_family"),
+    *("predictor_ladder", "property_effects", "predicted_vs_measured", "several_teachers"),
+)
+"""Figures that show tables of the analysis too; all others are drawn while it runs."""
+
+
 def chosen(details: Collection[str], optional: Collection[str], plays: bool) -> list[str]:
     """Figures of a study.
 

@@ -1,5 +1,7 @@
 # Figures of experiments are drawn where the study has such.
 FIGURES = figures_of(DETAILS, OPTIONAL, plays=False)
+AT_ONCE = [name for name in FIGURES if name not in OF_ANALYSIS]
+LATER = [name for name in FIGURES if name in OF_ANALYSIS]
 TABLES = [
     LAYOUT.table(name)
     for name in ("zoo", "complementarity", "pairs", "transfers", "methods", *DETAILS)
@@ -38,22 +40,38 @@ rule analysis:
 rule figures:
     input:
         TABLES,
-        ANALYSED,
     output:
-        [in_report(name) for name in FIGURES],
-        [
-            LAYOUT.figures / f"{name}.{kind}"
-            for name in FIGURES
-            for kind in ("pdf", "csv")
-        ],
+        files_of_figures(AT_ONCE),
     log:
         LOGS / "figures.log",
     conda:
         "../../envs/kt.yaml"
+    params:
+        names=AT_ONCE,
+        tables=LAYOUT.tables,
+        out=LAYOUT.figures,
     message:
-        "figures"
+        "figures of the tables"
     shell:
-        "kt figures --log={log:q}"
+        "kt figures {params.names} --tables={params.tables:q} --out={params.out:q} --log={log:q}"
+
+
+rule figures_of_analysis:
+    input:
+        TABLES,
+        ANALYSED,
+    output:
+        files_of_figures(LATER),
+    log:
+        LOGS / "figures_of_analysis.log",
+    conda:
+        "../../envs/kt.yaml"
+    params:
+        names=LATER,
+    message:
+        "figures of the analysis"
+    shell:
+        "kt figures {params.names} --log={log:q}"
 
 
 rule report:
@@ -113,5 +131,6 @@ localrules:
     zoo,
     tables,
     figures,
+    figures_of_analysis,
     report,
     explore,

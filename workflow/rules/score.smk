@@ -9,7 +9,8 @@ rule complementarity:
         LOGS / "complementarity/{split}.log",
     conda:
         "../../envs/kt.yaml"
-    threads: 4
+    # Of few models it takes seconds: then it does not wait for several cores at once, beside trainings.
+    threads: 4 if len(STUDY.names) > 50 else 1
     resources:
         mem_mb=4000,
     params:

@@ -8,7 +8,7 @@ from snakemake.io import apply_wildcards
 
 from kt import progress, status, store
 from kt.errors import KtError, unknown
-from kt.figures.captions import CAPTIONS
+from kt.figures.captions import CAPTIONS, OF_ANALYSIS
 from kt.figures.captions import chosen as figures_of
 from kt.layout import Layout
 from kt.status import index as kt_index
@@ -110,6 +110,13 @@ def in_report(figure):
         category=section,
         labels=words,
     )
+
+
+def files_of_figures(names):
+    """The files of figures; Snakemake's own report shows the pictures."""
+    return [in_report(name) for name in names] + [
+        LAYOUT.figures / f"{name}.{kind}" for name in names for kind in ("pdf", "csv")
+    ]
 
 
 # Jobs only: they have their resources from the process that started them.
