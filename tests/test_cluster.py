@@ -175,6 +175,8 @@ def test_no_node_is_trusted_and_nothing_is_trained_twice(three: SlurmNode, prepa
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
     for folder in (disturbed, undisturbed):
         shutil.copytree(prepared, folder)
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("epochs: 40", "epochs: 15"))
     tables = [f"results/transfer/{student}/0.parquet" for student in ("byob", "mixer")]
     on: dict[str, psutil.Process] = {}
 
