@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kt.data.datasets import Dataset
-    from kt.data.spec import InputSpec
+    from kt.data.seen import InputSpec
     from kt.predictions import Answers
 
 SIZE, CLASSES, FILES = 48, 1000, 50
@@ -91,7 +91,8 @@ def stage(name: str, folder: Path, images: int) -> dict[str, float]:
     from kt import predictions
     from kt.data import datasets
     from kt.data.datasets import Dataset
-    from kt.data.spec import DataSpec, InputSpec
+    from kt.data.seen import InputSpec
+    from kt.data.spec import DataSpec
     from kt.tasks.classification import calibration_error
 
     place, file, found = folder / f"store{images}", folder / f"model{images}.safetensors", dict[str, float]()
@@ -186,7 +187,7 @@ def transfer(folder: Path, images: int, classes: int) -> dict[str, float]:
 
     from kt.data import inputs
     from kt.data.datasets import Dataset
-    from kt.data.spec import InputSpec
+    from kt.data.seen import InputSpec
     from kt.stages.common import keep_freed
     from kt.tasks.task import named
     from kt.transfer.bench import Begun, Bench, Settings

@@ -15,7 +15,8 @@ from PIL import Image
 from kt.data import sources
 from kt.data.folders import folder
 from kt.data.listing import Listing
-from kt.data.spec import DataSpec, InputSpec, SplitSizes
+from kt.data.seen import InputSpec
+from kt.data.spec import DataSpec, SplitSizes
 from kt.errors import KtError
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.tasks.classification import Classification
 from kt.transfer import bench
 from kt.transfer.bench import Begun, Settings

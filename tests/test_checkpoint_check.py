@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tiny import Settings, Tensors, Tiny, saved, trained, under
 from torch import nn
 
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError
 from kt.zoo import header, members, models, registry
 from kt.zoo.fit import fit

@@ -8,7 +8,7 @@ import torch
 
 from kt.data.clips import Targets, Videos, Watched
 from kt.data.inputs import Inputs, normalise, to_unit
-from kt.data.spec import ClipSpec, InputSpec
+from kt.data.seen import ClipSpec, InputSpec
 from kt.tasks.task import standard_error
 
 VIDEOS = Videos(("first", "second"), np.array([0, 5]), np.array([5, 40]))

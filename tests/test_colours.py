@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kt.data.inputs import Inputs
-from kt.data.spec import ColourSpec, InputSpec, ViewsSpec
+from kt.data.seen import ColourSpec, InputSpec, ViewsSpec
 from kt.data.views import Colours, change_colours, draw_colours, draw_views
 from kt.errors import KtError
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from kt.checkpoint import Checkpoint
 from kt.data.inputs import Inputs, cut, normalise
-from kt.data.spec import ColourSpec, InputSpec, ViewsSpec
+from kt.data.seen import ColourSpec, InputSpec, ViewsSpec
 from kt.data.views import draw_views
 from kt.transfer import engine
 from kt.transfer.training import Training

@@ -15,7 +15,7 @@ from torch import nn
 from kt import compression, predictions
 from kt.costs import KEPT_ANSWER, answer_bytes, keeps_answers
 from kt.data.inputs import Inputs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError
 from kt.stages.common import check_predictions
 from kt.tasks.classification import Classification

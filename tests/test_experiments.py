@@ -21,7 +21,7 @@ import kt.zoo.digits  # noqa: F401 (registers the small architectures)
 from kt.costs import BASES, Finished, Missing, Needs, Pace, read_needs, write_needs
 from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
-from kt.data.spec import InputSpec, ViewsSpec
+from kt.data.seen import InputSpec, ViewsSpec
 from kt.errors import KtError
 from kt.study.check import check
 from kt.study.load import parse

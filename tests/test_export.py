@@ -31,7 +31,7 @@ from kt import status, store
 from kt.cli import main
 from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError
 from kt.stages.jobs import OfImages
 from kt.study.load import load

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
 from kt.data.inputs import Inputs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.tasks.classification import Classification
 from kt.transfer.bench import Begun, Bench, Settings
 from kt.transfer.experiments import Problem

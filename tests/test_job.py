@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kt.checkpoint import Checkpoint
 from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import Interrupted
 from kt.tasks import partition
 from kt.tasks.classification import Classification

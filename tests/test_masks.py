@@ -24,7 +24,8 @@ from kt.data.datasets import Dataset, Truths
 from kt.data.fit import TURNS, fit
 from kt.data.listing import Masked
 from kt.data.masks import CLASSES, MaskClasses, ids_in
-from kt.data.spec import DataSpec, ViewsSpec
+from kt.data.seen import ViewsSpec
+from kt.data.spec import DataSpec
 from kt.data.views import draw_views
 from kt.data.walk import NotReadable
 from kt.errors import KtError

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from kt import store
 from kt.data import inputs
 from kt.data.fit import fit
-from kt.data.spec import DataSpec, ViewsSpec
+from kt.data.seen import ViewsSpec
+from kt.data.spec import DataSpec
 from kt.data.views import draw_views
 
 CPU = torch.device("cpu")

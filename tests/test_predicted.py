@@ -22,7 +22,7 @@ from torch import nn
 from kt import compression, predictions
 from kt.complementarity.sources import Files
 from kt.data.inputs import Inputs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError
 from kt.tables import gather
 from kt.tasks import partition

@@ -19,7 +19,7 @@ from vectors import Vectors
 from kt import predictions
 from kt.complementarity.sources import Files
 from kt.data.inputs import Inputs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError
 from kt.store import Growing
 from kt.tables import gather as final

@@ -16,7 +16,7 @@ import kt.zoo.videos  # noqa: F401 - registers the networks
 from kt.data.clips import Videos
 from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
-from kt.data.spec import ClipSpec, InputSpec
+from kt.data.seen import ClipSpec, InputSpec
 from kt.tasks.saliency import METRICS, Saliency
 from kt.transfer import session
 from kt.transfer.bench import Begun, Bench, Settings

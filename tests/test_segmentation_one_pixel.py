@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
 from kt.data.inputs import Inputs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.tasks.classification import Classification
 from kt.tasks.task import Task
 from kt.transfer.batch import Batch

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kt.data.datasets import Dataset
 from kt.data.inputs import Inputs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.stages.pictures import as_text
 from kt.tasks.segmentation import IGNORED
 from kt.transfer import session

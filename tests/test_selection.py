@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError
 from kt.zoo import knowledge, members, preview, registry
 from kt.zoo.knowledge import read_overrides, read_published

@@ -9,7 +9,7 @@ from images import images_of, input_of
 from PIL import Image
 
 from kt.data import inputs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from torch import nn
 from kt import store
 from kt.checkpoint import Checkpoint
 from kt.data.inputs import Inputs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError
 from kt.tasks.classification import Classification
 from kt.zoo import inference, models, weights

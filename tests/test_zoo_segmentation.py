@@ -12,7 +12,7 @@ from torch import nn
 
 from kt import stages, store
 from kt.data.inputs import AUGMENTATIONS
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError
 from kt.study.check import check
 from kt.study.load import parse

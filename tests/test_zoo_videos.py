@@ -10,7 +10,7 @@ import timm
 import torch
 
 import kt.zoo.videos  # noqa: F401 - registers the networks
-from kt.data.spec import ClipSpec, InputSpec
+from kt.data.seen import ClipSpec, InputSpec
 from kt.errors import KtError
 from kt.tasks.saliency import Saliency
 from kt.tasks.segmentation import Segmentation

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
 from kt.data.inputs import Inputs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.tasks.segmentation import IGNORED
 from kt.tasks.task import named
 from kt.transfer import engine

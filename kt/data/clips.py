@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kt.data.spec import ClipSpec
+from kt.data.seen import ClipSpec
 
 Indices = NDArray[np.int64]
 

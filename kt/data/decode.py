@@ -23,7 +23,8 @@ from PIL import ImageFile
 from kt import store
 from kt.data.fit import fit
 from kt.data.listing import Framed, Listing, Masked, Picture
-from kt.data.spec import DataSpec, height_and_width
+from kt.data.seen import height_and_width
+from kt.data.spec import DataSpec
 from kt.data.splits import counts
 from kt.data.walk import NotReadable
 from kt.errors import KtError, listed

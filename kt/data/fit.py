@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kt.data.listing import Framed, Masked, Picture
-from kt.data.spec import height_and_width
+from kt.data.seen import height_and_width
 from kt.data.walk import NotReadable
 from kt.tasks.segmentation import IGNORED
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kt.data.clips import Videos, Watched
 from kt.data.datasets import Dataset, Truths
-from kt.data.spec import InputSpec, ViewsSpec
+from kt.data.seen import InputSpec, ViewsSpec
 from kt.data.views import Boxes, Drawn, change_colours, draw_views
 from kt.errors import KtError
 

@@ -18,7 +18,8 @@ from kt.data.folders import check_folder, folder, unlabelled_images, with_unlabe
 from kt.data.listing import DEFAULT_PART, Listing, masked_npz, npz
 from kt.data.masks import CLASSES, by_torchvision, check_masks, classes_of, masked_folder
 from kt.data.scenes import BUILTIN
-from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec, height_and_width
+from kt.data.seen import height_and_width
+from kt.data.spec import SPLITS, TIMM_PREFIXES, DataSpec
 from kt.data.splits import check_parts, pools, split_counts
 from kt.data.video_folders import video_folder
 from kt.data.videos import VideoListing, planned

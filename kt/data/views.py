@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import functional
 
-from kt.data.spec import ColourSpec, ViewsSpec
+from kt.data.seen import ColourSpec, ViewsSpec
 
 Boxes = NDArray[np.int32]
 """Top, left, height and width of the crop in pixels, and 1 where it is mirrored, [V · n, 5], view after view."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kt import predictions, status
 from kt.control.study import ControlStudy
 from kt.data.datasets import Dataset
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError, unknown
 from kt.layout import Layout
 from kt.study.study import Study

@@ -17,7 +17,7 @@ import numpy as np
 from kt import pairs, predictions, store
 from kt.data.clips import Targets
 from kt.data.datasets import Dataset
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.progress import Progress, stopping

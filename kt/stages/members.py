@@ -17,7 +17,7 @@ from kt import predictions, status, store
 from kt.data import datasets
 from kt.data.datasets import Dataset
 from kt.data.listing import ORDERS, ordered
-from kt.data.spec import in_pixels
+from kt.data.seen import in_pixels
 from kt.errors import listed
 from kt.layout import Layout
 from kt.spec import as_written

@@ -13,7 +13,7 @@ from kt.control.methods import Distilled, KnowledgeFlow
 from kt.control.spec import Game, Policy
 from kt.control.study import ControlFlow, ControlStudy
 from kt.costs import Needs
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError
 from kt.layout import Layout
 from kt.stages.common import pick_device

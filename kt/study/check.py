@@ -10,8 +10,9 @@ from kt import pairs, spec, store
 from kt.complementarity.spec import MEASURES, possible
 from kt.data import sources
 from kt.data.classes import class_map
+from kt.data.seen import in_pixels
 from kt.data.sources import known_channels, known_classes, known_count, known_names, made_or_named, planned_sizes
-from kt.data.spec import SPLITS, DataSpec, in_pixels
+from kt.data.spec import SPLITS, DataSpec
 from kt.errors import KtError, listed, quoted, unknown
 from kt.spec import Options
 from kt.study.study import Study

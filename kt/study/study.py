@@ -13,7 +13,8 @@ from pydantic import Field, PositiveFloat
 
 from kt import store
 from kt.complementarity.spec import ComplementaritySpec
-from kt.data.spec import DEFAULT_TASK, DataSpec, InputSpec
+from kt.data.seen import InputSpec
+from kt.data.spec import DEFAULT_TASK, DataSpec
 from kt.layout import Root
 from kt.pairs import All, PairRule
 from kt.spec import Spec

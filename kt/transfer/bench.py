@@ -20,7 +20,7 @@ from kt.costs import EVALUATED, Needs
 from kt.data.clips import Targets, in_turn
 from kt.data.datasets import Dataset
 from kt.data.inputs import IN_MEMORY, Inputs, truths
-from kt.data.spec import InputSpec, ViewsSpec
+from kt.data.seen import InputSpec, ViewsSpec
 from kt.data.views import draw_views
 from kt.errors import KtError
 from kt.predictions import Answers

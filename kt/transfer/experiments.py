@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from kt import store
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError, quoted, unknown
 from kt.spec import File, Options, Spec
 from kt.transfer.ledger import Record

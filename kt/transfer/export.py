@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import kt
 from kt import store
-from kt.data.spec import ClipSpec, in_pixels
+from kt.data.seen import ClipSpec, in_pixels
 from kt.errors import KtError, quoted, unknown
 from kt.tables.columns import with_metric
 from kt.tasks.task import Words

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.transfer import engine
 from kt.transfer.batch import Batch, Examples, Rows, mapped
 from kt.transfer.bench import Architecture, Bench

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, create_model, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
-from kt.data.spec import ViewsSpec
+from kt.data.seen import ViewsSpec
 from kt.errors import quoted, unknown
 from kt.pairs import PairRule
 from kt.spec import Options, Spec

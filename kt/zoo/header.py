@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kt import store
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError, listed
 from kt.zoo import pickled
 from kt.zoo.pickled import Entry, Inert

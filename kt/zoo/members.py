@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kt import store
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError, listed, nearest
 from kt.zoo import header, knowledge, registry
 from kt.zoo.fit import check_head, fit

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kt.data.spec import in_pixels
+from kt.data.seen import in_pixels
 from kt.zoo import knowledge
 from kt.zoo.registry import Probe, Registry, Size
 from kt.zoo.segmentation import backbone, published

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, StringConstraints
 
 from kt import store
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError, quoted, unknown
 from kt.spec import NAME, File, Spec
 

@@ -21,7 +21,7 @@ from kt.checkpoint import Checkpoint, random_state, set_random_state
 from kt.costs import EVALUATED
 from kt.data.clips import Videos
 from kt.data.inputs import AUGMENTATIONS, as_clips, normalise, to_unit
-from kt.data.spec import InputSpec
+from kt.data.seen import InputSpec
 from kt.errors import KtError
 from kt.tasks.segmentation import IGNORED
 from kt.tasks.task import Array
