@@ -198,7 +198,7 @@ def test_versions_and_configuration_are_on_the_page(page):
 
 
 def test_a_missing_table_is_named(tmp_path):
-    with pytest.raises(KtError, match=r"zoo\.parquet: no such file"):
+    with pytest.raises(KtError, match=r"transfers\.parquet: no such file"):
         render(Tables.read(tmp_path), tmp_path, "", {}, "t", 2.0)
 
 
