@@ -34,16 +34,23 @@ class Checkpoint:
     def __init__(self, path: Path, key: str, every: float, stop: Event | None = None) -> None:
         self.path, self.key, self.every = path, key, every
         self._stop = stop or Event()
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
+        self._before = 0.0
         self._done = 0
         self._steps = path.with_suffix(".steps")
         self._counter: IO[bytes] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time that the training has taken, in this process and in those whose state it goes on from."""
+        return self._before + time.monotonic() - self._began
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The saved state on ``device``, or None where there is none, or none that can be trusted."""
         state = self._read(device)
         before = int.from_bytes(self._steps.read_bytes(), "little") if self._steps.exists() else 0
         self._done = state.pop("steps", 0) if state else 0
+        self._before = state.pop("seconds", 0.0) if state else 0.0
         if state or before:
             how = "goes on from its checkpoint" if state else "begins again"
             twice = max(0, before - self._done)
@@ -80,7 +87,7 @@ class Checkpoint:
             Interrupted: the training must stop; the state is written.
         """
         with store.atomic(self.path) as temporary:
-            torch.save({**state, "key": self.key, "steps": self._done}, temporary)
+            torch.save({**state, "key": self.key, "steps": self._done, "seconds": self.seconds}, temporary)
         self._last = time.monotonic()
         if self._stop.is_set():
             raise Interrupted(f"stopped by a signal after step {self._done}; {self.path} holds the progress")

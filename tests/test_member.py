@@ -91,7 +91,7 @@ def test_trained_weights_outlive_a_failure_of_the_predictions(
         broken.setattr(members, "predict", lambda *_: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(MemoryError):
             make()
-    content = WEIGHTS.read_bytes()
+    content, took = WEIGHTS.read_bytes(), trained()
     WEIGHTS.unlink()  # as Snakemake does with the output of a failed job
     FACTS.unlink()
     capfd.readouterr()
@@ -100,6 +100,7 @@ def test_trained_weights_outlive_a_failure_of_the_predictions(
     assert "0 steps are done twice" in told
     assert "train mixer" not in told
     assert WEIGHTS.read_bytes() == content
+    assert trained() > took  # the time of both processes
     assert not list(MADE.checkpoints.glob("*"))
 
 

@@ -6,11 +6,10 @@ The facts record a hash of all that the weights were made from, so that the same
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -129,7 +128,6 @@ def _make(study: Study, layout: Layout, name: str, dataset: Dataset, sources: st
     from kt.zoo import weights as files
 
     member, spec = study.zoo.models[name], study.zoo.input_of(name)
-    start = time.perf_counter()
     recipe = member.train or member.finetune
     torch.manual_seed(recipe.seed if recipe else 0)
     pick_device(study.device, threads)
@@ -141,7 +139,7 @@ def _make(study: Study, layout: Layout, name: str, dataset: Dataset, sources: st
         models.check_outputs(given, answer, study.task.least)
         if recipe or _may_be_student(study, name):
             models.check_training(model, shape, answer)
-        images = _fit(study, layout, name, dataset, model, sources, threads) if recipe else None
+        fitted = _fit(study, layout, name, dataset, model, sources, threads) if recipe else None
     except KtError as error:
         raise KtError(str(error) if str(error).startswith("zoo.") else f"zoo.models.{name}: {error}") from error
     files.save(model, layout.weights(name))
@@ -151,8 +149,8 @@ def _make(study: Study, layout: Layout, name: str, dataset: Dataset, sources: st
         "macs": macs,
         **_known(study, member),
         "input_size": spec.side,
-        "train_images": images,
-        "train_seconds": time.perf_counter() - start if recipe else None,
+        "train_images": fitted and fitted.images,
+        "train_seconds": fitted and fitted.seconds,
         "fingerprint": _fingerprint(study, layout, name),
         MADE_FROM: sources,
     }
@@ -209,10 +207,17 @@ def _warn_of_input(name: str, known: Pretrained, spec: InputSpec) -> None:
         )
 
 
+class _Fitted(NamedTuple):
+    """Images that a member was trained on, and the seconds that it took, in all processes."""
+
+    images: int
+    seconds: float
+
+
 def _fit(
     study: Study, layout: Layout, name: str, dataset: Dataset, model: nn.Module, sources: str, threads: int
-) -> int:
-    """Train or fine-tune the model in place, from where an interrupted run stopped; returns the number of images."""
+) -> _Fitted:
+    """Train or fine-tune the model in place, from where an interrupted run stopped."""
     from kt.checkpoint import Checkpoint
     from kt.zoo import train
 
@@ -256,7 +261,7 @@ def _fit(
     with stopping() as stop:
         checkpoint = Checkpoint(_progress(layout, name), sources, every, stop)
         run(model, batch, len(chosen), study.task.loss, recipe, device, report, checkpoint, drawn=drawn)
-    return len(chosen)
+        return _Fitted(len(chosen), checkpoint.seconds)
 
 
 def _known(study: Study, member: Member) -> dict[str, Any]:

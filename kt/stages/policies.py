@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from kt.costs import write_needs
 from kt.errors import KtError, unknown
 from kt.layout import Layout
 from kt.progress import Progress, on_signal
-from kt.stages.common import metadata, pick_device
+from kt.stages.common import MADE_FROM, metadata, pick_device
 from kt.stages.playing import Playing, inspect, played, weights_of
 from kt.stages.units import Exports, Wanted, exports, run_export
 from kt.tables import gather as final
@@ -97,10 +96,6 @@ def member(study: ControlStudy, layout: Layout, name: str, threads: int) -> None
     predict(study, layout, name, threads)
 
 
-MADE_FROM = "made_from"
-"""Key of a member's facts: hash of all that its weights depend on."""
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = store.read_json(path)
@@ -129,7 +124,7 @@ def weights(study: ControlStudy, layout: Layout, name: str, threads: int) -> Non
     from kt.zoo import weights as files
 
     models.import_modules(study.modules)
-    facts, start = _game(study, layout, name), time.perf_counter()
+    facts = _game(study, layout, name)
     member, sources = study.zoo.models[name], _sources(study, name, facts)
     device = pick_device(study.device, threads)
     torch.manual_seed(member.seed)
@@ -149,7 +144,7 @@ def weights(study: ControlStudy, layout: Layout, name: str, threads: int) -> Non
         "game": facts.id,
         "input_size": round(math.sqrt(math.prod(facts.shape[1:]))),
         "train_steps": plan.updates * plan.batch_size if plan else None,
-        "train_seconds": time.perf_counter() - start if plan else None,
+        "train_seconds": checkpoint.seconds if plan else None,
         "curve": curve,
         "weights": digest,
         MADE_FROM: sources,
