@@ -182,7 +182,7 @@ def with_paths(name: str, folder: Path) -> dict[str, Any]:
 
 # the trainings: pairs by methods and seeds, controls, groups, and trials of experiments
 PLANNED = {
-    "control": "2 models, 30 trainings",
+    "control": "3 models, 45 trainings",
     "knowledge-flow-atari": "3 models, 360 trainings",
     "digits-all": "8 models, 56 pairs (0 done), 2368 trainings",
     "digits-more": "2 models, 1 pairs (0 done), 201 trainings",
