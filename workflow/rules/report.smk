@@ -29,6 +29,8 @@ rule analysis:
         LOGS / "analysis.log",
     conda:
         "../../envs/kt.yaml"
+    # Others wait for it; the page to explore and the figures of the tables do not.
+    priority: 1
     params:
         analysis=STUDY.analysis.plain(),
     message:
