@@ -16,7 +16,7 @@ from kt.control import games as games_module
 from kt.control.arcade import GAMES, Boards
 from kt.control.environments import Environment
 from kt.control.facts import facts, found
-from kt.control.games import Games, Step
+from kt.control.games import Games, Step, check_repeats
 from kt.control.spec import Game
 from kt.errors import KtError
 
@@ -317,6 +317,15 @@ def test_wrong_observations_and_rewards_stop_the_game(odd: Any) -> None:
         played(Games(odd(observe=lambda time: np.zeros(3 + (time == 2), np.float32)), 1, 0), 2)
     with pytest.raises(KtError, match=r"^test/Odd2-v0: a reward is nan"):
         played(Games(odd(reward=float("nan")), 1, 0), 1)
+
+
+def test_a_game_that_does_not_repeat_itself_is_refused(odd: Any) -> None:
+    noise = np.random.default_rng()
+    with pytest.raises(KtError, match=r"^here: test/Odd0-v0: the same seed and actions lead to different episodes"):
+        check_repeats(odd(observe=lambda time: noise.random(3, np.float32)), "here")
+    check_repeats(odd(), "here")
+    check_repeats(Game(id="kt/Gather-v0"), "here")
+    check_repeats(Game(id="CartPole-v1"), "here")
 
 
 def test_an_episode_without_end_is_told(odd: Any, monkeypatch: pytest.MonkeyPatch) -> None:

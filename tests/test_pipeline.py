@@ -338,7 +338,7 @@ def test_two_runs_do_not_share_a_results_folder(finished: tuple[Checkout, str]) 
 
 
 BAD = [
-    (("transfer", "metods"), {}, "unknown key 'metods'; allowed: methods"),
+    (("transfer", "metods"), {}, "did you mean 'methods'?"),
     (("transfer", "seeds"), "0", "transfer.seeds"),
     (("zoo", "models", "byob", "arch"), "test_byobnett", "did you mean 'test_byobnet'"),
     (("transfer", "methods", "kl_pd"), {}, "unknown key 'kl_pd'"),

@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 
 
 NO_PROPERTY = (
-    *("fingerprint", "arch", "train_seconds", "acc_validation"),
+    *("fingerprint", "arch", "train_seconds", "acc_validation", "train_steps"),
     *("pixel_accuracy", "mean_accuracy", "fw_iou", "iou_by_class"),
     *("sim", "nss", "kld", "auc_judd", "s_auc", "undefined"),
 )

@@ -9,6 +9,7 @@ Actions that are repeated at random (sticky actions) and the set of actions are 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kt.control.facts import ATARI_SIDE, GameFacts, as_channels, first_action, make
-from kt.control.registry import ATARI, registered
+from kt.control.registry import ATARI, line, registered
 from kt.errors import KtError, short
 
 
@@ -38,13 +39,13 @@ class Environment:
 
     def begin(self, seed: int, chance: int) -> None:
         """Start an episode from a seed; ``chance`` gives the number of actions that do nothing at its start."""
-        raw, _ = self._env.reset(seed=seed)
+        raw, _ = self._told(self._env.reset, seed=seed)
         if self._facts.noops and self._facts.meanings:
             idle = self._facts.meanings.index("NOOP")
             for _ in range(chance % (self._facts.noops + 1)):
-                raw, _, ended, cut, _ = self._env.step(idle + self._first)
+                raw, _, ended, cut, _ = self._told(self._env.step, idle + self._first)
                 if ended or cut:  # a game that idling ends: begin at its first frame
-                    raw, _ = self._env.reset(seed=seed)
+                    raw, _ = self._told(self._env.reset, seed=seed)
                     break
         self.newest = self._picture([raw])
         self._frames.extend([self.newest] * self._facts.frame_stack)
@@ -53,7 +54,7 @@ class Environment:
         """Take an action: the reward, whether the episode is over, and whether it was cut."""
         reward, raws, ended, cut = 0.0, [], False, False
         for _ in range(self._facts.frame_skip):
-            raw, earned, ended, cut, _ = self._env.step(action + self._first)
+            raw, earned, ended, cut, _ = self._told(self._env.step, action + self._first)
             raws.append(raw)
             reward += float(earned)
             if ended or cut:
@@ -63,6 +64,13 @@ class Environment:
         self.newest = self._picture(raws)
         self._frames.append(self.newest)
         return reward, bool(ended), bool(cut and not ended)
+
+    def _told(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call the game; whatever it raises is one line that names it."""
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:  # a game may raise anything
+            raise KtError(f"{self._facts.id}: the game fails: {line(error)}") from error
 
     def observation(self) -> NDArray[Any]:
         """The latest frames, [C, H, W], the newest last."""

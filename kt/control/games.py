@@ -27,6 +27,10 @@ LONGEST = 100_000
 """Actions after which an episode of a game without a time limit is taken for one that never ends."""
 
 
+REPEATED = 50
+"""Actions after which two copies of a game under one seed are taken for equal."""
+
+
 @dataclass(frozen=True)
 class Step:
     """Outcome of one action in each of n copies.
@@ -138,6 +142,25 @@ class Games:
         """Start the current episode of a copy, from two numbers: for the environment, and for all else."""
         words = np.random.SeedSequence([copy, int(self._episodes[copy]), self.seed]).generate_state(2)
         self._players.begin(copy, (int(words[0]), int(words[1])))
+
+
+def check_repeats(game: Game, at: str) -> None:
+    """Fail where the same seed and actions do not lead to the same episode; ``at`` is the game's place.
+
+    Raises:
+        KtError: two copies differ within a few actions.
+    """
+    one, other = Games(game, 1, 0), Games(game, 1, 0)
+    for action in np.random.default_rng(0).integers(0, one.actions, REPEATED):
+        if not np.array_equal(one.observations, other.observations):
+            break
+        steps = [copy.step(np.array([action])) for copy in (one, other)]
+        if not np.array_equal(steps[0].rewards, steps[1].rewards):
+            break
+    else:
+        return
+    text = "the same seed and actions lead to different episodes, so that nothing could be repeated or compared"
+    raise KtError(f"{at}: {game.id}: {text}; `reset(seed=…)` must determine all that is random")
 
 
 class _Boards:

@@ -8,7 +8,6 @@ from typing import Any
 from kt import store
 from kt.control.methods import Played
 from kt.control.study import ControlFlow, ControlStudy
-from kt.errors import KtError
 from kt.layout import Layout
 from kt.transfer.unit import Plan, Unit
 
@@ -19,12 +18,22 @@ Facts = Mapping[str, Any]
 """What determines a game, as plain JSON values."""
 
 
+def made_from(study: ControlStudy, name: str, game: Facts) -> str:
+    """Hash of all that a member's weights depend on; ``game`` has the facts of its game."""
+    member = study.zoo.models[name]
+    given = store.digest_file(member.checkpoint) if member.checkpoint else ""
+    return store.digest([member.plain(), dict(game), study.zoo.modules, ALGORITHM_VERSION, given])
+
+
 def games(layout: Layout) -> dict[str, Facts]:
-    """Facts of every game by its place in the configuration; none before the stage ``data`` has found them."""
-    try:
-        found: dict[str, Facts] = store.read_json(layout.games)
-    except KtError:
+    """Facts of every game by its place in the configuration; none before the stage ``data`` has found them.
+
+    Raises:
+        KtError: the file is damaged.
+    """
+    if not layout.games.exists():
         return {}
+    found: dict[str, Facts] = store.read_json(layout.games)
     return found
 
 

@@ -273,7 +273,6 @@ def _value(task: Words) -> str:
 
 def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str], task: Words) -> None:
     """One row of panels per experiment: the weights at each stage, and the validation metric."""
-    of = task.metric.unit or task.metric.name
     stages = list(data["stage"].unique())
     grid = figure.subplots(len(experiments), len(stages) + 1, squeeze=False, sharex="row")
     for name, panels in zip(experiments, grid, strict=True):
@@ -282,7 +281,9 @@ def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str]
         _with_and_without(rows, panels[-1])
         panels[0].set_ylabel(f"{name}\nweight")
         panels[-1].yaxis.tick_right()
-    for panel, title in zip(grid[0], [*stages, f"validation ({of})"], strict=True):
+    for panel, title in zip(
+        grid[0], [*stages, f"validation ({task.metric.unit})" if task.metric.unit else "validation"], strict=True
+    ):
         panel.set_title(title)
     for panel in grid[-1]:
         panel.set_xlabel("evaluation" if task.plays else "epoch")
@@ -317,7 +318,8 @@ def _with_and_without(data: pd.DataFrame, panel: Axes) -> None:
 
 def _band(panel: Axes, rows: pd.DataFrame, colour: str, line: str, name: str) -> None:
     error = rows["sem"].fillna(0.0)
-    panel.plot(rows["epoch"], rows["mean"], line, color=colour, linewidth=1.2, label=name)
+    few = "o" if len(rows) < 3 else None
+    panel.plot(rows["epoch"], rows["mean"], line, marker=few, markersize=3, color=colour, linewidth=1.2, label=name)
     if math.isfinite(error.max()) and error.max() > 0:
         panel.fill_between(
             rows["epoch"], rows["mean"] - error, rows["mean"] + error, color=colour, alpha=0.2, linewidth=0

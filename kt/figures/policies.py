@@ -154,7 +154,8 @@ def _over_time(axes: Axes, rows: pd.DataFrame, names: Sequence[str], looks: dict
         for _, of_seed in mine.groupby("seed"):
             axes.plot(of_seed["steps"], of_seed["acc_validation"], color=colour, linewidth=0.4, alpha=0.45)
         found = mine.groupby("steps")["acc_validation"].agg(["mean", "sem"]).fillna(0.0)
-        axes.plot(found.index, found["mean"], color=colour, linewidth=1.6, label=name)
+        few = "o" if len(found) < 3 else None
+        axes.plot(found.index, found["mean"], marker=few, markersize=3, color=colour, linewidth=1.6, label=name)
         low, high = found["mean"] - found["sem"], found["mean"] + found["sem"]
         axes.fill_between(found.index, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.set_xlim(left=0)

@@ -63,7 +63,7 @@ def render(
         flips=caption_words(data.task)["flips"],
         sections=list(_sections(data, figures, equal_within)),
         methods=_definitions(data),
-        papers=[*PAPERS.items(), *ERRORS.items()],
+        papers=[("KF", PAPERS["KF"])] if data.task.plays else [*PAPERS.items(), *ERRORS.items()],
         config=config_text,
         versions={"kt": kt.__version__, **versions},
     )

@@ -263,11 +263,13 @@ def _of_pair(tables: Tables, pair: tuple[str, str], why: str, positive: Any, neg
 
 def failures(tables: Tables) -> Grid | None:
     """Failed trainings with their reasons; None where there is none."""
-    failed = tables.transfers[tables.transfers["status"] != "ok"].drop_duplicates("key")
+    failed = tables.everything[tables.everything["status"] != "ok"].drop_duplicates("key")
     if failed.empty:
         return None
     shown = failed.head(MOST_FAILURES).assign(
-        teacher=lambda frame: frame["teacher"].where(~frame["control"].astype(bool), "none (control)")
+        teacher=lambda frame: [
+            "none (control)" if row["control"] else ", ".join(row["teachers"]) or "none" for row in records(frame)
+        ]
     )
     more = f" The first {MOST_FAILURES} are shown." if len(failed) > MOST_FAILURES else ""
     return grid(

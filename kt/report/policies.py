@@ -8,7 +8,7 @@ import pandas as pd
 
 from kt.analysis.answer import Answer
 from kt.analysis.deltas import clear_sign, records
-from kt.analysis.wording import counted, decimals, number, plural, with_error
+from kt.analysis.wording import counted, counted_range, decimals, number, plural, with_error
 from kt.figures import policies as drawn
 from kt.figures.policies import Difference
 from kt.figures.tables import Tables
@@ -22,7 +22,7 @@ def answer(tables: Tables) -> Answer:
     details = tables.details("returns")
     experiments = list(details["experiment"].unique())
     told = tuple(_of_experiment(tables, details, experiment) for experiment in experiments)
-    return Answer(_headline(tables, details, experiments), (*told, *_basis(details)))
+    return Answer(_headline(tables, details, experiments), (*told, *_basis(tables, details)))
 
 
 def _headline(tables: Tables, details: pd.DataFrame, experiments: Sequence[str]) -> str:
@@ -50,8 +50,12 @@ def _headline(tables: Tables, details: pd.DataFrame, experiments: Sequence[str])
     return "Teachers gave no clear benefit: `flow` is too close to `scratch` to tell."
 
 
+LEAST_SEEDS = 3
+"""Fewer say nothing: two seeds that agree by chance have no error at all."""
+
+
 def _sign(of: Difference) -> int:
-    return clear_sign(of.mean, of.se)
+    return clear_sign(of.mean, of.se) if of.n >= LEAST_SEEDS else 0
 
 
 def _size(tables: Tables, found: dict[str, Difference]) -> str:
@@ -75,16 +79,19 @@ def _of_experiment(tables: Tables, details: pd.DataFrame, experiment: str) -> st
     return f"{begun}; {'; '.join(others)}." if others else f"{begun}."
 
 
-def _basis(details: pd.DataFrame) -> Iterator[str]:
+def _basis(tables: Tables, details: pd.DataFrame) -> Iterator[str]:
+    failed = tables.everything.loc[tables.everything["status"] != "ok", "key"].nunique()
+    if failed:
+        yield f"{counted(failed, 'training')} failed and {'is' if failed == 1 else 'are'} left out: see What failed."
     if details.empty:
         return
-    seeds = details.groupby(["experiment", "method"])["seed"].nunique()
-    trainings = counted(details["key"].nunique(), "training")
+    seeds = counted_range(details.groupby(["experiment", "method"])["seed"].nunique(), "seed")
     yield (
         f"In brackets the difference to `scratch`, paired by seed, ± standard error over seeds: in mean test return at"
         f" the end, and in the mean over {counted(int(details['epoch'].max()), 'evaluation')} on the way (the area"
-        f" under the curve). {trainings}, {int(seeds.min())} to {int(seeds.max())} seeds of a method,"
-        f" {counted(int(details['n'].max()), 'test episode')} of each student. Clear is more than two standard errors."
+        f" under the curve). {counted(details['key'].nunique(), 'training')}, {seeds} of a method,"
+        f" {counted(int(details['n'].max()), 'test episode')} of each student. Clear is more than two standard errors"
+        f" over at least {LEAST_SEEDS} seeds."
     )
 
 
@@ -93,19 +100,18 @@ def methods(tables: Tables) -> Grid | None:
     details = tables.details("returns")
     if details.empty:
         return None
-    digits, short = decimals(tables.task), tables.task.metric.short
+    digits = decimals(tables.task)
     return grid(
         f"{tables.task.metric.name.capitalize()} of students alone, ± standard error over seeds: on test after the last"
-        f" action, and on validation, averaged over the training. Differences to `scratch` are paired by seed, in"
-        f" {tables.task.metric.difference}.",
+        f" action, and on validation, averaged over the training. Differences to `scratch` are paired by seed.",
         drawn.by_training(details),
         [
             ("experiment", name("experiment")),
             ("method", name("name")),
             ("at the end", value("last", "last_se", digits)),
-            (f"more than scratch, {short}", error("last_gain", digits)),
+            ("more than scratch", error("last_gain", digits)),
             ("on the way", value("during", "during_se", digits)),
-            (f"more than scratch on the way, {short}", error("during_gain", digits)),
+            ("more than scratch on the way", error("during_gain", digits)),
             (f"test {plural(tables.task.example)}", count("n")),
             ("seeds", count("seeds")),
         ],

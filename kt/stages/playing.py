@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from kt.costs import Needs
 from kt.data.seen import InputSpec
 from kt.errors import KtError
 from kt.layout import Layout
-from kt.stages.common import pick_device
+from kt.stages.common import MADE_FROM, pick_device
 from kt.stages.jobs import Job, Row
 from kt.tasks.task import Array
 from kt.transfer import export, rows
@@ -44,6 +45,8 @@ class Playing(Job):
             raise KtError(f"{at}: its game is not known yet; run: kt data")
         self.game = games[f"{at}.env"]
         self.prints[at] = requested.student_print(chosen, self.game)
+        for name in chosen.teachers:
+            _check_recipe(study, layout, name, games)
 
     @property
     def truth(self) -> Array:
@@ -88,6 +91,13 @@ class Playing(Job):
         """The game and its actions; methods of an experiment stand beside each other, so none is a control."""
         value = outcome["validation"][-1]
         return export.About(self.task.words, bench.facts.id, (), bench.facts.actions + 1, (None, value), [], {})
+
+
+def _check_recipe(study: ControlStudy, layout: Layout, name: str, games: Mapping[str, requested.Facts]) -> None:
+    """Fail where a member's weights were made from another section of the configuration than it has now."""
+    made = store.read_json(layout.member(name)).get(MADE_FROM)
+    if made != requested.made_from(study, name, games[f"zoo.models.{name}.env"]):
+        raise KtError(f"zoo.models.{name}: its weights were made from another recipe; run: kt member --model {name}")
 
 
 def input_of(facts: GameFacts) -> InputSpec:

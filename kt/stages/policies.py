@@ -57,7 +57,7 @@ TABLES = ("flow", "returns")
 
 def data(study: ControlStudy, layout: Layout, threads: int) -> None:
     """Make every game and every network once; fail before anything is trained on what cannot be played or learnt."""
-    from kt.control.games import facts
+    from kt.control.games import check_repeats, facts
     from kt.zoo.models import import_modules
 
     import_modules(study.modules)
@@ -66,7 +66,9 @@ def data(study: ControlStudy, layout: Layout, threads: int) -> None:
     games = {}
     for at, game in study.games().items():
         key = store.digest(game.plain())
-        known[key] = known.get(key) or facts(game, at)
+        if key not in known:
+            known[key] = facts(game, at)
+            check_repeats(game, at)
         games[at] = known[key].plain()
         if at.startswith("zoo.models."):
             weights_of(study, at.removeprefix("zoo.models.").removesuffix(".env"), known[key])
@@ -85,9 +87,12 @@ def _game(study: ControlStudy, layout: Layout, name: str) -> GameFacts:
 
 def member(study: ControlStudy, layout: Layout, name: str, threads: int) -> None:
     """Make a policy's weights, unless those that are there were made from the same, and then its returns."""
+    from kt.zoo.models import import_modules
+
+    import_modules(study.modules)  # which may register the game
     facts = _game(study, layout, name)
     known = _read(layout.member(name))
-    if known.get(MADE_FROM) == _sources(study, name, facts) and _whole(layout, name, known):
+    if known.get(MADE_FROM) == requested.made_from(study, name, facts.plain()) and _whole(layout, name, known):
         log.info("weights %s: there", name)
         layout.weights(name).touch()  # not older than what they were made from
         layout.member(name).touch()
@@ -102,12 +107,6 @@ def _read(path: Path) -> dict[str, Any]:
     except KtError:
         return {}
     return found
-
-
-def _sources(study: ControlStudy, name: str, facts: GameFacts) -> str:
-    member = study.zoo.models[name]
-    given = store.digest_file(member.checkpoint) if member.checkpoint else ""
-    return store.digest([member.plain(), facts.plain(), study.zoo.modules, requested.ALGORITHM_VERSION, given])
 
 
 def _whole(layout: Layout, name: str, known: dict[str, Any]) -> bool:
@@ -125,7 +124,7 @@ def weights(study: ControlStudy, layout: Layout, name: str, threads: int) -> Non
 
     models.import_modules(study.modules)
     facts = _game(study, layout, name)
-    member, sources = study.zoo.models[name], _sources(study, name, facts)
+    member, sources = study.zoo.models[name], requested.made_from(study, name, facts.plain())
     device = pick_device(study.device, threads)
     torch.manual_seed(member.seed)
     policy, plan = weights_of(study, name, facts).to(device), member.train
@@ -292,7 +291,9 @@ def report(study: ControlStudy, config: Path, source: Path, analysis: Path | Non
     from kt.figures.tables import Tables
     from kt.report import render
 
-    page = render(Tables.read(source), drawn, config.read_text("utf-8"), final.versions(), study.title, 0.0)
+    of_games = {name: of for game in requested.games(study.layout).values() for name, of in game["versions"].items()}
+    versions = {**final.versions(), **of_games}
+    page = render(Tables.read(source), drawn, config.read_text("utf-8"), versions, study.title, 0.0)
     store.write_text(out, page)
     log.info("report: %s", out)
 

@@ -22,6 +22,7 @@ from kt.study.study import Study
 from kt.transfer import groups as grouping
 
 STATES = ("done", "running", "queued", "requeued", "failed", "waiting")
+EXPERIMENTS = ("amalgamate", "flow")
 _LATEST = 5  # failures that are shown
 
 
@@ -195,9 +196,15 @@ def _failures(state: Survey, record: Record, there: set[str], layout: Layout) ->
     failed = {id(j): j for name, j in record.jobs.items() if j.state == "failed" and name not in there}
     latest = sorted(failed.values(), key=lambda job: job.at, reverse=True)[:_LATEST]
     found = [f"  {job.name}: {job.cause} at {job.at:%m-%d %H:%M}, {_short(job.log)}" for job in latest]
-    logs = layout.root / "logs/transfer"
-    found += [f"  {text} [{_short(logs)}/{student}.*.log]" for text, student in state.failures[:_LATEST]]
+    found += [f"  {text} [{_short(_log(layout, student))}]" for text, student in state.failures[:_LATEST]]
     return ["", "latest failures", *found] if found else []
+
+
+def _log(layout: Layout, at: str) -> Path:
+    """Where a job of a student of the zoo, or of an experiment as ``section.name``, says why trainings failed."""
+    rule, _, name = at.partition(".")
+    logs = layout.root / "logs"
+    return logs / rule / f"{name}.log" if rule in EXPERIMENTS and name else logs / "transfer" / f"{at}.*.log"
 
 
 def _short(path: Path) -> Path:

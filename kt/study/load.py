@@ -37,7 +37,7 @@ def load(path: str | Path) -> Study:
     """
     study = load_any(path)
     if isinstance(study, ControlStudy):
-        raise KtError(f"{path}: data.task: this command is about images, not about policies (task 'control')")
+        raise KtError(f"{path}: a study of policies (data.task: control) has no such command")
     return study
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
+
+import numpy as np
 
 from kt.tasks.task import Array, Metric, Scored, Words
 
@@ -18,6 +21,10 @@ class Control(Scored):
     def words(self) -> Words:
         """The words that tables carry of it."""
         return Words(self.name, self.metric, self.example, has_classes=False, plays=True)
+
+    def error(self, scores: Array, clusters: Array | None = None) -> float:
+        """Standard error of the mean return: the sample's standard deviation over √n; unknown, NaN, of one episode."""
+        return float(np.std(scores, ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else math.nan
 
     def scores(self, kept: Array, truth: Array) -> Array:
         """The returns themselves, float64 [n]; ``truth`` only counts the episodes."""

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from kt.errors import Interrupted
+from kt.errors import Interrupted, KtError
 from kt.transfer.engine import Diverged
 from kt.transfer.ledger import Record
 
@@ -34,6 +34,9 @@ def attempt(run: Callable[[], Record], key: str) -> Record:
         return {"status": "failed", "cause": "diverged", "reason": f"diverged: {error}"}
     except torch.OutOfMemoryError as error:
         return {"status": "failed", "cause": "out_of_memory", "reason": f"out_of_memory: {_first_line(error)}"}
+    except KtError as error:
+        log.error("unit %s failed: %s", key[:12], error)
+        return {"status": "failed", "cause": "error", "reason": f"error: {_first_line(error)}"}
     except Exception as error:
         log.exception("unit %s failed", key[:12])
         return {"status": "failed", "cause": "error", "reason": f"error: {type(error).__name__}: {_first_line(error)}"}
