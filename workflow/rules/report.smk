@@ -27,10 +27,10 @@ rule analysis:
         ],
     log:
         LOGS / "analysis.log",
-    conda:
-        "../../envs/kt.yaml"
     # Others wait for it; the page to explore and the figures of the tables do not.
     priority: 1
+    conda:
+        "../../envs/kt.yaml"
     params:
         analysis=STUDY.analysis.plain(),
     message:
