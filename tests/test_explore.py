@@ -231,4 +231,4 @@ def test_the_command_makes_the_page_from_any_tables(study, tmp_path):
 
 def test_a_missing_table_is_named(tmp_path, capsys):
     assert main(["explore", "--tables", str(tmp_path), "--out", str(tmp_path / "e.html")]) == 1
-    assert "zoo.parquet: no such file" in capsys.readouterr().err
+    assert "transfers.parquet: no such file" in capsys.readouterr().err
