@@ -13,6 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 from kt.analysis.deltas import records
 from kt.analysis.wording import counted, counted_range, decimals, examples, number, plural, with_error
 from kt.figures import published, style
+from kt.figures.policies import named
 from kt.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PAGE, PURPLE, SERIES, Drawing
 from kt.figures.tables import Tables
 from kt.tasks.task import Words
@@ -190,12 +191,10 @@ def by_method(details: pd.DataFrame) -> pd.DataFrame:
         ``gain`` and ``gain_se`` against training from scratch, paired by seed (NaN without it).
     """
     trials = details.drop_duplicates("key")
-    alone = trials["method"].eq("finetune_teacher")
-    names = trials["method"].where(~alone, trials["method"] + " " + trials["teachers"].map(" ".join))
     scratch = trials[trials["method"] == "scratch"].set_index(["experiment", "seed"])["acc"]
     paired = scratch.reindex(pd.MultiIndex.from_frame(trials[["experiment", "seed"]])).to_numpy()
     gains = (trials["acc"] - paired).where(trials["method"] != "scratch")
-    grouped = trials.assign(name=names, gain=gains).groupby(["experiment", "images", "name"], sort=False, dropna=False)
+    grouped = named(trials).assign(gain=gains).groupby(["experiment", "images", "name"], sort=False, dropna=False)
     found: pd.DataFrame = grouped.agg(
         acc=("acc", "mean"), se=("acc", "sem"), seeds=("acc", "count"), gain=("gain", "mean"), gain_se=("gain", "sem")
     ).reset_index()

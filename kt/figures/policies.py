@@ -19,7 +19,7 @@ NOTHING = "no training of an experiment with policies finished"
 
 
 def named(details: pd.DataFrame) -> pd.DataFrame:
-    """The table ``returns`` with ``name``: the method, and the teacher where each takes the student's place."""
+    """Trainings with ``name``: the method, and the teacher where each takes the student's place."""
     alone = details["method"].eq("finetune_teacher")
     names = details["method"].where(~alone, details["method"] + " " + details["teachers"].map(" ".join))
     return details.assign(name=names)
