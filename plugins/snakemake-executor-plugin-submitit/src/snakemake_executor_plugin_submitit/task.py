@@ -201,15 +201,17 @@ class _Run:
 
         Snakemake refuses outputs that are older than their inputs, and deletes them.
         """
-        seconds, path = ahead(self.task.inputs, self.task.log)
-        if seconds > _CLOCK_SECONDS:
-            return f"{path} is dated {seconds:.0f} s after now by the clock of {self.environment.hostname}"
-        if seconds > 0:
-            self.note(f"{path} is dated {seconds:.1f} s after now by the clock of this node; waiting")
-        until = time.monotonic() + seconds
-        while not received and (left := until - time.monotonic()) > 0:
+        noted = False
+        # measured again after each wait: the times of files advance in steps of some milliseconds
+        while (late := ahead(self.task.inputs, self.task.log))[0] > 0 and not received:
+            seconds, path = late
+            if seconds > _CLOCK_SECONDS:
+                return f"{path} is dated {seconds:.0f} s after now by the clock of {self.environment.hostname}"
+            if not noted:
+                self.note(f"{path} is dated {seconds:.1f} s after now by the clock of this node; waiting")
+                noted = True
             self.lease.beat()
-            time.sleep(min(1.0, left))
+            time.sleep(min(1.0, seconds))
         return ""
 
     def _command(self, received: list[int]) -> tuple[Verdict, int | None]:
