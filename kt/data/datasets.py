@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,6 +241,7 @@ class Dataset:
     dense: bool = False
     videos: Videos | None = None
     fixations: NDArray[np.int32] | None = None
+    _kept: dict[tuple[str, str], NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path) -> Dataset:
@@ -299,9 +300,17 @@ class Dataset:
         return Watched(self.truth, self.rows(split), self.fixations, self.videos)
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Rows of a split in ``images`` and ``truth``, int64 [n], in the split's fixed order."""
-        return self.splits.loc[self.splits["split"] == split, "row"].to_numpy()
+        """Rows of a split in ``images`` and ``truth``, int64 [n], in the split's fixed order; read-only."""
+        return self._column(split, "row")
 
     def ids(self, split: str) -> NDArray[np.int64]:
-        """Image ids of a split, int64 [n], in the same order as ``rows``."""
-        return self.splits.loc[self.splits["split"] == split, "image_id"].to_numpy()
+        """Image ids of a split, int64 [n], in the same order as ``rows``; read-only."""
+        return self._column(split, "image_id")
+
+    def _column(self, split: str, column: str) -> NDArray[np.int64]:
+        # asked for at every evaluation, so looked up once
+        if (split, column) not in self._kept:
+            found = self.splits.loc[self.splits["split"] == split, column].to_numpy()
+            found.flags.writeable = False
+            self._kept[split, column] = found
+        return self._kept[split, column]
