@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 CORES ?= all
+COVERAGE :=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -12,7 +13,7 @@ UV ?= $(BIN)/uv
 PLUGIN := plugins/snakemake-executor-plugin-submitit
 SOURCES := envs kt tests benchmarks plugins
 
-.PHONY: run run-more test test-kt test-executor quick lint format status clean lock help
+.PHONY: run run-more test test-kt coverage test-executor test-beside quick lint format status clean lock help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -23,15 +24,22 @@ run: $(READY) ## run the study in config.yaml, from images to results/report.htm
 run-more: $(READY) ## run presets/digits-more.yaml: several specialists teach one student
 	$(BIN)/snakemake --cores $(CORES) --configfile presets/digits-more.yaml
 
-test: $(READY) ## all tests, with coverage; the SLURM tests need root and Debian's slurmctld slurmd slurm-client munge
-	@echo "about twenty minutes; the tests of the executor, which mostly wait, run beside the others"
-	$(MAKE) --jobs=2 --output-sync=target --keep-going test-executor test-kt
+test: $(READY) ## all tests; the SLURM tests need root and Debian's slurmctld slurmd slurm-client munge
+	@echo "some fifteen to twenty minutes; the tests of the executor, which mostly wait, run beside the others"
+	$(MAKE) --jobs=2 --keep-going test-kt test-beside
 
-test-kt: $(READY) ## the tests of kt alone, with coverage
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=kt --cov-report=term --cov-fail-under=90
+test-kt: $(READY) ## the tests of kt alone
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(COVERAGE)
+
+coverage: COVERAGE := --cov=kt --cov-report=term --cov-fail-under=90
+coverage: test-kt ## the tests of kt with their coverage, which take a third longer
 
 test-executor: $(READY) ## the tests of the executor alone
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PLUGIN)/tests
+
+# shown when they end, so that they do not break into the progress of the others
+test-beside: $(READY)
+	@log=$$(mktemp) && { $(MAKE) test-executor >"$$log" 2>&1; ended=$$?; cat "$$log"; rm "$$log"; exit $$ended; }
 
 quick: $(READY) ## tests that start no whole study, SLURM or browser; `make quick VENV=.venv-3.12 PYTHON=python3.12`
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
