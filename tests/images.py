@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kt.data import sources
+from kt.data import datasets, decode, sources
 from kt.data.folders import folder
 from kt.data.listing import Listing
 from kt.data.seen import InputSpec
@@ -91,3 +91,30 @@ def refusal(root: Path, **keys: Any) -> str:
         sources.read(spec_of(root, size=8, **keys))
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def torn_decoding(
+    spec: DataSpec, folder: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, rows: int
+) -> dict[str, Any]:
+    """The facts of a data set, whose decoding was torn after some rows and then gave the same as if it had not been.
+
+    Args:
+        chunk: bytes that are decoded at once.
+        rows: stored when it is torn.
+    """
+    monkeypatch.setattr(decode, "CHUNK_BYTES", chunk)
+    whole = datasets.write(folder / "whole", spec)
+    real = decode.Growing.append
+
+    def killed(self: Any, *args: Any) -> None:
+        real(self, *args)
+        if self.rows == rows:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode.Growing, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            datasets.write(folder / "torn", spec)
+    assert datasets.write(folder / "torn", spec) == whole
+    assert (folder / "torn/images.npy").read_bytes() == (folder / "whole/images.npy").read_bytes()
+    return whole

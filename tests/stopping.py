@@ -1,15 +1,34 @@
-"""Work that is stopped by a signal again and again, after a few steps, and goes on as a new process would."""
+"""Work that is stopped by a signal again and again, or torn at a step, and goes on as a new process would."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pytest
 
 from kt.checkpoint import Checkpoint
 from kt.errors import Interrupted
+
+
+class Torn(BaseException):
+    """Ends a training from inside, as a signal would."""
+
+
+class Saving(Checkpoint):
+    """A checkpoint after chosen steps, counted from 1; the training is torn at one of them."""
+
+    def __init__(self, path: Path, after: Callable[[int], bool] = lambda step: False, torn: int = 0) -> None:
+        super().__init__(path, "key", 0)
+        self.after, self.torn, self.step = after, torn, 0
+
+    def due(self) -> bool:
+        self.step += 1
+        if self.step == self.torn:
+            raise Torn
+        return self.after(self.step)
 
 
 class Stoppable(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -15,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stopping import Saving, Torn
 from torch import Tensor, nn
 from toys import Facts, Toy, toy
 
@@ -26,24 +26,6 @@ from kt.errors import Interrupted, KtError
 from kt.transfer.engine import Diverged, History
 
 PLAN = A2C(steps=160, envs=4, rollout=3, evaluations=4, episodes=5, lr=1e-2)  # 13 updates: 3, 3, 3 and 4
-
-
-class Torn(BaseException):
-    """Ends a training from inside, as a signal would."""
-
-
-class Saving(Checkpoint):
-    """A checkpoint after chosen updates, counted from 1; the training is torn at one of them."""
-
-    def __init__(self, path: Path, after: Callable[[int], bool] = lambda step: False, torn: int = 0) -> None:
-        super().__init__(path, "key", 0)
-        self.after, self.torn, self.step = after, torn, 0
-
-    def due(self) -> bool:
-        self.step += 1
-        if self.step == self.torn:
-            raise Torn
-        return self.after(self.step)
 
 
 def policy(seed: int = 0, arch: str = "policy_tiny", **args: Any) -> nn.Module:

@@ -15,7 +15,8 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_control_a2c import Saving, Torn, policy, same
+from stopping import Saving, Torn
+from test_control_a2c import policy, same
 from torch import Tensor, nn
 from toys import Facts, Toy, toy
 

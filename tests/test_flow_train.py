@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from typing import Any, cast
@@ -19,6 +18,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stopping import Saving, Torn
 from torch import Tensor, nn
 
 from kt.checkpoint import Checkpoint
@@ -39,24 +39,6 @@ TRAINING = Training(epochs=4, batch_size=4, lr=3e-3)
 STUDENT = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2, "drop_rate": 0.3}
 TEACHER = {"channels": [4, 4, 8, 8], "stem_width": 4}
 CPU = torch.device("cpu")
-
-
-class Torn(BaseException):
-    """Ends a training from inside, as a signal would."""
-
-
-class Saving(Checkpoint):
-    """A checkpoint after chosen steps, counted from 1; the training is torn at one of them."""
-
-    def __init__(self, path: Path, after: Callable[[int], bool] = lambda step: False, torn: int = 0) -> None:
-        super().__init__(path, "key", 0)
-        self.after, self.torn, self.step = after, torn, 0
-
-    def due(self) -> bool:
-        self.step += 1
-        if self.step == self.torn:
-            raise Torn
-        return self.after(self.step)
 
 
 class Images:

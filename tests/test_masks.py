@@ -15,11 +15,11 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from images import input_of
+from images import input_of, torn_decoding
 from PIL import Image
 
 from kt.cli import main
-from kt.data import datasets, decode, inputs, scenes, sources
+from kt.data import datasets, inputs, scenes, sources
 from kt.data.datasets import Dataset, Truths
 from kt.data.fit import TURNS, fit
 from kt.data.listing import Masked
@@ -106,20 +106,7 @@ def test_copies_are_found_whatever_their_masks(tmp_path, caplog):
 
 def test_an_interrupted_decoding_continues_to_the_same_bytes(tmp_path, monkeypatch):
     source, spec = fill(tmp_path / "s"), spec_of(tmp_path / "s")
-    monkeypatch.setattr(decode, "CHUNK_BYTES", 2 * 12 * 16 * 4)
-    whole = datasets.write(tmp_path / "whole", spec)
-    real = decode.Growing.append
-
-    def killed(self: Any, *args: Any) -> None:
-        real(self, *args)
-        if self.rows == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(decode.Growing, "append", killed)
-    with pytest.raises(KeyboardInterrupt):
-        datasets.write(tmp_path / "d", spec)
-    monkeypatch.setattr(decode.Growing, "append", real)
-    assert datasets.write(tmp_path / "d", spec) == whole
+    whole = torn_decoding(spec, tmp_path, monkeypatch, chunk=2 * 12 * 16 * 4, rows=4)
     assert whole["pixels"] == {
         name: int(sum((ids(i)[1::2, 1::2] == label).sum() for i in range(5))) for label, name in enumerate(THREE)
     }

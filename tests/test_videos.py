@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from images import torn_decoding
 from PIL import Image
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
@@ -170,21 +171,7 @@ def test_the_hash_covers_frames_maps_fixations_and_splits(tmp_path):
 
 def test_an_interrupted_decoding_continues_to_the_same_bytes(tmp_path, monkeypatch):
     spec = spec_of(fill(tmp_path / "s"))
-    monkeypatch.setattr(decode, "CHUNK_BYTES", 4 * 12 * 16 * 4)
-    whole = datasets.write(tmp_path / "whole", spec)
-    real = decode.Growing.append
-
-    def killed(self: Any, *args: Any) -> None:
-        real(self, *args)
-        if self.rows == 16:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(decode.Growing, "append", killed)
-    with pytest.raises(KeyboardInterrupt):
-        datasets.write(tmp_path / "d", spec)
-    monkeypatch.setattr(decode.Growing, "append", real)
-    assert datasets.write(tmp_path / "d", spec) == whole
-    assert (tmp_path / "d/images.npy").read_bytes() == (tmp_path / "whole/images.npy").read_bytes()
+    torn_decoding(spec, tmp_path, monkeypatch, chunk=4 * 12 * 16 * 4, rows=16)
 
 
 @dataclass(frozen=True)
