@@ -71,4 +71,4 @@ def listed(names: Iterable[str]) -> str:
 def unknown(what: str, value: str, allowed: Iterable[str]) -> str:
     """One line for an unknown name: what it names, what is allowed, and the nearest allowed name."""
     allowed = list(allowed)
-    return f"unknown {what} {quoted(value)}; allowed: {listed(allowed)}{nearest(value, allowed)}"
+    return f"unknown {what} {quoted(value)}; allowed: {listed(allowed) or 'none'}{nearest(value, allowed)}"

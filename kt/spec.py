@@ -13,11 +13,12 @@ import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     SerializerFunctionWrapHandler,
     ValidationInfo,
@@ -32,6 +33,9 @@ from kt.errors import KtError, nearest, quoted, short, unknown
 DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """Patterns of texts, for editors; ``kt.study.load`` has them in words."""
+
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+"""Seed of a generator."""
 
 
 class Spec(BaseModel):

@@ -89,3 +89,4 @@ def test_the_error_of_a_mean_is_over_clusters():
     alone = standard_error(values, np.arange(5))
     assert alone == pytest.approx(standard_error(values) * np.sqrt(5 / 4)) == pytest.approx(values.std(ddof=1) / 5**0.5)
     assert np.isnan(standard_error(values, np.zeros(5, np.int64)))
+    assert np.isnan(standard_error(values[:1]))

@@ -167,6 +167,12 @@ def test_the_report_has_the_numbers(made: ControlStudy) -> None:
 def test_figures_have_their_numbers_beside_them(made: ControlStudy) -> None:
     rows = pd.read_csv(made.layout.figures / "returns.csv")
     assert len(rows) == 2 * TRAININGS
+    assert {"return", "return_validation"} < {*rows.columns}
+    faded = pd.read_csv(made.layout.figures / "flow.csv")
+    assert set(faded["source"]) == {"self", "catch", "avoid", "alone", "with teachers"}
+    assert faded.loc[faded["shown"] == "weight"].groupby(["stage", "epoch"])["mean"].sum().to_numpy() == pytest.approx(
+        1
+    )
     assert sorted(path.stem for path in made.layout.figures.glob("*.png")) == ["flow", "returns"]
 
 
@@ -269,6 +275,13 @@ def test_weights_are_kept_while_they_are_made_from_the_same(
         ({"pairs": {"select": "all"}}, r"unknown key 'pairs'"),
         ({"data__task": "contrl"}, r"data\.task: .*'contrl'.*'control'"),
         ({"data__episodes": 0}, r"data\.episodes: .*greater than 0"),
+        ({"zoo__models__catch__args": {"width": 0}}, r"catch\.args\.width: must be a whole .* 1 to 8192, not 0"),
+        ({"zoo__models__catch__args": {"width": 10**13}}, r"catch\.args\.width: .*not 10000000000000"),
+        ({"zoo__models__catch__args": {"width": "64"}}, r"catch\.args\.width: .*not '64'"),
+        ({"flow__gather__student": {"arch": "policy_tiny", "args": {"widht": 8}}}, r"args: .*'widht'.*'width'"),
+        ({"zoo__models__catch__env": {"id": "kt/Catch-v0", "frame_stack": 10**6}}, r"catch\.env\.frame_stack: .* 100"),
+        ({"zoo__models__catch__seed": 1 << 32}, r"catch\.seed: .*less than 4294967296"),
+        ({"zoo__models__catch__checkpoint": __file__}, r"catch: give one of `train` and `checkpoint`, not both: "),
         ({"zoo__models__catch__train": {"steps": 320, "envs": 4, "rollot": 5}}, r"train: .*'rollot'.*'rollout'"),
     ],
 )  # fmt: skip
@@ -304,11 +317,31 @@ def test_what_cannot_be_played_or_learnt_fails_in_the_first_stage(
 
 def test_commands_about_pairs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = configured(tmp_path)
-    for command in (["pair", "catch", "avoid"], ["explore"], ["pairs"], ["analyse"], ["recommend", "--student", "x"]):
+    commands = (
+        *(["pair", "catch", "avoid"], ["explore"], ["pairs"], ["analyse"], ["recommend", "--student", "x"]),
+        *(["amalgamate", "--experiment", "x"], ["zoo", "--preview"], ["next", "--budget", "1"], ["choose"]),
+    )
+    for command in commands:
         assert main([*command, "--config", str(path)]) == 1
         lines = capsys.readouterr().err.strip().split("\n")
         assert len(lines) == 1
-        assert "control" in lines[0]
+        assert "control" in lines[0] or "unknown experiment 'x'; allowed: none" in lines[0]
+
+
+def test_trackers_show_returns_over_actions(made: ControlStudy) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from kt.stages.tracking import track
+
+    assert track(made, made.layout, "tensorboard").startswith(f"tensorboard: {TRAININGS} trainings added, 0 there")
+    (folder, *_) = (made.layout.tracking / "tensorboard").glob("*/gather.scratch.seed0.*")
+    events = EventAccumulator(str(folder)).Reload()
+    rows = schema.read_frame(made.layout.table("returns"), "returns")
+    mine = rows[(rows["method"] == "scratch") & (rows["seed"] == 0)]
+    assert [event.step for event in events.Scalars("epochs/validation")] == mine["steps"].tolist() == [160, 320]
+    assert [event.value for event in events.Scalars("epochs/validation")] == pytest.approx(mine["acc_validation"])
+    assert events.Scalars("return_after")[0].value == pytest.approx(mine["acc"].iloc[0])
 
 
 def test_a_checkpoint_of_another_size_of_head_is_refused(made: ControlStudy, tmp_path: Path) -> None:

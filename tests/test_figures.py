@@ -19,7 +19,7 @@ from kt.figures.captions import CAPTIONS, OF_ANALYSIS
 from kt.figures.complementarity import even_areas, even_entropy, telling
 from kt.figures.draw import FIGURES, draw
 from kt.figures.experiments import amalgamation
-from kt.figures.style import RC, log_scale
+from kt.figures.style import RC, Drawing, log_scale, save
 from kt.figures.tables import Tables
 from kt.report.grids import experiments
 from kt.tables import schema
@@ -179,6 +179,25 @@ def test_figures_of_segmentation_count_pixels_and_say_so():
     for name, drawing in found.items():
         assert drawing.missing is None or name in {"several_teachers", *OPTIONAL}, name
         assert not any("accurac" in text.get_text() for text in texts(drawing.figure)), name
+
+
+def test_errors_of_one_image_are_said_to_be_unknown():
+    study = tables.study(models=3, seeds=1)
+    study["complementarity"]["pos_flips_se"] = study["transfers"]["delta_se"] = np.nan
+    data = Tables.of(study)
+    for name in ("flips_vs_accuracy", "delta_vs_accuracy"):
+        drawing = FIGURES[name](data)
+        assert "errors are unknown: one image gives none" in drawing.figure.get_supxlabel().replace("\n", " "), name
+
+
+def test_files_of_a_figure_name_the_metric_of_the_task(tmp_path):
+    data = pd.DataFrame({"acc_difference": [1.0], "pos_flips": [2.0], "property": ["student_acc"]})
+    save(Drawing(Figure(), data), tmp_path, "some", "miou")
+    assert pd.read_csv(tmp_path / "some.csv").to_dict("list") == {
+        "miou_difference": [1.0],
+        "pos_flips": [2.0],
+        "property": ["student_miou"],
+    }
 
 
 @pytest.mark.parametrize(

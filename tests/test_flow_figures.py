@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import tables
 
-from kt.figures.experiments import by_method, weights_over_seeds
+from kt.figures.experiments import by_method
 from kt.figures.experiments import flow as draw
+from kt.figures.fading import weights_over_seeds
 from kt.figures.style import save
 from kt.figures.tables import Tables
 from kt.report.grids import experiments

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from gymnasium import spaces
 
 from kt.control import games as games_module
+from kt.control import said
 from kt.control.arcade import GAMES, Boards
 from kt.control.environments import Environment
 from kt.control.facts import facts, found
@@ -282,12 +285,42 @@ def test_what_cannot_be_played_is_refused_in_one_line(name: str, words: tuple[st
         ("ALE/Pong-v5", {"frameskip": 2}, ".args.frameskip: cannot be set: use the key frame_skip"),
         ("ALE/Pong-v5", {"continuous": True}, "actions are Box"),
         ("ALE/Pong-v5", {"sound_obs": True}, "observations are Dict"),
-        ("ALE/Pong-v5", {"mode": 99}, "cannot be made: RuntimeError: Invalid game mode"),
+        ("CartPole-v1", {"sutton_barto_reward": "no"}, ".args.sutton_barto_reward: must be true or false, not 'no'"),
+        ("MountainCar-v0", {"goal_velocity": "fast"}, ".args.goal_velocity: must be a number, not 'fast'"),
+        ("CartPole-v1", {"max_episode_steps": 10**30}, ".args.max_episode_steps: must be at most 1000000000"),
+        ("ALE/Pong-v5", {"mode": 99}, ".args.mode: 99: ALE/Pong-v5 cannot be made: RuntimeError: Invalid game mode"),
         ("ALE/Pong-v5", {"repeat_action_probability": 2}, "must be a number from 0 to 1, not 2"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(name: str, args: dict[str, Any], words: str) -> None:
     assert words in refusal(Game(id=name, args=args))
+
+
+def test_the_output_of_a_game_is_limited_and_the_rest_counted(odd: Any, caplog: Any, capfd: Any) -> None:
+    def observe(time: int) -> Any:
+        print("\x1b[33mWARN: step\x1b[0m", time)
+        warnings.warn("careful", stacklevel=1)
+        logging.getLogger("game").warning("logged")
+        return np.zeros(3, np.float32)
+
+    game = odd(observe=observe)
+    with caplog.at_level("INFO"):
+        played(Games(game, 2, 0), 10)
+        said.tell()
+        said.tell()
+    lines = [record.message for record in caplog.records]
+    assert lines[0] == f"{game.id} says: step 0"
+    assert len(lines) == said.FEW + 1
+    # made once for its facts, then two copies: begun, and ten steps; a warning counts once for both of them
+    assert lines[-1] == f"{game.id}: {(1 + 2) * 3 + 10 * (2 * 2 + 1) - said.FEW} lines more of its output left out"
+    assert "step" not in capfd.readouterr().out
+
+
+def test_an_old_version_of_a_game_is_told_in_one_plain_line(caplog: Any) -> None:
+    found.cache_clear()
+    facts(Game(id="CartPole-v0"), "env")
+    (line,) = (record.message for record in caplog.records)
+    assert line.startswith("CartPole-v0 says: The environment CartPole-v0 is out of date")
 
 
 def test_odd_spaces_are_refused(odd: Any) -> None:

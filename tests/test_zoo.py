@@ -54,7 +54,8 @@ def test_the_small_network_for_scenes_answers_at_half_the_size():
 @pytest.mark.parametrize(
     ("arch", "args", "message"),
     [
-        ("resnet10t", {"chanels": [1]}, "zoo: resnet10t cannot be built with .*chanels"),
+        ("resnet10t", {"chanels": [1]}, "zoo: resnet10t cannot be built with .*args: .*chanels.*mean 'channels'"),
+        ("resnet10t", {"stem_width": -1, "channels": [8] * 4}, r"cannot be built with .*: args\.stem_width: "),
         ("vit_tiny_patch16_224", {"num_heads": 5}, "zoo: vit_tiny_patch16_224 cannot be built with .*divisible"),
         ("no_such_model", {}, "zoo: no_such_model cannot be built with {}: Unknown model"),
         ("kt_tests_broken", {}, "zoo: kt_tests_broken cannot be built with {}: AssertionError"),

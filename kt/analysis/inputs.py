@@ -68,6 +68,10 @@ def load(transfers: Path, zoo: Path, complementarity: Path | None = None, pairs:
     chosen = None if pairs is None else read(pairs, "pairs")
     scores = None if complementarity is None else read(complementarity, "complementarity")
     task = schema.words(transfers) if transfers.suffix != ".csv" else CLASSIFICATION
+    if task.plays:
+        raise KtError(
+            f"{transfers}: of a study of policies, which has no pairs to analyse; `kt report` has its results"
+        )
     clusters = schema.clusters(zoo) if zoo.suffix != ".csv" and zoo.exists() else 0
     return prepare(read(transfers, "transfers"), read(zoo, "zoo"), scores, task, clusters, chosen)
 

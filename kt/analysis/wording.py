@@ -27,10 +27,19 @@ def signed(value: float | None, digits: int = 2) -> str:
 
 def with_error(value: float | None, error: float | None, digits: int = 2) -> str:
     """A signed number with its standard error: ``+4.02 ± 0.81``."""
+    return _with(signed(value, digits), value, error, digits)
+
+
+def value_with_error(value: float | None, error: float | None, digits: int) -> str:
+    """The same without a sign: ``4.02 ± 0.81``."""
+    return _with(number(value, digits), value, error, digits)
+
+
+def _with(text: str, value: float | None, error: float | None, digits: int) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     known = error is not None and math.isfinite(error)
-    return f"{signed(value, digits)} ± {number(error, digits) if known else 'unknown'}"
+    return f"{text} ± {number(error, digits) if known else 'unknown'}"
 
 
 def counted(count: int, noun: str) -> str:

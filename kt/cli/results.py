@@ -99,9 +99,9 @@ def _publish(args: argparse.Namespace) -> None:
 
 def _track(args: argparse.Namespace) -> None:
     from kt.stages.tracking import track
-    from kt.study.load import load
+    from kt.study.load import load_any
 
-    study = load(args.config)
+    study = load_any(args.config)
     print(track(study, study.layout, args.to))
 
 
@@ -111,13 +111,13 @@ def pair_text(found: Found, top: int) -> str:
 
 
 def _head(found: Found) -> Iterator[str]:
-    from kt.analysis.wording import decimals, flips_unit, measured_on, number, over
+    from kt.analysis.wording import decimals, flips_unit, measured_on, over, value_with_error
 
     task, digits = found.task, decimals(found.task, 1)
     metric, unit = task.metric, flips_unit(task)
 
     def shown(value: float, se: float) -> str:
-        return f"{number(value, digits)} ± {number(se, digits)}"
+        return value_with_error(value, se, digits)
 
     about = measured_on(found.n, task, found.clusters)
     yield f"teacher {found.teacher}, student {found.student}: {about} of {found.data}"

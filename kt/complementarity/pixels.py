@@ -120,6 +120,8 @@ def count(source: Source, truth: Masks, classes: int, changed: Sequence[int], po
         both[others, model], same[others, model] = both[model, others], same[model, others]
     rate = (by_class.sum(1)[:, None] - both.sum(2)) / max(pixels, 1)
     error = np.sqrt(np.maximum(squares - 2 * rate * products + rate**2 * square, 0)) / max(pixels, 1)
+    if images == 1:  # its pixels are no sample
+        error = np.full_like(error, np.nan)
     return Pixels(pixels, by_class, both, same, error)
 
 

@@ -145,7 +145,7 @@ class Scoring:
             "acc_student": scale * s / n,
             "acc_difference": scale * (t - s) / n,
             "pos_flips": scale * positive / n,
-            "pos_flips_se": scale * np.sqrt(rate * (1 - rate) / n),
+            "pos_flips_se": scale * np.sqrt(rate * (1 - rate) / (n if n > 1 else np.nan)),
             "neg_flips": scale * (positive - (t - s)) / n,
             "pos_flips_untrained": untrained(n, s, scored.by_class.shape[1]),
         }
@@ -172,7 +172,8 @@ class Scoring:
         arrow = schema.arrow_schema("complementarity")
         for field in arrow:
             if field.name in columns:
-                given[field.name] = pa.array(columns[field.name], field.type, from_pandas=True)  # NaN becomes null
+                nulls = field.nullable  # NaN becomes null where one may be
+                given[field.name] = pa.array(columns[field.name], field.type, from_pandas=nulls)
         return pa.table({name: given.get(name, pa.nulls(rows, arrow.field(name).type)) for name in arrow.names}, arrow)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kt.control.registry import ATARI, line, registered
+from kt.control.said import collected
 from kt.control.spec import Game
 from kt.errors import KtError, quoted, short, unknown
 
@@ -32,6 +33,9 @@ _FIXED_OF = {
     ATARI: {**_NAMED, "obs_type": "policies see grey pictures", "frameskip": "use the key frame_skip, beside args"},
 }
 """Arguments that cannot be set, and why."""
+
+_LIMITS = ("max_episode_steps", "max_num_frames_per_episode")
+_MOST_STEPS = 10**9
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,15 @@ def found(text: str, at: str) -> GameFacts:
     """The same of a game as JSON; made once a process, since it takes Atari 0.2 seconds."""
     game = Game.model_validate_json(text)
     spec = registered(game.id, at)
+    with collected(game.id, failing=False):
+        return _found(game, spec, at)
+
+
+def _found(game: Game, spec: EnvSpec, at: str) -> GameFacts:
     atari = spec.entry_point == ATARI
     _check_args(spec, game.args, at)
     args = {**spec.kwargs, **game.args} | ({"obs_type": "grayscale", "frameskip": 1} if atari else {})
-    env = _made(game.id, args, at)
+    env = _made(game, args, at)
     limit: int | None = args.get("max_episode_steps", spec.max_episode_steps)
     if atari and limit is None:
         limit = args.get("max_num_frames_per_episode")
@@ -131,21 +140,39 @@ def _check_args(spec: EnvSpec, args: dict[str, Any], at: str) -> None:
     for name, value in args.items():
         if name in fixed:
             raise KtError(f"{at}.args.{name}: cannot be set: {fixed[name]}")
+        if name in _LIMITS and (type(value) is not int or value < 1):
+            raise KtError(f"{at}.args.{name}: must be a whole number above 0, not {quoted(value)}")
+        if name in _LIMITS and value > _MOST_STEPS:
+            raise KtError(f"{at}.args.{name}: must be at most {_MOST_STEPS}, not {quoted(value)}")
         if name == "max_episode_steps":
-            if type(value) is not int or value < 1:
-                raise KtError(f"{at}.args.{name}: must be a whole number above 0, not {quoted(value)}")
             continue
         if name == "repeat_action_probability" and not (type(value) in (int, float) and 0 <= value <= 1):
             raise KtError(f"{at}.args.{name}: must be a number from 0 to 1, not {quoted(value)}")
-        allowed = _parameters(spec, at)
-        if allowed is not None and name not in allowed:
+        allowed, any_other = _parameters(spec, at)
+        if name not in allowed and not any_other:
             raise KtError(
                 f"{at}.args: {unknown('argument', str(name), sorted({*allowed, 'max_episode_steps'} - {*fixed}))}"
             )
+        if (kind := _kind(allowed.get(name))) and not _is_of(value, kind):
+            raise KtError(f"{at}.args.{name}: must be {_KINDS[kind]}, not {quoted(value)}")
 
 
-def _parameters(spec: EnvSpec, at: str) -> list[str] | None:
-    """Arguments that an environment takes, or None where it takes any."""
+_KINDS: dict[type, str] = {bool: "true or false", float: "a number", str: "a text"}
+
+
+def _kind(default: Any) -> type | None:
+    """Kind of an argument's values, by its default; None where that tells none."""
+    return float if type(default) is int else type(default) if type(default) in _KINDS else None
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    """Whether a value may be of a kind; a maker may take other things for numbers and texts than these."""
+    others = {bool: (int, float, str, list, dict, type(None)), float: (bool, str), str: (bool, int, float)}
+    return isinstance(value, kind) or not isinstance(value, others[kind])
+
+
+def _parameters(spec: EnvSpec, at: str) -> tuple[dict[str, Any], bool]:
+    """Arguments that an environment takes, with their defaults, and whether it takes any other."""
     creator: Callable[..., Any]
     if isinstance(spec.entry_point, str):
         module, name = spec.entry_point.split(":")
@@ -157,19 +184,31 @@ def _parameters(spec: EnvSpec, at: str) -> list[str] | None:
         assert callable(spec.entry_point)
         creator = spec.entry_point
     found = inspect.signature(creator).parameters.values()
-    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in found):
-        return None
-    return [each.name for each in found]
+    any_other = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in found)
+    return {each.name: each.default for each in found}, any_other
 
 
-def _made(name: str, args: dict[str, Any], at: str) -> gymnasium.Env[Any, Any]:
-    """An environment that begins an episode."""
-    try:
-        env = make(name, args)
+def _made(game: Game, args: dict[str, Any], at: str) -> gymnasium.Env[Any, Any]:
+    """An environment that begins an episode; an error names the argument of the configuration that is in its way."""
+
+    def begun(args: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+        env = make(game.id, args)
         env.reset(seed=0)
-    except Exception as error:
-        raise _unmade(name, error, at) from error
-    return env
+        return env
+
+    def at_fault(name: str) -> bool:
+        try:
+            begun({key: value for key, value in args.items() if key != name})
+        except Exception:  # the same, or another of its arguments is wrong
+            return False
+        return True
+
+    try:
+        return begun(args)
+    except Exception as error:  # an environment may raise anything
+        wrong = next(filter(at_fault, game.args), None)
+        place = at if wrong is None else f"{at}.args.{wrong}: {quoted(game.args[wrong])}"
+        raise _unmade(game.id, error, place) from error
 
 
 def _unmade(name: str, error: Exception, at: str) -> KtError:

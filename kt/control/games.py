@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kt.control.environments import Environment
 from kt.control.facts import GameFacts, facts
+from kt.control.said import collected
 from kt.control.spec import Game
 from kt.errors import KtError
 
@@ -194,17 +195,20 @@ class _Copies:
 
     def __init__(self, facts: GameFacts, n: int) -> None:
         self._facts = facts
-        self._copies = [Environment(facts) for _ in range(n)]
+        with collected(facts.id):
+            self._copies = [Environment(facts) for _ in range(n)]
         self._actions: list[list[int]] = [[] for _ in range(n)]
         self._sums = [0] * n
 
     def begin(self, copy: int, seed: tuple[int, int]) -> None:
         self._actions[copy] = []
-        self._copies[copy].begin(*seed)
+        with collected(self._facts.id):
+            self._copies[copy].begin(*seed)
         self._sums[copy] = zlib.crc32(self._copies[copy].newest.data)
 
     def step(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
-        found = [self._act(copy, int(action)) for copy, action in enumerate(actions)]
+        with collected(self._facts.id):
+            found = [self._act(copy, int(action)) for copy, action in enumerate(actions)]
         rewards, ended, cut = zip(*found, strict=True)
         return np.array(rewards, np.float64), np.array(ended, np.bool_), np.array(cut, np.bool_)
 
@@ -230,8 +234,9 @@ class _Copies:
 
     def restore(self, state: dict[str, Any]) -> None:
         for copy, (actions, told) in enumerate(zip(state["actions"], state["sums"], strict=True)):
-            for action in actions.tolist():
-                self._act(copy, action)
+            with collected(self._facts.id):
+                for action in actions.tolist():
+                    self._act(copy, action)
             if self._sums[copy] != told:
                 raise KtError(
                     f"{self._facts.id}: the same seed and actions lead to another state than before, so the training "

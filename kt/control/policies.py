@@ -146,6 +146,8 @@ def build(arch: str, args: Mapping[str, Any], facts: GameFacts, at: str) -> nn.M
             models.check_outputs(models.run_once(policy, facts.shape)[1], (facts.actions + 1,))
     except KtError as error:
         text = str(error).removeprefix("zoo: ")
+        if "img_size" not in args:  # it comes from the game
+            text = text.replace("args.img_size: ", "")
         raise KtError(f"{at}: {facts.id} ({facts.actions} actions): {text}") from error
     return policy
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, create_model
 
-from kt.errors import KtError
-from kt.spec import File, Spec
+from kt.errors import KtError, quoted, unknown
+from kt.spec import File, Seed, Spec
 from kt.transfer.training import optional
 
 
@@ -17,13 +17,16 @@ class Game(Spec):
     id: str = Field(description="an id that gymnasium knows, as `kt/Catch-v0` or `ALE/Pong-v5`")
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for `gymnasium.make`")
     frame_stack: PositiveInt | None = Field(
-        None, description="latest frames that a policy sees at once; default: 4 of Atari, else 1"
+        None, le=100, description="latest frames that a policy sees at once; default: 4 of Atari, else 1"
     )
     frame_skip: PositiveInt | None = Field(
-        None, description="frames for which an action is repeated; default: 4 of Atari, else 1"
+        None, le=1000, description="frames for which an action is repeated; default: 4 of Atari, else 1"
     )
     noops: int | None = Field(
-        None, ge=0, description="most actions that do nothing at the start of an episode; default: 30 of Atari, else 0"
+        None,
+        ge=0,
+        le=10_000,
+        description="most actions that do nothing at the start of an episode; default: 30 of Atari, else 0",
     )
 
 
@@ -41,9 +44,9 @@ class A2C(Spec):
     Loss of a rollout: mean of −ln π(a|s) · A − `entropy` · H(π) + ½ · `value` · (R − V)².
     """
 
-    steps: PositiveInt = Field(200_000, description="actions in all, of all copies of the game together")
-    envs: PositiveInt = Field(16, description="copies of the game that are played at once")
-    rollout: PositiveInt = Field(5, description="actions of each copy between two updates")
+    steps: PositiveInt = Field(200_000, le=10**12, description="actions in all, of all copies of the game together")
+    envs: PositiveInt = Field(16, le=10_000, description="copies of the game that are played at once")
+    rollout: PositiveInt = Field(5, le=100_000, description="actions of each copy between two updates")
     discount: float = Field(0.99, ge=0, le=1, description="γ")
     entropy: float = Field(0.01, ge=0, description="weight of the policy's entropy")
     value: float = Field(0.5, ge=0, description="weight of the value's error")
@@ -52,8 +55,10 @@ class A2C(Spec):
     schedule: Literal["linear", "constant"] = Field("linear", description="of the learning rate: to zero, or constant")
     optimiser: Literal["adam", "rmsprop"] = "adam"
     clip_rewards: bool = Field(True, description="learn from rewards cut to −1 … 1; returns are told unclipped")
-    evaluations: PositiveInt = Field(20, description="parts of the training, each with an evaluation at its end")
-    episodes: PositiveInt = Field(20, description="episodes of each of these evaluations")
+    evaluations: PositiveInt = Field(
+        20, le=100_000, description="parts of the training, each with an evaluation at its end"
+    )
+    episodes: PositiveInt = Field(20, le=10**6, description="episodes of each of these evaluations")
 
     @property
     def updates(self) -> int:
@@ -95,11 +100,26 @@ A2CChanges: type[ChangesBase] = create_model(
 )
 
 
+NETS = ("policy_a3c", "policy_tiny", "policy_mlp")
+"""Networks of this project, each with the argument ``width``."""
+
+WIDEST = 8192
+"""Largest width of their linear layers."""
+
+
 class Net(Spec):
     """A network for a policy."""
 
     arch: str = Field(description="`policy_tiny`, `policy_a3c`, `policy_mlp`, or a model that `zoo.modules` register")
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for `timm.create_model`")
+
+    def check(self, at: str) -> None:
+        """Fail where a network of this project does not take its arguments; ``at`` is its place."""
+        for name, value in self.args.items() if self.arch in NETS else ():
+            if name != "width":
+                raise KtError(f"{at}.args: {unknown('argument', str(name), ['width'])}")
+            if type(value) is not int or not 1 <= value <= WIDEST:
+                raise KtError(f"{at}.args.width: must be a whole number from 1 to {WIDEST}, not {quoted(value)}")
 
 
 class Policy(Net):
@@ -107,5 +127,5 @@ class Policy(Net):
 
     env: Env = Field(description="the game: an id of gymnasium, or a mapping with `id` and settings")
     train: A2C | None = Field(None, description="train it from random weights")
-    seed: int = Field(0, ge=0, description="of `train`")
+    seed: Seed = Field(0, description="of `train`")
     checkpoint: File | None = Field(None, description="file with the policy's weights, as members of other tasks have")

@@ -31,8 +31,8 @@ class Episodes(Spec):
     """Episodes that policies are measured on."""
 
     task: Literal["control"]
-    episodes: PositiveInt = Field(100, description="test episodes of a policy")
-    validation: PositiveInt = Field(100, description="episodes of other seeds, of a finished policy")
+    episodes: PositiveInt = Field(100, le=10**6, description="test episodes of a policy")
+    validation: PositiveInt = Field(100, le=10**6, description="episodes of other seeds, of a finished policy")
 
 
 class PolicyZoo(Spec):
@@ -175,13 +175,16 @@ def check(study: ControlStudy) -> ControlStudy:
     for name, member in study.zoo.models.items():
         at = f"zoo.models.{name}"
         _check_arch(at, member.arch, known)
+        member.check(at)
         if (member.train is None) == (member.checkpoint is None):
-            raise KtError(f"{at}: give one of `train` and `checkpoint`, and not both")
+            given = "not both: weights that are given are not trained further" if member.train else "one is needed"
+            raise KtError(f"{at}: give one of `train` and `checkpoint`, {given}")
         if member.train:
             member.train.check(f"{at}.train")
     for name, experiment in study.flow.items():
         at = f"flow.{name}"
         _check_arch(f"{at}.student", experiment.student.arch, known)
+        experiment.student.check(f"{at}.student")
         for teacher in experiment.teachers:
             if teacher not in study.zoo.models:
                 raise KtError(f"{at}.teachers: {unknown('model', teacher, study.zoo.models)}")

@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from kt.data.seen import Size
 from kt.errors import quoted
-from kt.spec import File, Folder, Place, Spec, as_written
+from kt.spec import File, Folder, Place, Seed, Spec, as_written
 
 SPLITS = ("zoo", "transfer", "validation", "test")
 
@@ -277,7 +277,7 @@ class DataSpec(Spec):
         "fail", description="what happens to images that cannot be decoded: an error, or left out and named in the log"
     )
     max_damaged: float = Field(0.01, ge=0, le=1, description="share of damaged images beyond which `skip` fails, too")
-    seed: int = Field(0, ge=0, description="seed of the shuffle before the split")
+    seed: Seed = Field(0, description="seed of the shuffle before the split")
     every: Every | None = Field(
         None,
         description="for `saliency`: every how many frames with a map one is learnt from, or tested on; a number for "

@@ -67,7 +67,9 @@ def flips_vs_accuracy(tables: Tables) -> Drawing:
     if landmarks:
         marks: Any = {"markersize": 8, "markerfacecolor": "white", "color": PURPLE, "zorder": 3}
         axes.plot(*zip(*landmarks, strict=True), "*", label="published, ImageNet", **marks)
-    top = max(float((y + data["pos_flips_se"]).max()) * 1.08, reach)
+    if data["pos_flips_se"].isna().all():
+        error = style.no_error(tables.task)
+    top = max(float((y + data["pos_flips_se"].fillna(0)).max()) * 1.08, reach)
     axes.fill_between([0, reach], [0, reach], color="#EFEFEF", linewidth=0, zorder=0)
     impossible = f"impossible: fewer flips than\nthe {metric.name if metric.unit else metric.short} difference"
     axes.text(reach * 0.97, top * 0.015, impossible, ha="right", va="bottom", fontsize=7, color="#555555")
@@ -182,7 +184,8 @@ def flips_by_class(tables: Tables) -> Drawing:
     for axes, (rule, index), colour, hatch in zip(panels, pairs, (BLUE, ORANGE, GREEN), ("", "//", ".."), strict=False):
         row = scores.loc[index].to_dict()
         flips = np.asarray(row["flips_by_class"], dtype=np.int64)
-        error = np.full(len(flips), np.nan) if task.dense else np.sqrt(flips * (1 - flips / row["n"]))
+        unknown = task.dense or row["n"] == 1
+        error = np.full(len(flips), np.nan) if unknown else np.sqrt(flips * (1 - flips / row["n"]))
         order = np.argsort(-flips, kind="stable")
         if many:
             axes.bar(np.arange(1, len(flips) + 1), flips[order], width=1.0, color=colour)

@@ -30,6 +30,8 @@ FIGURES: dict[str, Draw] = {name: _named(name) for name in CAPTIONS}
 def draw(tables: Path, out: Path, names: Sequence[str] | None = None, analysis: Path | None = None) -> None:
     """Draw figures from the tables in a folder, as ``NAME.png`` (200 dpi), ``NAME.pdf`` and ``NAME.csv``.
 
+    A CSV file has the names of columns that the study's own files have, as ``miou_after``.
+
     Args:
         tables: folder of ``zoo``, ``complementarity``, ``pairs``, ``transfers`` and ``methods`` as Parquet.
         out: folder of the figures.
@@ -46,4 +48,4 @@ def draw(tables: Path, out: Path, names: Sequence[str] | None = None, analysis: 
     there = chosen(data.experiments, OPTIONAL, data.task.plays)
     with rc_context(RC):
         for name in there if names is None else names:
-            save(FIGURES[name](data), out, name)
+            save(FIGURES[name](data), out, name, data.task.metric.key)

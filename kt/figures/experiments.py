@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from kt.analysis.deltas import records
-from kt.analysis.wording import counted, counted_range, decimals, examples, number, plural, with_error
-from kt.figures import published, style
+from kt.analysis.wording import counted, counted_range, decimals, examples, plural, value_with_error, with_error
+from kt.figures import fading, published, style
 from kt.figures.policies import named
 from kt.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PAGE, PURPLE, SERIES, Drawing
 from kt.figures.tables import Tables
@@ -29,9 +28,16 @@ def several_teachers(tables: Tables) -> Drawing:
     axes: Axes = figure.add_subplot()
     axes.axvline(0, color=GREY, linewidth=0.8)
     for y, row in enumerate(rows):
-        error = row["se"] if pd.notna(row["se"]) else 0.0
         axes.errorbar(
-            row["delta"], y, xerr=error, fmt="o", color=BLUE, markersize=5, elinewidth=1.4, capsize=2, label="together"
+            row["delta"],
+            y,
+            xerr=row["se"],
+            fmt="o",
+            color=BLUE,
+            markersize=5,
+            elinewidth=1.4,
+            capsize=2,
+            label="together",
         )
         axes.plot(row["single_mean"], y + 0.22, "s", color=ORANGE, markersize=4, label="one of them, mean")
         axes.plot(
@@ -157,8 +163,8 @@ def _amalgams(axes: Axes, data: pd.DataFrame, methods: list[str], task: Words) -
         )
         if whole:
             gain = with_error(row["gain"], row["gain_se"], decimals(task))
-            value, error = (number(row[name], decimals(task, 1)) for name in ("acc", "acc_se"))
-            text = f"{value} ± {error}{f'  ({gain})' if pd.notna(row['gain_se']) else ''}"
+            text = value_with_error(row["acc"], row["acc_se"], decimals(task, 1))
+            text = f"{text}{f'  ({gain})' if pd.notna(row['gain_se']) else ''}"
             axes.text(1.01, place, text, transform=axes.get_yaxis_transform(), fontsize=7, va="center")
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.set_yticks(range(len(methods)), methods)
@@ -204,32 +210,34 @@ def by_method(details: pd.DataFrame) -> pd.DataFrame:
 def flow(tables: Tables) -> Drawing:
     """The metric by method and number of training examples; below, how the teachers fade and what that costs.
 
-    The table beside the figure has the numbers of its upper part.
+    The table beside the figure has the numbers of its upper part; of policies, which have none, what is drawn of them.
     """
     details = tables.details("flow")
     if details.empty:
         return style.nothing(NO_FLOW, details)
-    data = by_method(details)
     over_time = details[details["method"] == "flow"].dropna(subset=["epoch"])
     experiments = list(over_time["experiment"].unique())
     plays = tables.task.plays  # the figure `returns` has the values of policies
+    data = fading.of_all(over_time) if plays else by_method(details)
     if plays and over_time.empty:
         return style.nothing(NO_FLOW, data)
     heights = [] if plays else [2.4]
-    heights += [0.5 + 1.2 * len(experiments)] if experiments else []
+    heights += [0.8 + 1.2 * len(experiments)] if experiments else []
     figure = Figure(figsize=(PAGE, 0.8 + sum(heights)), layout="constrained")
     parts = list(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
     if not plays:
         _flow_by_method(parts.pop(0), data, tables.task)
     for part in parts:
-        _over_time(part, over_time, experiments, tables.task)
+        fading.over_time(part, over_time, experiments, tables.task)
+    shown, there = len(fading.shown_stages(over_time)), over_time["stage"].nunique()
+    some = f" ({shown} of {there})" if shown < there else ""
     below = "" if plays else "Below: "
     last = f"{counted(int(details['n'].max()), examples(tables.task))}, last epoch. " if not plays else ""
     style.footer(
         figure,
         f"{last}Bars and bands: ± 1 standard error over {counted_range(data['seeds'], 'seed')}.",
-        f"{below}Weights of the student's own features and of each teacher's, by stage of the student; at the right"
-        f" validation {tables.task.metric.name} with what flows into the student, and by itself.",
+        f"{below}Weights of the student's own features and of each teacher's, by stage of the student{some}; at the"
+        f" right validation {tables.task.metric.name} with what flows into the student, and by itself.",
     )
     return Drawing(figure, data)
 
@@ -246,7 +254,7 @@ def _flow_by_method(figure: SubFigure, data: pd.DataFrame, task: Words) -> None:
         axes.errorbar(
             x,
             rows["acc"],
-            yerr=rows["se"].fillna(0),
+            yerr=rows["se"],
             fmt=marker,
             color=colour,
             markersize=4.5,
@@ -268,58 +276,3 @@ def _value(task: Words) -> str:
     """The metric and its unit, for an axis."""
     unit = f" ({task.metric.unit})" if task.metric.unit else ""
     return f"{task.metric.name} on the {plural(examples(task))}{unit}"
-
-
-def _over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str], task: Words) -> None:
-    """One row of panels per experiment: the weights at each stage, and the validation metric."""
-    stages = list(data["stage"].unique())
-    grid = figure.subplots(len(experiments), len(stages) + 1, squeeze=False, sharex="row")
-    for name, panels in zip(experiments, grid, strict=True):
-        rows = data[data["experiment"] == name]
-        _weights(rows, panels, stages)
-        _with_and_without(rows, panels[-1])
-        panels[0].set_ylabel(f"{name}\nweight")
-        panels[-1].yaxis.tick_right()
-    for panel, title in zip(
-        grid[0], [*stages, f"validation ({task.metric.unit})" if task.metric.unit else "validation"], strict=True
-    ):
-        panel.set_title(title)
-    for panel in grid[-1]:
-        panel.set_xlabel("evaluation" if task.plays else "epoch")
-    grid[0][0].legend(loc="center right", handlelength=1.2)
-    grid[0][-1].legend(loc="lower right", fontsize=6, handlelength=0.8, handletextpad=0.3, borderaxespad=0)
-
-
-def weights_over_seeds(data: pd.DataFrame) -> pd.DataFrame:
-    """Weights by experiment, stage, source and epoch: ``mean`` and ``sem`` over seeds, a teacher's stages summed."""
-    each = data.groupby(["experiment", "stage", "source", "epoch", "seed"], sort=False)["weight"].sum()
-    found: pd.DataFrame = each.groupby(["experiment", "stage", "source", "epoch"], sort=False).agg(["mean", "sem"])
-    return found.reset_index()
-
-
-def _weights(data: pd.DataFrame, panels: Sequence[Axes], stages: Sequence[str]) -> None:
-    found = weights_over_seeds(data)
-    for panel, stage in zip(panels[: len(stages)], stages, strict=True):
-        for i, source in enumerate(found["source"].unique()):
-            rows = found[(found["stage"] == stage) & (found["source"] == source)]
-            _band(panel, rows, SERIES[i % len(SERIES)][0], "-" if source == "self" else "--", source)
-        panel.set_ylim(-0.03, 1.03)
-        if panel is not panels[0]:
-            panel.tick_params(labelleft=False)
-
-
-def _with_and_without(data: pd.DataFrame, panel: Axes) -> None:
-    each = data.drop_duplicates(["key", "epoch"])
-    for column, colour, line in (("attached", ORANGE, "--"), ("detached", BLUE, "-")):
-        rows = each.groupby("epoch")[column].agg(["mean", "sem"]).reset_index()
-        _band(panel, rows, colour, line, "with teachers" if column == "attached" else "alone")
-
-
-def _band(panel: Axes, rows: pd.DataFrame, colour: str, line: str, name: str) -> None:
-    error = rows["sem"].fillna(0.0)
-    few = "o" if len(rows) < 3 else None
-    panel.plot(rows["epoch"], rows["mean"], line, marker=few, markersize=3, color=colour, linewidth=1.2, label=name)
-    if math.isfinite(error.max()) and error.max() > 0:
-        panel.fill_between(
-            rows["epoch"], rows["mean"] - error, rows["mean"] + error, color=colour, alpha=0.2, linewidth=0
-        )

@@ -58,7 +58,7 @@ def transfer_rate_vs_size(tables: Tables) -> Drawing:
         axes.errorbar(
             rows["params"],
             rows["transfer_rate"],
-            rows["se"].fillna(0),
+            rows["se"],
             fmt="D" if control else "o",
             color=GREY if control else BLUE,
             markersize=3.5,
@@ -138,7 +138,7 @@ def _by(tables: Tables, what: str) -> Drawing:
             colour, marker = looks[name]
             for row in records(of_role[of_role["method"] == name]):
                 y = levels.index(row["level"]) + (place - (len(names) - 1) / 2) * step
-                error = row["se"] if column == "delta" and pd.notna(row["se"]) else 0.0
+                error = row["se"] if column == "delta" else math.nan
                 axes.errorbar(row[column], y, xerr=error, fmt=marker, color=colour, markersize=3.5, elinewidth=1)
         _dress(axes, role, column, what, tables.task.metric.short)
     landmarks = what == "kind" and _published(panels[2], tables, levels, names, step)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kt.analysis.deltas import records
-from kt.analysis.wording import decimals, examples, number, over, plural, signed
+from kt.analysis.wording import decimals, examples, number, over, plural, with_error
 from kt.figures import style
 from kt.figures.style import ORANGE, PAGE, Drawing
 from kt.figures.tables import Tables
@@ -66,7 +66,7 @@ def pictures(tables: Tables) -> Drawing:
     draw = _maps if task.maps else _classes
     draw(figure, grid, rows, parts, task)
     for of_row, row in zip(grid, rows, strict=True):
-        gain = f"{signed(row['delta'], decimals(task))} ± {row['delta_se']:.{decimals(task)}f} {task.metric.short}"
+        gain = f"{with_error(row['delta'], row['delta_se'], decimals(task))} {task.metric.short}"
         text = f"{row['why']}\n{row['teacher']}\n→ {row['student']}\n{gain}"
         of_row[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5)
     for axes, part in zip(grid[0], parts, strict=True):

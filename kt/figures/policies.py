@@ -15,6 +15,12 @@ from kt.figures import style
 from kt.figures.style import PAGE, SERIES, Drawing
 from kt.figures.tables import Tables
 
+LINES = ("-", "--", ":")
+"""Lines of the first, second, … names with a colour."""
+
+Look = tuple[str, str, str]
+"""Colour, marker and line."""
+
 NOTHING = "no training of an experiment with policies finished"
 
 
@@ -118,7 +124,7 @@ def returns(tables: Tables) -> Drawing:
         return style.nothing(NOTHING, details)
     data = curves(details)
     experiments, names = list(data["experiment"].unique()), list(data["name"].unique())
-    looks = {name: SERIES[i % len(SERIES)] for i, name in enumerate(names)}
+    looks = {name: (*SERIES[i % len(SERIES)], LINES[i // len(SERIES) % len(LINES)]) for i, name in enumerate(names)}
     height = max(2.2, 0.6 + 0.24 * len(names))
     figure = Figure(figsize=(PAGE, 1.1 + height * len(experiments)), layout="constrained")
     grid = figure.subplots(len(experiments), 2, squeeze=False, width_ratios=[1.7, 1])
@@ -132,11 +138,11 @@ def returns(tables: Tables) -> Drawing:
         left.set_ylabel("mean return on validation")
     grid[-1][0].set_xlabel("actions")
     grid[-1][1].set_xlabel("mean return")
-    style.legend_above(figure, list(grid[:, 0]), names)
+    style.legend_above(figure, list(grid[:, 0]), names, gap=0.5)
     style.footer(
         figure,
         f"Students alone, without teachers. Lines and large marks: mean over {counted_range(_seeds(data), 'seed')};"
-        " bands and bars: ± 1 standard error over seeds; thin lines and small dots: single seeds.",
+        " bands and bars: ± 1 standard error over seeds, unknown of one; thin lines and small dots: single seeds.",
         f"{counted(int(details['n'].max()), 'test episode')} of each student, unclipped returns, actions drawn from the"
         " policy.",
     )
@@ -147,15 +153,15 @@ def _seeds(data: pd.DataFrame) -> pd.Series[int]:
     return data.groupby(["experiment", "name"])["seed"].nunique()
 
 
-def _over_time(axes: Axes, rows: pd.DataFrame, names: Sequence[str], looks: dict[str, tuple[str, str]]) -> None:
+def _over_time(axes: Axes, rows: pd.DataFrame, names: Sequence[str], looks: dict[str, Look]) -> None:
     for name in names:
-        colour, _ = looks[name]
+        colour, _, line = looks[name]
         mine = rows[rows["name"] == name]
         for _, of_seed in mine.groupby("seed"):
             axes.plot(of_seed["steps"], of_seed["acc_validation"], color=colour, linewidth=0.4, alpha=0.45)
-        found = mine.groupby("steps")["acc_validation"].agg(["mean", "sem"]).fillna(0.0)
+        found = mine.groupby("steps")["acc_validation"].agg(["mean", "sem"])
         few = "o" if len(found) < 3 else None
-        axes.plot(found.index, found["mean"], marker=few, markersize=3, color=colour, linewidth=1.6, label=name)
+        axes.plot(found.index, found["mean"], line, marker=few, markersize=3, color=colour, linewidth=1.6, label=name)
         low, high = found["mean"] - found["sem"], found["mean"] + found["sem"]
         axes.fill_between(found.index, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.set_xlim(left=0)
@@ -169,13 +175,13 @@ def _short(actions: float) -> str:
     return f"{actions / 1e3:g} k" if actions else "0"
 
 
-def _at_the_end(axes: Axes, rows: pd.DataFrame, names: Sequence[str], looks: dict[str, tuple[str, str]]) -> None:
+def _at_the_end(axes: Axes, rows: pd.DataFrame, names: Sequence[str], looks: dict[str, Look]) -> None:
     last = rows.drop_duplicates("key")
     for place, name in enumerate(names):
-        colour, marker = looks[name]
+        colour, marker, _ = looks[name]
         values = last.loc[last["name"] == name, "acc"]
         axes.plot(values, [place + 0.2] * len(values), ".", color=colour, markersize=3, alpha=0.6)
-        error: Any = values.sem() if len(values) > 1 else 0.0
+        error: Any = values.sem()
         axes.errorbar(float(values.mean()), place, xerr=error, fmt=marker, color=colour, markersize=4.5, capsize=2)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.legend import Legend
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from kt.analysis.wording import counted, measured_on
 from kt.figures.tables import HEADLINE, Tables
 from kt.store import atomic
+from kt.tables import schema
+from kt.tables.columns import METRIC, with_metric
+from kt.tasks.task import Words
 
 COLUMN, PAGE = 3.5, 7.0
 """Width in inches of one column of a paper, and of its page."""
@@ -119,6 +122,11 @@ def transferred(tables: Tables) -> str:
     return _rests_on(tables, tables.transfers, counted(ok.groupby(["teacher", "student"]).ngroups, "ordered pair"))
 
 
+def no_error(task: Words) -> str:
+    """That errors over examples are unknown, where there is one of them."""
+    return f"standard errors are unknown: one {task.cluster or task.example} gives none"
+
+
 def of_groups(tables: Tables) -> str:
     """The same of students with several teachers."""
     ok = tables.several[tables.several["status"] == "ok"]
@@ -154,14 +162,20 @@ def marks(points: int) -> dict[str, Any]:
     }
 
 
-def legend_above(figure: Figure, panels: Sequence[Axes], order: Sequence[str] = (), ncols: int = 4) -> None:
-    """One legend above all panels, each label once: those of ``order`` first."""
+def legend_above(
+    figure: Figure | SubFigure,
+    panels: Sequence[Axes],
+    order: Sequence[str] = (),
+    ncols: int = 4,
+    gap: float = 0.1,
+) -> None:
+    """One legend above all panels, each label once: those of ``order`` first; ``gap`` between a mark and its label."""
     once: dict[str, Any] = {}
     for axes in panels:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
             once.setdefault(text, handle)
     shown = sorted(once, key=lambda text: order.index(text) if text in order else len(order))
-    where: dict[str, Any] = {"loc": "outside upper left", "ncols": ncols, "handletextpad": 0.1, "columnspacing": 0.8}
+    where: dict[str, Any] = {"loc": "outside upper left", "ncols": ncols, "handletextpad": gap, "columnspacing": 0.8}
     legend_marks(figure.legend([once[text] for text in shown], shown, **where))
 
 
@@ -203,8 +217,11 @@ def thinned(names: Sequence[str], most: int) -> tuple[NDArray[np.intp], list[str
     return positions, list(names[::step])
 
 
-def save(drawing: Drawing, out: Path, name: str) -> None:
+def save(drawing: Drawing, out: Path, name: str, metric: str = METRIC) -> None:
     """Write ``NAME.png``, ``NAME.pdf`` and ``NAME.csv``; equal drawings give equal bytes.
+
+    Names in the CSV file, and values that are names of columns, have the key ``metric`` where those in memory have
+    ``acc``.
 
     The PNG's text ``missing`` says why nothing is drawn, where that is so.
     """
@@ -216,4 +233,12 @@ def save(drawing: Drawing, out: Path, name: str) -> None:
         with atomic(out / f"{name}.{kind}") as temporary:
             drawing.figure.savefig(temporary, format=kind, metadata=metadata)
     with atomic(out / f"{name}.csv") as temporary:
-        drawing.data.to_csv(temporary, index=False)
+        _named(drawing.data, metric).to_csv(temporary, index=False)
+
+
+def _named(data: pd.DataFrame, metric: str) -> pd.DataFrame:
+    if metric == METRIC:
+        return data
+    holding = {column.name for table in schema.TABLES.values() for column in table if column.holds_names}
+    texts = {name: [text and with_metric(text, metric) for text in data[name]] for name in holding & {*data.columns}}
+    return data.assign(**texts).rename(columns=lambda name: with_metric(name, metric))

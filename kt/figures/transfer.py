@@ -91,11 +91,10 @@ def _block(axes: Axes, data: pd.DataFrame, rows: list[dict[str, Any]], names: Se
             height = place + rng.uniform(-0.22, 0.22, len(points))
             looks = style.marks(len(points) if row["control"] else len(of_method))
             axes.scatter(points["delta"], height, marker=marker, color=colour, zorder=2, label=kind, **looks)
-        error = row["delta_se"] if math.isfinite(row["delta_se"]) else 0.0
         axes.errorbar(
             row["delta"],
             place,
-            xerr=error,
+            xerr=row["delta_se"],
             fmt="s",
             color=INK,
             markersize=4,
@@ -220,13 +219,16 @@ def delta_vs_accuracy(tables: Tables) -> Drawing:
         axes.axline((0, 0), slope=1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         _best_quarter(axes, bins[bins["method"] == row["method"]])
         axes.set_title(f"{style.label(row['method'], row['control'])}, {counted(row['pairs'], 'pair')}")
-    low, high = float((data["delta"] - data["delta_se"]).min()), float((data["delta"] + data["delta_se"]).max())
+    error = data["delta_se"].fillna(0)
+    low, high = float((data["delta"] - error).min()), float((data["delta"] + error).max())
     margin = 0.05 * (high - low or 1.0)
     panels[0, 0].set(xlim=(-reach, reach), ylim=(low - margin, high + margin))
     style.outer_labels(panels, len(methods), f"teacher − student ({short})", f"transfer delta ({short})")
     middle = f"Median standard error {number(data['delta_se'].median(), decimals(tables.task))} {short}"
     bars = f"{'Bars: ± 1 standard error' if few else f'{middle},'} over {over(tables.task)}"
     bars += ", mean over seeds." if few else "."
+    if data["delta_se"].isna().all():
+        bars = f"{style.no_error(tables.task).capitalize()}."
     within = f" by over {amount(tables.equal_within, tables.task)}" if tables.equal_within else ""
     quarter = " Orange: mean of the quarter of each bin's pairs that gains most." if len(bins) else ""
     style.footer(

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema, field_v
 from pydantic_core import PydanticCustomError
 
 from kt.errors import quoted, unknown
-from kt.spec import File, Spec
+from kt.spec import File, Seed, Spec
 
 ROLES = ("teacher", "student")
 
@@ -75,7 +75,7 @@ class Random(_Rule):
 
     select: Literal["random"]
     n: PositiveInt
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class Explicit(_Rule):
@@ -109,7 +109,7 @@ class Stratified(_Rule):
         "and the next begins; increasing; default of other metrics: in proportion to their scale",
     )
     by_family: bool = Field(True, description="whether teachers of the student's family are strata of their own")
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @field_validator("gaps")
     @classmethod
@@ -143,7 +143,7 @@ class Adaptive(_Rule):
         alias="for",
         description="whether to find each student's best teacher and method, or to predict the gains of all pairs",
     )
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:

@@ -22,6 +22,7 @@ from kt.analysis.wording import (
     plural,
     rights,
     signed,
+    value_with_error,
     with_error,
     with_unit,
 )
@@ -374,7 +375,7 @@ def flow(tables: Tables) -> Grid | None:
 
 def value(column: str, error: str, digits: int) -> Show:
     """A value and its standard error, without a sign."""
-    return lambda row: Cell(f"{number(row[column], digits)} ± {number(row[error], digits)}", float(row[column]))
+    return lambda row: Cell(value_with_error(_float(row[column]), _float(row[error]), digits), _float(row[column]))
 
 
 def _images(row: dict[str, Any]) -> Cell:

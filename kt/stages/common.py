@@ -102,7 +102,10 @@ def build(study: Study, name: str, data: Dataset) -> nn.Module:
 
     models.import_modules(study.zoo.modules)
     member = study.zoo.models[name]
-    return models.build(member.arch, member.args, outputs(study, name, data), channels(study, name, data))
+    try:
+        return models.build(member.arch, member.args, outputs(study, name, data), channels(study, name, data))
+    except KtError as error:
+        raise KtError(f"zoo.models.{name}: {str(error).removeprefix('zoo: ')}") from error
 
 
 @dataclass(frozen=True)

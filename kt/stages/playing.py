@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kt import progress, store
+from kt.control import said
 from kt.control import units as requested
 from kt.control.methods import Distilled, KnowledgeFlow
 from kt.control.spec import Game, Policy
@@ -79,6 +80,7 @@ class Playing(Job):
         from kt.transfer.session import Left
 
         record, student = compute(bench, unit, key)
+        said.tell()
         if student is None:
             return record, None
         network = self.chosen.student

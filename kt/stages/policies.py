@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from kt import store
+from kt.control import said
 from kt.control import units as requested
 from kt.control.study import ControlStudy
 from kt.costs import write_needs
@@ -76,6 +77,7 @@ def data(study: ControlStudy, layout: Layout, threads: int) -> None:
     for rule, name, chosen in study.each_experiment():
         found = inspect(study, layout, f"{rule}.{name}", chosen, threads)
         write_needs(layout.needs(rule, name), requested.student_print(chosen, games[f"{rule}.{name}.env"]), found)
+    said.tell()
     log.info("data: %d games: %s", len(known), ", ".join(sorted({game.id for game in known.values()})))
 
 
@@ -99,6 +101,7 @@ def member(study: ControlStudy, layout: Layout, name: str, threads: int) -> None
     else:
         weights(study, layout, name, threads)
     predict(study, layout, name, threads)
+    said.tell()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -301,4 +304,4 @@ def report(study: ControlStudy, config: Path, source: Path, analysis: Path | Non
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    raise KtError(f"{name}: a study of policies (data.task: control) has no such step")
+    raise KtError(f"{name}: a study of policies (data.task: control) has no such step; it is about images")

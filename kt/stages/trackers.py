@@ -30,6 +30,7 @@ class Run:
         config: its method, teachers, student, seed and settings.
         metrics: its row of the table ``transfers``, in the units of docs/tables.md.
         epochs: loss and metric on validation after each epoch; none where nothing is trained.
+        steps: the x axis of these: number of the epoch, or of a policy its actions so far.
         tags: of the study, and the key in the ledger.
         ended: when it ended, in seconds since 1970.
     """
@@ -38,6 +39,7 @@ class Run:
     config: Mapping[str, Plain]
     metrics: Mapping[str, float]
     epochs: Sequence[Mapping[str, float]]
+    steps: Sequence[int]
     tags: Mapping[str, str]
     ended: float
 
@@ -100,9 +102,9 @@ class TensorBoard:
             return self._summaries.Summary(value=[self._summaries.Summary.Value(tag=name, simple_value=value)])
 
         write(self._settings({**run.config, **run.tags}, trial_id=run.name, start_time_secs=run.ended), 0)
-        for epoch, values in enumerate(run.epochs, 1):
+        for step, values in zip(run.steps, run.epochs, strict=True):
             for name, value in values.items():
-                write(scalar(name, value), epoch)
+                write(scalar(name, value), step)
         for name, value in run.metrics.items():
             write(scalar(name, value), 0)
         writer.close()
@@ -141,7 +143,7 @@ class MLflow:
         made = self._client.create_run(self._experiment, start_time=ended, tags=dict(run.tags), run_name=run.name)
         metrics = [
             of.Metric(name, value, ended, step)
-            for step, values in enumerate([run.metrics, *run.epochs])
+            for step, values in zip([0, *run.steps], [run.metrics, *run.epochs], strict=True)
             for name, value in values.items()
         ]
         params = [of.Param(name, str(value)) for name, value in run.config.items()]
@@ -177,8 +179,8 @@ class WandB:
             config={**run.config, **run.tags},
             settings=settings,
         )
-        for epoch, values in enumerate(run.epochs, 1):
-            made.log(dict(values), step=epoch)
+        for step, values in zip(run.steps, run.epochs, strict=True):
+            made.log(dict(values), step=step)
         made.summary.update(dict(run.metrics))
         made.finish()
         (self._unfinished / "wandb").rename(self._folder / run.name)
@@ -212,8 +214,8 @@ class Trackio:
                 auto_log_cpu=False,
                 auto_log_gpu=False,
             )
-            for epoch, values in enumerate(run.epochs, 1):
-                made.log(dict(values), step=epoch)
+            for step, values in zip(run.steps, run.epochs, strict=True):
+                made.log(dict(values), step=step)
             made.log(dict(run.metrics))
             self._trackio.finish()
         (written,) = (of for of in self._trackio.Api().runs(self._project) if of.name == UNFINISHED)

@@ -13,6 +13,7 @@ import pandas as pd
 
 import kt
 from kt import store
+from kt.control.study import ControlStudy
 from kt.errors import KtError, unknown
 from kt.layout import Layout
 from kt.stages.trackers import TRACKERS, Plain, Run
@@ -26,7 +27,7 @@ SETTINGS = ("seed", "control", "uses_labels", "trains")
 """Numbers and flags in a row of ``transfers`` that are no outcome of the training."""
 
 
-def track(study: Study, layout: Layout, to: str) -> str:
+def track(study: Study | ControlStudy, layout: Layout, to: str) -> str:
     """Add the finished trainings to a tracker, those that it does not have yet; returns what was done, in words.
 
     Raises:
@@ -37,7 +38,8 @@ def track(study: Study, layout: Layout, to: str) -> str:
     path, folder, ledger = layout.table("transfers"), layout.tracking / to, Ledger(layout.ledger)
     found, failed = _trainings(schema.read_frame(path, "transfers"))
     metric = schema.words(path).metric.key
-    about = {"study": study.title, "data": Path(study.data.source).name, "task": study.task.name, "kt": kt.__version__}
+    data = "games" if isinstance(study, ControlStudy) else Path(study.data.source).name
+    about = {"study": study.title, "data": data, "task": study.task.name, "kt": kt.__version__}
     with store.lock(folder):
         tracker = TRACKERS[to](folder.absolute(), re.sub(r"[^\w.-]+", "-", study.title).strip("-")[:60] or "kt")
         there = tracker.names()
@@ -75,12 +77,14 @@ def _run(name: str, rows: pd.DataFrame, ledger: Ledger, metric: str, about: Mapp
     unit, outcome, ended = _record(ledger, row["key"])
     settings = {name: value for name, value in unit.items() if name not in ("student", "teacher", "teachers", "seed")}
     settings |= {"student": row["student"], "teachers": " ".join(teachers) or "none", "method.name": row["method"]}
+    steps = outcome.get("curve") or range(1, len(outcome["loss"]) + 1)
     of_epochs = outcome["loss"], outcome["validation"]
     return Run(
         name,
         dict(_flat(settings | {name: row[name].item() for name in SETTINGS})),
         {with_metric(name, metric): value for name, value in _measured(rows)},
         [{"epochs/loss": a, "epochs/validation": b} for a, b in zip(*of_epochs, strict=True)],
+        list(steps),
         {**about, "key": row["key"]},
         ended,
     )

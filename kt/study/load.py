@@ -37,7 +37,7 @@ def load(path: str | Path) -> Study:
     """
     study = load_any(path)
     if isinstance(study, ControlStudy):
-        raise KtError(f"{path}: a study of policies (data.task: control) has no such command")
+        raise KtError(f"{path}: a study of policies (data.task: control) has no such command; it is about images")
     return study
 
 

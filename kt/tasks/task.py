@@ -139,19 +139,25 @@ class Scored(ABC):
         return None
 
     def error(self, scores: Array, clusters: NDArray[np.int64] | None = None) -> float:
-        """Standard error of that number over examples, or clusters of them; of scores of 0 and 1 the binomial one."""
+        """Standard error of that number over examples, or clusters of them; of scores of 0 and 1 the binomial one.
+
+        Unknown, NaN, of one example.
+        """
         mean, n = float(scores.mean()), len(scores)
-        if self.metric.binary and clusters is None:
+        if self.metric.binary and clusters is None and n > 1:
             return self.metric.scale * math.sqrt(mean * (1 - mean) / n)
         return self.metric.scale * float(standard_error(scores, clusters))
 
     def agrees(self, scores: Array, published: float, clusters: NDArray[np.int64] | None = None) -> bool:
-        """Whether the reported number is within three standard errors of a published one; if binary, of the latter."""
+        """Whether the reported number is within three standard errors of a published one; if binary, of the latter.
+
+        Where the error is unknown, nothing speaks against it.
+        """
         error = self.error(scores, clusters)
         if self.metric.binary and clusters is None:
             share = published / self.metric.scale
             error = self.metric.scale * math.sqrt(share * (1 - share) / len(scores))
-        return abs(self.value(scores) - published) <= 3 * error
+        return not abs(self.value(scores) - published) > 3 * error
 
 
 class Task(Scored):
@@ -294,7 +300,7 @@ class Task(Scored):
 def standard_error(values: Array, clusters: NDArray[np.int64] | None = None) -> Array:
     """Standard error of the mean of values along their last axis, float64 [...] from [..., n].
 
-    Of independent values their standard deviation over √n. Of values in G clusters
+    Of independent values their standard deviation over √n; unknown, NaN, of one. Of values in G clusters
 
         SE² = G / (G − 1) · Σ_g (Σ_{i ∈ g} (x_i − x̄))² / n²,
 
@@ -307,7 +313,8 @@ def standard_error(values: Array, clusters: NDArray[np.int64] | None = None) -> 
     Source: the linearised variance of a ratio of sums over clusters; Cochran 1977, Sampling Techniques, chapter 9.
     """
     if clusters is None:
-        return np.asarray(np.std(values, -1) / math.sqrt(values.shape[-1]))
+        n = values.shape[-1]
+        return np.asarray(np.std(values, -1) / (math.sqrt(n) if n > 1 else math.nan))
     first = np.flatnonzero(np.diff(np.sort(clusters, kind="stable"), prepend=-1))
     apart = (values - values.mean(-1, keepdims=True))[..., np.argsort(clusters, kind="stable")]
     sums, count = np.add.reduceat(apart, first, -1), len(first)

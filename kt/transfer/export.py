@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -298,7 +299,8 @@ def _facts(row: Mapping[str, Any], unit: Record, about: About) -> list[tuple[str
 
     def change(of: Mapping[str, Any]) -> str:
         sign = "+" if of["delta"] >= 0 else ""
-        return f"{sign}{metric.shown(of['delta'], 4)} ± {metric.shown(of['delta_se'], 4)} {metric.difference}"
+        error = metric.shown(of["delta_se"], 4) if math.isfinite(of["delta_se"]) else "unknown"
+        return f"{sign}{metric.shown(of['delta'], 4)} ± {error} {metric.difference}"
 
     rows: list[tuple[str, Any]] = [(f"{metric.name} after", f"{shown(row['acc_after'])} of {n}")]
     if row.get("delta") is not None:

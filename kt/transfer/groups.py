@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, create_model
 
 from kt.errors import KtError, nearest, quoted, unknown
-from kt.spec import Spec
+from kt.spec import Seed, Spec
 from kt.store import digest
 from kt.transfer.method import registry
 from kt.transfer.spec import MethodsBase, option
@@ -52,7 +52,7 @@ class Random(_Draw):
 
     select: Literal["random"]
     n: PositiveInt = 1
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class Ranked(_Draw):

@@ -167,7 +167,7 @@ def change(task: Task, before: Array, after: Array, clusters: Classes | None = N
         that became better gained, and what the others lost, in units of the metric per example; of scores of 0 and 1
         the percentage of examples that are right now and were wrong, and the reverse. ``delta``, their difference, and
         ``delta_se``, the error of a mean of paired differences; of differences in {−1, 0, 1} that is
-        sqrt((gain + loss − (gain − loss)²) / n).
+        sqrt((gain + loss − (gain − loss)²) / n), and unknown, NaN, of one example.
     """
     n, scale = len(before), task.metric.scale
     values = {"acc_before": value(task, before), "acc_after": value(task, after)}
@@ -183,7 +183,7 @@ def change(task: Task, before: Array, after: Array, clusters: Classes | None = N
     gain, loss = gained / n, lost / n
     return values | {
         "delta": scale * (gained - lost) / n,
-        "delta_se": scale * math.sqrt((gain + loss - (gain - loss) ** 2) / n),
+        "delta_se": scale * math.sqrt((gain + loss - (gain - loss) ** 2) / n) if n > 1 else math.nan,
         "knowledge_gain": scale * gain,
         "knowledge_loss": scale * loss,
     }

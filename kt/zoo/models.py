@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 import math
 import sys
@@ -27,7 +28,7 @@ from timm.models import PretrainedCfg, get_deprecated_models, get_pretrained_cfg
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kt.errors import KtError, listed
+from kt.errors import KtError, listed, nearest
 from kt.zoo import segmentation
 from kt.zoo.fit import Slot
 
@@ -37,6 +38,9 @@ SIZES = ("params", "macs", "feature_width")
 
 PLAIN = ("mean", "std", "crop_pct", "crop_mode", "interpolation", "num_classes", "license", "hf_hub_id")
 """Settings of a pretrained tag that are listed as timm has them."""
+
+OF_STUDY = ("self", "args", "kwargs", "pretrained", "num_classes", "in_chans")
+"""Parameters of architectures that ``args`` does not set."""
 
 OUTPUTS = (1009, 1013)
 """Two numbers of outputs that distinguish a head from the rest of an architecture: no other width is one of them."""
@@ -67,9 +71,32 @@ def build(arch: str, args: dict[str, Any], outputs: int, channels: int, pretrain
     except Exception as error:  # an architecture may raise anything
         if pretrained and not isinstance(error, TypeError | ValueError | RuntimeError | AssertionError):
             raise
-        raise KtError(
-            f"zoo: {arch} cannot be built with {args}: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from error
+        why = _refused(arch, args, outputs, channels, error)
+        raise KtError(f"zoo: {arch} cannot be built with {args}: {why}") from error
+    return model
+
+
+def _refused(arch: str, args: Mapping[str, Any], outputs: int, channels: int, error: Exception) -> str:
+    """Why an architecture cannot be built: the argument without which it can, where it is one, and its nearest name."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    wrong = next(((name, model) for name in args if (model := _without(name, arch, args, outputs, channels))), None)
+    if wrong is None:
+        return text
+    name, model = wrong
+    if f"unexpected keyword argument {name!r}" in text:
+        makers = (timm.model_entrypoint(arch), type(model))
+        known = sorted({key for maker in makers for key in inspect.signature(maker).parameters} - set(OF_STUDY))
+        return f"args: {text}{nearest(name, known)}"
+    return f"args.{name}: {text}"
+
+
+def _without(name: str, arch: str, args: Mapping[str, Any], outputs: int, channels: int) -> nn.Module | None:
+    """The architecture without one of its arguments; None where it cannot be built then either."""
+    rest = {"in_chans": channels} | {key: value for key, value in args.items() if key != name}
+    try:
+        model: nn.Module = timm.create_model(arch, num_classes=outputs, **rest)
+    except Exception:  # an architecture may raise anything
+        return None
     return model
 
 

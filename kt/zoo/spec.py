@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, StringC
 from kt import store
 from kt.data.seen import InputSpec
 from kt.errors import KtError, quoted, unknown
-from kt.spec import NAME, File, Spec
+from kt.spec import NAME, File, Seed, Spec
 
 Kind = Literal["cnn", "transformer", "mlp", "hybrid"]
 Name = Annotated[str, StringConstraints(pattern=NAME)]
@@ -59,7 +59,7 @@ class Recipe(Spec):
     epochs: PositiveInt
     images: PositiveInt | None = Field(None, description="images drawn from the zoo split; all when left out")
     thin: Thin | None = None
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     lr: PositiveFloat = Field(4e-3, description="peak learning rate")
     weight_decay: float = Field(0.05, ge=0)
     batch_size: int = Field(32, ge=2)
