@@ -33,6 +33,7 @@ FOUNDATION = (
     "pairs",
     "costs",
     "checkpoint",
+    "compiler",
     "compression",
     "store",
     "layout",

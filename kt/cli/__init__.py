@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import kt
+from kt import compiler
 from kt.cli import analysis, results, stages
 from kt.cli.stages import number
 from kt.errors import Interrupted, KtError, shortened, unknown
@@ -157,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     which the same command continues where it was.
     """
     args = _parser().parse_args(argv)
+    compiler.put_off()
     _set_up_logging(None)
     try:
         _set_up_logging(args.log)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from hashlib import sha256
@@ -84,14 +84,17 @@ def draw(pairs: list[Pair], n: int, seed: int) -> list[Pair]:
     begun = {t: sha256(canonical([seed, t])[:-1] + b",") for t in {t for t, _ in pairs}}
     ends = {s: canonical(s) + b"]" for s in {s for _, s in pairs}}
 
-    def rank(pair: Pair) -> bytes:
-        teacher, student = pair
-        state = begun[teacher].copy()
-        state.update(ends[student])
-        return state.digest()
+    def digests(of: Iterable[Pair]) -> Iterator[bytes]:
+        for teacher, student in of:
+            state = begun[teacher].copy()
+            state.update(ends[student])
+            yield state.digest()
 
     # the first eight bytes of a digest fit a number, and nearly always decide
-    heads = np.fromiter(map(rank, pairs), "S32", len(pairs)).view(">u8")[::4]
+    heads = np.fromiter(digests(pairs), "S32", len(pairs)).view(">u8")[::4]
     last = np.partition(heads, n - 1)[n - 1]
-    first = sorted(np.flatnonzero(heads <= last).tolist(), key=lambda i: rank(pairs[i]))[:n]
-    return [pairs[i] for i in sorted(first)]
+    first = np.flatnonzero(heads <= last).tolist()
+    if len(first) > n:
+        ranks = dict(zip(first, digests(pairs[i] for i in first), strict=True))
+        first = sorted(sorted(first, key=ranks.__getitem__)[:n])
+    return [pairs[i] for i in first]

@@ -22,6 +22,7 @@ from multiprocessing.context import SpawnProcess
 from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
+from kt import compiler
 from kt.control.study import ControlStudy
 from kt.errors import Interrupted, KtError
 from kt.progress import Progress, on_signal
@@ -230,6 +231,7 @@ def run(job: Job, units: Mapping[str, Unit], threads: int, keep: bool, processes
 def _main(connection: Connection, work: Work) -> None:
     """A worker: train what is handed out, until there is nothing more."""
     _end_with(work.parent)
+    compiler.put_off()
     tell = _Teller(connection)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[tell], force=True)
     try:

@@ -245,9 +245,10 @@ class _Count:
         done: list[Finished] = []
         left: list[Unit] = []
         state.units += len(job.units)
-        known = bool(prints and self.entries)
+        if not (prints and self.entries):
+            return done, self._left(job, job.units)
         for unit in job.units:
-            entry = self._entry(unit, prints) if known else None
+            entry = self._entry(unit, prints)
             if entry is None or self._to_repeat(unit, entry):
                 left.append(unit)
             elif entry.status == "ok":
@@ -281,7 +282,8 @@ class _Count:
         if job.experiment:
             made = zip(units, seen, strict=True)
             return [Missing(unit.method.name, self._epochs(job, unit), images) for unit, images in made]
-        self.open_pairs.update((u.teachers[0], at) for u in units if len(u.teachers) == 1 and u.split == "test")
+        teachers = {unit.teachers for unit in units if unit.split == "test"}
+        self.open_pairs.update((names[0], at) for names in teachers if len(names) == 1)
         return []
 
     def _entry(self, unit: Unit, prints: Mapping[str, str]) -> Entry | None:
