@@ -103,7 +103,7 @@ def test_jobs_that_squeue_has_forgotten_are_judged_from_the_accounts(
         assert process.wait(timeout=300) == 1
     output = project.output
     assert (project.folder / "good").exists()
-    assert re.search(r"submitit: bad: code error \(exit status 1\); given up", output)
+    assert re.search(r"submitit: bad: code error \(exit status 3\); given up", output)
     assert re.search(r"submitit: cancelled: cancelled \(SLURM says CANCELLED\); given up", output)
     assert re.search(r"submitit: time: timed out .*; given up", output)
     assert len(re.findall(r"submitit: never.i=\d: cancelled \(SLURM says CANCELLED\); given up", output)) == 3

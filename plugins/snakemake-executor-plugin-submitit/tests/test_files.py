@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from snakemake_executor_plugin_submitit import checks, slurm
 from snakemake_executor_plugin_submitit.files import ahead, fault, stamp, stamps
+from snakemake_executor_plugin_submitit.payload import Nested
 from snakemake_executor_plugin_submitit.task import History, Task, _Run
 from snakemake_executor_plugin_submitit.verdict import requeued
 
@@ -39,7 +40,7 @@ def test_a_file_is_as_it_should_be_or_newer(tmp_path: Path) -> None:
 
 def _run(tmp_path: Path, inputs: dict[str, tuple[int, float]], latency: float = 0.0) -> _Run:
     (tmp_path / "log").touch()
-    task = Task("true", "", str(tmp_path / "log"), 0, 0, 0, "", str(tmp_path / "lease"), inputs, (), latency)
+    task = Task(Nested("true"), "", str(tmp_path / "log"), 0, 0, 0, "", str(tmp_path / "lease"), inputs, (), latency)
     environment: Any = SimpleNamespace(job_id="7", hostname="n1")
     return _Run(task, environment, History(tmp_path / "history"), io.BytesIO())
 

@@ -93,7 +93,7 @@ def test_ready_jobs_leave_as_one_array_and_a_failing_one_is_named(project: Proje
     count_calls(project, slurm)
     output = project.run(TWENTY, "--retries", "0", status=1)
     assert sorted(int(path.read_text()) for path in (project.folder / "out").iterdir()) == [*range(13), *range(14, 20)]
-    assert re.search(r"submitit: one\.i=13: code error \(exit status 1.*given up", output)
+    assert re.search(r"submitit: one\.i=13: code error \(exit status 3.*given up", output)
     assert output.count("given up") == 1
     counted = calls(project, "sbatch", "sacct")
     assert counted == {"sbatch": 1, "sacct": 0}

@@ -66,9 +66,9 @@ def test_of_fifty_jobs_each_ends_as_it_should_and_a_second_call_does_the_rest(
     lose_node(slurm)
     release_until_end(slurm, process, 500)
 
-    failed = {"code": "code error (exit status 1)", "cancelled": "cancelled (SLURM says CANCELLED)"}
+    failed = {"code": "code error (exit status 3)", "cancelled": "cancelled (SLURM says CANCELLED)"}
     if slurm.limits_memory:
-        failed["memory"] = "out of memory (exit status 1)"
+        failed["memory"] = "out of memory (exit status 137)"
     assert process.returncode == 1
     endings = re.findall(r"^submitit: (\S+): (.*); (.*) \[job", project.output, re.MULTILINE)
     assert {name: why for name, why, follows in endings if follows == "given up"} == failed

@@ -22,6 +22,8 @@ from .backlog import Backlog
 from .clusters import Cluster, SubmissionError, end
 from .events import Events
 from .files import stamps
+from .payload import Nested, Shell
+from .plain import plain
 from .request import Request
 from .runs import RunFolder, paths
 from .task import History, Task
@@ -126,7 +128,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
             self.run_job_pre(job)
             request = self._request(job)
             task = Task(
-                command=self.format_job_exec(job),
+                payload=self._payload(job, request),
                 folder=str(Path.cwd()),
                 log=str(self.run_folder.log(job)),
                 minutes=request.minutes,
@@ -151,6 +153,11 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
     def run_job(self, job: Any) -> None:
         """Submit one job."""
         self.run_jobs([job])
+
+    def _payload(self, job: Any, request: Request) -> Nested | Shell:
+        """Return what the task runs; in the foreground, always a Snakemake."""
+        nested = self.settings.nested or self.settings.cluster == "debug"
+        return (None if nested else plain(job, self.workflow, request.cpus)) or Nested(self.format_job_exec(job))
 
     def get_job_args(self, job: Any) -> str:
         """Extend Snakemake's arguments by the requested cores; the default is all cores of the node."""

@@ -45,6 +45,12 @@ class ExecutorSettings(ExecutorSettingsBase):
     signal_delay: int = _option(
         90, "Seconds before the time limit at which a job is told to write its checkpoint (SLURM may be 60 s early)."
     )
+    nested: bool = _option(
+        False,
+        "Start Snakemake on the node for every job. By default it is not started for rules that are only a literal "
+        "shell command of input, output, log, wildcards and threads; a Snakefile that does something itself on the "
+        "node (sets variables, makes folders) needs it.",
+    )
     sbatch: str = _option("", "Further flags for every submission, such as '--exclude=node1 --mail-type=FAIL'.")
     setup: list[str] = field(
         default_factory=list,

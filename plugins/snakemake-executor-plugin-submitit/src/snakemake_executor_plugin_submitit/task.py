@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from .files import Stamp, ahead, fault, stamps
 from .lease import Lease
+from .payload import Nested, Shell
 from .processes import oom_kills, signal_group, wait_for_group
 from .verdict import Verdict
 
@@ -41,7 +43,7 @@ class Task:
     requeues the job, and the same command starts again.
 
     Attributes:
-        command: Shell command of the job.
+        payload: What to run.
         folder: Working directory.
         log: File for the output.
         minutes: Time limit; 0 means unknown.
@@ -54,7 +56,7 @@ class Task:
         latency: Seconds that a node may need to see the inputs.
     """
 
-    command: str
+    payload: Nested | Shell
     folder: str
     log: str
     minutes: int
@@ -86,7 +88,8 @@ class Task:
         with open(self.log, "ab", buffering=0) as log:
             run = _Run(self, environment, history, log)
             ending, status = run.foreground() if debug else run.watched()
-            run.note(f"{ending.value}" + (f", exit status {status}" if status else ""))
+            facts = [ending.value, f"exit status {status}" if status else "", run.error]
+            run.note(", ".join(filter(None, facts)))
         if ending is Verdict.COMPLETED:
             history.add(ending)
         result = {
@@ -142,7 +145,10 @@ class _Run:
     def foreground(self) -> tuple[Verdict, int | None]:
         """Run in the Snakemake process, which keeps its signal handlers; output goes to the terminal and the log."""
         process = subprocess.Popen(
-            ["bash", "-c", self.task.command], cwd=self.task.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            ["bash", "-c", self.task.payload.command],
+            cwd=self.task.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         assert process.stdout is not None
         with process:
@@ -216,9 +222,16 @@ class _Run:
 
     def _command(self, received: list[int]) -> tuple[Verdict, int | None]:
         """Run the command until it ends or a signal comes."""
+        payload = self.task.payload
+        try:
+            payload.prepare()
+        except OSError as error:
+            self.error = str(error)
+            return Verdict.CODE_ERROR, None
         child = subprocess.Popen(
-            ["bash", "-c", self.task.command],
+            [shutil.which("bash") or "bash", "-c", payload.command],
             cwd=self.task.folder,
+            env=payload.environment(),
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,
@@ -236,11 +249,22 @@ class _Run:
             except subprocess.TimeoutExpired:
                 continue
         # a signal to the whole step may end the command before we pass it on
-        if received and child.returncode != 0:
+        if received and not self._completed(child):
             return self._stopped(child, received[0])
-        if child.returncode and oom_kills() > self.killed_before:
-            return Verdict.OUT_OF_MEMORY, child.returncode
-        return (Verdict.CODE_ERROR if child.returncode else Verdict.COMPLETED), child.returncode
+        if child.returncode == 0:
+            try:
+                self.error = payload.finish(self.lease.beat)
+            except OSError as error:
+                self.error = str(error)
+            if not self.error:
+                return Verdict.COMPLETED, 0
+        payload.discard()
+        out_of_memory = child.returncode and oom_kills() > self.killed_before
+        return (Verdict.OUT_OF_MEMORY if out_of_memory else Verdict.CODE_ERROR), child.returncode
+
+    def _completed(self, child: subprocess.Popen[bytes]) -> bool:
+        """Return whether a command that may have got a signal has completed."""
+        return child.returncode == 0 and self.task.payload.status_after_signal_counts
 
     def _stopped(self, child: subprocess.Popen[bytes] | None, number: int) -> tuple[Verdict, int | None]:
         """End the command if it runs, determine the cause of the signal, and requeue the job if it should continue."""
@@ -252,8 +276,9 @@ class _Run:
         self.note(f"{signal.Signals(number).name}: {why}{told}")
         if child:
             self._wait_for_end(child)
-            if child.returncode == 0:  # it completed just then
+            if self._completed(child):  # just then
                 return Verdict.COMPLETED, 0
+            self.task.payload.discard()
         status = child.returncode if child else None
         if cause is None:
             raise SystemExit(128 + number)

@@ -1,0 +1,79 @@
+"""Jobs whose shell command does on a node, without Snakemake, what it does with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from snakemake.shell import MAX_ARG_LEN, shell
+from snakemake.utils import QuotedFormatter, SequenceFormatter
+from snakemake_interface_executor_plugins.settings import SharedFSUsage
+
+from .payload import Shell
+
+# Snakemake's own, unless a workflow sets another.
+_STRICT = "set -euo pipefail; "
+# Flags of files that matter to this machine's Snakemake only.
+_FLAGS = {"ancient", "directory", "multiext", "report", "temp"}
+
+
+def plain(job: Any, workflow: Any, cores: int) -> Shell | None:
+    """Return the shell command of a job; None if a Snakemake must run on the node.
+
+    A Snakemake on the node reads the workflow again, so all that could have another value there needs one: parameters,
+    resources, configuration, and commands that are no literal text.
+
+    Args:
+        job: Snakemake's job.
+        workflow: Snakemake's workflow.
+        cores: Cores that the job requests.
+    """
+    if job.is_group() or not job.is_shell or _more_than_shell(job, workflow) or job.threads != cores:
+        return None
+    rule, persistence = job.rule, workflow.persistence
+    code = rule.run_func.__code__
+    literal = rule.shellcmd in code.co_consts and code.co_names == ("shell",)
+    if not literal or rule.run_func.__globals__["shell"] is not shell:
+        return None
+    try:
+        if shell._get_process_prefix() != _STRICT or shell._process_suffix:
+            return None
+        values = {name: getattr(job, name)._plainstrings() for name in ("input", "output", "log")}
+        values |= {"wildcards": job.wildcards, "threads": job.threads, "rule": rule.name}
+        text = SequenceFormatter(" ", QuotedFormatter()).format(rule.shellcmd, **values)
+        markers = [persistence._record_path(persistence._incomplete_path, str(file)) for file in job.output]
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None  # other values, other versions of Snakemake, and errors, which Snakemake reports
+    command = f"{_STRICT} {text}".strip()
+    if len(command.replace("'", r"'\''")) + 2 > MAX_ARG_LEN:
+        return None
+    return Shell(
+        command=command,
+        threads=job.threads,
+        outputs={os.path.abspath(file): file.is_directory for file in job.output},
+        logs=[os.path.abspath(file) for file in job.log],
+        markers=markers,
+        latency=workflow.execution_settings.latency_wait,
+        keep_incomplete=workflow.execution_settings.keep_incomplete,
+    )
+
+
+def _more_than_shell(job: Any, workflow: Any) -> bool:
+    """Return whether Snakemake does more on the node than to run a shell command."""
+    resources = job.rule.resources
+    flags = {flag for file in (*job.input, *job.output, *job.log) for flag, value in file.flags.items() if value}
+    return bool(
+        flags - _FLAGS
+        or job.benchmark
+        or job.is_shadow
+        or "shell_exec" in resources
+        or "tmpdir" not in resources
+        or resources["tmpdir"].raw != "system_tmpdir"
+        or shell.get_executable() != shutil.which("bash")
+        or set(workflow.storage_settings.shared_fs_usage) != set(SharedFSUsage.all())
+        or workflow.deployment_settings.deployment_method
+        or workflow.workflow_settings.cache is not None
+        or workflow.remote_execution_settings.precommand
+        or workflow.spawned_job_args_factory.envvars()
+    )
