@@ -5,8 +5,9 @@ every pair of variants on it one after the other, and counts the calls of SLURM'
 
     official="snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep throttler"
     pip install --no-deps --target FOLDER $official
-    python benchmarks/slurm.py --official FOLDER      # 200 jobs; it takes up to ten minutes per variant
+    python benchmarks/slurm.py --official FOLDER      # 200 jobs; up to ten minutes per variant
     python benchmarks/slurm.py --official FOLDER --jobs 40 --ways packed --polls equal_polls
+    python benchmarks/slurm.py --official FOLDER --minutes 30     # leaves out what would take longer
 
 Every Snakemake loads all executors that it finds, so the official one is on the path of its own runs only. It is set to
 query squeue, because this SLURM keeps no accounts. Jobs have room for two Snakemakes and a step, which the official
@@ -14,18 +15,20 @@ executor starts on the node.
 
 Ways: ``plain`` submits every job by itself, ``arrays`` in arrays of 50, and ``packed`` packs 20 into one with
 Snakemake's groups. Polls: at their ``defaults``, the official executor looks at jobs 40 s after the first submission,
-ours after 5 s; with ``equal_polls`` both look every 5 s. Variants that take less than ``--quick`` seconds are run three
-times; the median counts.
+ours after 5 s; with ``equal_polls`` both look every 5 s. Each variant is run once, then those that take less than
+``--quick`` seconds twice more; the median counts.
+
+The rule is a plain shell command, for which our executor starts no Snakemake on the node. With ``--nested`` it does, as
+for other rules.
 
 ``cpu`` are the CPU seconds of everything in a run: Snakemake, SLURM's daemons, and the jobs; other work on the machine
 does not change them much. They are counted by a control group (version 1), where there is one.
 
 Of our runs it also says where the time of a job goes, in mean seconds: until it is submitted (all jobs are ready at the
-start), until its task starts on the node, until that ends, for which a second Snakemake starts, and until the first
-Snakemake notices.
+start), until its task starts on the node, until that ends, and until Snakemake notices.
 
-The last line is JSON: for each way, at each polls, the official executor's seconds over ours; null without
-``--official``, or if an output is wrong.
+The last line is JSON, also if the benchmark is stopped: for each way, at each polls, the official executor's seconds
+over ours; null if one of them was not run, or if an output is wrong.
 """
 
 from __future__ import annotations
@@ -46,7 +49,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,12 +178,37 @@ def _content(path: Path) -> str:
     return path.read_text("utf-8").strip() if path.exists() else ""
 
 
-def repeated(run: Callable[[], Result], quick: float) -> list[Result]:
-    """One run, or three of a quick variant."""
-    found = [run()]
-    while len(found) < 3 and found[0]["seconds"] < quick:
-        found.append(run())
-    return found
+class Variants:
+    """Runs of each variant: polls, way, and tool."""
+
+    def __init__(self, measured: Callable[[str, str, str], Result], *, quick: float, minutes: float) -> None:
+        """Set the limits.
+
+        Args:
+            measured: Runs a variant.
+            quick: Seconds below which a variant is run three times.
+            minutes: Minutes for all runs; none starts that would probably end later.
+        """
+        self._measured, self._quick, self._until = measured, quick, time.monotonic() + minutes * 60
+        self.found: dict[tuple[str, str, str], list[Result]] = {}
+
+    def run(self, polls: str, way: str, tool: str) -> None:
+        """Run a variant, unless it was run and is slow, or there is no time left."""
+        runs = self.found.setdefault((polls, way, tool), [])
+        alike = [each["seconds"] for key, found in self.found.items() if key[1:] == (way, tool) for each in found]
+        late = time.monotonic() + max(alike, default=0.0) > self._until
+        if late or (runs and runs[0]["seconds"] >= self._quick):
+            return
+        runs.append(self._measured(polls, way, tool))
+        print(polls, way, tool, runs[-1], flush=True)
+
+    def ratio(self, polls: str, way: str) -> float | None:
+        """Return the official executor's median seconds over ours; None if one is missing, or an output is wrong."""
+        both = [self.found.get((polls, way, tool), []) for tool in ("official", "ours")]
+        if not all(both) or any(run["wrong"] for runs in both for run in runs):
+            return None
+        official, ours = (statistics.median(run["seconds"] for run in runs) for runs in both)
+        return round(official / ours, 2)
 
 
 def main() -> None:
@@ -191,6 +218,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--polls", nargs="+", choices=POLLS, default=list(POLLS))
     parser.add_argument("--quick", type=float, default=60.0, help="seconds below which a variant is run three times")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="time for all runs")
+    parser.add_argument("--nested", action="store_true", help="ours starts Snakemake on the node for each job")
     parser.add_argument("--official", type=Path, metavar="FOLDER", help="folder with the official executor")
     arguments = parser.parse_args()
     if arguments.official and not (arguments.official / "snakemake_executor_plugin_slurm").is_dir():
@@ -199,7 +228,6 @@ def main() -> None:
         sys.exit(f"cannot start a SLURM here: {reason}")
     # otherwise the daemons would keep running
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    ratios: dict[str, dict[str, float | None]] = {}
     with contextlib.ExitStack() as stack:
         cpu = stack.enter_context(cpu_counter())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm")))
@@ -209,18 +237,19 @@ def main() -> None:
         if arguments.official:
             path = os.pathsep.join(filter(None, [str(arguments.official.absolute()), node.env.get("PYTHONPATH")]))
             envs["official"] = {**node.env, "PYTHONPATH": path}
-        for polls, way in itertools.product(arguments.polls, arguments.ways):
-            medians: dict[str, float] = {}
-            wrong = 0.0
-            for tool, env in envs.items():
-                options = [*TOOLS[tool], *WAYS[way][tool], *POLLS[polls][tool]]
-                runs = repeated(partial(measure, options, arguments.jobs, env, cpu), arguments.quick)
-                print(polls, way, tool, *runs, flush=True)
-                medians[tool] = statistics.median(run["seconds"] for run in runs)
-                wrong += sum(run["wrong"] for run in runs)
-            valid = "official" in envs and not wrong
-            ratios.setdefault(polls, {})[way] = round(medians["official"] / medians["ours"], 2) if valid else None
-    print(json.dumps(ratios))
+
+        def measured(polls: str, way: str, tool: str) -> Result:
+            nested = ["--submitit-nested"] if arguments.nested and tool == "ours" else []
+            options = [*TOOLS[tool], *WAYS[way][tool], *POLLS[polls][tool], *nested]
+            return measure(options, arguments.jobs, envs[tool], cpu)
+
+        variants = Variants(measured, quick=arguments.quick, minutes=arguments.minutes)
+        try:
+            for _, *variant in itertools.product(range(3), arguments.polls, arguments.ways, envs):
+                variants.run(*variant)
+        finally:
+            ratios = {polls: {way: variants.ratio(polls, way) for way in arguments.ways} for polls in arguments.polls}
+            print(json.dumps(ratios), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Transfer jobs on a real SLURM: taken away again and again, they lose nothing and do nothing twice."""
+"""Studies on a real SLURM: jobs that are taken away again and again lose nothing and do nothing twice."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+import warm
 import yaml
 from studies import small_zoo
 
@@ -39,6 +40,7 @@ STUDY: dict[str, Any] = {
     "pairs": {"select": "all"},
     "transfer": {"methods": {"kl_dp": {}}, "seeds": [0], "training": {"epochs": 40, "batch_size": 10, "lr": 1e-3}},
 }
+MODELS = list(STUDY["zoo"]["models"])
 TABLE = "results/transfer/mixer/0.parquet"
 
 
@@ -75,7 +77,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         assert main(["data"]) == 0
         for stage in ("weights", "predictions"):
-            for model in STUDY["zoo"]["models"]:
+            for model in MODELS:
                 assert main([stage, "--model", model]) == 0
     return folder
 
@@ -171,13 +173,22 @@ def test_a_transfer_preempted_three_times_and_timed_out_once_ends_as_an_undistur
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
-def test_no_node_is_trusted_and_nothing_is_trained_twice(three: SlurmNode, prepared: Path, tmp_path: Path) -> None:
+def tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """All tables of a study, without the times that its jobs took."""
+    found = {str(path.relative_to(folder)): pd.read_parquet(path) for path in folder.glob("results/**/*.parquet")}
+    return {path: table.drop(columns=[name for name in table if "seconds" in name]) for path, table in found.items()}
+
+
+def test_a_study_on_three_nodes_of_which_none_is_trusted_is_that_of_one_machine(
+    three: SlurmNode, tmp_path: Path
+) -> None:
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
     for folder in (disturbed, undisturbed):
-        shutil.copytree(prepared, folder)
-        config = folder / "config.yaml"
-        config.write_text(config.read_text().replace("epochs: 40", "epochs: 15"))
-    tables = [f"results/transfer/{student}/0.parquet" for student in ("byob", "mixer")]
+        folder.mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump(STUDY).replace("epochs: 40", "epochs: 15"))
+    here = [warm.python(), "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    here += ["--workflow-profile", str(ROOT / "profiles/default"), "--cores", "1"]
+    reference = subprocess.Popen(here, cwd=undisturbed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     on: dict[str, psutil.Process] = {}
 
     def caught() -> bool:
@@ -187,28 +198,31 @@ def test_no_node_is_trusted_and_nothing_is_trained_twice(three: SlurmNode, prepa
                 process.suspend()
         return len(on) == 2
 
-    run = started(three, disturbed, "--submitit-sbatch=--exclusive --no-requeue", *tables)
+    # all that does not run on the machine of Snakemake anyway
+    wanted = ["results/complementarity/test.parquet", *(f"results/transfer/{name}/0.parquet" for name in MODELS)]
+    run = started(three, disturbed, "--submitit-sbatch=--exclusive --no-requeue", *wanted)
 
-    def log() -> str:
-        return "".join(path.read_text() for path in disturbed.glob("slurm_logs/*/transfer*.log"))
+    def log(rule: str = "transfer") -> str:
+        return "".join(path.read_text() for path in disturbed.glob(f"slurm_logs/*/{rule}*.log"))
 
     try:
         wait_until(caught, run)
-        assert sorted(on) == ["a", "b"]
-        on["a"].resume()
+        first, second = sorted(on)
+        (third,) = {"a", "b", "c"} - {first, second}
+        on[first].resume()
         wait_until(lambda: steps(disturbed), run)
-        three.fail("a")
-        three.run("scontrol", "update", "NodeName=b", "State=DRAIN", "Reason=repair")
+        three.fail(first)
+        three.run("scontrol", "update", f"NodeName={second}", "State=DRAIN", "Reason=repair")
         for lease in disturbed.glob("slurm_logs/.leases/*"):
-            if lease.read_text().startswith("a "):
+            if lease.read_text().startswith(f"{first} "):
                 lease.unlink()  # as if a minute and a half had passed without a sign of life
-        wait_until(lambda: " on c ===" in log(), run)
-        three.stop_slurmd("b")  # its job goes on, though SLURM gives it up
-        three.give_up("b")
-        three.set_clock("a", 200)
-        three.start_slurmd("a", "-b")
-        wait_until(lambda: "on b may still work on this job; waiting for its end" in log(), run)
-        on["b"].resume()
+        wait_until(lambda: f" on {third} ===" in log(), run)
+        three.stop_slurmd(second)  # its job goes on, though SLURM gives it up
+        three.give_up(second)
+        three.set_clock(first, 200)
+        three.start_slurmd(first, "-b")
+        wait_until(lambda: f"on {second} may still work on this job; waiting for its end" in log(), run)
+        on[second].resume()
         assert run.wait(timeout=300) == 0, (disturbed / "out.txt").read_text() + log()
     finally:
         run.kill()
@@ -216,11 +230,14 @@ def test_no_node_is_trusted_and_nothing_is_trained_twice(three: SlurmNode, prepa
     output = (disturbed / "out.txt").read_text()
     assert output.count("node failure (SLURM says NODE_FAIL); retry 1 of 5") == 2
     assert "given up" not in output
+    assert {*re.findall(r" job \S+ on (\w) ===", log("member"))} == {"a", "b"}
     assert log().count(" of 1, took ") == 2  # one training of each student has ended
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(undisturbed)
-        for student, table in zip(("byob", "mixer"), tables, strict=True):
-            assert main(["transfer", "--student", student, "--out", table]) == 0
-    for table in tables:
-        both = (pd.read_parquet(folder / table).drop(columns="seconds") for folder in (disturbed, undisturbed))
-        pd.testing.assert_frame_equal(*both, check_exact=True)
+    finished = subprocess.run(here, cwd=disturbed, check=True, capture_output=True, text=True).stderr
+    assert not re.search(r"^(local)?rule (data|member|transfer)", finished, re.MULTILINE)
+    assert (disturbed / "results/report.html").exists()
+    assert reference.wait(timeout=300) == 0
+    found, expected = tables(disturbed), tables(undisturbed)
+    assert found.keys() == expected.keys()
+    assert {"results/tables/transfers.parquet", "results/complementarity/test.parquet"} < found.keys()
+    for path, table in expected.items():
+        pd.testing.assert_frame_equal(found[path], table, check_exact=True, obj=path)

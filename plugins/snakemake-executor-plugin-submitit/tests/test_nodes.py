@@ -76,6 +76,7 @@ def test_jobs_of_failed_drained_and_rebooted_nodes_go_on_elsewhere(three_project
         three_project.wait_for_file(f"where.{i}")
     places = {(folder / f"where.{i}").read_text().strip(): i for i in range(3)}
     assert sorted(places) == ["a", "b", "c"]
+    wait_until(lambda: len(details(three_project, "running")) == 3, three_project)
     three.fail("b")
     three.fail("c")
     three.start_slurmd("c", "-b")

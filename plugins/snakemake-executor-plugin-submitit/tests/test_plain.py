@@ -15,14 +15,22 @@ import psutil
 from conftest import Project
 from snakemake_executor_plugin_submitit.payload import Shell
 
-# Prints which of the ready jobs are plain, and runs none.
+# Prints which of the ready jobs are plain: as they are, with a limit of one core, and with another prefix; runs none.
 DECIDE = """
-import json, os, sys
+import json, os
 from snakemake.cli import main
+from snakemake.shell import shell
 from snakemake_executor_plugin_submitit import executor
 def decide(self, jobs):
-    payloads = {job.name: self._payload(job, self._request(job)) for job in jobs}
-    print(json.dumps({name: type(payload).__name__ == "Shell" for name, payload in payloads.items()}), flush=True)
+    def plain():
+        payloads = {job.name: self._payload(job, self._request(job)) for job in jobs}
+        return sorted(name for name, payload in payloads.items() if type(payload).__name__ == "Shell")
+    decided = [plain()]
+    self.workflow.resource_settings.cores = 1
+    decided.append(plain())
+    shell.prefix("set -eu; ")
+    decided.append(plain())
+    print(json.dumps([len(jobs), *decided]), flush=True)
     os._exit(0)
 executor.Executor.run_jobs = decide
 main()
@@ -69,8 +77,8 @@ rule of_resources:
 rule nested_field:
     output: "nested_field.out"
     shell: "echo {threads:{WORD}} > {output}"
-rule other_cores:
-    output: "other_cores.out"
+rule plain_cores:
+    output: "plain_cores.out"
     resources: cpus_per_task=2
     shell: "echo {threads} > {output}"
 rule other_tmpdir:
@@ -166,18 +174,14 @@ def endings(folder: Path) -> dict[str, str]:
 def test_only_what_is_certain_to_be_the_same_runs_without_snakemake(tmp_path: Path) -> None:
     (tmp_path / "Snakefile").write_text(KINDS)
     (tmp_path / "x.py").touch()
-    arguments = ["--executor", "submitit", "--submitit-cluster", "local", "--jobs", "100", "--nolock"]
-
-    def plain(snakefile: str) -> list[str]:
-        (tmp_path / "Snakefile").write_text(snakefile)
-        command = [sys.executable, "-c", DECIDE, *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-        decided = json.loads(done.stdout.splitlines()[-1])
-        assert len(decided) == snakefile.count("    output:")
-        return sorted(name for name, found in decided.items() if found)
-
-    assert plain(KINDS) == ["plain_checkpoint", "plain_folder", "plain_one", "plain_two"]
-    assert plain("shell.prefix('set -eu; ')\n" + KINDS) == []
+    command = [sys.executable, "-c", DECIDE, "--executor", "submitit", "--submitit-cluster", "local", "--jobs", "100"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    count, found, on_one_core, with_other_prefix = json.loads(done.stdout.splitlines()[-1])
+    assert count == KINDS.count("    output:")
+    always = ["plain_checkpoint", "plain_folder", "plain_one", "plain_two"]
+    assert found == sorted([*always, "plain_cores"])
+    assert on_one_core == always
+    assert with_other_prefix == []
 
 
 def test_both_ways_leave_the_same(local_project: Project, tmp_path: Path) -> None:

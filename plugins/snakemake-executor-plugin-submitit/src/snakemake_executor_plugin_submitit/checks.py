@@ -114,13 +114,13 @@ def ask(rule: str, flags: tuple[str, ...], user: str, *, accounting: bool) -> No
 
 
 def failed(node: str, since: float) -> bool:
-    """Ask whether a node is down, or has booted since a time (Unix seconds)."""
+    """Ask whether a node is down, or has booted since a time (Unix seconds); SLURM tells whole seconds."""
     shown = run("scontrol", "show", "node", node).stdout
     state, boot = (re.search(rf"\b{name}=(\S+)", shown) for name in ("State", "BootTime"))
     if state and re.search(r"DOWN|FAIL|NOT_RESPONDING|\*", state[1]):
         return True
     try:
-        return boot is not None and datetime.datetime.fromisoformat(boot[1]).timestamp() > since
+        return boot is not None and datetime.datetime.fromisoformat(boot[1]).timestamp() >= int(since)
     except ValueError:  # None, Unknown
         return False
 

@@ -29,8 +29,10 @@ def plain(job: Any, workflow: Any, cores: int) -> Shell | None:
         workflow: Snakemake's workflow.
         cores: Cores that the job requests.
     """
-    if job.is_group() or not job.is_shell or _more_than_shell(job, workflow) or job.threads != cores:
+    if job.is_group() or not job.is_shell or _more_than_shell(job, workflow):
         return None
+    if job.threads == workflow.resource_settings.cores and job.threads < cores:
+        return None  # a limit of this machine, which a Snakemake that is given the cores would not know
     rule, persistence = job.rule, workflow.persistence
     code = rule.run_func.__code__
     literal = rule.shellcmd in code.co_consts and code.co_names == ("shell",)
