@@ -174,8 +174,9 @@ def test_a_transfer_preempted_three_times_and_timed_out_once_ends_as_an_undistur
 
 
 def tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """All tables of a study, without the times that its jobs took."""
-    found = {str(path.relative_to(folder)): pd.read_parquet(path) for path in folder.glob("results/**/*.parquet")}
+    """All tables of a study, without the times that its jobs took; the index of the ledger is none."""
+    paths = [path for path in folder.glob("results/**/*.parquet") if path.parent.name != "ledger"]
+    found = {str(path.relative_to(folder)): pd.read_parquet(path) for path in paths}
     return {path: table.drop(columns=[name for name in table if "seconds" in name]) for path, table in found.items()}
 
 

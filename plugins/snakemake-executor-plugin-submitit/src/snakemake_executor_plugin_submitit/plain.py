@@ -29,36 +29,40 @@ def plain(job: Any, workflow: Any, cores: int) -> Shell | None:
         workflow: Snakemake's workflow.
         cores: Cores that the job requests.
     """
-    if job.is_group() or not job.is_shell or _more_than_shell(job, workflow):
+    try:
+        return _plain(job, workflow, cores)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None  # other values, another version of Snakemake, or an error that Snakemake reports
+
+
+def _plain(job: Any, workflow: Any, cores: int) -> Shell | None:
+    if job.is_group() or not job.is_shell or _more_than_shell(job, workflow) or not _literal(job.rule):
         return None
     if job.threads == workflow.resource_settings.cores and job.threads < cores:
         return None  # a limit of this machine, which a Snakemake that is given the cores would not know
-    rule, persistence = job.rule, workflow.persistence
-    code = rule.run_func.__code__
-    literal = rule.shellcmd in code.co_consts and code.co_names == ("shell",)
-    if not literal or rule.run_func.__globals__["shell"] is not shell:
-        return None
-    try:
-        if shell._get_process_prefix() != _STRICT or shell._process_suffix:
-            return None
-        values = {name: getattr(job, name)._plainstrings() for name in ("input", "output", "log")}
-        values |= {"wildcards": job.wildcards, "threads": job.threads, "rule": rule.name}
-        text = SequenceFormatter(" ", QuotedFormatter()).format(rule.shellcmd, **values)
-        markers = [persistence._record_path(persistence._incomplete_path, str(file)) for file in job.output]
-    except (AttributeError, LookupError, TypeError, ValueError):
-        return None  # other values, other versions of Snakemake, and errors, which Snakemake reports
+    values = {name: getattr(job, name)._plainstrings() for name in ("input", "output", "log")}
+    values |= {"wildcards": job.wildcards, "threads": job.threads, "rule": job.rule.name}
+    text = SequenceFormatter(" ", QuotedFormatter()).format(job.rule.shellcmd, **values)
     command = f"{_STRICT} {text}".strip()
     if len(command.replace("'", r"'\''")) + 2 > MAX_ARG_LEN:
         return None
+    records = workflow.persistence
     return Shell(
         command=command,
         threads=job.threads,
         outputs={os.path.abspath(file): file.is_directory for file in job.output},
         logs=[os.path.abspath(file) for file in job.log],
-        markers=markers,
+        markers=[records._record_path(records._incomplete_path, str(file)) for file in job.output],
         latency=workflow.execution_settings.latency_wait,
         keep_incomplete=workflow.execution_settings.keep_incomplete,
     )
+
+
+def _literal(rule: Any) -> bool:
+    """Return whether the shell command is a literal text in the Snakefile."""
+    code = rule.run_func.__code__
+    same = rule.shellcmd in code.co_consts and code.co_names == ("shell",)
+    return same and rule.run_func.__globals__["shell"] is shell
 
 
 def _more_than_shell(job: Any, workflow: Any) -> bool:
@@ -73,6 +77,8 @@ def _more_than_shell(job: Any, workflow: Any) -> bool:
         or "tmpdir" not in resources
         or resources["tmpdir"].raw != "system_tmpdir"
         or shell.get_executable() != shutil.which("bash")
+        or shell._get_process_prefix() != _STRICT
+        or shell._process_suffix
         or set(workflow.storage_settings.shared_fs_usage) != set(SharedFSUsage.all())
         or workflow.deployment_settings.deployment_method
         or workflow.workflow_settings.cache is not None
