@@ -63,6 +63,11 @@ class Layout:
         return self.root / "experiments" / rule / name / f"{table}.parquet"
 
     @property
+    def recipe_of_data(self) -> Path:
+        """Note of the recipe that the data set, or the games, were made by."""
+        return self.data / "recipe.json"
+
+    @property
     def games(self) -> Path:
         """Facts of the games of a study of policies."""
         return self.data / "games.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,20 @@ def test_before_anything_ran_the_trainings_are_counted(tmp_path: Path) -> None:
     assert (state.units, state.done, state.left) == (TRAININGS, 0, TRAININGS)
 
 
+def test_files_tell_whether_they_are_of_another_configuration(made: ControlStudy) -> None:
+    layout = made.layout
+    members = [layout.member(name) for name in ("catch", "avoid")]
+    files = [layout.games, *members, layout.table("zoo"), layout.experiment("flow", "gather")]
+    own = {"catch": made.zoo.models["catch"].model_copy(update={"seed": 9})}
+    zoo = made.zoo.model_copy(update={"models": {**made.zoo.models, **own}})
+    found = [
+        [status.from_other(study, layout, path) for path in files]
+        for study in (made, made.model_copy(update={"zoo": zoo}), made.model_copy(update={"title": "Other"}))
+    ]
+    assert found == [[False] * 5, [False, True, False, True, True], [False, False, False, True, True]]
+    assert not status.from_other(made, layout, layout.table("nothing"))
+
+
 def test_damaged_weights_of_a_teacher_are_noticed(made: ControlStudy) -> None:
     path = made.layout.weights("catch")
     whole = path.read_bytes()
@@ -387,3 +402,16 @@ def test_the_workflow_runs_and_goes_on_where_it_was(tmp_path: Path, made: Contro
         text = planned.stdout + planned.stderr
         assert rules <= set(re.findall(r"^(\w+) +\d+$", text, re.M)), text
         assert "rules that are not present" not in text
+
+    # the same folder without Snakemake's records, as of a copy: the files tell what they were made from
+    shutil.rmtree(tmp_path / ".snakemake")
+    for keys, rules in (
+        ({}, set()),
+        ({"flow__gather__training": {**TRAIN, "lr": 0.01}}, {"flow", "zoo", "tables", "figures", "report"}),
+        ({"zoo__models__catch__seed": 9}, {"member", "flow", "zoo", "tables", "figures", "report"}),
+    ):
+        configured(tmp_path, changed(**keys))
+        planned = subprocess.run([*command, "-n"], check=True, cwd=tmp_path, capture_output=True, text=True)
+        text = planned.stdout + planned.stderr
+        assert set(re.findall(r"^(\w+) +\d+$", text, re.M)) - {"all", "total"} == rules, text
+        assert ("kt: results: made elsewhere" in text) == bool(rules)

@@ -225,6 +225,31 @@ def test_a_new_model_is_scored_and_drawn_into_strata_without_scoring_the_rest_ag
     ]
 
 
+def test_a_copy_without_records_is_made_again_where_its_files_are_of_another_configuration(
+    finished: tuple[Checkout, str], tmp_path: Path
+) -> None:
+    copied = Checkout(tmp_path / "copy")
+    shutil.copytree(finished[0].folder / "results", copied.folder / "results")  # times of change as they were
+    assert "Nothing to be done" in copied.succeed("-n")
+    copied.study["zoo"]["models"]["byob"]["train"]["epochs"] = 5
+    copied.study["data"]["seed"] = 1
+    planned = dict(re.findall(r"^(\w+) +(\d+)$", copied.succeed("-n"), re.M))
+    assert {name: planned[name] for name in ("data", "member", "transfer")} == {
+        "data": "1",
+        "member": "2",
+        "transfer": "2",
+    }
+    copied.study["data"]["seed"] = 0
+    planned = dict(re.findall(r"^(\w+) +(\d+)$", copied.succeed("-n"), re.M))
+    assert "data" not in planned
+    assert {name: planned[name] for name in ("member", "transfer", "tables", "analysis")} == {
+        "member": "1",
+        "transfer": "2",
+        "tables": "1",
+        "analysis": "1",
+    }
+
+
 def test_a_changed_parameter_reruns_that_method_alone(finished: tuple[Checkout, str]) -> None:
     checkout, before = finished[0], finished[0].ledger()
     checkout.study["transfer"]["methods"]["xekl"] = {"alpha": 0.9}

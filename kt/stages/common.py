@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kt import predictions, status
+from kt import predictions, status, store
 from kt.control.study import ControlStudy
 from kt.data.datasets import Dataset
 from kt.data.seen import InputSpec
 from kt.errors import KtError, unknown
 from kt.layout import Layout
+from kt.study import recipes
+from kt.study.recipes import RECIPE
 from kt.study.study import Study
 from kt.tables import gather, schema
 from kt.tasks.task import Task
@@ -37,6 +39,12 @@ def metadata(study: Study | ControlStudy) -> dict[str, str]:
     data = "games" if isinstance(study, ControlStudy) else PurePath(study.data.source).name
     facts = {schema.TASK: study.task.words.to_json(), "data": data}
     return {"config_hash": study.hash, **facts, **versions}
+
+
+def note_recipe(study: Study | ControlStudy, layout: Layout, name: str) -> None:
+    """Note in a member's facts which recipe its weights and predictions are of; the last step of making them."""
+    facts = store.read_json(layout.member(name))
+    store.write_json(layout.member(name), facts | {RECIPE: recipes.of_member(study, name)})
 
 
 def truth_of(dataset: Dataset, split: str, task: Task) -> Any:

@@ -22,9 +22,20 @@ from kt.errors import listed
 from kt.layout import Layout
 from kt.spec import as_written
 from kt.stages import units
-from kt.stages.common import MADE_FROM, build, check_predictions, known_model, metadata, pick_device, truth_of
+from kt.stages.common import (
+    MADE_FROM,
+    build,
+    check_predictions,
+    known_model,
+    metadata,
+    note_recipe,
+    pick_device,
+    truth_of,
+)
+from kt.study import recipes
 from kt.study import units as requested
 from kt.study.check import check_checkpoints, check_classes, check_splits, probe
+from kt.study.recipes import RECIPE
 from kt.study.study import Study
 from kt.tables import gather, schema
 from kt.tasks.classification import positions
@@ -40,6 +51,7 @@ log = logging.getLogger(__name__)
 def data(study: Study, layout: Layout, threads: int) -> None:
     """Split and decode the data set."""
     facts = datasets.write(layout.data, study.data, threads, partial(check_splits, study))
+    store.write_json(layout.recipe_of_data, {RECIPE: recipes.of_data(study)})
     dataset = Dataset.open(layout.data)
     needs = study.task.outputs(dataset.truth, list(dataset.class_names))
     check_classes(study, dataset.class_names)
@@ -83,6 +95,7 @@ def predict(study: Study, layout: Layout, name: str, threads: int) -> None:
     )
     if study.task.classifies and study.zoo.models[name].train is None:
         _warn_of_order(study, name, dataset, layout.predictions(name))
+    note_recipe(study, layout, name)
     count = sum(study.views(split) * len(dataset.rows(split)) for split in predictions.SPLITS)
     log.info("predict %s: %d %ss", name, count, study.task.example)
 
@@ -203,7 +216,8 @@ def zoo(study: Study, layout: Layout, out: Path) -> None:
 
 def _properties(layout: Layout, name: str) -> dict[str, Any]:
     """The facts of a member that are columns of the table."""
-    return {fact: value for fact, value in store.read_json(layout.member(name)).items() if fact != MADE_FROM}
+    facts = store.read_json(layout.member(name))
+    return {fact: value for fact, value in facts.items() if fact not in (MADE_FROM, RECIPE)}
 
 
 def _classes(study: Study, layout: Layout, dataset: Dataset) -> dict[str, str]:

@@ -19,9 +19,11 @@ from kt.costs import write_needs
 from kt.errors import KtError, unknown
 from kt.layout import Layout
 from kt.progress import Progress, on_signal
-from kt.stages.common import MADE_FROM, metadata, pick_device
+from kt.stages.common import MADE_FROM, metadata, note_recipe, pick_device
 from kt.stages.playing import Playing, inspect, played, weights_of
 from kt.stages.units import Exports, Wanted, exports, run_export
+from kt.study import recipes
+from kt.study.recipes import RECIPE
 from kt.tables import gather as final
 from kt.tables import schema
 from kt.transfer import export, rows
@@ -73,6 +75,7 @@ def data(study: ControlStudy, layout: Layout, threads: int) -> None:
         games[at] = known[key].plain()
         if at.startswith("zoo.models."):
             weights_of(study, at.removeprefix("zoo.models.").removesuffix(".env"), known[key])
+    store.write_json(layout.recipe_of_data, {RECIPE: recipes.of_data(study)})
     store.write_json(layout.games, games)
     for rule, name, chosen in study.each_experiment():
         found = inspect(study, layout, f"{rule}.{name}", chosen, threads)
@@ -192,6 +195,7 @@ def predict(study: ControlStudy, layout: Layout, name: str, threads: int) -> Non
     seeds = {"validation": a2c.seed_for("validation"), "test": a2c.seed_for("test")}
     returns = {split: a2c.play(policy, make, n, seeds[split], stop).tolist() for split, n in asked.items()}
     store.write_json(layout.returns(name), {"fingerprint": known["fingerprint"], **returns})
+    note_recipe(study, layout, name)
     log.info("predict %s: mean return %.2f of %d episodes", name, np.mean(returns["test"]), len(returns["test"]))
 
 
@@ -210,7 +214,7 @@ def _row(study: ControlStudy, layout: Layout, name: str) -> dict[str, Any]:
     test, plan = np.array(returns["test"]), study.zoo.models[name].train
     recipe = ["a2c", f"env={facts['game']}", f"steps={plan.steps}"] if plan else []
     return {
-        **{key: value for key, value in facts.items() if key not in ("weights", MADE_FROM)},
+        **{key: value for key, value in facts.items() if key not in ("weights", MADE_FROM, RECIPE)},
         "recipe": recipe,
         "pretraining": facts["game"] if plan else None,
         "acc": study.task.value(test),

@@ -104,6 +104,16 @@ CLUSTERS = "clusters"
 """The same of the number of clusters, as videos, that the test examples belong to; not there where independent."""
 
 
+def fact(path: str | os.PathLike[str], key: str) -> str:
+    """A text in a table's metadata; empty where it does not say, or the file is damaged."""
+    try:
+        metadata = _open(path).schema_arrow.metadata or {}
+    except KtError:
+        return ""
+    found: bytes = metadata.get(key.encode(), b"")
+    return found.decode()
+
+
 def clusters(path: str | os.PathLike[str]) -> int:
     """The number of clusters in a table's metadata; 0 where it does not say.
 

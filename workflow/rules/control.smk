@@ -1,5 +1,7 @@
 # A study of policies: games, members, their experiments, tables, figures, report.
 rule data:
+    input:
+        again(LAYOUT.games),
     output:
         LAYOUT.games,
     log:
@@ -20,6 +22,7 @@ rule data:
 
 rule member:
     input:
+        again(LAYOUT.member("{model}")),
         LAYOUT.games,
         lambda wildcards: member(wildcards).checkpoint or [],
     output:
@@ -47,6 +50,7 @@ rule member:
 
 rule zoo:
     input:
+        again(LAYOUT.table("zoo")),
         [LAYOUT.returns(name) for name in STUDY.members],
     output:
         LAYOUT.table("zoo"),
@@ -64,7 +68,7 @@ rule zoo:
 
 rule flow:
     input:
-        again_if_damaged(LAYOUT.experiment("flow", "{experiment}")),
+        again(LAYOUT.experiment("flow", "{experiment}")),
         teachers_weights,
         games=LAYOUT.games,
     output:
@@ -92,6 +96,7 @@ rule flow:
 
 rule tables:
     input:
+        again(LAYOUT.table("transfers")),
         [tables_of(name) for name in STUDY.flow],
         LAYOUT.table("zoo"),
     output:

@@ -1,6 +1,7 @@
 rule data:
     input:
         STUDY.data.files,
+        again(LAYOUT.data / "meta.json"),
     output:
         LAYOUT.data / "images.npy",
         [LAYOUT.data / name for name in truth_files(STUDY.task)],

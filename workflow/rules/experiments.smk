@@ -5,7 +5,7 @@ for kind in STUDY.experiments:
         name:
             kind
         input:
-            again_if_damaged(LAYOUT.experiment(kind, "{experiment}")),
+            again(LAYOUT.experiment(kind, "{experiment}")),
             experiment_models(kind),
         output:
             experiment_tables(kind, "{experiment}"),

@@ -1,5 +1,6 @@
 rule complementarity:
     input:
+        again(LAYOUT.complementarity("{split}")),
         [LAYOUT.predictions(name) for name in STUDY.names],
         STUDY.complementarity.class_embeddings or [],
     output:
@@ -24,6 +25,7 @@ rule complementarity:
 
 rule round:
     input:
+        again(LAYOUT.root / "rounds" / "{number}.parquet"),
         # Of the rounds before; what they were chosen from is thus older too.
         lambda wildcards: transfers_of_round(int(wildcards.number) - 1),
         lambda wildcards: [LAYOUT.round(n) for n in range(int(wildcards.number))],
@@ -51,6 +53,7 @@ rule round:
 
 rule pairs:
     input:
+        again(LAYOUT.table("pairs")),
         rounds=(
             [LAYOUT.round(n) for n in range(STUDY.pairs.rounds + 1)] if ROUNDS else []
         ),

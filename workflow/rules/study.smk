@@ -1,10 +1,11 @@
+import functools
 import gc
 import os
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
-from snakemake.io import apply_wildcards
+from snakemake.io import IOFile, apply_wildcards
 
 from kt import progress, status, store
 from kt.errors import KtError, unknown
@@ -150,18 +151,48 @@ def check_profile():
             print(f"kt: profile: {unknown('rule', name, names)}", file=sys.stderr)
 
 
-def again_if_damaged(output):
+def recorded(path):
+    """Whether Snakemake has a record of a file."""
+    return workflow.persistence.params(IOFile(str(path))) is not None
+
+
+@functools.cache
+def elsewhere():
+    """Whether the results were made elsewhere: they are there, and Snakemake has no record of the first of them."""
+    first = LAYOUT.games if STUDY.plays else LAYOUT.data / "meta.json"
+    return first.exists() and not recorded(first)
+
+
+@functools.cache
+def from_other(path):
+    """Whether a file of another configuration is taken for one of this, as Snakemake has no record of it."""
+    return not recorded(path) and status.from_other(STUDY, LAYOUT, Path(path))
+
+
+@functools.cache
+def tell_of(folder):
+    print(
+        f"kt: {folder}: made elsewhere, and by another configuration; what differs is made again",
+        file=sys.stderr,
+    )
+
+
+def again(output):
     """Input function that adds no input: plans a job again whose output holds rows of damaged records, or of trainings
-    whose students are to be kept and are not.
+    whose students are to be kept and are not; or that was made from another configuration, as far as the file tells,
+    in a folder that came without Snakemake's records.
 
     The job then sets these records aside and recomputes them, or trains these students again. Reading the Snakefile, for whatever purpose, changes
     nothing; and as neither inputs nor parameters differ, the job has no reason to run once more afterwards.
     """
 
     def no_files(wildcards):
-        if not DAMAGED:
+        if not workflow.is_main_process or not (DAMAGED or elsewhere()):
             return []
         path = apply_wildcards(str(output), dict(wildcards.items()))
+        if elsewhere() and from_other(path):
+            tell_of(LAYOUT.root)
+            workflow.dag.forcefiles.add(path)
         if path in DAMAGED:
             workflow.dag.forcefiles.add(path)
         return []

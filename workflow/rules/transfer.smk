@@ -1,6 +1,6 @@
 rule search:
     input:
-        again_if_damaged(LAYOUT.transfer("{student}", "search")),
+        again(LAYOUT.transfer("{student}", "search")),
         **files_of(trial_models),
     output:
         LAYOUT.transfer("{student}", "search"),
@@ -28,6 +28,7 @@ rule search:
 
 rule choose:
     input:
+        again(LAYOUT.table("search")),
         [LAYOUT.transfer(student, "search") for student in TRIALS],
     output:
         LAYOUT.tables / "search.csv",
@@ -44,7 +45,7 @@ rule choose:
 
 rule transfer:
     input:
-        again_if_damaged(LAYOUT.transfer("{student}", "{chunk}")),
+        again(LAYOUT.transfer("{student}", "{chunk}")),
         # Where names alone decide the pairs, a longer table must not run the job again.
         pairs=pairs_table,
         search=LAYOUT.table("search") if TRIALS else [],
@@ -87,7 +88,7 @@ rule transfer:
 
 rule groups:
     input:
-        again_if_damaged(LAYOUT.transfer("{student}", "groups")),
+        again(LAYOUT.transfer("{student}", "groups")),
         **files_of(group_models),
     output:
         LAYOUT.transfer("{student}", "groups"),
@@ -118,6 +119,7 @@ rule groups:
 
 rule tables:
     input:
+        again(LAYOUT.table("transfers")),
         [
             LAYOUT.transfer(student, chunk)
             for student, count in JOBS.items()

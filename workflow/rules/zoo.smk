@@ -1,5 +1,6 @@
 rule member:
     input:
+        again(LAYOUT.member("{model}")),
         LAYOUT.data / "meta.json",
         lambda wildcards: member(wildcards).checkpoint or [],
     output:
@@ -34,6 +35,7 @@ rule member:
 
 rule zoo:
     input:
+        again(LAYOUT.table("zoo")),
         [LAYOUT.predictions(name) for name in STUDY.members],
         STUDY.zoo.overrides or [],
         STUDY.zoo.published or [],
