@@ -284,6 +284,7 @@ def test_weights_are_kept_while_they_are_made_from_the_same(
         ({"flow__gather__training": {"steps": 100}}, r"flow\.gather\.training\.steps: 100 are fewer than .*1600"),
         ({"zoo__models__avoid__train": {"steps": 9}}, r"zoo\.models\.avoid\.train\.steps: 9 are fewer"),
         ({"flow__gather__methods": {}}, r"flow\.gather\.methods: no method chosen; allowed: flow,"),
+        ({"flow__gather__methods": {"flow": {"stages": [True]}}}, r"stages\.0: a stage is given by .* True"),
         ({"flow__gather__methods": {"kl": {}}}, r"flow\.gather\.methods: .*'kl'"),
         ({"flow__gather__methods": {"flow": {"teacher_stages": {"cach": [0]}}}}, r"teacher_stages: .*'cach'.*'catch'"),
         ({"flow__gather__images": 3}, r"flow\.gather: .*'images'"),
@@ -312,6 +313,10 @@ def test_mistakes_are_one_line_before_anything_runs(keys: dict[str, Any], said: 
         ({"flow__gather__env": "CartPole-v1"}, r"flow\.gather\.teachers: catch sees \[3, 10, 10\].*\[4, 1, 1\]"),
         ({"flow__gather__student": {"arch": "resnet18"}, "flow__gather__env": "CartPole-v1"}, r"flow\.gather"),
         ({"zoo__models__catch__env": "Pendulum-v1"}, r"zoo\.models\.catch\.env: actions are Box.*allowed: Discrete"),
+        (
+            {"flow__gather__methods": {"flow": {"stages": ["conv1"]}}},
+            r"no module 'conv1'; its stages: hidden\.conv1, .*; did you mean 'hidden\.conv1'\?",
+        ),
         (
             {"flow__gather__methods": {"flow": {"stages": ["hidden.conv9"]}}},
             r"flow\.gather\.methods\.flow\.stages: .*'hidden\.conv9'.*hidden\.conv",

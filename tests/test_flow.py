@@ -271,7 +271,7 @@ def test_shapes_that_cannot_be_matched_are_one_clear_line() -> None:
         find(Model(), images(1, 5, 3), ["tokens"], "here")
     with pytest.raises(KtError, match="here: Model never runs the module 'unused', so it gives no features"):
         find(Model(), images(1), ["unused"], "here")
-    with pytest.raises(KtError, match="Model has no feature stage that can be read; name modules of it"):
+    with pytest.raises(KtError, match="Model has no feature stage that can be read; name modules of it instead: "):
         find(Model(), images(1), (), "here")
 
 

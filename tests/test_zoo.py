@@ -372,6 +372,20 @@ def test_the_tags_of_a_recipe_say_how_it_trains():
     assert recipe().tags() == ["supervised", "augment=none", "epochs=3"]
 
 
+def test_classes_to_thin_out_are_given_by_number_or_name():
+    plan = recipe(thin=Thin(classes=("cat", 0)))
+    numbered = plan.numbered("zoo.models.a.train", ["ant", "bee", "cat"])
+    assert numbered.thin
+    assert numbered.thin.classes == (2, 0)
+    assert plan.tags()[-1] == "thinned=cat,0"
+    with pytest.raises(KtError, match=r"^a\.train\.thin\.classes: unknown class 'cat'; .*did you mean 'cats'"):
+        plan.numbered("a.train", ["ant", "bee", "cats"])
+    with pytest.raises(KtError, match=r"thin\.classes: no class 0; the data set has 0"):
+        recipe(thin=Thin(classes=(0,))).numbered("a.train", [])
+    with pytest.raises(KtError, match="is given twice"):
+        recipe(thin=Thin(classes=("ant", 0))).numbered("a.train", ["ant"])
+
+
 def test_a_class_that_is_not_there_cannot_be_thinned():
     recipe = Recipe(epochs=1, batch_size=2, thin=Thin(classes=(1, 7)))
     with pytest.raises(KtError, match=r"train.thin.classes: no class 7 in the zoo split; its classes end at 1"):

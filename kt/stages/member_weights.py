@@ -222,8 +222,8 @@ def _fit(
     from kt.zoo import train
 
     member, spec, device = study.zoo.models[name], study.zoo.input_of(name), pick_device(study.device, threads)
-    recipe = member.train or member.finetune
-    assert recipe is not None
+    ((key, recipe),) = member.recipes.items()
+    recipe = recipe.numbered(f"zoo.models.{name}.{key}", dataset.class_names)
     rows, spatial = dataset.rows("zoo"), study.task.spatial
     targets = Targets.of(dataset.videos, rows) if dataset.videos else None
     truth = own = rows if spatial else dataset.truth[rows]  # maps are read batch by batch
@@ -237,7 +237,6 @@ def _fit(
             dataset.classes if study.task.dense else None,
         )
     except KtError as error:
-        key = "train" if member.train else "finetune"
         raise KtError(f"zoo.models.{name}.{key}{str(error).removeprefix('train')}") from error
     progress, every = Progress(f"train {name}", recipe.epochs), study.transfer.checkpoint_seconds
 

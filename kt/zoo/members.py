@@ -224,9 +224,11 @@ def _check_source(at: str, member: Member) -> None:
 
 
 def check_classes(zoo: ZooSpec, known: Sequence[str]) -> None:
-    """Fail where a specialist names a class that the data set has not; ``known`` has the classes' names by label."""
+    """Fail where a specialist or recipe names a class that the data set has not; ``known`` has the names by label."""
     for name, member in zoo.models.items():
         labels_of(name, member, known)
+        for key, recipe in member.recipes.items():
+            recipe.numbered(f"zoo.models.{name}.{key}", known)
 
 
 def check_heads(zoo: ZooSpec, known: Registry, outputs: int) -> None:

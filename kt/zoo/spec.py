@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class Thin(Spec):
     only in that share of them.
     """
 
-    classes: tuple[int, ...] = Field(min_length=1, description="classes to thin out")
+    classes: tuple[ClassName, ...] = Field(min_length=1, description="classes to thin out, by number or name")
     keep: float = Field(0.125, ge=0, lt=1, description="share of their images that stays")
 
 
@@ -63,6 +63,21 @@ class Recipe(Spec):
     lr: PositiveFloat = Field(4e-3, description="peak learning rate")
     weight_decay: float = Field(0.05, ge=0)
     batch_size: int = Field(32, ge=2)
+
+    def numbered(self, at: str, known: Sequence[str]) -> Self:
+        """The same with the numbers of the classes that are thinned out.
+
+        Args:
+            at: its place in the configuration.
+            known: names of the data set's classes, by label.
+
+        Raises:
+            KtError: as ``labels_named``.
+        """
+        if self.thin is None:
+            return self
+        labels = tuple(labels_named(f"{at}.thin.classes", self.thin.classes, known).tolist())
+        return self.model_copy(update={"thin": self.thin.model_copy(update={"classes": labels})})
 
     def tags(self) -> list[str]:
         """The recipe in a few words, for the zoo table."""
@@ -112,6 +127,11 @@ class Member(Spec):
     published_acc: float | None = Field(
         None, ge=0, le=100, description="published top-1 accuracy on the test split, percent, to compare with"
     )
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """Its trainings by their keys."""
+        return {key: recipe for key in ("train", "finetune") if (recipe := getattr(self, key))}
 
     def published(self, known: Mapping[str, float]) -> float | None:
         """Published accuracy in percent of the weights as they are; ``known`` has it by pretrained tag."""

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kt.errors import KtError, listed, nearest
+from kt.errors import KtError, listed, nearest, quoted
 from kt.zoo.features import Featured
 
 Grid = tuple[int, int]
@@ -120,7 +120,8 @@ def find(model: nn.Module, image: Tensor, chosen: Sequence[int | str], at: str) 
         if name not in outputs:
             raise KtError(f"{at}: {type(model).__name__} never runs the module {name!r}, so it gives no features")
     if not found:
-        raise KtError(f"{at}: {type(model).__name__} has no feature stage that can be read; name modules of it instead")
+        text = "has no feature stage that can be read; name modules of it instead"
+        raise KtError(f"{at}: {type(model).__name__} {text}: {listed(_modules(model))}")
     order = list(found.values())
     return [stage if stage.depth else replace(stage, depth=(i + 1) / len(order)) for i, stage in enumerate(order)]
 
@@ -136,14 +137,21 @@ def _widths(model: nn.Module) -> dict[str, int]:
 def _named(model: nn.Module, choice: int | str, known: Sequence[str], at: str) -> str:
     if isinstance(choice, int):
         if not -len(known) <= choice < len(known):
-            allowed = f"allowed: {-len(known)} to {len(known) - 1} ({listed(known)})" if known else "name modules of it"
-            raise KtError(f"{at}: {type(model).__name__} has {len(known)} stages, but not {choice}; {allowed}")
+            allowed = f"allowed: {-len(known)} to {len(known) - 1} ({listed(known)})"
+            here = allowed if known else f"name modules of it: {listed(_modules(model))}"
+            raise KtError(f"{at}: {type(model).__name__} has {len(known)} stages, but not {choice}; {here}")
         return known[choice]
-    modules = [name for name, _ in model.named_modules() if name]
+    modules = _modules(model)
     if choice not in modules:
-        stages = f"its stages: {listed(known)}" if known else "it lists no stages"
-        raise KtError(f"{at}: {type(model).__name__} has no module {choice!r}; {stages}{nearest(choice, modules)}")
+        stages = f"its stages: {listed(known)}" if known else f"it lists no stages; its modules: {listed(modules)}"
+        inside = [name for name in modules if choice and name.endswith(f".{choice}")][:3]
+        near = f"; did you mean {' or '.join(map(quoted, inside))}?" if inside else nearest(choice, modules)
+        raise KtError(f"{at}: {type(model).__name__} has no module {choice!r}; {stages}{near}")
     return choice
+
+
+def _modules(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_modules() if name]
 
 
 def _outputs(model: nn.Module, image: Tensor, wanted: Sequence[str]) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def _hidden(n: int, recipe: Recipe) -> dict[int, NDArray[np.bool_]]:
     """Whether each of n images lacks the truth of each thinned class, bool [n]."""
     generator = np.random.default_rng(recipe.seed)
     thin = recipe.thin
-    return {label: generator.permutation(n) >= round(n * thin.keep) for label in thin.classes} if thin else {}
+    return {int(label): generator.permutation(n) >= round(n * thin.keep) for label in thin.classes} if thin else {}
 
 
 def batches(

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 
-from kt.errors import KtError, unknown
+from kt.errors import KtError, quoted, unknown
 from kt.spec import Options
 from kt.transfer.experiments import Experiment, Labels, Problem
 from kt.transfer.ledger import Record, unpack
@@ -25,8 +25,15 @@ if TYPE_CHECKING:
     from kt.transfer.session import Session
     from kt.transfer.unit import Unit
 
+
+def _stage(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"a stage is given by its position or the name of its module, not {quoted(value)}")
+    return value
+
+
 Stages = Annotated[
-    tuple[int | str, ...],
+    tuple[Annotated[int | str, BeforeValidator(_stage, json_schema_input_type=int | str)], ...],
     Field(description="feature stages by their position, from 0, or from the last one as -1; or modules by their name"),
 ]
 
