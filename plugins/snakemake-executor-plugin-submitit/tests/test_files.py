@@ -1,4 +1,4 @@
-"""Files of other machines that appear late, in part, or with other times; and causes of requeues."""
+"""Files of other machines that appear late, in part, or with other times; causes of requeues and signals."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from snakemake_executor_plugin_submitit import checks, slurm
 from snakemake_executor_plugin_submitit.files import ahead, fault, stamp, stamps
+from snakemake_executor_plugin_submitit.history import History
 from snakemake_executor_plugin_submitit.payload import Nested
-from snakemake_executor_plugin_submitit.task import History, Task, _Run
+from snakemake_executor_plugin_submitit.processes import scontrol
+from snakemake_executor_plugin_submitit.task import Task, _Run
 from snakemake_executor_plugin_submitit.verdict import requeued
 
 
@@ -127,3 +129,12 @@ def test_a_job_that_runs_again_on_its_node_is_a_new_start(monkeypatch: pytest.Mo
         cluster.states(["7"])
         found.append(cluster._starts["7"])
     assert found == [("n1", 1.0), ("n1", 1.0), ("n1", 1.0), ("n1", 4.0)]
+
+
+def test_signals_to_the_whole_step_do_not_end_the_question_for_their_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nkill -USR2 $$; kill -TERM $$; echo $@\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert scontrol("show", "job") == "show job\n"

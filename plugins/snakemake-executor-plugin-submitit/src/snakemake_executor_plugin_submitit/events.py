@@ -18,8 +18,8 @@ import datetime
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from .history import History
 from .request import Request
-from .task import History
 from .verdict import FINAL_STATES, Verdict
 from .watch import Entry
 

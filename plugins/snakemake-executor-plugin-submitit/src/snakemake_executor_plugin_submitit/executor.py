@@ -22,11 +22,12 @@ from .backlog import Backlog
 from .clusters import Cluster, SubmissionError, end
 from .events import Events
 from .files import stamps
+from .history import History
 from .payload import Nested, Shell
 from .plain import plain
 from .request import Request
 from .runs import RunFolder, paths
-from .task import History, Task
+from .task import Task
 from .verdict import FINAL_STATES, Rule, Verdict, judge, parse_rules, queued
 from .watch import Entry, Watch
 

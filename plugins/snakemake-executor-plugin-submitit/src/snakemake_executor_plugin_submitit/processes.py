@@ -1,9 +1,10 @@
-"""Groups of processes, and what the kernel has killed of them."""
+"""Groups of processes, signals to all of them, and what the kernel has killed of them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -71,3 +72,25 @@ def oom_kills() -> int:
             continue
         count += int(fields.get("oom_kill", 0))
     return count
+
+
+def ignore_user_signal() -> None:
+    """Ignore what some SLURM sites send to every process of the step; for a child before it starts its program."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def scontrol(*arguments: str) -> str | None:
+    """Return the output of ``scontrol``, None if it fails; what SLURM sends to the whole step does not end it."""
+    command = ["scontrol", *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, preexec_fn=_ignore_signals
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else done.stdout

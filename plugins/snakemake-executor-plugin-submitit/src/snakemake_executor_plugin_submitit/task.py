@@ -20,9 +20,10 @@ import submitit
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from .files import Stamp, ahead, fault, stamps
+from .history import History
 from .lease import Lease
 from .payload import Nested, Shell
-from .processes import oom_kills, signal_group, wait_for_group
+from .processes import ignore_user_signal, oom_kills, scontrol, signal_group, wait_for_group
 from .verdict import Verdict
 
 # SLURM may send the signal this much early, seconds.
@@ -103,27 +104,6 @@ class Task:
         if ending is Verdict.COMPLETED or debug:
             return result
         raise JobFailed(json.dumps(result))
-
-
-class History:
-    """File with one JSON line per requeue of a job, and one for its completion."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def count(self, verdict: Verdict) -> int:
-        """Count the endings of this kind."""
-        return sum(event["ending"] == verdict.value for event in self.events())
-
-    def events(self) -> list[dict[str, Any]]:
-        """Return all events, oldest first."""
-        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        return [json.loads(line) for line in lines]
-
-    def add(self, verdict: Verdict) -> None:
-        """Record an ending."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"ending": verdict.value, "time": time.time()}) + "\n")
 
 
 class _Run:
@@ -236,8 +216,7 @@ class _Run:
             stdout=self.log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # some SLURM sites send the signal to every process of the step, which would kill the command
-            preexec_fn=_ignore_user_signal,
+            preexec_fn=ignore_user_signal,
         )
         while child.poll() is None and not received:
             if not self.lease.beat():
@@ -304,7 +283,7 @@ class _Run:
         """
         warned = number == signal.SIGUSR2
         if self.environment.cluster == "slurm":
-            shown = _scontrol("show", "job", self.environment.raw_job_id)
+            shown = scontrol("show", "job", self.environment.raw_job_id)
             if shown is not None:
                 preempted = "PreemptTime=" in shown and "PreemptTime=None" not in shown
                 return Verdict.PREEMPTED if preempted else Verdict.TIMED_OUT if warned else None
@@ -319,21 +298,8 @@ class _Run:
         if self.environment.cluster == "local":
             self.note("starts again")
             sys.exit(LOCAL_REQUEUE_RETURN_CODE)
-        if _scontrol("requeue", self.environment.job_id) is None:
+        if scontrol("requeue", self.environment.job_id) is None:
             self.note("could not be requeued")
             return False
         self.note("back in the queue")
         return True
-
-
-def _ignore_user_signal() -> None:
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-
-
-def _scontrol(*arguments: str) -> str | None:
-    """Return the output of ``scontrol``, None if it fails."""
-    try:
-        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return None if done.returncode else done.stdout
