@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,11 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 from conftest import Project
+from snakemake_executor_plugin_submitit.history import History
 from snakemake_executor_plugin_submitit.payload import Shell
+from snakemake_executor_plugin_submitit.task import Task, _Run
 
 # Prints which of the ready jobs are plain: as they are, with a limit of one core, and with another prefix; runs none.
 DECIDE = """
@@ -232,6 +236,20 @@ def test_an_output_may_be_missing_of_another_kind_or_late(tmp_path: Path) -> Non
     assert not {"a", "d"} & set(os.listdir(tmp_path))
     job("new/e").prepare()
     assert (tmp_path / "new").is_dir()
+
+
+def test_outputs_that_a_successor_makes_are_left_to_it(tmp_path: Path) -> None:
+    (tmp_path / "one").touch()
+    (tmp_path / "log").touch()
+    payload = Shell("true", 1, {str(tmp_path / "one"): False}, [], [], latency=0.0, keep_incomplete=False)
+    task = Task(payload, "", str(tmp_path / "log"), 0, 0, 0, "", str(tmp_path / "lease"))
+    environment: Any = SimpleNamespace(job_id="7", hostname="n1")
+    run, heir = (_Run(task, environment, History(tmp_path / "history"), io.BytesIO()) for _ in range(2))
+    assert heir.lease.take(print)
+    run._discard()
+    assert (tmp_path / "one").exists()
+    heir._discard()
+    assert not (tmp_path / "one").exists()
 
 
 def test_status_0_after_a_signal_is_no_completion(local_project: Project) -> None:

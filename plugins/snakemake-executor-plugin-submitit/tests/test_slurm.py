@@ -91,13 +91,18 @@ def release_until_end(slurm: SlurmNode, process: subprocess.Popen[str], seconds:
 @WITH_AND_WITHOUT_ACCOUNTING
 def test_ready_jobs_leave_as_one_array_and_a_failing_one_is_named(project: Project, slurm: SlurmNode) -> None:
     count_calls(project, slurm)
-    output = project.run(TWENTY, "--retries", "0", status=1)
+    # one of the two with a Snakemake for each job
+    nested, exit_status = (["--submitit-nested"], 1) if slurm.accounting else ([], 3)
+    output = project.run(TWENTY, "--retries", "0", *nested, status=1)
     assert sorted(int(path.read_text()) for path in (project.folder / "out").iterdir()) == [*range(13), *range(14, 20)]
-    assert re.search(r"submitit: one\.i=13: code error \(exit status 3.*given up", output)
+    assert re.search(rf"submitit: one\.i=13: code error \(exit status {exit_status}.*given up", output)
     assert output.count("given up") == 1
     counted = calls(project, "sbatch", "sacct")
     assert counted == {"sbatch": 1, "sacct": 0}
-    assert "completed" in project.logs("one.i=7")
+    log = project.logs("one.i=7")
+    assert "completed" in log
+    assert ("rule one:" in log) == bool(nested)
+    assert "Nothing to be done" in project.run(TWENTY, "out/7", *nested)
 
 
 def test_each_ending_is_told_apart(project: Project, slurm: SlurmNode) -> None:

@@ -65,12 +65,16 @@ class Lease:
         """Send a heartbeat, at most every ``BEAT_SECONDS``; returns False if another process has taken the lease."""
         if time.monotonic() - self._last < BEAT_SECONDS:
             return True
-        holder = self._read()
-        if holder and not self._is_own(holder):
+        if not self.held():
             return False
         with contextlib.suppress(OSError):  # one lost heartbeat does not matter
             self._write()
         return True
+
+    def held(self) -> bool:
+        """Return whether no other process has taken the lease."""
+        holder = self._read()
+        return not holder or self._is_own(holder)
 
     def release(self) -> None:
         """Release the lease."""

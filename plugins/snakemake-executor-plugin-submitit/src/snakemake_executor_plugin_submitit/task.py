@@ -237,9 +237,14 @@ class _Run:
                 self.error = str(error)
             if not self.error:
                 return Verdict.COMPLETED, 0
-        payload.discard()
+        self._discard()
         out_of_memory = child.returncode and oom_kills() > self.killed_before
         return (Verdict.OUT_OF_MEMORY if out_of_memory else Verdict.CODE_ERROR), child.returncode
+
+    def _discard(self) -> None:
+        """Remove what a failed start has left, unless it belongs to another process now."""
+        if self.lease.held():
+            self.task.payload.discard()
 
     def _completed(self, child: subprocess.Popen[bytes]) -> bool:
         """Return whether a command that may have got a signal has completed."""
@@ -257,7 +262,7 @@ class _Run:
             self._wait_for_end(child)
             if self._completed(child):  # just then
                 return Verdict.COMPLETED, 0
-            self.task.payload.discard()
+            self._discard()
         status = child.returncode if child else None
         if cause is None:
             raise SystemExit(128 + number)
