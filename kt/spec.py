@@ -7,6 +7,7 @@ Each package keeps its section beside its code; ``kt.study.study`` composes them
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -36,6 +38,23 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 """Seed of a generator."""
+
+
+def _plain(value: Any) -> Any:
+    """A value of any type that JSON has, as a hash is made of it."""
+    if isinstance(value, dict):
+        if odd := next((name for name in value if not isinstance(name, str)), None):
+            raise ValueError(f"names of arguments are texts, not {quoted(odd)}")
+        list(map(_plain, value.values()))
+    elif isinstance(value, list | tuple):
+        list(map(_plain, value))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"an argument is a finite number, not {value}")
+    return value
+
+
+Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
+"""Keyword arguments of what others wrote."""
 
 
 class Spec(BaseModel):

@@ -296,6 +296,7 @@ def test_weights_are_kept_while_they_are_made_from_the_same(
         ({"zoo__models__catch__args": {"width": "64"}}, r"catch\.args\.width: .*not '64'"),
         ({"flow__gather__student": {"arch": "policy_tiny", "args": {"widht": 8}}}, r"args: .*'widht'.*'width'"),
         ({"zoo__models__catch__env": {"id": "kt/Catch-v0", "frame_stack": 10**6}}, r"catch\.env\.frame_stack: .* 100"),
+        ({"zoo__models__catch__env": {"id": "kt/Catch-v0", "args": {"a": [float("nan")]}}}, r"args: .*finite .* nan"),
         ({"zoo__models__catch__seed": 1 << 32}, r"catch\.seed: .*less than 4294967296"),
         ({"zoo__models__catch__checkpoint": __file__}, r"catch: give one of `train` and `checkpoint`, not both: "),
         ({"zoo__models__catch__train": {"steps": 320, "envs": 4, "rollot": 5}}, r"train: .*'rollot'.*'rollout'"),

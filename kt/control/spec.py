@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, create_model
 
 from kt.errors import KtError, quoted, unknown
-from kt.spec import File, Seed, Spec
+from kt.spec import Arguments, File, Seed, Spec
 from kt.transfer.training import optional
 
 
@@ -15,7 +15,7 @@ class Game(Spec):
     """A game: an environment that gymnasium knows, and how a policy sees and plays it."""
 
     id: str = Field(description="an id that gymnasium knows, as `kt/Catch-v0` or `ALE/Pong-v5`")
-    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for `gymnasium.make`")
+    args: Arguments = Field(default_factory=dict, description="keyword arguments for `gymnasium.make`")
     frame_stack: PositiveInt | None = Field(
         None, le=100, description="latest frames that a policy sees at once; default: 4 of Atari, else 1"
     )
@@ -111,7 +111,7 @@ class Net(Spec):
     """A network for a policy."""
 
     arch: str = Field(description="`policy_tiny`, `policy_a3c`, `policy_mlp`, or a model that `zoo.modules` register")
-    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for `timm.create_model`")
+    args: Arguments = Field(default_factory=dict, description="keyword arguments for `timm.create_model`")
 
     def check(self, at: str) -> None:
         """Fail where a network of this project does not take its arguments; ``at`` is its place."""

@@ -18,7 +18,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from kt import store
 from kt.data.seen import InputSpec
 from kt.errors import KtError, quoted, unknown
-from kt.spec import File, Options, Spec
+from kt.spec import Arguments, File, Options, Spec
 from kt.transfer.ledger import Record
 from kt.transfer.method import Method
 from kt.transfer.training import Changes, Seeds, Training
@@ -37,7 +37,7 @@ class Student(Spec):
     """The student: an architecture with fresh weights, with published ones, or with those of a checkpoint."""
 
     arch: str = Field(description="a timm model name, or one registered by `zoo.modules`")
-    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for `timm.create_model`")
+    args: Arguments = Field(default_factory=dict, description="keyword arguments for `timm.create_model`")
     input: InputSpec | None = Field(
         None, description="what the student sees; default: `zoo.input`, with published weights that of their tag"
     )

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, StringC
 from kt import store
 from kt.data.seen import InputSpec
 from kt.errors import KtError, quoted, unknown
-from kt.spec import NAME, File, Seed, Spec
+from kt.spec import NAME, Arguments, File, Seed, Spec
 
 Kind = Literal["cnn", "transformer", "mlp", "hybrid"]
 Name = Annotated[str, StringConstraints(pattern=NAME)]
@@ -102,7 +102,7 @@ class Member(Spec):
     arch: str = Field(
         description="a timm model name, with its pretrained tag or without, or one registered by `zoo.modules`"
     )
-    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for `timm.create_model`")
+    args: Arguments = Field(default_factory=dict, description="keyword arguments for `timm.create_model`")
     input: InputSpec | None = Field(
         None, description="what the model sees; default: that of its pretrained tag, else `zoo.input`"
     )
