@@ -16,6 +16,7 @@ import timm
 import torch
 import warm
 import yaml
+from safetensors.torch import load_file, save_file
 
 from kt import stages, status, store
 from kt.cli import main
@@ -374,6 +375,15 @@ def test_a_checkpoint_of_another_size_of_head_is_refused(made: ControlStudy, tmp
     policies.weights(study, layout, "catch", 1)
     assert store.digest_file(layout.weights("catch")) == store.digest_file(source)
     assert store.read_json(layout.member("catch"))["train_steps"] is None
+
+    wider = {name: torch.zeros(9, *t.shape[1:]) if "head" in name else t for name, t in load_file(source).items()}
+    save_file(wider, tmp_path / "wider.safetensors")
+    members["zoo__models__catch"]["checkpoint"] = str(tmp_path / "wider.safetensors")
+    study = loaded(configured(tmp_path, changed(**members)))
+    with pytest.raises(
+        KtError, match=r"9 outputs, but 4 are needed; one for each of the 3 actions of kt/Catch-v0, and"
+    ):
+        policies.data(study, layout, 1)
 
     members["zoo__models__catch"]["arch"] = "policy_mlp"
     study = loaded(configured(tmp_path, changed(**members)))

@@ -325,6 +325,7 @@ def test_an_old_version_of_a_game_is_told_in_one_plain_line(caplog: Any) -> None
 
 def test_odd_spaces_are_refused(odd: Any) -> None:
     assert "actions are MultiDiscrete" in refusal(odd(actions=spaces.MultiDiscrete([2, 2])))
+    assert "there are 100000 actions; allowed: at most 10000" in refusal(odd(actions=spaces.Discrete(100_000)))
     assert "there is one action" in refusal(odd(actions=spaces.Discrete(1)))
     assert "observations are int64 numbers" in refusal(odd(spaces.Box(0, 9, (3,), np.int64)))
     assert "allowed: Box" in refusal(odd(spaces.Box(0, 1, (2, 2, 2, 2))))
@@ -350,6 +351,21 @@ def test_wrong_observations_and_rewards_stop_the_game(odd: Any) -> None:
         played(Games(odd(observe=lambda time: np.zeros(3 + (time == 2), np.float32)), 1, 0), 2)
     with pytest.raises(KtError, match=r"^test/Odd2-v0: a reward is nan"):
         played(Games(odd(reward=float("nan")), 1, 0), 1)
+    with pytest.raises(KtError, match=r"^test/Odd3-v0: the game fails: TypeError: float"):
+        played(Games(odd(reward=None), 1, 0), 1)
+    octets = spaces.Box(0, 255, (3,), np.uint8)
+    with pytest.raises(KtError, match=r"^test/Odd4-v0: an observation has values that are no bytes, as Box"):
+        played(Games(odd(octets, observe=lambda time: np.array([0, 300 * (time == 2), 0])), 1, 0), 2)
+
+
+def test_a_game_that_ends_the_process_is_told(odd: Any) -> None:
+    def ends(time: int) -> Any:
+        if time == 2:
+            raise SystemExit(3)
+        return np.zeros(3, np.float32)
+
+    with pytest.raises(KtError, match=r"^test/Odd0-v0: the game fails: SystemExit: 3"):
+        played(Games(odd(observe=ends), 1, 0), 2)
 
 
 def test_a_game_that_does_not_repeat_itself_is_refused(odd: Any) -> None:

@@ -39,13 +39,13 @@ class Environment:
 
     def begin(self, seed: int, chance: int) -> None:
         """Start an episode from a seed; ``chance`` gives the number of actions that do nothing at its start."""
-        raw, _ = self._told(self._env.reset, seed=seed)
+        raw = self._told(self._reset, seed)
         if self._facts.noops and self._facts.meanings:
             idle = self._facts.meanings.index("NOOP")
             for _ in range(chance % (self._facts.noops + 1)):
-                raw, _, ended, cut, _ = self._told(self._env.step, idle + self._first)
+                raw, _, ended, cut = self._told(self._step, idle + self._first)
                 if ended or cut:  # a game that idling ends: begin at its first frame
-                    raw, _ = self._told(self._env.reset, seed=seed)
+                    raw = self._told(self._reset, seed)
                     break
         self.newest = self._picture([raw])
         self._frames.extend([self.newest] * self._facts.frame_stack)
@@ -54,22 +54,30 @@ class Environment:
         """Take an action: the reward, whether the episode is over, and whether it was cut."""
         reward, raws, ended, cut = 0.0, [], False, False
         for _ in range(self._facts.frame_skip):
-            raw, earned, ended, cut, _ = self._told(self._env.step, action + self._first)
+            raw, earned, ended, cut = self._told(self._step, action + self._first)
             raws.append(raw)
-            reward += float(earned)
+            reward += earned
             if ended or cut:
                 break
         if not np.isfinite(reward):
             raise KtError(f"{self._facts.id}: a reward is {reward}")
         self.newest = self._picture(raws)
         self._frames.append(self.newest)
-        return reward, bool(ended), bool(cut and not ended)
+        return reward, ended, cut and not ended
 
-    def _told(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call the game; whatever it raises is one line that names it."""
+    def _reset(self, seed: int) -> Any:
+        raw, _ = self._env.reset(seed=seed)
+        return raw
+
+    def _step(self, action: int) -> tuple[Any, float, bool, bool]:
+        raw, earned, ended, cut, _ = self._env.step(action)
+        return raw, float(earned), bool(ended), bool(cut)
+
+    def _told(self, call: Callable[[int], Any], number: int) -> Any:
+        """Ask the game; whatever it raises, or gives that is no answer, is one line that names it."""
         try:
-            return call(*args, **kwargs)
-        except Exception as error:  # a game may raise anything
+            return call(number)
+        except (Exception, SystemExit) as error:  # a game may raise anything
             raise KtError(f"{self._facts.id}: the game fails: {line(error)}") from error
 
     def observation(self) -> NDArray[Any]:
@@ -85,6 +93,8 @@ class Environment:
             both = np.maximum(raws[-2], frame) if len(raws) > 1 else frame
             small = Image.fromarray(both).resize((ATARI_SIDE, ATARI_SIDE), Image.Resampling.BOX)
             return np.asarray(small)[None]
+        if self._facts.scale == 255 and frame.dtype != np.bool_ and (frame.min() < 0 or frame.max() > 255):
+            raise KtError(f"{self._facts.id}: an observation has values that are no bytes, as {short(declared)} says")
         if frame.dtype == np.bool_:
             frame = frame * np.uint8(255)
         found = np.array(as_channels(frame), np.uint8 if self._facts.scale == 255 else np.float32, order="C")

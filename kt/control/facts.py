@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
 
 ATARI_SIDE = 84
+MOST_ACTIONS = 10_000
 _OWN = "kt.control.arcade:Arcade"
 _DEFAULTS = {"frame_stack": 1, "frame_skip": 1, "noops": 0}
 _ATARI_DEFAULTS = {"frame_stack": 4, "frame_skip": 4, "noops": 30}
@@ -199,19 +200,19 @@ def _made(game: Game, args: dict[str, Any], at: str) -> gymnasium.Env[Any, Any]:
     def at_fault(name: str) -> bool:
         try:
             begun({key: value for key, value in args.items() if key != name})
-        except Exception:  # the same, or another of its arguments is wrong
+        except (Exception, SystemExit):  # the same, or another of its arguments is wrong
             return False
         return True
 
     try:
         return begun(args)
-    except Exception as error:  # an environment may raise anything
+    except (Exception, SystemExit) as error:  # an environment may raise anything
         wrong = next(filter(at_fault, game.args), None)
         place = at if wrong is None else f"{at}.args.{wrong}: {quoted(game.args[wrong])}"
         raise _unmade(game.id, error, place) from error
 
 
-def _unmade(name: str, error: Exception, at: str) -> KtError:
+def _unmade(name: str, error: BaseException, at: str) -> KtError:
     from gymnasium.error import DependencyNotInstalled
 
     if isinstance(error, DependencyNotInstalled | ImportError):
@@ -259,6 +260,8 @@ def _actions(env: gymnasium.Env[Any, Any], at: str) -> int:
         raise KtError(f"{at}: actions are {short(space)}; allowed: Discrete{kind}")
     if space.n < 2:
         raise KtError(f"{at}: there is one action, {short(space)}; allowed: Discrete with two or more")
+    if space.n > MOST_ACTIONS:
+        raise KtError(f"{at}: there are {space.n} actions; allowed: at most {MOST_ACTIONS}")
     return int(space.n)
 
 

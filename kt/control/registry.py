@@ -31,7 +31,7 @@ def registered(name: str, at: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise KtError(
                 f"{at}: module {quoted(module)} of {quoted(name)} cannot be imported: {line(error)}"
             ) from error
@@ -84,7 +84,7 @@ def _near(name: str, known: list[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def line(error: Exception) -> str:
+def line(error: BaseException) -> str:
     """The kind of an error and the first line of its text."""
     first = next(iter(str(error).strip().splitlines()), "")
     return short(f"{type(error).__name__}: {first}" if first else type(error).__name__)

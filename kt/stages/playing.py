@@ -215,4 +215,11 @@ def weights_of(study: ControlStudy, name: str, facts: GameFacts) -> nn.Module:
         return fresh
     arguments = policies.arguments(member.arch, member.args, facts)
     build = partial(models.build, member.arch, arguments, channels=facts.shape[0])
-    return weights.given(f"{at}.checkpoint", build, member.checkpoint, outputs, new_head=False)
+    try:
+        return weights.given(f"{at}.checkpoint", build, member.checkpoint, outputs, new_head=False)
+    except KtError as error:
+        text, of_images, _ = str(error).partition("; give `finetune`")  # which policies do not have
+        more = (
+            f"; one for each of the {facts.actions} actions of {facts.id}, and one for the value" if of_images else ""
+        )
+        raise KtError(f"{text}{more}") from error
