@@ -93,7 +93,8 @@ class Environment:
             both = np.maximum(raws[-2], frame) if len(raws) > 1 else frame
             small = Image.fromarray(both).resize((ATARI_SIDE, ATARI_SIDE), Image.Resampling.BOX)
             return np.asarray(small)[None]
-        if self._facts.scale == 255 and frame.dtype != np.bool_ and (frame.min() < 0 or frame.max() > 255):
+        others = self._facts.scale == 255 and frame.dtype not in (np.bool_, np.uint8)
+        if others and (frame.min() < 0 or frame.max() > 255):
             raise KtError(f"{self._facts.id}: an observation has values that are no bytes, as {short(declared)} says")
         if frame.dtype == np.bool_:
             frame = frame * np.uint8(255)
