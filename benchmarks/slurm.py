@@ -239,7 +239,7 @@ def main() -> None:
             envs["official"] = {**node.env, "PYTHONPATH": path}
 
         def measured(polls: str, way: str, tool: str) -> Result:
-            nested = ["--submitit-nested"] if arguments.nested and tool == "ours" else []
+            nested = ["--submitit-nested", "always"] if arguments.nested and tool == "ours" else []
             options = [*TOOLS[tool], *WAYS[way][tool], *POLLS[polls][tool], *nested]
             return measure(options, arguments.jobs, envs[tool], cpu)
 

@@ -19,7 +19,7 @@ from snakemake_executor_plugin_submitit.history import History
 from snakemake_executor_plugin_submitit.payload import Shell
 from snakemake_executor_plugin_submitit.task import Task, _Run
 
-# Prints which of the ready jobs are plain: as they are, with a limit of one core, and with another prefix; runs none.
+# Prints the commands of the ready jobs that are plain: as they are, with a limit of one core, and with another prefix.
 DECIDE = """
 import json, os
 from snakemake.cli import main
@@ -28,7 +28,7 @@ from snakemake_executor_plugin_submitit import executor
 def decide(self, jobs):
     def plain():
         payloads = {job.name: self._payload(job, self._request(job)) for job in jobs}
-        return sorted(name for name, payload in payloads.items() if type(payload).__name__ == "Shell")
+        return {name: each.command for name, each in payloads.items() if type(each).__name__ == "Shell"}
     decided = [plain()]
     self.workflow.resource_settings.cores = 1
     decided.append(plain())
@@ -73,8 +73,12 @@ rule of_global:
     shell: "echo {WORD} > {output}"
 rule of_params:
     output: "of_params.out"
-    params: WORD
-    shell: "echo {params} > {output}"
+    params: [1, "two words"]
+    shell: "echo {params[0]:q} > {output}"
+rule of_cores:
+    output: "of_cores.out"
+    resources: cpus_per_task=2
+    shell: "echo {resources.cpus_per_task} > {output}"
 rule of_resources:
     output: "of_resources.out"
     shell: "echo {resources.tmpdir} > {output}"
@@ -175,22 +179,44 @@ def endings(folder: Path) -> dict[str, str]:
     return {row[2]: row[4] for row in rows if row[3] == "ended"}
 
 
-def test_only_what_is_certain_to_be_the_same_runs_without_snakemake(tmp_path: Path) -> None:
-    (tmp_path / "Snakefile").write_text(KINDS)
-    (tmp_path / "x.py").touch()
+def decided(folder: Path, *way: str) -> list[dict[str, str]]:
+    """What of ``KINDS`` is plain."""
+    (folder / "Snakefile").write_text(KINDS)
+    (folder / "x.py").touch()
     command = [sys.executable, "-c", DECIDE, "--executor", "submitit", "--submitit-cluster", "local", "--jobs", "100"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-    count, found, on_one_core, with_other_prefix = json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run([*command, *way], cwd=folder, capture_output=True, text=True, timeout=60, check=True)
+    count, *found = json.loads(done.stdout.splitlines()[-1])
     assert count == KINDS.count("    output:")
-    always = ["plain_checkpoint", "plain_folder", "plain_one", "plain_two"]
-    assert found == sorted([*always, "plain_cores"])
-    assert on_one_core == always
-    assert with_other_prefix == []
+    return found
+
+
+ALWAYS = ["plain_checkpoint", "plain_folder", "plain_one", "plain_two"]
+
+
+def test_only_what_is_certain_to_be_the_same_runs_without_snakemake(tmp_path: Path) -> None:
+    found, on_one_core, with_other_prefix = decided(tmp_path)
+    assert sorted(found) == sorted([*ALWAYS, "plain_cores"])
+    assert sorted(on_one_core) == ALWAYS
+    assert with_other_prefix == {}
+
+
+def test_on_request_the_values_of_this_machine_go_to_the_node(tmp_path: Path) -> None:
+    found, on_one_core, with_other_prefix = decided(tmp_path, "--submitit-nested", "unless-shell")
+    more = ["of_cores", "of_global", "of_params"]
+    assert sorted(found) == sorted([*ALWAYS, *more, "plain_cores"])
+    assert sorted(on_one_core) == sorted(with_other_prefix) == sorted([*ALWAYS, "of_global", "of_params"])
+    commands = [found["of_params"], with_other_prefix["of_params"], found["of_cores"]]
+    strict = "set -euo pipefail;  echo"
+    assert commands == [
+        f"{strict} 1 'two words' > of_params.out",
+        "set -eu;  echo 1 'two words' > of_params.out",
+        f"{strict} 2 > of_cores.out",
+    ]
 
 
 def test_both_ways_leave_the_same(local_project: Project, tmp_path: Path) -> None:
     left = []
-    for way in ([], ["--submitit-nested"]):
+    for way in ([], ["--submitit-nested", "always"]):
         local_project.folder = tmp_path / f"way{len(left)}"
         (local_project.folder / "folder").mkdir(parents=True)
         (local_project.folder / "logs").mkdir()

@@ -157,8 +157,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
 
     def _payload(self, job: Any, request: Request) -> Nested | Shell:
         """Return what the task runs; in the foreground, always a Snakemake."""
-        nested = self.settings.nested or self.settings.cluster == "debug"
-        return (None if nested else plain(job, self.workflow, request.cpus)) or Nested(self.format_job_exec(job))
+        way = "always" if self.settings.cluster == "debug" else self.settings.nested
+        found = None if way == "always" else plain(job, self.workflow, request.cpus, way == "unless-literal")
+        return found or Nested(self.format_job_exec(job))
 
     def get_job_args(self, job: Any) -> str:
         """Extend Snakemake's arguments by the requested cores; the default is all cores of the node."""

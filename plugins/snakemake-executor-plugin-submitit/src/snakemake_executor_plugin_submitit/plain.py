@@ -6,6 +6,7 @@ import os
 import shutil
 from typing import Any
 
+from snakemake.common.tbdstring import TBDString
 from snakemake.shell import MAX_ARG_LEN, shell
 from snakemake.utils import QuotedFormatter, SequenceFormatter
 from snakemake_interface_executor_plugins.settings import SharedFSUsage
@@ -18,32 +19,40 @@ _STRICT = "set -euo pipefail; "
 _FLAGS = {"ancient", "directory", "multiext", "report", "temp"}
 
 
-def plain(job: Any, workflow: Any, cores: int) -> Shell | None:
+def plain(job: Any, workflow: Any, cores: int, literal: bool) -> Shell | None:
     """Return the shell command of a job; None if a Snakemake must run on the node.
 
-    A Snakemake on the node reads the workflow again, so all that could have another value there needs one: parameters,
-    resources, configuration, and commands that are no literal text.
+    A Snakemake on the node reads the workflow again: parameters, resources, variables of the Snakefile, the prefix of
+    commands, and commands that are no literal text could have other values there.
 
     Args:
         job: Snakemake's job.
         workflow: Snakemake's workflow.
         cores: Cores that the job requests.
+        literal: All of these need a Snakemake; else all but the last have the values of this machine.
     """
     try:
-        return _plain(job, workflow, cores)
+        return _plain(job, workflow, cores, literal)
     except (AttributeError, LookupError, TypeError, ValueError):
         return None  # other values, another version of Snakemake, or an error that Snakemake reports
 
 
-def _plain(job: Any, workflow: Any, cores: int) -> Shell | None:
+def _plain(job: Any, workflow: Any, cores: int, literal: bool) -> Shell | None:
     if job.is_group() or not job.is_shell or _more_than_shell(job, workflow) or not _literal(job.rule):
         return None
     if job.threads == workflow.resource_settings.cores and job.threads < cores:
         return None  # a limit of this machine, which a Snakemake that is given the cores would not know
+    prefix, suffix = shell._get_process_prefix(), shell._process_suffix
+    if literal and (prefix != _STRICT or suffix):
+        return None
     values = {name: getattr(job, name)._plainstrings() for name in ("input", "output", "log")}
     values |= {"wildcards": job.wildcards, "threads": job.threads, "rule": job.rule.name}
+    if not literal:
+        values = {**workflow.globals, "params": job.params, "resources": job.resources, **values}
     text = SequenceFormatter(" ", QuotedFormatter()).format(job.rule.shellcmd, **values)
-    command = f"{_STRICT} {text}".strip()
+    if TBDString() in text:
+        return None  # known on the node only, such as its folder for temporary files
+    command = " ".join((prefix, text, suffix)).strip()
     if len(command.replace("'", r"'\''")) + 2 > MAX_ARG_LEN:
         return None
     records = workflow.persistence
@@ -77,8 +86,6 @@ def _more_than_shell(job: Any, workflow: Any) -> bool:
         or "tmpdir" not in resources
         or resources["tmpdir"].raw != "system_tmpdir"
         or shell.get_executable() != shutil.which("bash")
-        or shell._get_process_prefix() != _STRICT
-        or shell._process_suffix
         or set(workflow.storage_settings.shared_fs_usage) != set(SharedFSUsage.all())
         or workflow.deployment_settings.deployment_method
         or workflow.workflow_settings.cache is not None

@@ -6,6 +6,7 @@ from typing import Any
 from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
 
 CLUSTERS = ("slurm", "local", "debug")
+NESTED = ("always", "unless-literal", "unless-shell")
 
 
 def _option(default: Any, text: str, **metadata: Any) -> Any:
@@ -45,11 +46,13 @@ class ExecutorSettings(ExecutorSettingsBase):
     signal_delay: int = _option(
         90, "Seconds before the time limit at which a job is told to write its checkpoint (SLURM may be 60 s early)."
     )
-    nested: bool = _option(
-        False,
-        "Start Snakemake on the node for every job. By default it is not started for rules that are only a literal "
-        "shell command of input, output, log, wildcards and threads; a Snakefile that does something itself on the "
-        "node (sets variables, makes folders) needs it.",
+    nested: str = _option(
+        "unless-literal",
+        "For which jobs a second Snakemake starts on the node: always; unless-literal (not for rules that are only a "
+        "literal shell command of input, output, log, wildcards and threads); unless-shell (not for those either whose "
+        "command has parameters, resources, variables of the Snakefile or a prefix: these have the values of this "
+        "machine). A Snakefile that does something itself on the node (sets variables, makes folders) needs it always.",
+        choices=list(NESTED),
     )
     sbatch: str = _option("", "Further flags for every submission, such as '--exclude=node1 --mail-type=FAIL'.")
     setup: list[str] = field(
