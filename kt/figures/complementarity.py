@@ -120,7 +120,9 @@ def flips_heatmap(tables: Tables) -> Drawing:
     axes.tick_params(length=0)
     axes.set(xlabel="student", ylabel=f"teacher, with its {with_unit(tables.task)}")
     places = 2 if tables.task.dense else decimals(tables.task)
+    known = data[f"{flips}_se"].notna().any()
     largest = f"largest standard error {number(data[f'{flips}_se'].max(), places)} {short}"
+    largest = largest if known else style.no_error(tables.task)
     style.footer(figure, style.scored(tables), largest)
     return Drawing(figure, data)
 

@@ -290,7 +290,7 @@ def _clips(clip: ClipSpec, of_frame: str, size: Sequence[int], task: Words) -> s
 
 
 def _facts(row: Mapping[str, Any], unit: Record, about: About) -> list[tuple[str, Any]]:
-    metric, n = about.task.metric, f"{row['n']} test {about.task.example}s"
+    metric, n = about.task.metric, f"{row['n']} test {about.task.example}{'s' * (row['n'] != 1)}"
     over = f" (standard error over {about.task.cluster}s)" if about.task.cluster else ""
     unit_of = f" {metric.unit}".rstrip()
 
