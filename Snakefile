@@ -33,3 +33,4 @@ rule all:
 
 
 check_profile()
+ready_to_plan()

@@ -60,7 +60,9 @@ Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
 class Spec(BaseModel):
     """A frozen section of the configuration that refuses unknown keys and silent type conversion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, serialize_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, serialize_by_alias=True, defer_build=True
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -2,8 +2,10 @@ import functools
 import gc
 import os
 import sys
+from inspect import signature
 from pathlib import Path
 
+from snakemake import common
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile, apply_wildcards
 
@@ -17,8 +19,8 @@ from kt.status import screen as kt_screen
 from kt.study import load as kt_config
 
 if workflow.is_main_process:
-    # The plan of a large study only grows; by default the collector looks through all of it again and again.
-    gc.set_threshold(100_000, 50, 100)
+    # The plan of a large study only grows; the collector would look through all of it again and again. A run enables it.
+    gc.disable()
 
 # The study: `--configfile my.yaml` replaces config.yaml, it is not merged into it.
 CONFIGS = list(workflow.config_settings.configfiles) or [Path("config.yaml").absolute()]
@@ -177,6 +179,22 @@ def tell_of(folder):
     )
 
 
+def ready_to_plan():
+    """Note the parameters of the rules' functions, and of the method that calls those of resources: Snakemake asks for
+    them many times per job, and looking them up takes longer than most of the functions. What was made so far stays.
+    """
+    note = getattr(common, "overwrite_function_params", None)  # of newer versions
+    for known in workflow.rules if note else ():
+        resources = list(known.resources.values())
+        made = [getattr(resource, "_evaluator", None) for resource in resources]
+        for function in filter(callable, [*known.input, *known.params, *made]):
+            note(function, signature(function).parameters)
+        for call in {getattr(resource, "evaluate", None) for resource in resources}:
+            if call:
+                note(call.__func__, signature(call).parameters)
+    gc.freeze()
+
+
 def again(output):
     """Input function that adds no input: plans a job again whose output holds rows of damaged records, or of trainings
     whose students are to be kept and are not; or that was made from another configuration, as far as the file tells,
@@ -210,6 +228,8 @@ onstart:
         workflow.kt_lock = store.lock(LAYOUT.root)
     except KtError as error:
         sys.exit(str(error))
+    gc.freeze()
+    gc.enable()
     progress.end_stages_too()
     for begin in AT_START:
         begin()
