@@ -30,7 +30,7 @@ import yaml
 
 from kt import pairs, store
 from kt.layout import Layout
-from kt.study import load
+from kt.study import load, recipes
 from kt.transfer.ledger import Ledger
 from kt.transfer.unit import Plans, of_pairs
 from kt.zoo import registry, segmentation
@@ -59,18 +59,19 @@ def study(models: int, chosen: int, per_job: int) -> dict[str, Any]:
     }
 
 
-def write_members(layout: Layout, names: list[str]) -> None:
-    """Write the properties of every model, with simulated sizes."""
-    rng = random.Random(0)
-    for name in names:
+def write_members(folder: Path) -> None:
+    """Write the facts of the data set, and the properties of every model, with simulated sizes."""
+    plan, layout, rng = load.load(folder / "config.yaml"), Layout(folder / "results"), random.Random(0)
+    for name in plan.names:
         macs = int(10 ** rng.uniform(8, 10.5))
         facts = {"name": name, "params": macs // 200, "macs": macs, "fingerprint": store.digest(name)}
-        store.write_json(layout.member(name), facts)
+        store.write_json(layout.member(name), facts | {recipes.RECIPE: recipes.of_member(plan, name)})
         layout.weights(name).touch()
     store.write_json(
         layout.data / "meta.json",
         {"classes": [str(digit) for digit in range(10)], "hash": "made-up", "source": "digits"},
     )
+    store.write_json(layout.recipe_of_data, {recipes.RECIPE: recipes.of_data(plan)})
 
 
 def write_records(folder: Path, count: int) -> None:
@@ -128,7 +129,7 @@ def main() -> None:
         folder = Path(name)
         plain = study(arguments.models, arguments.pairs, arguments.pairs_per_job)
         (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), "utf-8")
-        write_members(Layout(folder / "results"), list(plain["zoo"]["models"]))
+        write_members(folder)
         profile = ["--snakefile", f"{ROOT}/Snakefile", "--workflow-profile", f"{ROOT}/profiles/default"]
         facts, text = measure(folder, "snakemake", *profile, "-n")
         summary = next(line for line in text.splitlines() if line.startswith("kt: "))

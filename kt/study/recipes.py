@@ -25,5 +25,6 @@ def of_member(study: Study | ControlStudy, name: str) -> str:
     own = [study.zoo.models[name].plain(), study.zoo.modules]
     if isinstance(study, ControlStudy):
         return store.digest([*own, study.data.plain()])
-    kept = [study.features, study.plain()["transfer"]["views"], study.transfer.top_k, study.transfer.answers]
+    plan, views = study.transfer, study.transfer.views
+    kept = [study.features, views and views.plain(), plan.top_k, plan.answers]
     return store.digest([*own, study.zoo.input_of(name).plain(), *kept, predictions.VERSION])
