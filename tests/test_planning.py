@@ -7,6 +7,7 @@ of the jobs are real.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -21,8 +22,11 @@ from test_pipeline import Checkout
 from kt import status
 from kt.cli import main
 from kt.layout import Layout
+from kt.study import recipes
 from kt.study import units as requested
 from kt.study.load import load
+from kt.study.recipes import RECIPE
+from kt.study.study import Study
 from kt.transfer.ledger import Ledger, key
 from kt.transfer.unit import Unit
 
@@ -61,7 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, dict[str, 
     study["amalgamate"] = {"both": {**experiment, "overlap": "mean", "training": training}}
     checkout.command()
     assert main(["data", "--config", str(checkout.folder / "config.yaml")]) == 0
-    results = checkout.folder / "results"
+    results, study = checkout.folder / "results", load(checkout.folder / "config.yaml")
     files = ["data/images.npy", "data/labels.npy", "data/splits.parquet", "data/meta.json"]
     real = {*files, *TABLES.values()}
     files += [f"zoo/{name}.{kind}" for name in MEMBERS for kind in ("safetensors", "json")]
@@ -70,17 +74,28 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, dict[str, 
     files += [TABLES["transfer"], TABLES["groups"], TABLES["amalgamate"], "experiments/amalgamate/both/details.parquet"]
     for name in files:
         (results / name).parent.mkdir(parents=True, exist_ok=True)
-        if name not in real:
-            (results / name).write_text(f'{{"fingerprint": "{Path(name).stem}"}}')
-    records = write_records(checkout.folder / "config.yaml", Layout(results))
+        if name.endswith(".parquet") and name not in real:
+            write_table(results / name, study, [])
+        elif name.endswith(".json") and name not in real:
+            facts = {"fingerprint": Path(name).stem, RECIPE: recipes.of_member(study, Path(name).stem)}
+            (results / name).write_text(json.dumps(facts))
+        elif name not in real:
+            (results / name).touch()
+    records = write_records(study, Layout(results))
     for age, name in enumerate(files):
         os.utime(results / name, (1e9 + age, 1e9 + age))
     return checkout, records
 
 
-def write_records(config: Path, layout: Layout) -> dict[str, Path]:
+def write_table(path: Path, study: Study, keys: list[str]) -> None:
+    """A table that says which configuration it was made from."""
+    table = pa.table({"key": pa.array(keys, pa.string())})
+    pq.write_table(table.replace_schema_metadata({"config_hash": study.hash}), path)
+
+
+def write_records(study: Study, layout: Layout) -> dict[str, Path]:
     """Records of one unit of every rule, and the tables that hold their keys."""
-    study, ledger, records = load(config), Ledger(layout.ledger), {}
+    ledger, records = Ledger(layout.ledger), {}
     prints = {name: name for name in MEMBERS}
     prints["amalgamate.both"] = requested.student_print(study, study.amalgamate["both"])
     jobs = requested.jobs(study, layout, requested.teachers_of(study, layout))
@@ -88,7 +103,7 @@ def write_records(config: Path, layout: Layout) -> dict[str, Path]:
         if (rule := rule_of(unit)) not in records:
             ledger.add(unit.describe(prints), {"status": "ok"})
             records[rule] = ledger.path(unit.key(prints))
-            pq.write_table(pa.table({"key": [unit.key(prints)]}), layout.root / TABLES[rule])
+            write_table(layout.root / TABLES[rule], study, [unit.key(prints)])
     assert set(records) == set(TABLES)
     return records
 
