@@ -148,7 +148,8 @@ def build(arch: str, args: Mapping[str, Any], facts: GameFacts, at: str) -> nn.M
         text = str(error).removeprefix("zoo: ")
         if "img_size" not in args:  # it comes from the game
             text = text.replace("args.img_size: ", "")
-        raise KtError(f"{at}: {facts.id} ({facts.actions} actions): {text}") from error
+        given = f" (args: {dict(args)})" if args and "cannot be built" not in text else ""
+        raise KtError(f"{at}: {facts.id} ({facts.actions} actions): {text}{given}") from error
     return policy
 
 

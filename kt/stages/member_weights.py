@@ -141,7 +141,8 @@ def _make(study: Study, layout: Layout, name: str, dataset: Dataset, sources: st
             models.check_training(model, shape, answer)
         fitted = _fit(study, layout, name, dataset, model, sources, threads) if recipe else None
     except KtError as error:
-        raise KtError(str(error) if str(error).startswith("zoo.") else f"zoo.models.{name}: {error}") from error
+        given = f" (args: {member.args})" if member.args else ""
+        raise KtError(str(error) if str(error).startswith("zoo.") else f"zoo.models.{name}: {error}{given}") from error
     files.save(model, layout.weights(name))
     facts = {
         "name": name,
