@@ -255,6 +255,13 @@ def test_methods_with_several_teachers_are_kept_apart_and_compared_with_single_o
     check_tables(result)
 
 
+def test_infinite_numbers_of_transfers_are_unknown():
+    transfers, zoo, scores = zoo_of(3, seeds=1)
+    found = prepare(transfers.assign(n=np.inf, delta_se=-np.inf), zoo, scores).transfers
+    assert found[["n", "delta_se"]].isna().all().all()
+    assert found["delta"].notna().all()
+
+
 def test_groups_hold_the_same_numbers_as_the_rows():
     transfers, zoo, scores = zoo_of(6, seeds=2)
     groups = quick(transfers, zoo, scores).tables["groups"].set_index(["grouping", "level"])

@@ -153,14 +153,10 @@ def _indexed(zoo: pd.DataFrame) -> pd.DataFrame:
 def _complete(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with the optional columns, and without a delta where the transfer did not finish."""
     known = rows.drop(columns=[c for c in rows.columns if c.startswith("_")]).reset_index(drop=True)
-    delta = numeric(known["delta"], "transfers", "delta")
+    delta = _finite(known, "delta")
     if "status" in known:
         delta = delta.where(known["status"] == "ok")
-    made: dict[str, pd.Series[Any]] = {"delta": delta.where(np.isfinite(delta))}
-    made |= {
-        name: numeric(known[name], "transfers", name) if name in known else pd.Series(np.nan, known.index)
-        for name in OPTIONAL
-    }
+    made = {"delta": delta} | {name: _finite(known, name) for name in OPTIONAL}
     if "control" not in known:
         made["control"] = known["method"].isin(CONTROLS)
     if "seed" not in known:
@@ -173,6 +169,12 @@ def _complete(rows: pd.DataFrame) -> pd.DataFrame:
     if "trains" not in known:
         made["trains"] = pd.Series(True, known.index)
     return known.assign(**made).astype({"control": bool, "trains": bool})
+
+
+def _finite(rows: pd.DataFrame, column: str) -> pd.Series[Any]:
+    """A column of the table ``transfers`` as floats, NaN where it holds none that is finite, or is not there."""
+    values = numeric(rows[column], "transfers", column) if column in rows else pd.Series(np.nan, rows.index)
+    return values.where(np.isfinite(values))
 
 
 def numeric(values: pd.Series[float], table: str, column: str) -> pd.Series[float]:
