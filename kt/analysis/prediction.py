@@ -174,27 +174,28 @@ def hold_out(outcomes: Outcomes, rng: np.random.Generator, ask: bool = True) -> 
     if outcomes.control or outcomes.models < LEAST_MODELS:
         return None
     rungs = ladder(outcomes)
-    parts, shuffled = [], []
+    made: list[tuple[Ints, Floats]] = []
+    labels: list[tuple[str, str, int, int, float]] = []
+    shuffled: list[dict[str, Any]] = []
     groups = related(outcomes) if ask and TREES in rungs else {}
+    pairs = Pairs(outcomes.teachers, outcomes.students, outcomes.x)
     for repeat in range(REPEATS if len(outcomes) <= FEW_PAIRS else 1):
         for fold, train, tests in _folds(outcomes, rng):
-            pairs = Pairs(outcomes.teachers, outcomes.students, outcomes.x)
             average = float(outcomes.delta[train].mean())
+            known, others = pairs.rows(train), {scheme: pairs.rows(test) for scheme, test in tests.items()}
             for rung, learn in rungs.items():
-                predict = learn(pairs.rows(train), outcomes.delta[train])
+                predict = learn(known, outcomes.delta[train])
                 for scheme, test in tests.items():
-                    rows = np.flatnonzero(test)
-                    made = predict(pairs.rows(test))
-                    parts.append(
-                        pd.DataFrame({"row": rows, "predicted": made}).assign(
-                            rung=rung, scheme=scheme, repeat=repeat, fold=fold, average=average
-                        )
-                    )
+                    made.append((np.flatnonzero(test), predict(others[scheme])))
+                    labels.append((rung, scheme, repeat, fold, average))
                 if rung == TREES and groups and "students" in tests:
                     shuffled += list(errors_shuffled(outcomes, pairs, tests["students"], predict, groups, average, rng))
-    if not parts:
+    if not made:
         return None
-    predictions = pd.concat(parts, ignore_index=True)
+    of_part = pd.DataFrame(labels, columns=["rung", "scheme", "repeat", "fold", "average"])
+    predictions = of_part.loc[of_part.index.repeat([len(rows) for rows, _ in made])].reset_index(drop=True)
+    predictions["row"] = np.concatenate([rows for rows, _ in made])
+    predictions["predicted"] = np.concatenate([values for _, values in made])
     of_trees = predictions[(predictions["rung"] == TREES) & (predictions["scheme"] == "students")]
     r2 = r_squared(of_trees.assign(delta=outcomes.delta[of_trees["row"]])) if len(of_trees) else math.nan
     return HeldOut(predictions, importances(outcomes.method, r2, pd.DataFrame(shuffled)))
