@@ -17,15 +17,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import warm
 import yaml
 from studies import small_zoo
 
-from kt import pairs, predictions
+from kt import pairs, predictions, store
 from kt.analysis.inputs import CLASSIFICATION
 from kt.analysis.wording import caption_words
 from kt.figures.captions import CAPTIONS
+from kt.layout import Layout
+from kt.study import recipes
+from kt.study.load import load
 from kt.tables.of_experiments import OPTIONAL
 
 pytestmark = pytest.mark.slow
@@ -405,7 +410,8 @@ def test_a_large_plan_waits_for_the_table_of_models_and_still_sees_what_changed(
     fresh = checkout.succeed("-n")
     assert "20001 pairs (0 done)" in fresh
     assert re.search(r"transfer +150\n", fresh)
-    results = checkout.folder / "results"
+    results, study = checkout.folder / "results", load(checkout.folder / "config.yaml")
+    table = pa.table({"key": []}).replace_schema_metadata({"config_hash": study.hash})
     made = ["data/images.npy", "data/labels.npy", "data/splits.parquet", "data/meta.json"]
     made += [f"zoo/{name}.{kind}" for name in names for kind in ("safetensors", "json")]
     made += [f"predictions/{name}.safetensors" for name in names]
@@ -413,8 +419,13 @@ def test_a_large_plan_waits_for_the_table_of_models_and_still_sees_what_changed(
     made += [f"transfer/{name}/0.parquet" for name in names]
     for age, name in enumerate(made):
         (results / name).parent.mkdir(parents=True, exist_ok=True)
-        (results / name).write_text('{"hash": "d", "fingerprint": "f"}')
+        if name.endswith(".parquet"):
+            pq.write_table(table, results / name)
+        else:
+            note = recipes.of_member(study, Path(name).stem) if name.startswith("zoo/") else ""
+            (results / name).write_text(json.dumps({"hash": "d", "fingerprint": "f", recipes.RECIPE: note}))
         os.utime(results / name, (1e9 + age, 1e9 + age))
+    store.write_json(Layout(results).recipe_of_data, {recipes.RECIPE: recipes.of_data(study)})
     plan = ["-n", "--rerun-triggers", "mtime", "--", *(f"results/transfer/{name}/0.parquet" for name in names)]
     assert "Nothing to be done" in checkout.succeed(*plan)
 
