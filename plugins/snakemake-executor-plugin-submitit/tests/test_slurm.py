@@ -279,6 +279,20 @@ def test_gpus_are_given(project: Project) -> None:
     assert re.fullmatch(r"\d,\d\n", (project.folder / "one").read_text())
 
 
+def test_jobs_of_a_pack_share_a_gpu(project: Project) -> None:
+    project.run(
+        "rule all:\n    input: 'a.out', 'b.out'\n"
+        "rule one:\n    output: '{name}.out'\n    resources: sbatch='--gres=gpu:fake:1'\n"
+        # each waits for the other to have started
+        "    shell: 'touch {wildcards.name}.started; until test -e a.started -a -e b.started; do sleep 0.1; done; '\n"
+        "           'echo $SLURM_JOB_ID $CUDA_VISIBLE_DEVICES > {output}'\n",
+        *("--groups", "one=pack", "--group-components", "pack=2"),
+    )
+    first, second = ((project.folder / name).read_text() for name in ("a.out", "b.out"))
+    assert re.fullmatch(r"\d+ \d\n", first)
+    assert first == second
+
+
 def test_without_slurm_the_first_line_says_so(local_project: Project) -> None:
     tools = local_project.folder / "bin"
     tools.mkdir()
