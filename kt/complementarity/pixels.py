@@ -76,7 +76,8 @@ def count(source: Source, truth: Masks, classes: int, changed: Sequence[int], po
     """Right pixels of all models, and of all pairs with a changed model; other pairs are left empty.
 
     Positive flips are F of V pixels, f_i of v_i in image i. The standard error of R = F / V over images is that of a
-    ratio of sums, √Σ (f_i − R v_i)² / V; of images of one pixel it is the binomial one, √(R (1 − R) / V).
+    ratio of sums, √Σ (f_i − R v_i)² / V; of images of one pixel it is the binomial one, √(R (1 − R) / V). Of one image
+    it is unknown, NaN.
 
     Args:
         source: predicted classes of every pixel.
@@ -93,13 +94,14 @@ def count(source: Source, truth: Masks, classes: int, changed: Sequence[int], po
     by_class = np.zeros((models, classes), np.int64)
     both, same = np.zeros((models, models, classes), np.int64), np.zeros((models, models), np.int64)
     squares, products = np.zeros((models, models)), np.zeros((models, models))  # Σ f_i² and Σ f_i v_i
-    pixels, square = 0, 0.0  # V and Σ v_i²
+    seen, pixels, square = 0, 0, 0.0  # images with pixels, V and Σ v_i²
     side = truth.shape[1] * truth.shape[2]
     chunk = max(1, min(HELD // (models * side), SORTED // classes))
     for start in range(0, images if changed else 0, chunk):
         rows = slice(start, min(start + chunk, images))
         found = _Chunk.of(source, truth[rows], rows, classes, pool)
         by_class += found.right.sum(1)
+        seen += int(np.count_nonzero(found.sizes))
         pixels += int(found.sizes.sum())
         square += float(found.sizes @ found.sizes)
 
@@ -120,7 +122,7 @@ def count(source: Source, truth: Masks, classes: int, changed: Sequence[int], po
         both[others, model], same[others, model] = both[model, others], same[model, others]
     rate = (by_class.sum(1)[:, None] - both.sum(2)) / max(pixels, 1)
     error = np.sqrt(np.maximum(squares - 2 * rate * products + rate**2 * square, 0)) / max(pixels, 1)
-    if images == 1:  # its pixels are no sample
+    if seen == 1:  # its pixels are no sample
         error = np.full_like(error, np.nan)
     return Pixels(pixels, by_class, both, same, error)
 
