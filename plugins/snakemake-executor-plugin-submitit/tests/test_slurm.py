@@ -92,7 +92,7 @@ def release_until_end(slurm: SlurmNode, process: subprocess.Popen[str], seconds:
 def test_ready_jobs_leave_as_one_array_and_a_failing_one_is_named(project: Project, slurm: SlurmNode) -> None:
     count_calls(project, slurm)
     # one of the two with a Snakemake for each job
-    nested, exit_status = (["--submitit-nested"], 1) if slurm.accounting else ([], 3)
+    nested, exit_status = (["--submitit-nested", "always"], 1) if slurm.accounting else ([], 3)
     output = project.run(TWENTY, "--retries", "0", *nested, status=1)
     assert sorted(int(path.read_text()) for path in (project.folder / "out").iterdir()) == [*range(13), *range(14, 20)]
     assert re.search(rf"submitit: one\.i=13: code error \(exit status {exit_status}.*given up", output)
