@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
-from types import ModuleType
+from importlib.machinery import ModuleSpec
+from types import FunctionType, ModuleType
 from typing import Any
 
 PACKAGE, UTILS = "torch._dynamo", "torch._dynamo.utils"
@@ -26,14 +27,20 @@ class _Later(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(_load(self.__name__), name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(_load(self.__name__), name, value)
+
 
 def put_off() -> None:
     """Let the compiler be loaded by the first that needs it, unless it is loaded already."""
     if PACKAGE in sys.modules:
         return
     package, utils = _Later(PACKAGE), _Later(UTILS)
-    vars(package).update(disable=_disable, graph_break=_graph_break)
-    vars(utils).update(is_compile_supported=_is_compile_supported)
+    # `find_spec` says that both are there
+    vars(package).update(
+        __spec__=ModuleSpec(PACKAGE, None, is_package=True), disable=_disable, graph_break=_graph_break
+    )
+    vars(utils).update(__spec__=ModuleSpec(UTILS, None), is_compile_supported=_is_compile_supported)
     sys.modules |= {PACKAGE: package, UTILS: utils}
 
 
@@ -51,7 +58,7 @@ def _load(name: str) -> ModuleType:
 
 def _disable(fn: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
     """The function, which the compiler leaves alone; as long as there is none, as it is."""
-    if fn is None or not _is_put_off():
+    if not isinstance(fn, FunctionType) or not _is_put_off():  # of a module or a class it makes something else
         return _load(PACKAGE).disable(fn, *args, **kwargs)
     disabled = None
 

@@ -59,6 +59,39 @@ def test_the_compiler_waits_until_somebody_needs_it_and_changes_no_bit(python):
     assert done.returncode == 0, done.stderr
 
 
+OTHERS = """
+import importlib.util
+from kt import compiler
+
+compiler.put_off()
+assert importlib.util.find_spec("torch._dynamo") is not None
+import torch
+from torch import nn
+
+layer = torch.compiler.disable(nn.Linear(2, 3))
+assert isinstance(layer, nn.Module) and len(list(layer.parameters())) == 2
+compiler.put_off()
+
+@torch.compiler.disable
+class Base(nn.Module):
+    def forward(self, x):
+        return x
+
+class Own(Base):
+    pass
+
+assert Own()(1) == 1
+import torch._dynamo as dynamo
+dynamo.mark = 1
+assert sys.modules["torch._dynamo"].mark == dynamo.mark == 1
+"""
+
+
+def test_only_functions_are_left_as_they_are(python):
+    done = python("import sys" + OTHERS)
+    assert done.returncode == 0, done.stderr
+
+
 def test_parts_of_the_compiler_can_be_imported(python):
     done = python(SUBMODULE)
     assert done.returncode == 0, done.stderr

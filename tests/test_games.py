@@ -356,6 +356,9 @@ def test_wrong_observations_and_rewards_stop_the_game(odd: Any) -> None:
     octets = spaces.Box(0, 255, (3,), np.uint8)
     with pytest.raises(KtError, match=r"^test/Odd4-v0: an observation has values that are no bytes, as Box"):
         played(Games(odd(octets, observe=lambda time: np.array([0, 300 * (time == 2), 0])), 1, 0), 2)
+    for value in (0.5, np.nan):  # a cast would make both a byte
+        with pytest.raises(KtError, match="values that are no bytes"):
+            played(Games(odd(octets, observe=lambda time, value=value: np.full(3, value * (time == 2))), 1, 0), 2)
 
 
 def test_a_game_that_ends_the_process_is_told(odd: Any) -> None:

@@ -93,8 +93,7 @@ class Environment:
             both = np.maximum(raws[-2], frame) if len(raws) > 1 else frame
             small = Image.fromarray(both).resize((ATARI_SIDE, ATARI_SIDE), Image.Resampling.BOX)
             return np.asarray(small)[None]
-        others = self._facts.scale == 255 and frame.dtype not in (np.bool_, np.uint8)
-        if others and (frame.min() < 0 or frame.max() > 255):
+        if self._facts.scale == 255 and frame.dtype not in (np.bool_, np.uint8) and not _are_bytes(frame):
             raise KtError(f"{self._facts.id}: an observation has values that are no bytes, as {short(declared)} says")
         if frame.dtype == np.bool_:
             frame = frame * np.uint8(255)
@@ -102,3 +101,9 @@ class Environment:
         if not np.isfinite(found).all():
             raise KtError(f"{self._facts.id}: an observation has values that are not finite")
         return found
+
+
+def _are_bytes(values: NDArray[Any]) -> bool:
+    """Whether numbers of another kind are whole ones from 0 to 255."""
+    with np.errstate(invalid="ignore"):
+        return bool((values == values.astype(np.uint8)).all())

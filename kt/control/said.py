@@ -19,7 +19,16 @@ FEW = 3
 """Lines of a game that a process shows."""
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_SINK = io.StringIO()
+
+
+class _Sink(io.StringIO):
+    """Stays open whatever a game does."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+_SINK = _Sink()
 _LOGGED = logging.StreamHandler(_SINK)
 _shown: Counter[str] = Counter()
 _left_out: Counter[str] = Counter()

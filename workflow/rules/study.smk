@@ -174,7 +174,7 @@ def from_other(path):
 @functools.cache
 def tell_of(folder):
     print(
-        f"kt: {folder}: made elsewhere, and by another configuration; what differs is made again",
+        f"kt: {folder}: made elsewhere; what is of another configuration, or cannot be read, is made again",
         file=sys.stderr,
     )
 
@@ -200,8 +200,9 @@ def again(output):
     whose students are to be kept and are not; or that was made from another configuration, as far as the file tells,
     in a folder that came without Snakemake's records.
 
-    The job then sets these records aside and recomputes them, or trains these students again. Reading the Snakefile, for whatever purpose, changes
-    nothing; and as neither inputs nor parameters differ, the job has no reason to run once more afterwards.
+    The job then sets these records aside and recomputes them, or trains these students again. Reading the Snakefile,
+    for whatever purpose, changes nothing; and as neither inputs nor parameters differ, the job has no reason to run
+    once more afterwards.
     """
 
     def no_files(wildcards):

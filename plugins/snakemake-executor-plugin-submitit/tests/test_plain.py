@@ -42,8 +42,9 @@ main()
 KINDS = """
 import os
 WORD = os.environ.get("WORD", "word")
+jobid = "ours"
 rule all:
-    input: lambda _: [f"{rule.name}.out" for rule in workflow.rules if rule.name != "all"]
+    input: "m.out", lambda _: [f"{rule.name}.out" for rule in workflow.rules if rule.name not in ("all", "of_module")]
 rule plain_one:
     output: "plain_one.out"
     log: "one.log"
@@ -79,6 +80,16 @@ rule of_cores:
     output: "of_cores.out"
     resources: cpus_per_task=2
     shell: "echo {resources.cpus_per_task} > {output}"
+rule of_hidden:
+    output: "of_hidden.out"
+    shell: "echo {jobid} > {output}"
+rule of_function:
+    output: "of_function.out"
+    params: lambda wildcards, resources: resources.tmpdir[:3]
+    shell: "echo {params} > {output}"
+module other:
+    snakefile: "other.smk"
+use rule * from other
 rule of_resources:
     output: "of_resources.out"
     shell: "echo {resources.tmpdir} > {output}"
@@ -182,11 +193,14 @@ def endings(folder: Path) -> dict[str, str]:
 def decided(folder: Path, *way: str) -> list[dict[str, str]]:
     """What of ``KINDS`` is plain."""
     (folder / "Snakefile").write_text(KINDS)
+    (folder / "other.smk").write_text(
+        'WORD = "theirs"\nrule of_module:\n    output: "m.out"\n    shell: "echo {WORD} > {output}"\n'
+    )
     (folder / "x.py").touch()
     command = [sys.executable, "-c", DECIDE, "--executor", "submitit", "--submitit-cluster", "local", "--jobs", "100"]
     done = subprocess.run([*command, *way], cwd=folder, capture_output=True, text=True, timeout=60, check=True)
     count, *found = json.loads(done.stdout.splitlines()[-1])
-    assert count == KINDS.count("    output:")
+    assert count == KINDS.count("    output:") + 1
     return found
 
 
@@ -202,9 +216,10 @@ def test_only_what_is_certain_to_be_the_same_runs_without_snakemake(tmp_path: Pa
 
 def test_on_request_the_values_of_this_machine_go_to_the_node(tmp_path: Path) -> None:
     found, on_one_core, with_other_prefix = decided(tmp_path, "--submitit-nested", "unless-shell")
-    more = ["of_cores", "of_global", "of_params"]
+    more = ["of_cores", "of_global", "of_module", "of_params"]
     assert sorted(found) == sorted([*ALWAYS, *more, "plain_cores"])
-    assert sorted(on_one_core) == sorted(with_other_prefix) == sorted([*ALWAYS, "of_global", "of_params"])
+    assert sorted(on_one_core) == sorted(with_other_prefix) == sorted([*ALWAYS, "of_global", "of_module", "of_params"])
+    assert found["of_module"].endswith("echo theirs > m.out")
     commands = [found["of_params"], with_other_prefix["of_params"], found["of_cores"]]
     strict = "set -euo pipefail;  echo"
     assert commands == [

@@ -128,9 +128,11 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # the interface package h
         for job in jobs:
             self.run_job_pre(job)
             request = self._request(job)
+            payload = self._payload(job, request)
             task = Task(
-                payload=self._payload(job, request),
-                folder=str(Path.cwd()),
+                payload=payload,
+                # a Snakemake on the node goes to the workflow's working directory by itself
+                folder=self.workflow.workdir_init if isinstance(payload, Nested) else str(Path.cwd()),
                 log=str(self.run_folder.log(job)),
                 minutes=request.minutes,
                 requeues=request.requeues,

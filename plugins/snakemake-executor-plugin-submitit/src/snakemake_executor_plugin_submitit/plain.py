@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from inspect import signature
 from typing import Any
 
 from snakemake.common.tbdstring import TBDString
@@ -48,10 +49,15 @@ def _plain(job: Any, workflow: Any, cores: int, literal: bool) -> Shell | None:
     values = {name: getattr(job, name)._plainstrings() for name in ("input", "output", "log")}
     values |= {"wildcards": job.wildcards, "threads": job.threads, "rule": job.rule.name}
     if not literal:
-        values = {**workflow.globals, "params": job.params, "resources": job.resources, **values}
+        if _asks_for_tmpdir(job.rule):
+            return None
+        # of the rule's own module; what Snakemake gives a command hides them
+        function = job.rule.run_func
+        own = {name: value for name, value in function.__globals__.items() if name not in function.__code__.co_varnames}
+        values = {**own, "params": job.params, "resources": job.resources, **values}
     text = SequenceFormatter(" ", QuotedFormatter()).format(job.rule.shellcmd, **values)
     if TBDString() in text:
-        return None  # known on the node only, such as its folder for temporary files
+        return None  # known on the node only
     command = " ".join((prefix, text, suffix)).strip()
     if len(command.replace("'", r"'\''")) + 2 > MAX_ARG_LEN:
         return None
@@ -65,6 +71,12 @@ def _plain(job: Any, workflow: Any, cores: int, literal: bool) -> Shell | None:
         latency=workflow.execution_settings.latency_wait,
         keep_incomplete=workflow.execution_settings.keep_incomplete,
     )
+
+
+def _asks_for_tmpdir(rule: Any) -> bool:
+    """Return whether a command may depend on the folder for temporary files, which only the node knows."""
+    functions = [value for value in rule.params if callable(value)]
+    return "tmpdir" in rule.shellcmd or any("resources" in signature(function).parameters for function in functions)
 
 
 def _literal(rule: Any) -> bool:
