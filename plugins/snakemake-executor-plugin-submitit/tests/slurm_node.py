@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -227,9 +228,23 @@ class SlurmNode:
         file.unlink(missing_ok=True)
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run one of SLURM's commands and return its output."""
-        done = subprocess.run(command, env=self.env, check=check, capture_output=True, text=True, timeout=60)
+        """Run one of SLURM's commands and return its output; a crashed controller is started again, as on a site."""
+        done = subprocess.run(command, env=self.env, check=False, capture_output=True, text=True, timeout=60)
+        if done.returncode and self._has_crashed("slurmctld"):
+            log = (self.folder / "log/slurmctld.log").read_text()
+            warnings.warn(f"slurmctld has crashed and is started again:\n{log[-1000:]}", stacklevel=2)
+            self._start("slurmctld", "-f", self.env["SLURM_CONF"])
+            return self.run(*command, check=check)
+        if check:
+            done.check_returncode()
         return done.stdout.strip()
+
+    def _has_crashed(self, name: str) -> bool:
+        """Whether a daemon has ended without being stopped, which leaves its pid file."""
+        file = self.folder / f"run/{name}.pid"
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ValueError):
+            return psutil.Process(int(file.read_text())).status() == psutil.STATUS_ZOMBIE
+        return file.exists()
 
     def wait_for_state(self, job: str, state: str, seconds: float = 100) -> None:
         """Wait until a job is in a state."""
