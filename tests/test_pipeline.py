@@ -179,6 +179,31 @@ def test_jobs_take_the_cores_that_the_profile_names_and_other_resources_rerun_no
     assert len(re.findall(r"kt transfer .* --threads 4 ", printed)) == 2
 
 
+def test_a_copy_without_records_is_made_again_where_its_files_are_of_another_configuration(
+    finished: tuple[Checkout, str], tmp_path: Path
+) -> None:
+    copied = Checkout(tmp_path / "copy")
+    shutil.copytree(finished[0].folder / "results", copied.folder / "results")  # times of change as they were
+    assert "Nothing to be done" in copied.succeed("-n")
+    copied.study["zoo"]["models"]["byob"]["train"]["epochs"] = 5
+    copied.study["data"]["seed"] = 1
+    planned = dict(re.findall(r"^(\w+) +(\d+)$", copied.succeed("-n"), re.M))
+    assert {name: planned[name] for name in ("data", "member", "transfer")} == {
+        "data": "1",
+        "member": "2",
+        "transfer": "2",
+    }
+    copied.study["data"]["seed"] = 0
+    planned = dict(re.findall(r"^(\w+) +(\d+)$", copied.succeed("-n"), re.M))
+    assert "data" not in planned
+    assert {name: planned[name] for name in ("member", "transfer", "tables", "analysis")} == {
+        "member": "1",
+        "transfer": "2",
+        "tables": "1",
+        "analysis": "1",
+    }
+
+
 def test_one_figure_can_be_asked_for(finished: tuple[Checkout, str]) -> None:
     checkout = finished[0]
     target = checkout.folder / "results/figures/flips_heatmap.png"
@@ -228,31 +253,6 @@ def test_a_new_model_is_scored_and_drawn_into_strata_without_scoring_the_rest_ag
     assert (kin == "same family").tolist() == [
         set(pair) == {"byob", "late"} for pair in pairs[["teacher", "student"]].to_numpy()
     ]
-
-
-def test_a_copy_without_records_is_made_again_where_its_files_are_of_another_configuration(
-    finished: tuple[Checkout, str], tmp_path: Path
-) -> None:
-    copied = Checkout(tmp_path / "copy")
-    shutil.copytree(finished[0].folder / "results", copied.folder / "results")  # times of change as they were
-    assert "Nothing to be done" in copied.succeed("-n")
-    copied.study["zoo"]["models"]["byob"]["train"]["epochs"] = 5
-    copied.study["data"]["seed"] = 1
-    planned = dict(re.findall(r"^(\w+) +(\d+)$", copied.succeed("-n"), re.M))
-    assert {name: planned[name] for name in ("data", "member", "transfer")} == {
-        "data": "1",
-        "member": "2",
-        "transfer": "2",
-    }
-    copied.study["data"]["seed"] = 0
-    planned = dict(re.findall(r"^(\w+) +(\d+)$", copied.succeed("-n"), re.M))
-    assert "data" not in planned
-    assert {name: planned[name] for name in ("member", "transfer", "tables", "analysis")} == {
-        "member": "1",
-        "transfer": "2",
-        "tables": "1",
-        "analysis": "1",
-    }
 
 
 def test_a_changed_parameter_reruns_that_method_alone(finished: tuple[Checkout, str]) -> None:
