@@ -137,6 +137,13 @@ def test_progress_is_shown_and_logs_are_kept(finished: tuple[Checkout, str]) -> 
     assert "transfer to mixer: 12 of 12" in (checkout.folder / "results/logs/transfer/mixer.0.log").read_text()
 
 
+def test_the_job_of_the_largest_student_begins_first(finished: tuple[Checkout, str]) -> None:
+    members = (finished[0].folder / "results/zoo").glob("*.json")
+    macs = {path.stem: json.loads(path.read_text())["macs"] for path in members}
+    begun = re.findall(r"^Job \d+: transfer to (\w+), part 0$", finished[1], re.MULTILINE)
+    assert begun == sorted(macs, key=macs.__getitem__, reverse=True)
+
+
 def test_a_second_run_does_nothing(finished: tuple[Checkout, str]) -> None:
     checkout = finished[0]
     before = {path: path.stat().st_mtime_ns for path in (checkout.folder / "results").rglob("*.parquet")}
