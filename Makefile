@@ -25,7 +25,7 @@ run-more: $(READY) ## run presets/digits-more.yaml: several specialists teach on
 	$(BIN)/snakemake --cores $(CORES) --configfile presets/digits-more.yaml
 
 test: $(READY) ## all tests; the SLURM tests need root and Debian's slurmctld slurmd slurm-client munge
-	@echo "some fifteen to twenty minutes; the tests of the executor, which mostly wait, run beside the others"
+	@echo "ten to twenty minutes; the tests of the executor, which mostly wait, run beside the others"
 	$(MAKE) --jobs=2 --keep-going test-kt test-beside
 
 test-kt: $(READY) ## the tests of kt alone

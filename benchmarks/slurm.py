@@ -127,7 +127,8 @@ def cpu_counter() -> Iterator[Callable[[], float]]:
 
 def measure(options: list[str], jobs: int, env: dict[str, str], cpu: Callable[[], float]) -> Result:
     """Run all jobs with one variant, check their files, and return seconds, calls, and the number of wrong outputs."""
-    with tempfile.TemporaryDirectory(prefix="bench") as name:
+    # jobs of a run that is stopped may still write
+    with tempfile.TemporaryDirectory(prefix="bench", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "Snakefile").write_text(SNAKEFILE.format(jobs=jobs), "utf-8")
         counting = count_calls(folder, env)
@@ -230,7 +231,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     with contextlib.ExitStack() as stack:
         cpu = stack.enter_context(cpu_counter())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm", ignore_cleanup_errors=True)))
         folder.chmod(0o755)
         node = stack.enter_context(SlurmNode(folder))
         envs = {"ours": node.env}
