@@ -94,6 +94,7 @@ def found(text: str, at: str) -> GameFacts:
     """The same of a game as JSON; made once a process, since it takes Atari 0.2 seconds."""
     game = Game.model_validate_json(text)
     spec = registered(game.id, at)
+    _parameters(spec, at)  # imports its module
     with collected(game.id, failing=False):
         return _found(game, spec, at)
 
@@ -179,7 +180,7 @@ def _parameters(spec: EnvSpec, at: str) -> tuple[dict[str, Any], bool]:
         module, name = spec.entry_point.split(":")
         try:
             creator = getattr(importlib.import_module(module), name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _unmade(spec.id, error, at) from error
     else:
         assert callable(spec.entry_point)

@@ -218,6 +218,8 @@ def flips_by_class(tables: Tables) -> Drawing:
     bars_are = "standard error about √flips" if many else "bars: ± 1 binomial standard error"
     if task.dense:
         bars_are = f"pixels of one {task.example} depend on one another, so that no errors are given"
+    elif (scores["n"] == 1).all():
+        bars_are = style.no_error(task)
     style.footer(figure, f"teacher → student; {len(pairs)} of {style.scored(tables)}; {bars_are}; {uniform}")
     return Drawing(figure, pd.concat(frames, ignore_index=True))
 

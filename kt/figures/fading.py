@@ -21,7 +21,11 @@ MOST_STAGES, LONGEST_STAGE = 6, 16
 def shown_stages(data: pd.DataFrame) -> list[str]:
     """Names of the stages that are drawn: all, or some that are spread evenly."""
     found = list(data["stage"].unique())
-    return [found[i * len(found) // MOST_STAGES] for i in range(MOST_STAGES)] if len(found) > MOST_STAGES else found
+    return (
+        [found[i * (len(found) - 1) // (MOST_STAGES - 1)] for i in range(MOST_STAGES)]
+        if len(found) > MOST_STAGES
+        else found
+    )
 
 
 def over_time(figure: SubFigure, data: pd.DataFrame, experiments: Sequence[str], task: Words) -> None:
@@ -88,8 +92,9 @@ def _weights(
     found = weights_over_seeds(data)
     for panel, stage in zip(panels[: len(stages)], stages, strict=True):
         here = found[found["stage"] == stage]
-        if here.empty:  # a stage of another experiment's student
-            panel.set_axis_off()
+        if here.empty:  # a stage of another experiment's student; the label of the row stays
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(False)
         for source in here["source"].unique():
             _band(panel, here[here["source"] == source], *looks[source], source)
         panel.set_ylim(-0.03, 1.03)

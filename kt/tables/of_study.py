@@ -46,7 +46,7 @@ STUDY: dict[str, tuple[Column, ...]] = {
             True,
         ),
         Column("acc", REAL, "percent", "top-1 accuracy on the test split"),
-        Column("acc_se", REAL, "percentage points", "binomial standard error of `acc`"),
+        Column("acc_se", REAL, "percentage points", "binomial standard error of `acc`; NaN of one example"),
         Column("acc_published", REAL, "percent", "the published accuracy, where it was given", True),
         Column(
             "acc_agrees",
@@ -89,7 +89,7 @@ STUDY: dict[str, tuple[Column, ...]] = {
         Column("acc_student", REAL, "percent", "accuracy of the student"),
         Column("acc_difference", REAL, "percentage points", "teacher − student; equals pos_flips − neg_flips exactly"),
         Column("pos_flips", REAL, "percent of images", "the student is wrong and the teacher is right"),
-        Column("pos_flips_se", REAL, "percentage points", "binomial standard error of `pos_flips`"),
+        Column("pos_flips_se", REAL, "percentage points", "binomial standard error of `pos_flips`; NaN of one image"),
         Column("neg_flips", REAL, "percent of images", "the teacher is wrong and the student is right"),
         Column(
             "pos_flips_untrained",

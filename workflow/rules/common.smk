@@ -1,3 +1,4 @@
+import math
 import shlex
 from pathlib import Path
 
@@ -38,8 +39,10 @@ def recipe(wildcards):
 
 def adopt_weights():
     """Take weights of a version that did not note what they were made from, where the recipe is the same, as far as
-    Snakemake's records know.
+    Snakemake's records know. Without them nothing tells what these were made from.
     """
+    if elsewhere():
+        return
     for job in workflow.dag.needrun_jobs():
         if job.rule.name == "member":
             name = job.wildcards.model
@@ -49,6 +52,38 @@ def adopt_weights():
 
 
 AT_START.append(adopt_weights)
+
+
+SIZES = {}
+
+
+def size_of(student):
+    """Multiply-adds of a student for an image, on a scale from 0 to 1; 0 as long as they are unknown."""
+    if student not in SIZES:
+        try:
+            macs = store.read_json(LAYOUT.member(student)).get("macs") or 0
+        except KtError:
+            return 0
+        SIZES[student] = math.log10(1 + macs) / 20
+    return SIZES[student]
+
+
+def largest_first():
+    """Of transfers that may begin, let those of the largest students do so: a long one that comes last works alone.
+    What transfers wait for, and all else, comes before them.
+
+    Snakemake has one priority for all jobs of a rule. All of the others grow by 1, those of transfers by less.
+    """
+    dag, of_rule = workflow.dag, workflow.dag.priority
+
+    def priority(job):
+        trains = job.rule.name in ("search", "transfer", "groups")
+        return of_rule(job) + (size_of(job.wildcards.student) if trains else 1)
+
+    dag.priority = priority
+
+
+AT_START.append(largest_first)
 
 
 def teachers(wildcards):

@@ -1,34 +1,3 @@
-SIZES = {}
-
-
-def size_of(student):
-    """Multiply-adds of a student for an image, on a scale from 0 to 1; 0 as long as they are unknown."""
-    if student not in SIZES:
-        try:
-            macs = store.read_json(LAYOUT.member(student)).get("macs") or 0
-        except KtError:
-            return 0
-        SIZES[student] = math.log10(1 + macs) / 20
-    return SIZES[student]
-
-
-def largest_first():
-    """Of jobs that may begin, let those of the largest students do so: a long one that comes last works alone.
-
-    Snakemake has one priority for all jobs of a rule; the size, which is less than 1, is added to it.
-    """
-    dag, of_rule = workflow.dag, workflow.dag.priority
-
-    def priority(job):
-        trains = job.rule.name in ("search", "transfer", "groups")
-        return of_rule(job) + (size_of(job.wildcards.student) if trains else 0)
-
-    dag.priority = priority
-
-
-AT_START.append(largest_first)
-
-
 rule search:
     input:
         again(LAYOUT.transfer("{student}", "search")),

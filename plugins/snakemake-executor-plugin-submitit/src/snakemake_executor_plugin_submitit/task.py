@@ -244,7 +244,10 @@ class _Run:
     def _discard(self) -> None:
         """Remove what a failed start has left, unless it belongs to another process now."""
         if self.lease.held():
-            self.task.payload.discard()
+            try:
+                self.task.payload.discard()
+            except OSError as error:
+                self.note(f"an output of this start cannot be removed: {error}")
 
     def _completed(self, child: subprocess.Popen[bytes]) -> bool:
         """Return whether a command that may have got a signal has completed."""
